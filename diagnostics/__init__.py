@@ -1,0 +1,1 @@
+"""What is measured: pairs, batches, one forward pass, measures, the run log."""

@@ -1,0 +1,71 @@
+"""SequenceStats and PairStats: what one forward pass says about a batch of pairs."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SequenceStats:
+    """One side (chosen or rejected) under one model.
+
+    per_token_logps: (B, T) nats; entry t is log p(token t | tokens before t). Only entries under the
+        mask mean anything; the others are ignored, whatever they hold.
+    completion_mask: (B, T) 1 on completion tokens (EOS included, prompt and padding excluded).
+    per_token_kl: (B, T) nats, exact KL(ref || policy) over the vocabulary where token t is predicted.
+    hidden_sum: (B, D) float64, sum of the head's input vectors over the positions that predict completion tokens.
+    phrase_mask: (B, T) 1 on the tokens of marked phrases.
+    per_token_kl_reverse: (B, T) nats, exact KL(policy || ref).
+    last_hidden: (B, D) float64, the head's input that predicts the last completion token (EOS).
+    text_ids: (B, T) completion token ids without the terminating EOS, -1 elsewhere.
+    """
+
+    per_token_logps: Tensor
+    completion_mask: Tensor
+    per_token_kl: Tensor | None = None
+    hidden_sum: Tensor | None = None
+    phrase_mask: Tensor | None = None
+    per_token_kl_reverse: Tensor | None = None
+    last_hidden: Tensor | None = None
+    text_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.per_token_logps.ndim != 2 or self.per_token_logps.shape != self.completion_mask.shape:
+            raise ValueError(
+                f"per_token_logps {tuple(self.per_token_logps.shape)} and completion_mask "
+                f"{tuple(self.completion_mask.shape)} must both be (B, T)"
+            )
+
+    def masked_sum(self, values: Tensor) -> Tensor:
+        """Sum (B, T) values over completion tokens in float64. (B,)"""
+        return torch.where(self.completion_mask.bool(), values, 0.0).sum(-1, dtype=torch.float64)
+
+    @property
+    def logps(self) -> Tensor:
+        """(B,) nats: sum of per-token log-probs over completion tokens, float64."""
+        return self.masked_sum(self.per_token_logps)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) number of completion tokens, EOS included."""
+        return self.completion_mask.sum(-1)
+
+    @property
+    def avg_logps(self) -> Tensor:
+        """(B,) nats per token; NaN for a completion of zero tokens."""
+        return self.logps / self.lengths
+
+
+@dataclass(frozen=True)
+class PairStats:
+    """Both sides of B pairs under policy and reference; ref_* None where no reference is needed.
+
+    columns: extra per-pair values the objective may need, name -> tensor (B,).
+    """
+
+    chosen: SequenceStats
+    rejected: SequenceStats
+    ref_chosen: SequenceStats | None = None
+    ref_rejected: SequenceStats | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
