@@ -77,7 +77,10 @@ class RunLogWriter:
     def append_step(self, row: Mapping[str, Any]) -> None:
         """Add one line to steps.jsonl."""
         line = json.dumps({k: _jsonable(v) for k, v in row.items()}, allow_nan=False)
-        with _disk_errors(self.path / "steps.jsonl"), open(self.path / "steps.jsonl", "a", encoding="utf-8") as f:
+        with (
+            _disk_errors(self.path / "steps.jsonl"),
+            open(self.path / "steps.jsonl", "a", encoding="utf-8") as f,
+        ):
             f.write(line + "\n")
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -143,7 +146,9 @@ def read_run(path: str | Path) -> RunLog:
     """Read a run folder, finished, running or crashed. Raises DataError naming the file that cannot be read."""
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f"{path}: no such run folder. Give the folder that `chesboard train` or `demo` wrote.")
+        raise DataError(
+            f"{path}: no such run folder. Give the folder that `chesboard train` or `demo` wrote."
+        )
     if not (path / "config.json").exists():
         raise DataError(f"{path}: not a run folder (no config.json in it).")
     return RunLog(
@@ -268,7 +273,9 @@ def _read_parquet(path: Path) -> pa.Table:
     try:
         return pq.ParquetFile(path).read()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error}). The file is damaged; run again.") from None
+        raise DataError(
+            f"{path}: not readable as Parquet ({error}). The file is damaged; run again."
+        ) from None
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype to reduce in: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class SequenceStats:
     """One side (chosen or rejected) under one model.
@@ -39,7 +44,7 @@ class SequenceStats:
 
     def masked_sum(self, values: Tensor) -> Tensor:
         """Sum (B, T) values over completion tokens in float64. (B,)"""
-        return torch.where(self.completion_mask.bool(), values, 0.0).sum(-1, dtype=torch.float64)
+        return torch.where(self.completion_mask.bool(), values, 0.0).sum(-1, dtype=wide(values.device))
 
     @property
     def logps(self) -> Tensor:

@@ -1,0 +1,89 @@
+"""Small models and batches built from scratch, shared by the tests."""
+
+import pytest
+import torch
+import transformers
+
+from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.tokenized import TokenizedPair
+
+torch.set_num_threads(1)
+
+VOCAB = 61
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=VOCAB)
+GATED = dict(**SMALL, intermediate_size=48, num_key_value_heads=2, max_position_embeddings=128)
+ARCHITECTURES = {
+    "llama": ("LlamaConfig", GATED),
+    "qwen2": ("Qwen2Config", GATED),
+    "gemma2": ("Gemma2Config", dict(**GATED, head_dim=8, final_logit_softcapping=5.0, sliding_window=6)),
+    "cohere": ("CohereConfig", dict(**GATED, logit_scale=0.3)),
+    "mistral": ("MistralConfig", dict(**GATED, sliding_window=5)),
+    "mixtral": ("MixtralConfig", dict(**GATED, num_local_experts=4)),
+    "gpt2": ("GPT2Config", dict(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB, n_positions=128)),
+    "gptj": (
+        "GPTJConfig",
+        dict(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB, n_positions=128, rotary_dim=4),
+    ),
+    "gpt_neox": ("GPTNeoXConfig", dict(**SMALL, intermediate_size=48, max_position_embeddings=128)),
+    "opt": ("OPTConfig", dict(**SMALL, ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16)),
+    "bloom": ("BloomConfig", dict(hidden_size=32, n_layer=2, n_head=4, vocab_size=VOCAB)),
+    "mamba": ("MambaConfig", dict(hidden_size=32, num_hidden_layers=2, vocab_size=VOCAB, state_size=4)),
+}
+
+
+def build_model(name: str, *, seed: int = 0, scale: float = 3.0) -> transformers.PreTrainedModel:
+    """A tiny random causal LM in float32, with weights large enough that its answers differ."""
+    torch.manual_seed(seed)
+    config_name, settings = ARCHITECTURES[name]
+    special = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config = getattr(transformers, config_name)(**settings, **special)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(scale)
+            elif parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)  # biases that count
+    return model.eval()
+
+
+def random_pairs(n: int, *, seed: int = 0, longest: int = 9) -> list[TokenizedPair]:
+    """n pairs of random ids with ragged lengths; completions end in EOS (id 2)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high + 1, (1,), generator=generator))
+        return tuple(torch.randint(3, VOCAB, (length,), generator=generator).tolist())
+
+    return [
+        TokenizedPair(f"pair{i}", i, (1, *ids(0, longest)), (*ids(0, longest), 2), (*ids(0, longest), 2))
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def make_model():
+    """build_model as a fixture."""
+    return build_model
+
+
+@pytest.fixture
+def make_pairs():
+    """random_pairs as a fixture."""
+    return random_pairs
+
+
+@pytest.fixture
+def make_batch():
+    """Collate pairs with pad id 0."""
+
+    def make(pairs: list[TokenizedPair], padding_side: str = "right") -> PreferenceBatch:
+        return collate(pairs, pad_token_id=0, padding_side=padding_side)
+
+    return make
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def architecture(request) -> str:
+    """Every architecture in turn."""
+    return request.param

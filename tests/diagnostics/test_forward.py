@@ -1,0 +1,140 @@
+"""The forward pass against the slow way: one sequence at a time, whole logits, plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from diagnostics.errors import UserError
+from diagnostics.forward import head_of, pair_stats, run, sequence_stats
+from diagnostics.tokenized import TokenizedPair
+
+
+def slow_side(model, prompt, completion):
+    """Log-probs, head inputs and logits of one completion: no batch, no padding, no hook of ours."""
+    seen = []
+    handle = head_of(model).register_forward_hook(lambda m, a, o: seen.append(a[0][0]))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+    handle.remove()
+    at = [len(prompt) - 1 + k for k in range(len(completion))]
+    logps = [float(logits[t].double().log_softmax(-1)[c]) for t, c in zip(at, completion)]
+    return logps, seen[0][at].double(), logits[at].double()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_equals_one_sequence_at_a_time(architecture, side, make_model, make_pairs, make_batch):
+    if side == "left" and architecture == "mamba":
+        side = (
+            "right"  # a state-space model has no positions to skip: padding before the text is read as text
+        )
+    model, pairs = make_model(architecture), make_pairs(5)
+    batch = make_batch(pairs, side)
+    with torch.no_grad():
+        stats = pair_stats(batch, run(model, batch))
+    for i, pair in enumerate(pairs):
+        for got, ids in ((stats.chosen, pair.chosen_ids), (stats.rejected, pair.rejected_ids)):
+            logps, hidden, _ = slow_side(model, pair.prompt_ids, ids)
+            assert got.logps[i].item() == pytest.approx(sum(logps), abs=2e-4)
+            assert got.lengths[i] == len(ids)
+            torch.testing.assert_close(got.hidden_sum[i], hidden.sum(0), atol=2e-4, rtol=1e-4)
+            torch.testing.assert_close(got.last_hidden[i], hidden[-1], atol=2e-4, rtol=1e-4)
+            assert got.text_ids[i][got.text_ids[i] >= 0].tolist() == list(ids[:-1])
+
+
+def test_head_inputs_times_the_head_are_the_logits(make_model, make_pairs, make_batch):
+    """The captured vectors are the ones the head multiplies: scale (Cohere) and soft-cap (Gemma-2) come after."""
+    batch = make_batch(make_pairs(2))
+    for name, after in (
+        ("llama", lambda z, c: z),
+        ("cohere", lambda z, c: z * c.logit_scale),
+        ("gemma2", lambda z, c: torch.tanh(z / c.final_logit_softcapping) * c.final_logit_softcapping),
+    ):
+        model = make_model(name)
+        with torch.no_grad():
+            out = run(model, batch)
+        plain = out.hidden @ model.get_output_embeddings().weight.T
+        torch.testing.assert_close(out.logits, after(plain, model.config))
+
+
+def test_kl_is_exact_in_both_directions(make_model, make_pairs, make_batch):
+    policy, reference = make_model("llama"), make_model("llama", seed=1)
+    pairs = make_pairs(3)
+    batch = make_batch(pairs)
+    with torch.no_grad():
+        stats = pair_stats(batch, run(policy, batch), run(reference, batch))
+    for i, pair in enumerate(pairs):
+        _, _, p = slow_side(policy, pair.prompt_ids, pair.chosen_ids)
+        _, _, r = slow_side(reference, pair.prompt_ids, pair.chosen_ids)
+        p, r = p.softmax(-1).tolist(), r.softmax(-1).tolist()
+        forward = sum(b * math.log(b / a) for ps, rs in zip(p, r) for a, b in zip(ps, rs))
+        reverse = sum(a * math.log(a / b) for ps, rs in zip(p, r) for a, b in zip(ps, rs))
+        assert stats.chosen.masked_sum(stats.chosen.per_token_kl)[i].item() == pytest.approx(
+            forward, rel=1e-5
+        )
+        assert stats.chosen.masked_sum(stats.chosen.per_token_kl_reverse)[i].item() == pytest.approx(
+            reverse, rel=1e-5
+        )
+
+
+def test_kl_of_a_model_with_itself_is_zero(make_model, make_pairs, make_batch):
+    model, batch = make_model("llama"), make_batch(make_pairs(3))
+    with torch.no_grad():
+        stats = pair_stats(batch, run(model, batch), run(model, batch))
+    assert stats.chosen.per_token_kl.abs().max() == 0
+    assert stats.rejected.per_token_kl_reverse.abs().max() == 0
+
+
+def test_kl_with_a_token_that_one_model_rules_out():
+    """KL(ref || policy) where ref = (1, 0) and policy = (1/2, 1/2): 1 * log 2 + 0; the reverse is infinite."""
+    from diagnostics.forward import _kl
+
+    forward, reverse = _kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -math.inf]]))
+    assert forward.item() == pytest.approx(math.log(2))
+    assert reverse.item() == math.inf
+
+
+def test_without_head_nothing_of_vocabulary_size_is_made(make_model, make_pairs, make_batch):
+    model, batch = make_model("llama"), make_batch(make_pairs(2))
+    with torch.no_grad():
+        out, full = run(model, batch, head=False), run(model, batch)
+    assert out.logits.numel() == 0
+    torch.testing.assert_close(out.hidden, full.hidden, atol=0, rtol=0)
+    assert sequence_stats(batch, out).logps.isnan().all()  # not measured, so not a number
+
+
+def test_gradient_equals_the_plain_way(make_model, make_pairs, make_batch):
+    """d logps / d weights through the hook equals that of full logits and a gather, in float64."""
+    model, pairs = make_model("cohere").double(), make_pairs(3)
+    batch = make_batch(pairs)
+    pair_stats(batch, run(model, batch)).chosen.logps.sum().backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for pair in pairs:
+        ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
+        logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        total = total + logps[len(pair.prompt_ids) - 1 :].sum()
+    total.backward()
+    for a, p in zip(ours, model.parameters()):
+        torch.testing.assert_close(a, p.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_stay_finite(dtype, make_model, make_batch):
+    """300 tokens with large hidden states: a float16 sum would overflow to inf (users met this)."""
+    model = make_model("llama").to(dtype)
+    model.model.norm.weight.data.fill_(60.0)
+    long = tuple(3 + i % 50 for i in range(100))
+    batch = make_batch([TokenizedPair("a", 0, (1, 5), (*long, 2), (*long[::-1], 2))])
+    with torch.no_grad():
+        stats = pair_stats(batch, run(model, batch))
+    ches = (stats.chosen.hidden_sum * (stats.rejected.hidden_sum - stats.chosen.hidden_sum)).sum(-1)
+    assert ches.isfinite().all()
+    assert ches.dtype == torch.float64
+    assert stats.chosen.logps.isfinite().all()
+
+
+def test_a_model_without_a_head_is_refused_in_one_sentence(make_model):
+    with pytest.raises(UserError, match="no output embedding"):
+        head_of(make_model("llama").model)
