@@ -1,12 +1,31 @@
-"""TokenizedPair: one preference pair as token ids, with the prompt boundary exact."""
+"""TokenizedPair: one preference pair as token ids, with the prompt boundary exact. No torch.
 
-from dataclasses import dataclass
+Prompt and completion are tokenized apart and their ids joined, so that no token straddles the boundary: a joint
+tokenization may merge "the sk" + "y blue" into the token " sky", and the completion then starts in the wrong place.
+BOS (whatever the tokenizer puts in front) stands once at the start, EOS once at the end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from diagnostics.errors import DataError, UserError
+from diagnostics.pairs import PreferencePair, SkipRow, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Truncation = Literal["drop", "keep_start", "keep_end", "error"]
+Ids = list[int]
 
 
 @dataclass(frozen=True)
 class TokenizedPair:
     """Ids of one pair. prompt_ids holds BOS and template tokens; chosen_ids and rejected_ids end in EOS
-    where *_has_eos is True (False where the completion was truncated, or EOS is switched off)."""
+    where *_has_eos is True (False where the completion was truncated, or EOS is switched off).
+
+    doubts: codes of what is doubtful about this tokenization (diagnostics.audit.MEANINGS explains each).
+    """
 
     pair_id: str
     source_row: int
@@ -15,3 +34,251 @@ class TokenizedPair:
     rejected_ids: tuple[int, ...]
     chosen_has_eos: bool = True
     rejected_has_eos: bool = True
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SkippedPair:
+    """A pair that cannot be used: a short code and the reason in words. Lengths in tokens, None where not known."""
+
+    pair_id: str
+    source_row: int
+    code: str
+    reason: str
+    lengths: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class RenderedPair:
+    """The three texts that are tokenized. templated: they come from the tokenizer's chat template."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    templated: bool
+
+
+def tokenize_pair(
+    pair: PreferencePair,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int | None,
+    truncation: Truncation,
+    append_eos: bool = True,
+) -> TokenizedPair | SkippedPair:
+    """Tokenize one pair; see tokenize_pairs."""
+    done = tokenize_pairs([pair], tokenizer, max_length=max_length, truncation=truncation, append_eos=append_eos)
+    return done[0]
+
+
+def tokenize_pairs(
+    pairs: Sequence[PreferencePair],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int | None,
+    truncation: Truncation,
+    append_eos: bool = True,
+    where: Callable[[int], str] = "row {}".format,
+) -> list[TokenizedPair | SkippedPair]:
+    """Tokenize pairs, in order; one that cannot be used becomes a SkippedPair with its reason.
+
+    max_length: most tokens of prompt + completion, None for no limit. Over it, truncation decides:
+        drop        skips the pair;
+        keep_end    cuts the start of the prompt (BOS stays); skips the pair if a completion alone is too long;
+        keep_start  cuts the end of a completion, which then has no EOS; skips the pair if nothing of it is left;
+        error       raises DataError naming the row.
+    append_eos: end each completion in EOS (once, also where the chat template already puts it there).
+    where: names a source row in error messages.
+    """
+    _check_settings(tokenizer, max_length, truncation, append_eos)
+    rendered = [render_pair(pair, tokenizer) for pair in pairs]
+    texts = [t for r in rendered if isinstance(r, RenderedPair) for t in _texts(r)]
+    encoded = iter(_encode(tokenizer, texts))
+    prefix = _prefix_ids(tokenizer)
+    done: list[TokenizedPair | SkippedPair] = []
+    for pair, text in zip(pairs, rendered):
+        if isinstance(text, SkippedPair):
+            done.append(text)
+            continue
+        ids = [next(encoded) for _ in range(5)]
+        whole = _join(pair, ids, prefix, text.templated, tokenizer.eos_token_id, append_eos)
+        done.append(whole if isinstance(whole, SkippedPair) else _fit(whole, prefix, max_length, truncation, where))
+    return done
+
+
+def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> RenderedPair | SkippedPair:
+    """The texts to tokenize: plain text as it is, chat messages through the tokenizer's chat template.
+
+    A chat completion is what the template adds to the prompt (which ends in the template's generation prompt); blank
+    text that the template puts after EOS is left out.
+    """
+    if isinstance(pair.prompt, str):
+        return RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False)
+    try:
+        prompt = _apply_template(tokenizer, pair.prompt, add_generation_prompt=True)
+        sides = [_completion(tokenizer, pair.prompt, prompt, side) for side in (pair.chosen, pair.rejected)]
+    except SkipRow as skip:
+        return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
+    return RenderedPair(prompt, sides[0], sides[1], True)
+
+
+def _check_settings(
+    tokenizer: "PreTrainedTokenizerBase", max_length: int | None, truncation: str, append_eos: bool
+) -> None:
+    if truncation not in get_args(Truncation):
+        raise UserError(f"truncation is {truncation!r}. Choose one of {', '.join(get_args(Truncation))}.")
+    if max_length is not None and max_length < 2:
+        raise UserError(f"max_length is {max_length}. Give at least 2 tokens, or none for no limit.")
+    if append_eos and tokenizer.eos_token_id is None:
+        raise DataError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: has no EOS token, so completions cannot be ended. "
+            "Set eos_token in its tokenizer_config.json, or switch the appending of EOS off."
+        )
+
+
+def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Any, **options: Any) -> str:
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: has no chat template, but the data holds chat messages. "
+            "Use a model with a chat template, or give prompt, chosen and rejected as text."
+        )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SkipRow("template_failed", f"the chat template refuses the messages ({reason[:200]})") from None
+
+
+def _completion(tokenizer: "PreTrainedTokenizerBase", messages: Any, prompt: str, side: Text) -> str:
+    whole = _apply_template(tokenizer, [*messages, *side])
+    if not whole.startswith(prompt):
+        raise SkipRow("template_failed", "the chat template renders the prompt differently once a response follows")
+    completion = whole[len(prompt) :]
+    eos = tokenizer.eos_token
+    return completion.rstrip() if eos and completion.rstrip().endswith(str(eos)) else completion
+
+
+def _texts(text: RenderedPair) -> tuple[str, ...]:
+    """The three parts, then both joint texts, which only serve to find merges over the boundary."""
+    return text.prompt, text.chosen, text.rejected, text.prompt + text.chosen, text.prompt + text.rejected
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool = False) -> list[Ids]:
+    if not texts:
+        return []
+    encoded: Any = tokenizer(texts, add_special_tokens=special, truncation=False, padding=False, verbose=False)
+    return encoded["input_ids"]
+
+
+def _prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:
+    """What the tokenizer puts in front of a text by itself: usually BOS or nothing."""
+    (plain,), (full,) = _encode(tokenizer, ["a"]), _encode(tokenizer, ["a"], special=True)
+    if not plain:  # "a" is outside the vocabulary: nothing to anchor on but BOS itself
+        return full[: full.count(tokenizer.bos_token_id)] if tokenizer.bos_token_id is not None else []
+    starts = range(len(full) - len(plain) + 1)
+    return full[: next((i for i in starts if full[i : i + len(plain)] == plain), 0)]
+
+
+def _join(
+    pair: PreferencePair, ids: list[Ids], prefix: Ids, templated: bool, eos: Any, append_eos: bool
+) -> TokenizedPair | SkippedPair:
+    """The untruncated pair from its five encoded texts (see _texts)."""
+    body, chosen, rejected, joint_chosen, joint_rejected = ids
+    merged = body + chosen != joint_chosen or body + rejected != joint_rejected
+    prompt, doubts = _with_prefix(body, prefix, templated)
+    sides = [side if not append_eos or side[-1:] == [eos] else [*side, eos] for side in (chosen, rejected)]
+    lengths = (len(prompt), len(sides[0]), len(sides[1]))
+    for name, side in zip(("chosen", "rejected"), (chosen, rejected)):
+        if not side or side == [eos]:
+            reason = f"{name} has no tokens of its own"
+            return SkippedPair(pair.pair_id, pair.source_row, "zero_tokens", reason, lengths)
+    if not prompt:
+        reason = "the prompt has no tokens and the tokenizer adds no BOS, so nothing predicts the first token"
+        return SkippedPair(pair.pair_id, pair.source_row, "no_context", reason, lengths)
+    if merged:
+        doubts.append("token_merge")
+    return _tokenized(pair.pair_id, pair.source_row, prompt, sides, eos, doubts)
+
+
+def _with_prefix(ids: Ids, prefix: Ids, templated: bool) -> tuple[Ids, list[str]]:
+    """The prompt with the tokenizer's prefix exactly once, whether or not its text already holds it."""
+    size, repeats = len(prefix), 0
+    if not size:
+        return list(ids), []
+    while ids[repeats * size : (repeats + 1) * size] == prefix:
+        repeats += 1
+    if repeats == 0:
+        return [*prefix, *ids], ["missing_bos"] if templated else []
+    return [*prefix, *ids[repeats * size :]], [] if templated and repeats == 1 else ["doubled_bos"]
+
+
+def _tokenized(
+    pair_id: str, row: int, prompt: Ids, sides: list[Ids], eos: int | None, doubts: list[str]
+) -> TokenizedPair:
+    ends = [eos is not None and side[-1] == eos for side in sides]
+    return TokenizedPair(pair_id, row, tuple(prompt), tuple(sides[0]), tuple(sides[1]), ends[0], ends[1], tuple(doubts))
+
+
+def _fit(
+    pair: TokenizedPair,
+    prefix: Ids,
+    max_length: int | None,
+    truncation: Truncation,
+    where: Callable[[int], str],
+) -> TokenizedPair | SkippedPair:
+    """The pair within max_length, or skipped; every cut leaves a doubt."""
+    lengths = (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
+    try:
+        if max_length is not None and lengths[0] + max(lengths[1:]) > max_length:
+            pair = _cut(pair, lengths, len(prefix), max_length, truncation, where)
+        if pair.chosen_ids == pair.rejected_ids:
+            raise SkipRow("identical_completions", "chosen and rejected are the same tokens")
+    except SkipRow as skip:
+        return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason, lengths)
+    one_side = pair.chosen_has_eos != pair.rejected_has_eos
+    return replace(pair, doubts=(*pair.doubts, "eos_one_side")) if one_side else pair
+
+
+def _cut(
+    pair: TokenizedPair,
+    lengths: tuple[int, int, int],
+    prefix: int,
+    max_length: int,
+    truncation: Truncation,
+    where: Callable[[int], str],
+) -> TokenizedPair:
+    prompt, longest = lengths[0], max(lengths[1:])
+    sizes = f"prompt of {prompt} tokens and longest completion of {longest} are over max_length {max_length}"
+    if truncation == "error":
+        raise DataError(
+            f"{where(pair.source_row)}: {sizes}. Raise max_length, shorten the row, or choose the truncation "
+            "drop, keep_start or keep_end."
+        )
+    if truncation == "keep_end":
+        return _cut_prompt(pair, prefix, max_length - longest, sizes)
+    if prompt >= max_length:
+        raise SkipRow("prompt_over_length", sizes)
+    if truncation == "drop":
+        raise SkipRow("over_length", sizes)
+    return _cut_completions(pair, max_length - prompt)
+
+
+def _cut_prompt(pair: TokenizedPair, prefix: int, room: int, sizes: str) -> TokenizedPair:
+    body = room - prefix
+    if room < 1 or body < 0:
+        raise SkipRow("completion_over_length", f"{sizes}, and the completion alone leaves no room for a prompt")
+    kept = pair.prompt_ids[len(pair.prompt_ids) - body :]
+    return replace(pair, prompt_ids=pair.prompt_ids[:prefix] + kept, doubts=(*pair.doubts, "prompt_truncated"))
+
+
+def _cut_completions(pair: TokenizedPair, room: int) -> TokenizedPair:
+    return replace(
+        pair,
+        chosen_ids=pair.chosen_ids[:room],
+        rejected_ids=pair.rejected_ids[:room],
+        chosen_has_eos=pair.chosen_has_eos and len(pair.chosen_ids) <= room,
+        rejected_has_eos=pair.rejected_has_eos and len(pair.rejected_ids) <= room,
+        doubts=(*pair.doubts, "completion_truncated"),
+    )
