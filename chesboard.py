@@ -1,1 +1,223 @@
-"""placeholder"""
+"""Chesboard's front door: one small file, one function a command, no logic of its own.
+
+Start here: `chesboard demo` runs the whole main job; `chesboard COMMAND --help` shows examples.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diagnostics.errors import DataError, UserError
+
+ROOMS = ("diagnostics", "trainers", "analysis", "reports")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="See likelihood displacement and deviation in preference optimization: before, during and after training.",
+)
+
+Data = Annotated[str, typer.Argument(help="Preference file (.jsonl, .json, .csv, .parquet, also .gz), folder or hub id.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Model folder or hub id (safetensors).")]
+Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest prompt + completion in tokens; default is the model's limit.")]
+Truncation = Annotated[str, typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent.")]
+Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion with EOS.")]
+Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
+
+
+@app.command()
+def demo(
+    data: Annotated[str | None, typer.Option(help="Train a small LM from scratch on this preference file instead.")] = None,
+    persona: Annotated[Path | None, typer.Option(help="Real persona statements (JSONL) for the one-token world.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; spreads are over seeds.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds worked on at the same time.")] = 2,
+) -> None:
+    """The whole main job on the embedded default: build tiny models and data, flag, train with every log on, report.
+
+    Examples:
+
+        chesboard demo
+
+        chesboard demo --data my_pairs.jsonl --out runs/mine
+    """
+    from reports.build import build_report
+    from trainers.demo.main import run_demo, run_own_data
+
+    runs = run_own_data(data, out) if data else run_demo(out, seeds=seeds, jobs=jobs, persona=persona)
+    typer.echo(f"report: {build_report(runs, out=out / 'report')}")
+
+
+@app.command()
+def audit(
+    data: Data,
+    model: Model,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.parquet; default is runs/audit.")] = None,
+    split: Split = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = "drop",
+    eos: Eos = True,
+) -> None:
+    """Read, tokenise and check every row; list what is wrong or doubtful with which row. Trains nothing.
+
+    Example:
+
+        chesboard audit my_pairs.jsonl --model my-model
+    """
+    from diagnostics.audit import audit_pairs, counts_table
+    from diagnostics.pairs import read_pairs
+    from diagnostics.runlog import write_frame
+    from reports.console import show_counts
+    from trainers.models import config_limit, load_tokenizer
+
+    table = read_pairs(data, split=split)
+    settings: Any = {"max_length": max_length or config_limit(model), "truncation": truncation, "append_eos": eos}
+    found = audit_pairs(table, load_tokenizer(model), **settings)
+    path = (out or Path("runs/audit")) / "audit.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_frame(path, found.frame)
+    show_counts(counts_table(found), found.frame, path)
+
+
+@app.command()
+def flag(
+    data: Data,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for scores.parquet and audit.parquet.")],
+    by: Annotated[str, typer.Option(help="Measure to rank by: ln_ches_score, ches_score, ...")] = "ln_ches_score",
+    quantile: Annotated[float | None, typer.Option(help="Flag pairs above this quantile (default 0.9).")] = None,
+    count: Annotated[int | None, typer.Option(help="Flag this many pairs.")] = None,
+    above: Annotated[float | None, typer.Option(help="Flag pairs above this value.")] = None,
+    write_kept: Annotated[str | None, typer.Option(help="Write the rows not flagged, in the data's own format.")] = None,
+    write_flagged: Annotated[str | None, typer.Option(help="Write the flagged rows, in the data's own format.")] = None,
+    split: Split = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = "drop",
+    eos: Eos = True,
+    dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16 or float16. Sums are float64 anyway.")] = "float32",
+) -> None:
+    """Score every pair before training and flag those prone to displacement.
+
+    Examples:
+
+        chesboard flag my_pairs.jsonl --model my-model --out runs/flag
+
+        chesboard flag my_pairs.jsonl --model my-model --out runs/flag --by ches_score --write-kept kept.jsonl
+    """
+    from diagnostics.flagging import check_by, write_back
+    from diagnostics.flagging import flag as flag_pairs
+    from reports.console import show_flagged
+    from trainers.models import load_tokenizer, load_to_device, model_limit
+
+    check_by(by)
+    loaded = load_to_device(model, dtype=dtype)
+    scores, table, _ = flag_pairs(
+        data, loaded, load_tokenizer(model), out, model_name=model, by=by, quantile=quantile, count=count, above=above,
+        split=split, max_length=max_length or model_limit(loaded), truncation=truncation, append_eos=eos,
+    )
+    write_back(table, scores, kept=write_kept, flagged=write_flagged)
+    show_flagged(scores, by, out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file of flat keys.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+) -> None:
+    """Instrumented training. Every key may stand in the config file or follow as --key value; unknown keys fail.
+
+    Keys: model, data, output_dir, objective and its hyperparameters (see `chesboard list`), reference, lora_r,
+    probe_pairs, heldout_pairs, probe_every, max_length, truncation, track, parity, seed, and every field of
+    transformers' TrainingArguments (learning_rate, per_device_train_batch_size, bf16, report_to, save_steps ...).
+
+    Examples:
+
+        chesboard train --config run.yaml
+
+        chesboard train --model my-model --data pairs.jsonl --output_dir runs/a --objective dpo --beta 0.1
+
+        chesboard train --config run.yaml --resume
+    """
+    from trainers.config import make_config, parse_flags, read_config
+    from trainers.run import train as train_run
+
+    values = (read_config(config) if config else {}) | parse_flags(context.args) | ({"resume": True} if resume else {})
+    typer.echo(f"run: {train_run(make_config(values))}")
+
+
+@app.command()
+def report(
+    runs: Paths,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; default is report/ in the first run.")] = None,
+) -> None:
+    """Execute the notebooks on run logs and flag folders; write HTML, report.json and summary.md.
+
+    Example:
+
+        chesboard report runs/a runs/b
+    """
+    from reports.build import build_report
+
+    typer.echo(f"report: {build_report(runs, out=out)}")
+
+
+@app.command()
+def gate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    gates: Annotated[Path, typer.Option(help="YAML file of gates.")],
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML; default is report/gates.xml in the run.")] = None,
+) -> None:
+    """Judge a run by declarative gates, write JUnit XML; exit code 1 if a gate fails.
+
+    Example:
+
+        chesboard gate runs/a --gates gates.yaml
+    """
+    from reports.console import show_gates
+    from reports.gate import judge
+
+    findings = judge(run, gates, junit or run / "report" / "gates.xml")
+    if not show_gates(findings):
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_all() -> None:
+    """Every objective, measure and notebook with its paper, read from their own docstrings."""
+    from reports.console import show_list
+
+    show_list()
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one sentence and an exit code, never in a traceback."""
+    try:
+        _check_rooms()
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"chesboard: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("chesboard: interrupted; what was written is kept.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _check_rooms() -> None:
+    """Our folders have plain names: stop if another project's folder of the same name is found first."""
+    here = Path(__file__).resolve().parent
+    for room in ROOMS:
+        spec = importlib.util.find_spec(room)
+        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if found != here / room:
+            raise DataError(f"'{room}' resolves to {found}, not to {here / room}. Run from the checkout, or rename the other.")
+
+
+if __name__ == "__main__":
+    main()

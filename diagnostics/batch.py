@@ -29,9 +29,7 @@ class PreferenceBatch:
         return replace(self, **moved)
 
 
-def collate(
-    pairs: Sequence[TokenizedPair], *, pad_token_id: int, padding_side: str = "right"
-) -> PreferenceBatch:
+def collate(pairs: Sequence[TokenizedPair], *, pad_token_id: int, padding_side: str = "right") -> PreferenceBatch:
     """Pad B tokenized pairs to one (2B, T) batch. No number depends on the padding side."""
     rows = [(p.prompt_ids, p.chosen_ids, p.chosen_has_eos) for p in pairs]
     rows += [(p.prompt_ids, p.rejected_ids, p.rejected_has_eos) for p in pairs]

@@ -50,9 +50,7 @@ def head_of(model: nn.Module) -> nn.Module:
     head = unwrap(model).get_output_embeddings()
     if head is None:
         name = type(unwrap(model)).__name__
-        raise UserError(
-            f"{name} has no output embedding. Use a causal language model (AutoModelForCausalLM)."
-        )
+        raise UserError(f"{name} has no output embedding. Use a causal language model (AutoModelForCausalLM).")
     return head
 
 

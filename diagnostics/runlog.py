@@ -112,7 +112,7 @@ class RunLogWriter:
         folder = self.path / table
         number = 1 + max((int(p.name.split("-")[1].split(".")[0]) for p in folder.glob("part-*")), default=-1)
         with _disk_errors(folder):
-            file = open(folder / f"part-{number:05d}-r{self.rank}.arrow", "wb")  # noqa: SIM115
+            file = open(folder / f"part-{number:05d}-r{self.rank}.arrow", "wb")
             writer = pa.ipc.new_stream(file, schema)
         self._streams[table] = (schema, file, writer)
         return file, writer
@@ -135,7 +135,7 @@ def drop_after(path: str | Path, step: int) -> None:
     for table in TABLES:
         for part in (path / table).glob("part-*.parquet"):
             kept = _read_parquet(part)
-            _write_parquet(kept.filter(pc.less_equal(kept["step"], step)), part)
+            _write_parquet(kept.filter(pc.field("step") <= step), part)
     steps = path / "steps.jsonl"
     if steps.exists():
         lines = [json.dumps(row) for row in _read_jsonl(steps) if row["step"] <= step]
@@ -146,9 +146,7 @@ def read_run(path: str | Path) -> RunLog:
     """Read a run folder, finished, running or crashed. Raises DataError naming the file that cannot be read."""
     path = Path(path)
     if not path.is_dir():
-        raise DataError(
-            f"{path}: no such run folder. Give the folder that `chesboard train` or `demo` wrote."
-        )
+        raise DataError(f"{path}: no such run folder. Give the folder that `chesboard train` or `demo` wrote.")
     if not (path / "config.json").exists():
         raise DataError(f"{path}: not a run folder (no config.json in it).")
     return RunLog(
@@ -233,7 +231,7 @@ def _jsonable(value: Any) -> Any:
 
 def _steps_frame(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame(_read_jsonl(path) if path.exists() else [])
-    return frame.apply(pd.to_numeric, errors="coerce") if len(frame) else frame
+    return pd.DataFrame({name: pd.to_numeric(frame[name], errors="coerce") for name in frame})
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -273,9 +271,7 @@ def _read_parquet(path: Path) -> pa.Table:
     try:
         return pq.ParquetFile(path).read()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path}: not readable as Parquet ({error}). The file is damaged; run again."
-        ) from None
+        raise DataError(f"{path}: not readable as Parquet ({error}). The file is damaged; run again.") from None
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:

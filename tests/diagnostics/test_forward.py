@@ -25,9 +25,7 @@ def slow_side(model, prompt, completion):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_equals_one_sequence_at_a_time(architecture, side, make_model, make_pairs, make_batch):
     if side == "left" and architecture == "mamba":
-        side = (
-            "right"  # a state-space model has no positions to skip: padding before the text is read as text
-        )
+        side = "right"  # a state-space model has no positions to skip: padding before the text is read as text
     model, pairs = make_model(architecture), make_pairs(5)
     batch = make_batch(pairs, side)
     with torch.no_grad():
@@ -69,12 +67,8 @@ def test_kl_is_exact_in_both_directions(make_model, make_pairs, make_batch):
         p, r = p.softmax(-1).tolist(), r.softmax(-1).tolist()
         forward = sum(b * math.log(b / a) for ps, rs in zip(p, r) for a, b in zip(ps, rs))
         reverse = sum(a * math.log(a / b) for ps, rs in zip(p, r) for a, b in zip(ps, rs))
-        assert stats.chosen.masked_sum(stats.chosen.per_token_kl)[i].item() == pytest.approx(
-            forward, rel=1e-5
-        )
-        assert stats.chosen.masked_sum(stats.chosen.per_token_kl_reverse)[i].item() == pytest.approx(
-            reverse, rel=1e-5
-        )
+        assert stats.chosen.masked_sum(stats.chosen.per_token_kl)[i].item() == pytest.approx(forward, rel=1e-5)
+        assert stats.chosen.masked_sum(stats.chosen.per_token_kl_reverse)[i].item() == pytest.approx(reverse, rel=1e-5)
 
 
 def test_kl_of_a_model_with_itself_is_zero(make_model, make_pairs, make_batch):

@@ -1,0 +1,57 @@
+"""manifest.json: what a number in this folder means and how to get it again. No torch tensors."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+CONVENTIONS = {
+    "logps": "sum of log-probabilities over completion tokens in nats; EOS included, prompt excluded",
+    "length": "completion tokens, EOS included",
+    "kl": "exact KL(reference || policy) over the vocabulary, summed over completion tokens of that side, in nats; "
+    "kl_reverse is KL(policy || reference) on the same tokens",
+    "ches_score": "<S+, S- - S+>, S = sum of the head's input vectors that predict the completion tokens, in float64; "
+    "higher means more prone to displacement (arXiv:2410.08847, Def. 2); ln_ches_score uses means (Def. 3)",
+    "rewards": "the objective's implicit rewards (beta * (policy - reference) log-probs for DPO)",
+    "train rows": "measured in the forward pass of update `step`, with the weights before that update",
+    "probe and eval rows": "measured in eval mode with the weights after `step` updates; probe pairs are training "
+    "pairs, eval pairs are held out",
+    "missing": "NaN where not measured, never 0",
+    "dropout": "switched off in policy and reference",
+}
+
+_PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pandas", "pyarrow", "numpy")
+
+
+def manifest(**content: Any) -> dict[str, Any]:
+    """Versions, platform, commit and conventions, with whatever the caller adds."""
+    versions = {"python": platform.python_version(), "chesboard": _version("chesboard")}
+    versions |= {name: _version(name) for name in _PACKAGES}
+    return {"versions": versions, "commit": _commit(), "platform": platform.machine(), **content, "conventions": CONVENTIONS}
+
+
+def file_hash(path: str | Path) -> str | None:
+    """Content hash of a local file; None for anything else (a hub id)."""
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of this checkout, or None outside git."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,221 @@
+"""TrainConfig: everything needed to repeat a run, as one flat set of keys.
+
+A key is a field of TrainConfig, a hyperparameter of the chosen objective, or a field of transformers'
+TrainingArguments. Anything else is refused with the nearest name. `config.json` in the run folder holds them all.
+"""
+
+import difflib
+import inspect
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from diagnostics.errors import DataError, UserError
+from trainers import objectives
+
+# what a DPO run needs other than transformers' own defaults
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-6,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1.0,
+    "logging_steps": 10,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+# keys of TrainingArguments that the run folder or the probes decide
+DECIDED = (
+    "output_dir",
+    "logging_dir",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "eval_strategy",
+    "eval_steps",
+    "remove_unused_columns",
+    "resume_from_checkpoint",
+    "label_names",
+)
+
+CHOICES = {
+    "reference": ("live", "precomputed", "none"),
+    "truncation": ("drop", "keep_start", "keep_end", "error"),
+    "parity": ("stop", "warn", "off"),
+    "tokens": ("ends", "all", "none"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    model: local folder or hub id of a causal language model; data: preference file, folder or hub id.
+    output_dir: the run folder; must not exist, except with resume.
+    objective: name of a file in trainers/objectives; its hyperparameters are keys beside it.
+    reference: live (exact KL is logged), precomputed (log-probs cached on disk, no KL), or none.
+    reference_model: another model as the reference; default is the model as it starts.
+    reference_cache: folder for precomputed log-probs; default is `ref_logps` beside the run folder.
+    split: split of a hub data set. heldout_data: a second file to hold out; default is a share of data.
+    max_length: longest prompt + completion in tokens (None: the model's limit); truncation: what to do beyond it.
+    append_eos: end every completion with EOS. dtype: of the loaded weights.
+    lora_r: rank of a LoRA adapter, 0 for full fine-tuning; lora_alpha, lora_targets as in peft.
+    probe_pairs, heldout_pairs: how many training and held-out pairs are measured at step 0, every
+        probe_every steps and at the end. probe_every 0: about ten times in the run.
+    tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
+    track: JSON file of prompts and token groups whose probability is followed.
+    parity: what to do when policy and reference differ at step 0. save_model: keep the trained weights.
+    resume: go on from the run folder's last checkpoint (or a given one).
+    extras: further keys kept in config.json for whoever reads the run.
+    """
+
+    model: str
+    data: str
+    output_dir: str
+    objective: str = "dpo"
+    reference: str = "live"
+    reference_model: str | None = None
+    reference_cache: str | None = None
+    split: str | None = None
+    heldout_data: str | None = None
+    max_length: int | None = None
+    truncation: str = "drop"
+    append_eos: bool = True
+    dtype: str = "float32"
+    lora_r: int = 0
+    lora_alpha: int = 16
+    lora_targets: str = "all-linear"
+    probe_pairs: int = 64
+    heldout_pairs: int = 64
+    probe_every: int = 0
+    tokens: str = "ends"
+    track: str | None = None
+    parity: str = "stop"
+    save_model: bool = True
+    seed: int = 0
+    resume: bool | str = False
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """All keys on one level, as config.json holds them."""
+        own = asdict(self)
+        nested = [own.pop(name) for name in ("hyperparameters", "training", "extras")]
+        return own | nested[0] | nested[1] | nested[2]
+
+
+def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None) -> TrainConfig:
+    """Check flat keys and sort them into a TrainConfig. Raises UserError naming the key and the nearest known one."""
+    own_names = {f.name for f in fields(TrainConfig)} - {"hyperparameters", "training", "extras"}
+    function = objectives.load(str(values.get("objective", "dpo")))
+    hyper = {
+        name: p.default
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    arguments = {f.name for f in fields(TrainingArguments) if f.init} - set(DECIDED)
+    known = own_names | set(hyper) | arguments
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown key '{key}'{_nearest(key, known)} Known keys are listed by `chesboard train --help`.")
+    for key in ("model", "data", "output_dir"):
+        if not values.get(key):
+            raise UserError(f"'{key}' is missing. Give it in the config file or as --{key}.")
+    _check_choices(values)
+    return TrainConfig(
+        **{k: v for k, v in values.items() if k in own_names},
+        hyperparameters=hyper | {k: v for k, v in values.items() if k in hyper},
+        training=DEFAULTS | {k: v for k, v in values.items() if k in arguments - own_names - set(hyper)},
+        extras=extras or {},
+    )
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Flat keys of a YAML (or JSON) file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise UserError(f"{path}: must hold one 'key: value' a line.")
+    return {k: float(v) if isinstance(v, str) and _is_number(v) else v for k, v in values.items()}
+
+
+def parse_flags(args: list[str]) -> dict[str, Any]:
+    """--key value and --key=value pairs, values read as YAML (so 3 is a number and true is a boolean)."""
+    values: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        flag, _, value = rest.pop(0).partition("=")
+        if not flag.startswith("--"):
+            raise UserError(f"'{flag}' stands alone; write --key value.")
+        if not value:
+            if not rest:
+                raise UserError(f"{flag} has no value; write {flag} VALUE.")
+            value = rest.pop(0)
+        key = flag[2:].replace("-", "_")
+        parsed = yaml.safe_load(value)
+        # YAML 1.1 reads 1e-6 as text
+        values[key] = float(value) if isinstance(parsed, str) and _is_number(value) else parsed
+    return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def training_arguments(config: TrainConfig, *, use_cpu: bool | None = None) -> TrainingArguments:
+    """transformers' TrainingArguments for a run; wrong values end in a UserError that names them."""
+    values = dict(config.training)
+    values.setdefault("use_cpu", bool(use_cpu))
+    values["output_dir"] = str(Path(config.output_dir) / "checkpoints")
+    try:
+        arguments = TrainingArguments(
+            **values, seed=config.seed, remove_unused_columns=False, eval_strategy="no", disable_tqdm=True
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"the training settings do not fit: {' '.join(str(error).split())}") from None
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by `accelerate launch`
+    return arguments
+
+
+def read_track(path: str | Path) -> dict[str, Any]:
+    """A track file: {"prompts": [{"id", "set", "prompt"}], "groups": {name: [token, ...]}}."""
+    try:
+        track = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such track file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}).") from None
+    for number, prompt in enumerate(track.get("prompts", [])):
+        if not all(isinstance(prompt.get(k), str) for k in ("id", "set", "prompt")):
+            raise DataError(f"{path}: prompt {number} needs the text fields id, set and prompt.")
+    if not track.get("prompts") or not track.get("groups"):
+        raise DataError(f'{path}: needs "prompts" and "groups".')
+    return track
+
+
+def _check_choices(values: dict[str, Any]) -> None:
+    for key, allowed in CHOICES.items():
+        if key in values and values[key] not in allowed:
+            raise UserError(f"{key} is '{values[key]}'; it must be one of {', '.join(allowed)}.")
+    for f in fields(TrainConfig):
+        value = values.get(f.name)
+        if f.type is int and f.name in values and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise UserError(f"{f.name} is '{value}'; it must be a whole number, 0 or more.")
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else "."

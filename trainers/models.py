@@ -1,0 +1,142 @@
+"""Loading models and tokenizers: local folders or hub ids, safetensors only, no remote code, clear errors."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from diagnostics.errors import DataError, UserError
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load_model(name: str, *, dtype: str = "float32") -> PreTrainedModel:
+    """A causal language model in eval mode. Raises DataError for a folder that cannot be loaded safely."""
+    _check_folder(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # dropout would make policy and reference differ, and the log noisy
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; a missing pad token becomes EOS (masks rule, not the pad id)."""
+    _check_folder(name, weights=False)
+    if Path(name).is_dir() and not _has_tokenizer(Path(name)):
+        raise DataError(f"{name}: no tokenizer in this folder. Save it there with tokenizer.save_pretrained('{name}').")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise DataError(f"{name}: the tokenizer cannot be loaded ({_first_line(error)}).") from None
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An id to pad with; any works, because padding is masked."""
+    return int(tokenizer.pad_token_id or 0)
+
+
+def model_limit(model: PreTrainedModel) -> int | None:
+    """Longest sequence the model was built for, or None where its config does not say."""
+    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    return int(limit) if limit else None
+
+
+def config_limit(name: str) -> int | None:
+    """The same from a model folder or hub id, without loading the weights."""
+    _check_folder(name, weights=False)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: the model's config cannot be read ({_first_line(error)}).") from None
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(limit) if limit else None
+
+
+def load_to_device(name: str, *, dtype: str = "float32") -> PreTrainedModel:
+    """load_model on the GPU where there is one."""
+    quiet()
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype is '{dtype}'; it must be float32, bfloat16 or float16.")
+    model = load_model(name, dtype=dtype)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
+
+
+def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any:
+    """The model with a fresh LoRA adapter (peft); its reference is itself with the adapter off."""
+    import peft
+
+    wanted = targets if targets == "all-linear" else [t.strip() for t in targets.split(",")]
+    settings = peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=wanted, lora_dropout=0.0, task_type="CAUSAL_LM")
+    try:
+        return peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """The base model, for the time being."""
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        yield
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Content hash of all weights, the same for the same numbers wherever they were loaded from."""
+    digest = hashlib.blake2b(digest_size=12)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Content hash of vocabulary, special tokens and chat template."""
+    content = repr((sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content += backend.to_str()
+    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+
+
+def quiet() -> None:
+    """Keep transformers' own notices and loading bars out of our output."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _check_folder(name: str, *, weights: bool = True) -> None:
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+            raise DataError(f"{name}: no such model folder. Give a folder with config.json and *.safetensors, or a hub id.")
+        return  # a hub id: from_pretrained says what is wrong with it
+    if not (folder / "config.json").exists():
+        raise DataError(f"{name}: no config.json in this folder, so it is not a model. Use model.save_pretrained.")
+    if weights and not list(folder.glob("*.safetensors")):
+        found = [p.name for pattern in _PICKLED for p in folder.glob(pattern)]
+        why = f"only pickled weights ({', '.join(found)}), which can run code" if found else "no *.safetensors"
+        raise DataError(f"{name}: {why}. Save the model with model.save_pretrained, which writes safetensors.")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+    return any((folder / n).exists() for n in names)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,205 @@
+"""The probe: fixed pairs and prompts measured again and again, to see where the probability went."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from diagnostics.batch import PreferenceBatch
+from diagnostics.errors import DataError
+from diagnostics.forward import Outputs, run
+from diagnostics.scoring import Scored, batches, rows, score
+from diagnostics.pairs import PreferencePair
+from diagnostics.tokenized import TokenizedPair, tokenize_pair
+
+TOP = 10  # tokens kept at each end: most gained and most lost
+
+
+@dataclass
+class ProbeRows:
+    """What one probe adds to the run log."""
+
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    mass: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Probe:
+    """Measures fixed pairs (split `probe`: training pairs, `eval`: held-out pairs) and tracked prompts.
+
+    start: where the step-0 distributions are kept, so that a resumed run compares with the same start.
+    """
+
+    def __init__(
+        self,
+        pairs: dict[str, Sequence[TokenizedPair]],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pad_token_id: int,
+        reference: Callable[[PreferenceBatch], Any] | None,
+        track: dict[str, Any] | None,
+        start: Path,
+    ) -> None:
+        self.pairs, self.tokenizer, self.pad_token_id = pairs, tokenizer, pad_token_id
+        self.reference = reference
+        self.start_file = start
+        self.start: dict[str, Tensor] = load_file(start) if start.exists() else {}
+        self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
+        self.prompts = [_prompt_pair(p, tokenizer) for p in track["prompts"]] if track else []
+        self.sets = {p["id"]: p["set"] for p in track["prompts"]} if track else {}
+
+    def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool) -> ProbeRows:
+        """Measure everything once, with the weights after `step` updates. tokens: also one row a token."""
+        out = ProbeRows()
+        for name, pairs in self.pairs.items():
+            head = {"step": step, "epoch": epoch, "split": name}
+            for scored in score(model, pairs, pad_token_id=self.pad_token_id, reference=self.reference):
+                out.pairs += [head | row for row in rows(scored.pairs, scored.stats)]
+                out.mass += self._mass(scored, step, name)
+                if tokens and name == "probe":
+                    out.tokens += self._tokens(scored, step, name)
+        out.mass += self._tracked(model, step)
+        if step == 0 and self.start:
+            save_file(self.start, self.start_file)
+        return out
+
+    def _mass(self, scored: Scored, step: int, split: str) -> list[dict[str, Any]]:
+        """Where the probability is at the first position in which chosen and rejected differ."""
+        first = first_rows(scored.policy, len(scored.batch.input_ids))
+        found: list[dict[str, Any]] = []
+        for i, pair in enumerate(scored.pairs):
+            head = {"step": step, "split": split, "pair_id": pair.pair_id}
+            found += self._eos_rows(scored, i, pair, head)
+            at = first_difference(pair)
+            if at is not None:
+                probs = scored.policy.logits[first[i] + at].float().softmax(-1)
+                found += self._ledger(probs, pair.chosen_ids[at], pair.rejected_ids[at], head)
+        return found
+
+    def _ledger(self, probs: Tensor, chosen: int, rejected: int, head: dict[str, Any]) -> list[dict[str, Any]]:
+        key = f"{head['split']}/{head['pair_id']}"
+        start = self.start.setdefault(key, probs.cpu()).to(probs.device)
+        change = probs - start
+        picked = [("chosen", 0, chosen), ("rejected", 0, rejected), ("argmax", 0, int(probs.argmax()))]
+        top = min(TOP, len(probs))
+        picked += [("gained", n, int(t)) for n, t in enumerate(change.topk(top).indices)]
+        picked += [("lost", n, int(t)) for n, t in enumerate((-change).topk(top).indices)]
+        ledger = [self._mass_row(head, kind, n, t, float(probs[t]), float(start[t])) for kind, n, t in picked]
+        both = [chosen, rejected]
+        other = (1.0 - float(probs[both].sum()), 1.0 - float(start[both].sum()))
+        return [*ledger, self._mass_row(head, "other", 0, -1, *other)]
+
+    def _eos_rows(self, scored: Scored, i: int, pair: TokenizedPair, head: dict[str, Any]) -> list[dict[str, Any]]:
+        """Probability of EOS where each completion ends."""
+        ends = (("chosen_eos", pair.chosen_has_eos, scored.stats.chosen, pair.chosen_ids),
+                ("rejected_eos", pair.rejected_has_eos, scored.stats.rejected, pair.rejected_ids))
+        found = []
+        for kind, has_eos, stats, ids in ends:
+            if has_eos:
+                prob = float(stats.per_token_logps[i][stats.completion_mask[i].bool()][-1].exp())
+                start = self.start.setdefault(f"{kind}/{head['split']}/{pair.pair_id}", torch.tensor(prob))
+                found.append(self._mass_row(head, kind, 0, ids[-1], prob, float(start)))
+        return found
+
+    def _tracked(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+        """Probability mass of each token group at the first response position of each tracked prompt."""
+        found = []
+        device = next(model.parameters()).device
+        for group in batches(self.prompts, 8192):
+            probs = _next_token_probs(model, group, self.pad_token_id, device)
+            for pair, row in zip(group, probs, strict=True):
+                head = {"step": step, "split": self.sets[pair.pair_id], "pair_id": pair.pair_id}
+                for name, ids in self.groups.items():
+                    prob = float(row[ids].sum())
+                    start = self.start.setdefault(f"group/{name}/{pair.pair_id}", torch.tensor(prob))
+                    found.append(self._mass_row(head, "group", 0, -1, prob, float(start), name=name))
+        return found
+
+    def _mass_row(
+        self, head: dict[str, Any], kind: str, rank: int, token_id: int, prob: float, start: float, name: str = ""
+    ) -> dict[str, Any]:
+        token = token_text(self.tokenizer, token_id) if token_id >= 0 else ""
+        return head | {"kind": kind, "name": name, "rank": rank, "token_id": token_id, "token": token,
+                       "prob": prob, "prob_start": start, "change": prob - start}
+
+    def _tokens(self, scored: Scored, step: int, split: str) -> list[dict[str, Any]]:
+        """One row a completion token: log-prob under policy and reference, exact KL."""
+        stats, found = scored.stats, []
+        sides = (("chosen", stats.chosen, stats.ref_chosen), ("rejected", stats.rejected, stats.ref_rejected))
+        for side, policy, ref in sides:
+            for i, pair in enumerate(scored.pairs):
+                ids = pair.chosen_ids if side == "chosen" else pair.rejected_ids
+                mask = policy.completion_mask[i].bool()
+                nan = [float("nan")] * len(ids)
+                logps = policy.per_token_logps[i][mask].tolist()
+                refs = ref.per_token_logps[i][mask].tolist() if ref else nan
+                kls = policy.per_token_kl[i][mask].tolist() if policy.per_token_kl is not None else nan
+                for k, (t, a, b, c) in enumerate(zip(ids, logps, refs, kls, strict=True)):
+                    found.append({"step": step, "split": split, "pair_id": pair.pair_id, "side": side, "position": k,
+                                  "token_id": t, "token": token_text(self.tokenizer, t), "logp": a, "ref_logp": b, "kl": c})
+        return found
+
+
+def first_difference(pair: TokenizedPair) -> int | None:
+    """Index of the first completion token in which the sides differ; None where one side begins with the other."""
+    for k, (a, b) in enumerate(zip(pair.chosen_ids, pair.rejected_ids, strict=False)):
+        if a != b:
+            return k
+    return None
+
+
+def first_rows(out: Outputs, n: int) -> list[int]:
+    """Index into the N predicted positions at which each of the n batch rows begins."""
+    counts = out.rows.bincount(minlength=n)
+    return (counts.cumsum(0) - counts).tolist()
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """A token as a person reads it; its vocabulary name where it is only part of a character."""
+    text = tokenizer.decode([token_id])
+    return text if text and "�" not in text else str(tokenizer.convert_ids_to_tokens(token_id))
+
+
+def token_ids(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of tokens looked up by name. Raises DataError for one that the vocabulary lacks."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [t for t in tokens if t not in vocabulary]
+    if missing:
+        raise DataError(f"the track file names the token '{missing[0]}', which this tokenizer does not have.")
+    return [vocabulary[t] for t in tokens]
+
+
+def _prompt_pair(prompt: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> TokenizedPair:
+    """The prompt as a pair whose completions are one token that only marks the position to look at."""
+    text = prompt["prompt"]
+    pair = PreferencePair(prompt["id"], -1, text, text, text, {})
+    found = tokenize_pair(pair, tokenizer, max_length=None, truncation="drop", append_eos=False)
+    if not isinstance(found, TokenizedPair):
+        raise DataError(f"the track file's prompt '{prompt['id']}' cannot be used: {found.reason}")
+    ids = found.prompt_ids
+    return TokenizedPair(prompt["id"], -1, ids, (ids[-1],), (ids[-1],), False, False)
+
+
+def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int, device: Any) -> Tensor:
+    """(N, V) probabilities of the token after each prompt."""
+    width = max(len(p.prompt_ids) for p in pairs) + 1
+    ids = torch.full((len(pairs), width), pad)
+    attention, completion = torch.zeros_like(ids), torch.zeros_like(ids)
+    for i, pair in enumerate(pairs):
+        n = len(pair.prompt_ids)
+        ids[i, : n + 1] = torch.tensor([*pair.prompt_ids, pair.chosen_ids[0]])
+        attention[i, : n + 1] = 1
+        completion[i, n] = 1
+    batch = PreferenceBatch(ids, attention, completion, tuple(p.pair_id for p in pairs)).to(device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return run(model, batch).logits.float().softmax(-1)
+    finally:
+        model.train(training)

@@ -1,0 +1,190 @@
+"""The recorder: turns what the trainer sees into rows of the run log."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from diagnostics.errors import DataError
+from diagnostics.runlog import RunLogWriter
+from diagnostics.scoring import rows
+from diagnostics.stats import PairStats
+from trainers.objectives import ObjectiveOutput
+from trainers.probe import Probe, ProbeRows
+
+NAN = float("nan")
+
+# name in steps.jsonl -> column of pairs whose mean over rows it is
+MEANS = {
+    "rewards/chosen": "chosen_rewards",
+    "rewards/rejected": "rejected_rewards",
+    "rewards/margins": "reward_margins",
+    "rewards/accuracies": "reward_accuracies",
+    "logps/chosen": "chosen_logps",
+    "logps/rejected": "rejected_logps",
+    "logps_mean/chosen": "chosen_avg_logps",
+    "logps_mean/rejected": "rejected_avg_logps",
+    "kl/chosen": "chosen_kl",
+    "kl/rejected": "rejected_kl",
+    "kl_reverse/chosen": "chosen_kl_reverse",
+    "kl_reverse/rejected": "rejected_kl_reverse",
+    "ches/mean": "ches_score",
+    "ln_ches/mean": "ln_ches_score",
+    "displacement/chosen": "chosen_logratios",
+    "displacement/frac": "displaced",
+}
+# measured by the gradient instruments; until then the columns stand and hold nothing
+UNMEASURED = {
+    "pairs": ("chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
+    "steps": ("grad/chosen", "grad/rejected", "grad/cosine"),
+}
+
+
+class Recorder(TrainerCallback):
+    """Collects the pair rows of one update and writes them when the update is done; runs the probe on its steps."""
+
+    def __init__(
+        self,
+        writer: RunLogWriter,
+        probe: Probe,
+        *,
+        probe_every: int,
+        tokens: str,
+        main: bool,
+        before: Callable[[nn.Module], None],
+    ) -> None:
+        self.before = before  # called once with the prepared model, before the first step
+        self.writer, self.probe, self.tokens, self.main = writer, probe, tokens, main
+        self.probe_every = probe_every
+        self.model: Any = None  # set by the trainer: the model that is really run
+        self.last_step: dict[str, Any] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._norms: dict[str, float] = {}
+        self._learning_rate = NAN
+        self._probed = -1
+        self._bar: tqdm | None = None
+
+    def add(self, pair_ids: Sequence[str], stats: PairStats, output: ObjectiveOutput) -> None:
+        """Keep one micro-batch's rows. Raises DataError naming the pairs when a loss is not finite."""
+        extra = zip(
+            output.losses.tolist(), output.chosen_rewards.tolist(), output.rejected_rewards.tolist(), strict=True
+        )
+        new = [
+            row | {"loss": loss, "chosen_rewards": chosen, "rejected_rewards": rejected}
+            for row, (loss, chosen, rejected) in zip(rows(pair_ids, stats), extra, strict=True)
+        ]
+        self._rows += new
+        bad = [row["pair_id"] for row in new if not math.isfinite(row["loss"])]
+        if bad:
+            raise DataError(
+                f"the loss is not finite for pair_id {', '.join(bad[:8])}{' ...' if len(bad) > 8 else ''}. The run "
+                "stopped before this update and its log is kept; look these pairs up in audit.parquet, lower the "
+                "learning rate, or train in bfloat16 or float32."
+            )
+
+    def norms(self, values: dict[str, float]) -> None:
+        """Gradient norms before clipping: grad_norm and grad_norm/<layer group>."""
+        self._norms = values
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
+        if state.global_step == 0:
+            self.before(self.model)
+            self._write_step({"step": 0, "epoch": 0.0} | self._run_probe(0, 0.0, last=state.max_steps == 0))
+        else:
+            self._probed = state.global_step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+        self._learning_rate = kwargs["lr_scheduler"].get_last_lr()[0] if kwargs.get("lr_scheduler") else NAN
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+        step, epoch = state.global_step, float(state.epoch or 0.0)
+        summary = self.flush(step, epoch)
+        last = step >= state.max_steps
+        if last or (self.probe_every and step % self.probe_every == 0):
+            summary |= self._run_probe(step, epoch, last=last)
+        self._write_step(summary)
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix(loss=f"{summary['loss']:.3f}", below_ref=f"{summary['displacement/frac']:.0%}")
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+        if self._probed < state.global_step:
+            probed = self._run_probe(state.global_step, float(state.epoch or 0.0), last=True)
+            self._write_step({"step": state.global_step, "epoch": state.epoch} | probed)
+        if self._bar is not None:
+            self._bar.close()
+
+    def flush(self, step: int, epoch: float) -> dict[str, Any]:
+        """Write the collected pair rows under `step`; returns the step's means over all processes' rows."""
+        everywhere = gather_object(self._rows)
+        head = {"step": step, "epoch": epoch, "split": "train"}
+        nothing = dict.fromkeys(UNMEASURED["pairs"], NAN)
+        if self.main:
+            self.writer.append("pairs", [head | row | nothing for row in everywhere])
+        self._rows = []
+        summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
+        summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
+        return summary | means(everywhere) | dict.fromkeys(UNMEASURED["steps"], NAN) | {"n": len(everywhere)}
+
+    def _run_probe(self, step: int, epoch: float, *, last: bool) -> dict[str, Any]:
+        keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
+        found = self.probe.measure(self.model, step, epoch, tokens=keep)
+        self._probed = step
+        if self.main:
+            nothing = dict.fromkeys(("loss", "chosen_rewards", "rejected_rewards", *UNMEASURED["pairs"]), NAN)
+            self.writer.append("pairs", [row | nothing for row in found.pairs])
+            self.writer.append("mass", found.mass)
+            self.writer.append("tokens", found.tokens)
+        return summarise(found)
+
+    def _write_step(self, summary: dict[str, Any]) -> None:
+        self.last_step = summary
+        if self.main:
+            self.writer.append_step(summary)
+
+
+def summarise(found: ProbeRows) -> dict[str, Any]:
+    """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass."""
+    out: dict[str, Any] = {}
+    for split in dict.fromkeys(row["split"] for row in found.pairs):
+        chosen = [row for row in found.pairs if row["split"] == split]
+        out |= {f"{split}/{k}": v for k, v in means(chosen).items() if not math.isnan(v)}
+        out[f"{split}/n"] = len(chosen)
+    groups: dict[str, list[float]] = {}
+    for row in found.mass:
+        if row["kind"] == "group":
+            groups.setdefault(f"track/{row['split']}/{row['name']}", []).append(row["prob"])
+    return out | {name: mean(values) for name, values in groups.items()}
+
+
+def means(pair_rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over rows, never over batch means, of every column in MEANS; NaN where nothing was measured."""
+    derived = [row | _derive(row) for row in pair_rows]
+    return {name: mean([row.get(column, NAN) for row in derived]) for name, column in MEANS.items()}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of the values that were measured; NaN if none was."""
+    measured = [v for v in values if not math.isnan(v)]
+    return math.fsum(measured) / len(measured) if measured else NAN
+
+
+def _derive(row: dict[str, Any]) -> dict[str, float]:
+    """Columns that follow from a pair's row: margins, accuracy (a tie is not a win), displaced, per-token log-probs."""
+    # a probe row has no objective, so its preference is judged on log-ratios, of which DPO's rewards are a multiple
+    chosen, rejected = row.get("chosen_rewards", NAN), row.get("rejected_rewards", NAN)
+    if math.isnan(chosen):
+        chosen, rejected = row["chosen_logratios"], row["rejected_logratios"]
+    margin, ratio = chosen - rejected, row["chosen_logratios"]
+    return {
+        "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
+        "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
+        "displaced": NAN if math.isnan(ratio) else float(ratio < 0),
+        "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
+        "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
+    }

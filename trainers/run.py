@@ -1,0 +1,263 @@
+"""One training run from config to finished log: read, audit, load, check, train, compact."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from diagnostics.audit import audit_pairs
+from diagnostics.errors import DataError, UserError
+from diagnostics.manifest import file_hash, manifest
+from diagnostics.pairs import read_pairs
+from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, write_frame, write_json
+from diagnostics.scoring import score
+from diagnostics.tokenized import TokenizedPair
+from trainers import objectives
+from trainers.config import TrainConfig, read_track, training_arguments
+from trainers.models import (
+    adapter_off,
+    add_lora,
+    load_model,
+    load_tokenizer,
+    model_limit,
+    pad_id,
+    quiet,
+    tokenizer_hash,
+    weights_hash,
+)
+from trainers.probe import Probe
+from trainers.recorder import Recorder
+from trainers.reference import LiveReference, precompute
+from trainers.trainer import PreferenceTrainer
+
+PARITY_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which pairs train, which training pairs are probed, and which are held out."""
+
+    train: list[TokenizedPair]
+    probe: list[TokenizedPair]
+    heldout: list[TokenizedPair]
+
+
+def train(config: TrainConfig) -> Path:
+    """Run the whole job and return the run folder. Same config and seed, same log."""
+    quiet()
+    objective = partial(objectives.load(config.objective), **config.hyperparameters)
+    arguments = training_arguments(config)
+    run_dir, checkpoint = _open_folder(config)
+    set_seed(config.seed)
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, dtype=config.dtype)
+    splits = _data(config, tokenizer, model_limit(model), run_dir)
+    track = read_track(config.track) if config.track else None
+    started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer)}
+    policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets) if config.lora_r else model
+    reference = _reference(config, policy, splits, arguments, tokenizer, started)
+
+    writer = RunLogWriter(run_dir)
+    total = _total_steps(arguments, len(splits.train))
+    recorder = Recorder(
+        writer,
+        Probe(
+            {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
+            reference=reference, track=track, start=run_dir / "probe_start.safetensors",
+        ),
+        probe_every=config.probe_every or max(1, total // 10), tokens=config.tokens, main=arguments.process_index == 0,
+        before=lambda model: _check_parity(config, model, reference, splits, pad_id(tokenizer)),
+    )
+    trainer = PreferenceTrainer(
+        policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
+        objective=objective, reference=reference, recorder=recorder,
+    )
+    try:
+        if not checkpoint:
+            write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        writer.close()
+    compact(run_dir)
+    if config.save_model:
+        trainer.save_model(str(run_dir / "model"))
+    return run_dir
+
+
+def _open_folder(config: TrainConfig) -> tuple[Path, str | None]:
+    """The run folder and the checkpoint to go on from, if any. Nothing already written is lost."""
+    run_dir = Path(config.output_dir)
+    if not config.resume:
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise UserError(f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume.")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / "config.json", config.flat())
+        return run_dir, None
+    checkpoint = _checkpoint(config, run_dir)
+    _same_config(config, read_json(run_dir / "config.json"), run_dir)
+    drop_after(run_dir, int(read_json(Path(checkpoint) / "trainer_state.json")["global_step"]))
+    return run_dir, checkpoint
+
+
+def _checkpoint(config: TrainConfig, run_dir: Path) -> str:
+    if isinstance(config.resume, str):
+        found = config.resume
+    else:
+        folder = run_dir / "checkpoints"
+        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if not found or not (Path(found) / "trainer_state.json").exists():
+        raise UserError(
+            f"{found or run_dir}: no checkpoint to resume from. Train with save_strategy: steps and save_steps: N, "
+            "or start anew in another output_dir."
+        )
+    return found
+
+
+def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) -> None:
+    now = json.loads(json.dumps(config.flat(), default=str))
+    free = {"resume", "output_dir", "report_to", "save_model"}
+    changed = sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
+    if changed:
+        raise UserError(
+            f"{run_dir}: this run was started with other settings ({', '.join(changed)}). Resume with the run's own "
+            "config.json, or start anew in another output_dir."
+        )
+
+
+def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None, run_dir: Path) -> Splits:
+    """Read, audit and split the pairs; every input row is in audit.parquet."""
+    longest = min(x for x in (config.max_length, limit, 1 << 30) if x)
+    settings = {"max_length": longest, "truncation": config.truncation, "append_eos": config.append_eos}
+    audit = audit_pairs(read_pairs(config.data, split=config.split), tokenizer, **settings)
+    write_frame(run_dir / "audit.parquet", audit.frame)
+    pairs = list(audit.tokenized)
+    shuffled = random.Random(config.seed).sample(pairs, len(pairs))
+    if config.heldout_data:
+        other = audit_pairs(read_pairs(config.heldout_data), tokenizer, **settings)
+        heldout = random.Random(config.seed).sample(other.tokenized, min(config.heldout_pairs, len(other.tokenized)))
+        training = pairs
+    else:
+        count = min(config.heldout_pairs, len(pairs) // 10)
+        heldout = shuffled[:count]
+        away = {p.pair_id for p in heldout}
+        training = [p for p in pairs if p.pair_id not in away]
+    if not training:
+        raise DataError(f"{config.data}: no pair is left to train on. See audit.parquet in {run_dir} for each row's reason.")
+    probe = [p for p in shuffled if p.pair_id in {t.pair_id for t in training}][: config.probe_pairs]
+    return Splits(training, probe, heldout)
+
+
+def _reference(
+    config: TrainConfig,
+    policy: Any,
+    splits: Splits,
+    arguments: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    started: dict[str, str],
+) -> Any:
+    """The reference as the config asks for it."""
+    if config.reference == "none":
+        if getattr(objectives.module(config.objective), "NEEDS_REFERENCE", True):
+            raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
+        return None
+    if config.reference == "live" and config.lora_r and not config.reference_model:
+        return LiveReference(policy, adapter=True)
+    if config.reference == "live":
+        frozen = load_model(config.reference_model or config.model, dtype=config.dtype)
+        return LiveReference(frozen.requires_grad_(False).to(arguments.device))
+    model = load_model(config.reference_model, dtype=config.dtype) if config.reference_model else policy
+    cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
+    key = started | {"dtype": config.dtype, "autocast": cast}
+    if config.reference_model:
+        key |= {"model": weights_hash(model)}
+    model = model.to(arguments.device)
+    wanted = torch.bfloat16 if cast == "bf16" else torch.float16
+    everything = {p.pair_id: p for p in (*splits.train, *splits.heldout)}
+    folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
+    with torch.autocast(arguments.device.type, dtype=wanted, enabled=cast != "none"), adapter_off(model):
+        return precompute(model, list(everything.values()), pad_token_id=pad_id(tokenizer), folder=folder, key=key)
+
+
+def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits: Splits, pad: int) -> None:
+    """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest."""
+    if reference is None or config.reference_model or config.parity == "off":
+        return
+    parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=torch.finfo(getattr(torch, config.dtype)).eps)
+    path = Path(config.output_dir) / "manifest.json"
+    write_json(path, read_json(path) | {"parity": parity})
+    said = (
+        f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
+        f"(noise floor {parity['noise_floor']:.3g})"
+    )
+    if parity["passed"]:
+        print(said)
+        return
+    why = (
+        f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: check "
+        "reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them again), "
+        "or set parity: warn."
+    )
+    if config.parity == "stop":
+        raise DataError(why)
+    print(f"warning: {why}")
+
+
+def measure_parity(
+    model: nn.Module, reference: Any, pairs: Sequence[TokenizedPair], pad: int, *, eps: float
+) -> dict[str, Any]:
+    """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
+
+    The floor is four times that noise, and never below one rounding step (eps) of the largest log-prob.
+    """
+    together = _logps(model, pairs, pad, reference)
+    alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
+    noise = max(abs(together[k][0] - alone[k][0]) for k in together)
+    floor = max(4 * noise, eps * max(abs(p) for p, _ in together.values()))
+    differences = {k: abs(p - r) for k, (p, r) in together.items()}
+    worst = max(differences, key=lambda k: differences[k])
+    return {
+        "noise_floor": floor, "max_difference": differences[worst], "pair_id": worst[0], "side": worst[1],
+        "n": len(pairs), "passed": differences[worst] <= floor,
+    }
+
+
+def _logps(
+    model: nn.Module, pairs: Sequence[TokenizedPair], pad: int, reference: Any
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """(pair_id, side) -> (policy, reference) log-prob in nats."""
+    found = {}
+    for scored in score(model, pairs, pad_token_id=pad, reference=reference, batch_tokens=1 << 20):
+        s = scored.stats
+        for side, policy, ref in (("chosen", s.chosen, s.ref_chosen), ("rejected", s.rejected, s.ref_rejected)):
+            assert ref is not None
+            for pair, p, r in zip(scored.pairs, policy.logps.tolist(), ref.logps.tolist(), strict=True):
+                found[pair.pair_id, side] = (p, r)
+    return found
+
+
+def _total_steps(arguments: TrainingArguments, pairs: int) -> int:
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    batch = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    return int(max(1, -(-pairs // batch)) * arguments.num_train_epochs)
+
+
+def _manifest(
+    config: TrainConfig, arguments: TrainingArguments, splits: Splits, started: dict[str, str]
+) -> dict[str, Any]:
+    cast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "none"
+    return manifest(
+        device=str(arguments.device), dtypes={"weights": config.dtype, "autocast": cast, "reductions": "float64"},
+        seeds={"seed": config.seed}, hashes=started | {"data": file_hash(config.data)},
+        reference={"kind": config.reference, "model": config.reference_model or config.model},
+        objective={"name": config.objective, **config.hyperparameters},
+        pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},
+    )
