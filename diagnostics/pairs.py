@@ -491,7 +491,7 @@ def _pair_id(row: dict[str, Any], parsed: _Parsed, taken: set[str], repeats: Cou
 def _target_kind(raw: RawRows, dest: Path) -> str:
     kind = _kind(dest)
     allowed = {"hub": ("jsonl", "parquet"), "jsonl": ("jsonl", "json")}.get(raw.kind, (raw.kind,))
-    if kind not in allowed:
+    if kind is None or kind not in allowed:
         names = " or ".join("." + k for k in allowed)
         raise UserError(f"{dest}: the data set is written back in its own format. Give a name ending in {names}.")
     return kind if raw.kind == "hub" else raw.kind

@@ -176,7 +176,8 @@ def _prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:
     """What the tokenizer puts in front of a text by itself: usually BOS or nothing."""
     (plain,), (full,) = _encode(tokenizer, ["a"]), _encode(tokenizer, ["a"], special=True)
     if not plain:  # "a" is outside the vocabulary: nothing to anchor on but BOS itself
-        return full[: full.count(tokenizer.bos_token_id)] if tokenizer.bos_token_id is not None else []
+        bos: Any = tokenizer.bos_token_id
+        return full[: full.count(bos)]
     starts = range(len(full) - len(plain) + 1)
     return full[: next((i for i in starts if full[i : i + len(plain)] == plain), 0)]
 

@@ -1,0 +1,259 @@
+"""The audit: every row of a data set, kept or skipped, and what is doubtful about it. No torch, writes nothing.
+
+Skipped are rows that cannot be trained on or scored at all: unreadable ones, empty or identical completions (no
+preference to learn), completions without tokens, and rows over max_length where the truncation says so. All else is
+kept with its doubts, since only a person can tell whether a duplicate, a cut or a special token is meant.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from diagnostics.errors import DataError
+from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.tokenized import (
+    RenderedPair,
+    SkippedPair,
+    TokenizedPair,
+    Truncation,
+    render_pair,
+    tokenize_pairs,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SKIPS = {
+    "unreadable": "the row is damaged or not a set of fields",
+    "missing_field": "a field that this shape needs is missing",
+    "not_text": "a field holds something other than text",
+    "not_a_transcript": 'a completion without an "Assistant:" turn among transcripts',
+    "prompts_differ": "chosen and rejected answer different prompts",
+    "no_preference": "the preference is not 1 or 2",
+    "repeated_id": "an earlier row has the same id",
+    "empty_completion": "chosen or rejected is empty or blank",
+    "identical_completions": "chosen and rejected are the same (perhaps only after a cut)",
+    "zero_tokens": "a completion gives no tokens",
+    "no_context": "empty prompt and no BOS: nothing predicts the first token",
+    "template_failed": "the chat template does not fit the messages",
+    "prompt_over_length": "the prompt alone fills max_length",
+    "completion_over_length": "a completion alone fills max_length",
+    "over_length": "prompt and completion together are over max_length",
+}
+DOUBTS = {
+    "prompt_truncated": "the start of the prompt was cut to fit max_length",
+    "completion_truncated": "the end of a completion was cut to fit max_length, and its EOS with it",
+    "eos_one_side": "only one of the two completions ends in EOS",
+    "token_merge": "tokenizing prompt and completion together gives other tokens at the boundary",
+    "doubled_bos": "the text itself holds BOS, so a trainer that adds BOS would double it (here it stands once)",
+    "missing_bos": "the chat template leaves out the BOS that the tokenizer adds (here it was put in)",
+    "special_tokens": "the text itself holds special tokens of the tokenizer",
+    "duplicate": "an earlier row has the same prompt and completions",
+    "contradiction": "another row has the same prompt with the sides exchanged",
+    "sides_swapped": "the row's own scores prefer the rejected completion",
+}
+MEANINGS = SKIPS | DOUBTS
+
+_SCORE = re.compile(r"score|rating|reward|quality")
+_COLUMNS = ("pair_id", "source_row", "status", "reason", "doubts", "prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    frame: one row per source row, the columns of audit.parquet (lengths NaN and EOS flags missing where not known).
+    tokenized: the kept pairs, in source order. counts: code -> number of rows (codes: MEANINGS).
+    scored, disagree: rows with a score for each side, and those whose scores prefer the rejected side.
+    """
+
+    table: PairTable
+    frame: pd.DataFrame
+    tokenized: list[TokenizedPair]
+    counts: dict[str, int]
+    scored: int
+    disagree: int
+
+    def require_kept(self) -> list[TokenizedPair]:
+        """The kept pairs, or DataError naming the first skipped row where there is none."""
+        if not self.tokenized:
+            first = self.frame.iloc[0]
+            raise DataError(
+                f"{self.table.where(0)}: {first['reason']}. All {len(self.frame)} rows are skipped (this is the "
+                "first); correct the data, or change max_length or truncation."
+            )
+        return self.tokenized
+
+    def swap_note(self) -> str:
+        """One sentence on whether the columns chosen and rejected are swapped, as far as the data can tell."""
+        if not self.scored:
+            return "The rows carry no scores, so swapped sides cannot be told from the data."
+        note = f"Scores prefer the rejected side in {self.disagree} of {self.scored} rows that have scores"
+        swapped = 2 * self.disagree > self.scored
+        return note + ("; the columns chosen and rejected are probably swapped." if swapped else ".")
+
+
+def audit_pairs(
+    table: PairTable,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int | None,
+    truncation: Truncation,
+    append_eos: bool = True,
+) -> Audit:
+    """Check and tokenize every row of a data set (max_length, truncation: see tokenized.tokenize_pairs)."""
+    results: dict[int, TokenizedPair | SkippedPair] = {r.source_row: r for r in map(_unusable, table.pairs) if r}
+    usable = [p for p in table.pairs if p.source_row not in results]
+    settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
+    done = tokenize_pairs(usable, tokenizer, where=table.where, **settings)
+    results |= {r.source_row: r for r in done}
+    doubts = _doubts(table, tokenizer, results)
+    texts = {p.source_row: render_pair(p, tokenizer) for p in table.pairs}
+    rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
+    rows += [_pair_row(p, texts[p.source_row], results[p.source_row], doubts[p.source_row]) for p in table.pairs]
+    frame = _frame(sorted(rows, key=lambda row: row["source_row"]))
+    kept = [r for r in done if isinstance(r, TokenizedPair)]
+    agreements = [_scores_agree(p) for p in table.pairs]
+    scored = [a for a in agreements if a is not None]
+    return Audit(table, frame, kept, _count(frame), len(scored), scored.count(False))
+
+
+def counts_table(audit: Audit) -> pd.DataFrame:
+    """One row per code found, commonest first: code, kind (skipped | doubt), n, first_rows (up to three places, as
+    "line 3" in text files, else "row 2"), meaning. Empty where nothing is wrong."""
+    found = sorted(audit.counts.items(), key=lambda item: (item[0] in DOUBTS, -item[1]))
+    places: dict[str, list[str]] = {code: [] for code, _ in found}
+    for source_row, codes in zip(audit.frame["source_row"], _codes(audit.frame)):
+        for code in codes:
+            if len(places[code]) < 3:
+                places[code].append(audit.table.where(source_row).removeprefix(f"{audit.table.source}: "))
+    rows = [
+        (code, "skipped" if code in SKIPS else "doubt", n, ", ".join(places[code]), MEANINGS[code]) for code, n in found
+    ]
+    return pd.DataFrame(rows, columns=["code", "kind", "n", "first_rows", "meaning"])
+
+
+# --- checks on the text ----------------------------------------------------------------------------------------
+
+
+def _unusable(pair: PreferencePair) -> SkippedPair | None:
+    """Pairs without a preference to learn: an empty completion, or two equal ones."""
+    for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not _plain(side).strip():
+            return SkippedPair(pair.pair_id, pair.source_row, "empty_completion", f"{name} is empty or blank")
+    if pair.chosen == pair.rejected:
+        reason = "chosen and rejected are the same text"
+        return SkippedPair(pair.pair_id, pair.source_row, "identical_completions", reason)
+    return None
+
+
+def _plain(text: Text) -> str:
+    """The text itself, without any template."""
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+
+
+def _doubts(
+    table: PairTable, tokenizer: "PreTrainedTokenizerBase", results: dict[int, TokenizedPair | SkippedPair]
+) -> dict[int, str]:
+    """source_row -> "; "-joined codes, in the order of DOUBTS; "" for a row that is skipped or free of doubt."""
+    special = _special_pattern(tokenizer)
+    content = {p.source_row: _content(p.prompt, p.chosen, p.rejected) for p in table.pairs}
+    exchanged = {_content(p.prompt, p.rejected, p.chosen) for p in table.pairs}
+    seen: set[str] = set()
+    doubts: dict[int, str] = {}
+    for pair in table.pairs:
+        row, result = pair.source_row, results[pair.source_row]
+        found = set(result.doubts) if isinstance(result, TokenizedPair) else set()
+        found |= {"duplicate"} if content[row] in seen else set()
+        found |= {"contradiction"} if content[row] in exchanged else set()
+        found |= {"sides_swapped"} if _scores_agree(pair) is False else set()
+        texts = (pair.prompt, pair.chosen, pair.rejected)
+        found |= {"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set()
+        seen.add(content[row])
+        kept = isinstance(result, TokenizedPair)
+        doubts[row] = "; ".join(code for code in DOUBTS if code in found) if kept else ""
+    return doubts
+
+
+def _content(*texts: Text) -> str:
+    return json.dumps(texts, sort_keys=True)
+
+
+def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
+    added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
+    tokens = {str(t) for t in tokenizer.all_special_tokens} | set(added)
+    return re.compile("|".join(re.escape(t) for t in tokens)) if tokens else None
+
+
+def _scores_agree(pair: PreferencePair) -> bool | None:
+    """Whether the row's scores prefer the chosen side; None where it has no two scores, or they are equal.
+
+    Scores are columns whose names differ only in chosen/rejected and hold score, rating, reward or quality
+    (score_chosen and score_rejected, chosen-rating and rejected-rating ...); higher is taken as better.
+    """
+    for name, value in pair.columns.items():
+        other = name.replace("chosen", "rejected")
+        if other == name or other not in pair.columns or not _SCORE.search(name.lower()):
+            continue
+        chosen, rejected = _number(value), _number(pair.columns[other])
+        if chosen != rejected and not math.isnan(chosen) and not math.isnan(rejected):
+            return chosen > rejected
+    return None
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+# --- the frame -------------------------------------------------------------------------------------------------
+
+
+def _problem_row(source_row: int, reason: str) -> dict[str, Any]:
+    blank = dict.fromkeys(_COLUMNS, "")
+    return blank | {"source_row": source_row, "status": "skipped", "reason": reason}
+
+
+def _pair_row(
+    pair: PreferencePair,
+    text: RenderedPair | SkippedPair,
+    result: TokenizedPair | SkippedPair,
+    doubts: str,
+) -> dict[str, Any]:
+    shown = pair if isinstance(text, SkippedPair) else text
+    row: dict[str, Any] = {"pair_id": pair.pair_id, "source_row": pair.source_row, "doubts": doubts}
+    row |= {side: _plain(getattr(shown, side)) for side in ("prompt", "chosen", "rejected")}
+    if isinstance(result, SkippedPair):
+        lengths = result.lengths or ()
+        row |= {"status": "skipped", "reason": f"{result.code}: {result.reason}"}
+    else:
+        lengths = tuple(map(len, (result.prompt_ids, result.chosen_ids, result.rejected_ids)))
+        ends = {"chosen_has_eos": result.chosen_has_eos, "rejected_has_eos": result.rejected_has_eos}
+        row |= {"status": "kept", "reason": ""} | ends
+    return row | dict(zip(("prompt_length", "chosen_length", "rejected_length"), lengths))
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    lengths = ("prompt_length", "chosen_length", "rejected_length")
+    ends = ("chosen_has_eos", "rejected_has_eos")
+    frame = pd.DataFrame(rows, columns=[*_COLUMNS, *lengths, *ends])
+    return frame.astype(dict.fromkeys(lengths, "float64") | dict.fromkeys(ends, "boolean"))
+
+
+def _codes(frame: pd.DataFrame) -> list[list[str]]:
+    """Per row, its codes: the one it was skipped for, or its doubts."""
+    return [
+        [reason.split(":")[0]] if reason else doubts.split("; ") if doubts else []
+        for reason, doubts in zip(frame["reason"], frame["doubts"])
+    ]
+
+
+def _count(frame: pd.DataFrame) -> dict[str, int]:
+    return dict(Counter(code for codes in _codes(frame) for code in codes))
