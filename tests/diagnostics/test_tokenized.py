@@ -1,0 +1,208 @@
+"""Tokenization: the boundary, BOS and EOS, chat templates, truncation."""
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from diagnostics.errors import DataError, UserError
+from diagnostics.pairs import PreferencePair
+from diagnostics.tokenized import SkippedPair, TokenizedPair, tokenize_pair, tokenize_pairs
+
+SENTENCES = ["the sky is blue", "the sky is green", "look at the sky blue"] * 20
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHAT = PreferencePair(
+    "c",
+    0,
+    [{"role": "user", "content": "sky"}],
+    [{"role": "assistant", "content": "blue"}],
+    [{"role": "assistant", "content": "green"}],
+)
+
+
+def build(*, bos: bool = True, eos: str | None = "</s>", template: str | None = None) -> Any:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(SENTENCES, trainer)
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token=eos)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build()
+
+
+def pair(prompt: Any = "the sky is", chosen: Any = " blue", rejected: Any = " green") -> PreferencePair:
+    return PreferencePair("p", 4, prompt, chosen, rejected)
+
+
+def run(tokenizer: Any, pair: PreferencePair, max_length: int | None = None, truncation: Any = "drop", **kw: Any):
+    return tokenize_pair(pair, tokenizer, max_length=max_length, truncation=truncation, **kw)
+
+
+def kept(*args: Any, **kwargs: Any) -> TokenizedPair:
+    done = run(*args, **kwargs)
+    assert isinstance(done, TokenizedPair), done
+    return done
+
+
+def skipped(*args: Any, **kwargs: Any) -> str:
+    done = run(*args, **kwargs)
+    assert isinstance(done, SkippedPair), done
+    return done.code
+
+
+def test_ids_are_bos_prompt_completion_eos(tokenizer: Any) -> None:
+    done = kept(tokenizer, pair())
+    assert tokenizer.decode(done.prompt_ids) == "<s>the sky is"
+    assert tokenizer.decode(done.chosen_ids) == " blue</s>"
+    assert tokenizer.decode(done.rejected_ids) == " green</s>"
+    assert (done.pair_id, done.source_row, done.doubts) == ("p", 4, ())
+
+
+def test_no_token_straddles_the_boundary(tokenizer: Any) -> None:
+    """The prompt ends in "sk" and the completion starts with "y": apart, though " sky" is one token."""
+    assert len(tokenizer(" sky", add_special_tokens=False)["input_ids"]) == 1
+    done = kept(tokenizer, pair("look at the sk", "y blue", "y green"))
+    assert tokenizer.decode(done.prompt_ids) == "<s>look at the sk"
+    assert tokenizer.decode(done.chosen_ids) == "y blue</s>"
+    assert done.doubts == ("token_merge",)
+
+
+def test_bos_follows_the_tokenizer(tokenizer: Any) -> None:
+    done = kept(tokenizer, pair("<s>the sky is"))
+    assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
+    assert done.doubts == ("doubled_bos",)
+    without = build(bos=False)
+    assert without.bos_token_id not in kept(without, pair()).prompt_ids
+
+
+def test_eos_stands_once(tokenizer: Any) -> None:
+    done = kept(tokenizer, pair(chosen=" blue</s>"))
+    assert done.chosen_ids == kept(tokenizer, pair()).chosen_ids
+    off = kept(tokenizer, pair(), append_eos=False)
+    assert tokenizer.decode(off.chosen_ids) == " blue"
+    assert (off.chosen_has_eos, off.rejected_has_eos) == (False, False)
+    one = kept(tokenizer, pair(chosen=" blue</s>"), append_eos=False)
+    assert (one.chosen_has_eos, one.rejected_has_eos, one.doubts) == (True, False, ("eos_one_side",))
+
+
+def test_what_cannot_be_predicted_is_skipped(tokenizer: Any) -> None:
+    assert skipped(build(bos=False), pair("")) == "no_context"
+    assert kept(tokenizer, pair("")).prompt_ids == (tokenizer.bos_token_id,)
+    assert skipped(tokenizer, pair(chosen="")) == "zero_tokens"
+    assert skipped(tokenizer, pair(rejected="</s>")) == "zero_tokens"
+    assert skipped(tokenizer, pair(chosen=" green")) == "identical_completions"
+
+
+def test_chat_template_that_ends_in_eos() -> None:
+    """ChatML ends a turn in EOS and a newline: the newline is left out, EOS is not doubled."""
+    tokenizer = build(bos=False, eos="<|im_end|>", template=CHATML)
+    done = kept(tokenizer, CHAT)
+    assert tokenizer.decode(done.prompt_ids) == "<|im_start|>user\nsky<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>"
+    assert (done.chosen_has_eos, done.doubts) == (True, ())
+
+
+def test_chat_template_without_eos_gets_one() -> None:
+    tokenizer = build(template="<s>" + CHATML)
+    done = kept(tokenizer, CHAT)
+    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>\n</s>"
+    assert tokenizer.decode(done.prompt_ids).startswith("<s><|im_start|>")
+    assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
+    assert done.doubts == ()
+
+
+def test_chat_template_that_lacks_or_doubles_bos() -> None:
+    for start, doubt in (("", "missing_bos"), ("<s><s>", "doubled_bos")):
+        tokenizer = build(template=start + CHATML)
+        done = kept(tokenizer, CHAT)
+        assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
+        assert done.doubts == (doubt,)
+
+
+def test_chat_templates_that_do_not_fit() -> None:
+    assert skipped(build(template="{{ messages | length }}"), CHAT) == "template_failed"
+    assert skipped(build(template="{{ raise_exception('no system role') }}"), CHAT) == "template_failed"
+    with pytest.raises(DataError, match="no chat template"):
+        run(build(), CHAT)
+
+
+# --- truncation: "the sky is" is <s>, the, sky, is = 4 tokens; " blue" + EOS = 2; " blue is green" + EOS = 4
+
+
+LONG = pair(chosen=" blue is green", rejected=" green")
+
+
+def test_the_lengths_the_cuts_below_rest_on(tokenizer: Any) -> None:
+    done = kept(tokenizer, LONG)
+    assert (len(done.prompt_ids), len(done.chosen_ids), len(done.rejected_ids)) == (4, 4, 2)
+    for truncation in ("drop", "keep_start", "keep_end", "error"):
+        assert kept(tokenizer, LONG, 8, truncation) == done  # exactly max_length is not over it
+
+
+def test_drop(tokenizer: Any) -> None:
+    done = run(tokenizer, LONG, 7)
+    assert isinstance(done, SkippedPair)
+    assert (done.code, done.lengths) == ("over_length", (4, 4, 2))
+    assert "max_length 7" in done.reason
+    assert skipped(tokenizer, LONG, 4) == "prompt_over_length"
+
+
+def test_keep_start_cuts_the_completion_and_its_eos(tokenizer: Any) -> None:
+    done = kept(tokenizer, LONG, 6, "keep_start")
+    assert tokenizer.decode(done.chosen_ids) == " blue is"
+    assert tokenizer.decode(done.rejected_ids) == " green</s>"
+    assert (done.chosen_has_eos, done.rejected_has_eos) == (False, True)
+    assert done.doubts == ("completion_truncated", "eos_one_side")
+    assert skipped(tokenizer, LONG, 4, "keep_start") == "prompt_over_length"
+    same_start = pair(chosen=" blue is green", rejected=" blue is blue")
+    assert skipped(tokenizer, same_start, 6, "keep_start") == "identical_completions"
+
+
+def test_keep_end_cuts_the_prompt_after_bos(tokenizer: Any) -> None:
+    done = kept(tokenizer, LONG, 6, "keep_end")
+    assert tokenizer.decode(done.prompt_ids) == "<s> is"
+    assert tokenizer.decode(done.chosen_ids) == " blue is green</s>"
+    assert done.doubts == ("prompt_truncated",)
+    assert kept(tokenizer, LONG, 5, "keep_end").prompt_ids == (tokenizer.bos_token_id,)
+    assert skipped(tokenizer, LONG, 4, "keep_end") == "completion_over_length"
+    without = build(bos=False)
+    assert without.decode(kept(without, LONG, 5, "keep_end").prompt_ids) == " is"
+    assert skipped(without, LONG, 4, "keep_end") == "completion_over_length"
+
+
+def test_error_names_the_row(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"row 4: prompt of 4 tokens and longest completion of 4 .* max_length 7"):
+        run(tokenizer, LONG, 7, "error")
+
+
+def test_wrong_settings(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="truncation is 'left'"):
+        run(tokenizer, LONG, 7, "left")
+    with pytest.raises(UserError, match="max_length is 0"):
+        run(tokenizer, LONG, 0)
+    with pytest.raises(DataError, match="no EOS token"):
+        run(build(eos=None), pair())
+    assert kept(build(eos=None), pair(), append_eos=False).chosen_has_eos is False
+
+
+def test_a_batch_is_its_pairs_one_by_one(tokenizer: Any) -> None:
+    pairs = [pair(), LONG, pair(chosen=""), pair("look at the sk", "y blue", "y green")]
+    batch = tokenize_pairs(pairs, tokenizer, max_length=7, truncation="drop")
+    assert batch == [run(tokenizer, p, 7) for p in pairs]
