@@ -1,0 +1,1 @@
+"""Runs notebooks with papermill, renders HTML, judges gates, writes what CI reads."""

@@ -1,0 +1,217 @@
+"""Figures of a run. Every function takes a table and returns a Figure; titles say the finding."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.wording import for_plot, percent, signed
+
+CHOSEN, REJECTED, NEUTRAL, DARK = "#1f77a4", "#d1495b", "#8a8f98", "#2b2f36"
+SIDE = {"chosen": CHOSEN, "rejected": REJECTED}
+CYCLE = ("#1f77a4", "#d1495b", "#3c8d5a", "#b07d2b", "#7a5ea8", "#4aa3a3", "#8a8f98", "#c46ba0")
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e8eb",
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#b8bcc4",
+    "text.color": DARK,
+    "axes.labelcolor": DARK,
+    "xtick.color": DARK,
+    "ytick.color": DARK,
+    "legend.frameon": False,
+}
+
+
+def panels(count: int, *, height: float = 3.8, width: float = 10.0, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in `rows` rows, in the house style."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height * rows), layout="constrained")
+        columns = -(-count // rows)
+        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    return figure, axes
+
+
+def below(axes: Axes, columns: int = 4) -> None:
+    """A legend under the plot, where it hides no data."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=columns, fontsize=9)
+
+
+def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFrame, title: str) -> Figure:
+    """Change of chosen and rejected log-likelihood over steps: median, 25-75 and 10-90 % bands, train rows faint.
+
+    chosen, rejected: curves.bands of the probe; train: pair rows of the train split (may be empty).
+    """
+    figure, (left, right) = panels(2)
+    for axes, table, side in ((left, chosen, "chosen"), (right, rejected, "rejected")):
+        if len(train):
+            axes.plot(train["step"], train[f"{side}_change"], ".", color=NEUTRAL, alpha=0.3, ms=4, label="train pairs")
+        _band(axes, table, SIDE[side])
+        axes.axhline(0, color=DARK, lw=0.8)
+        axes.set(title=f"{side} responses", xlabel="optimizer step", ylabel="change of log-likelihood (nats)")
+        _room(axes, table)
+        below(axes)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def shares(table: pd.DataFrame, onset: float) -> Figure:
+    """Share of probe pairs whose chosen likelihood is below its start, by step, with the 95 % Wilson band."""
+    figure, (axes,) = panels(1, height=2.8)
+    axes.fill_between(table["step"], table["share_low"], table["share_high"], color=CHOSEN, alpha=0.18, lw=0)
+    axes.plot(table["step"], table["share"], "o-", color=CHOSEN, ms=3)
+    axes.axhline(0.5, color=DARK, lw=0.8, ls="--")
+    last = table.iloc[-1]
+    if not np.isnan(onset):
+        axes.axvline(onset, color=REJECTED, lw=1.2, label=f"onset: step {onset:.0f}")
+        axes.legend(loc="best")
+    n = int(last["n"])
+    title = f"{percent(last['share'])} of {n} probe pairs are below their start at the end"
+    axes.set(title=title, xlabel="optimizer step", ylabel="share of pairs", ylim=(-0.02, 1.02))
+    return figure
+
+
+def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name: str) -> Figure:
+    """Chosen against rejected change of each probe pair at the end, coloured by a measure; outcomes named."""
+    figure, (axes,) = panels(1, height=5.4, width=8.0)
+    x, y, c = ends["chosen_change"], ends["rejected_change"], ends.get(colour)
+    if c is not None and c.notna().any():
+        low, high = c.quantile([0.02, 0.98])
+        points = axes.scatter(x, y, c=c, cmap="viridis", vmin=low, vmax=high, s=26, lw=0.3, edgecolors="white")
+        figure.colorbar(points, ax=axes, label=colour_name, shrink=0.8)
+    else:
+        axes.scatter(x, y, color=CHOSEN, s=26, alpha=0.8, lw=0)
+    axes.axhline(0, color=DARK, lw=0.9)
+    axes.axvline(0, color=DARK, lw=0.9)
+    _name_quadrants(axes, shares)
+    title = f"{percent(_share(shares, 'both fell'))} of {int(shares['n'].sum())} pairs: both responses fell"
+    axes.set(title=title, xlabel="chosen: change of log-likelihood (nats)")
+    axes.set_ylabel("rejected: change of log-likelihood (nats)")
+    return figure
+
+
+_CORNERS = {
+    "separated": (0.99, 0.02, "right", "bottom"),
+    "both fell": (0.01, 0.02, "left", "bottom"),
+    "both rose": (0.99, 0.98, "right", "top"),
+    "inverted": (0.01, 0.98, "left", "top"),
+}
+
+
+def _name_quadrants(axes: Axes, shares: pd.DataFrame) -> None:
+    axes.margins(0.14)
+    for name, (x, y, ha, va) in _CORNERS.items():
+        words = f"{name}: {percent(_share(shares, name))}"
+        box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}
+        axes.text(x, y, words, transform=axes.transAxes, ha=ha, va=va, fontweight="bold", bbox=box)
+
+
+def _share(shares: pd.DataFrame, name: str) -> float:
+    return float(shares.loc[shares["outcome"] == name, "share"].iloc[0])
+
+
+def predictors(pairs: pd.DataFrame, card: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """Each measure against realised displacement, pair by pair; Spearman in the titles. Measured ones only."""
+    kept = card[card["spearman"].notna()]["measure"].tolist()
+    figure, axes = panels(len(kept), rows=1 + (len(kept) > 3), height=3.2)
+    for axis, name in zip(axes, kept):
+        row = card[card["measure"] == name].iloc[0]
+        colours = [REJECTED if fell else CHOSEN for fell in pairs["displacement"] > 0]
+        axis.scatter(pairs[name], pairs["displacement"], c=colours, s=14, alpha=0.75, lw=0)
+        axis.axhline(0, color=DARK, lw=0.8)
+        axis.set_title(f"Spearman {signed(row['spearman'])} (n = {int(row['n'])})", fontsize=10)
+        axis.set(xlabel=names[name], ylabel="likelihood lost (nats)")
+    return figure
+
+
+def divergence(table: pd.DataFrame) -> Figure:
+    """KL in both directions, both sides, by step. table: curves.kl."""
+    figure, (axes,) = panels(1, height=3.4)
+    for column in table:
+        side = str(column).split("_")[0]
+        reverse = str(column).endswith("reverse")
+        name = f"{side}: KL({'policy || reference' if reverse else 'reference || policy'})"
+        axes.plot(table.index, table[column], "--" if reverse else "-", marker="o", ms=3, color=SIDE[side], label=name)
+    worst = table.iloc[-1].max()
+    axes.set(title=f"The policy ends up to {worst:.2f} nats per response away from its reference")
+    axes.set(xlabel="optimizer step", ylabel="exact KL (nats per response)")
+    below(axes, 2)
+    return figure
+
+
+def gradients(table: pd.DataFrame) -> Figure:
+    """Gradient norm before clipping: total, and by layer group. table: curves.gradients."""
+    figure, (axes,) = panels(1, height=3.4)
+    for i, column in enumerate(c for c in table if c != "total"):
+        axes.plot(table.index, table[column], color=CYCLE[i % len(CYCLE)], lw=1.1, label=for_plot(column, 24))
+    axes.plot(table.index, table["total"], color=DARK, lw=2, label="total")
+    peak = table["total"].idxmax() if table["total"].notna().any() else None
+    title = "Gradient norm" if peak is None else f"The gradient is largest at step {peak}: {table['total'].max():.3g}"
+    axes.set(title=title, xlabel="optimizer step", ylabel="norm before clipping")
+    if (table > 0).to_numpy().all():
+        axes.set_yscale("log")
+    below(axes, 4)
+    return figure
+
+
+def ledger(table: pd.DataFrame, n: int) -> Figure:
+    """Who holds the probability where chosen and rejected first differ. table: mass.ledger."""
+    figure, (axes,) = panels(1, height=3.4)
+    parts = [c for c in ("chosen", "rejected", "other") if c in table]
+    colours = {"chosen": CHOSEN, "rejected": REJECTED, "other": "#d5d8de"}
+    axes.stackplot(
+        table.index, *(table[c] for c in parts), labels=parts, colors=[colours[c] for c in parts], alpha=0.85
+    )
+    if "argmax" in table:
+        axes.plot(table.index, table["argmax"], color=DARK, lw=1.6, ls="--", label="most likely token, whichever it is")
+    change = table["chosen"].dropna().iloc[-1] - table["chosen"].dropna().iloc[0] if "chosen" in table else np.nan
+    title = f"At the first differing token the chosen one changed by {signed(change)} (mean of {n} pairs)"
+    axes.set(title=title, xlabel="optimizer step", ylabel="probability", ylim=(0, 1))
+    below(axes, 4)
+    return figure
+
+
+def gainers(table: pd.DataFrame, limit: int = 12) -> Figure:
+    """Tokens that gained most probability, summed over probe pairs. table: mass.movers."""
+    top = table.head(limit)[::-1]
+    figure, (axes,) = panels(1, height=0.9 + 0.28 * len(top), width=8.0)
+    labels = [
+        f"{for_plot(t, 24)}  ({p} pairs)" if p > 1 else f"{for_plot(t, 24)}  (1 pair)"
+        for t, p in zip(top["token"], top["pairs"])
+    ]
+    axes.barh(range(len(top)), top["mass"], color=CYCLE[2])
+    axes.set_yticks(range(len(top)), labels)
+    axes.set(title="Tokens that gained most", xlabel="probability gained, summed over probe pairs")
+    return figure
+
+
+def lines(table: pd.DataFrame, title: str, ylabel: str, colours: dict[str, str] | None = None) -> Figure:
+    """Plain lines of probabilities by step, one a column."""
+    figure, (axes,) = panels(1, height=3.2)
+    for i, column in enumerate(table):
+        colour = (colours or {}).get(str(column), CYCLE[i % len(CYCLE)])
+        axes.plot(table.index, table[column], "o-", ms=3, color=colour, label=for_plot(column))
+    axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
+    axes.set_ylim(bottom=0)
+    below(axes, 3)
+    return figure
+
+
+def _band(axes: Axes, table: pd.DataFrame, colour: str) -> None:
+    for low, high, alpha, label in (("q10", "q90", 0.15, "10–90 %"), ("q25", "q75", 0.3, "25–75 %")):
+        axes.fill_between(table["step"], table[low], table[high], color=colour, alpha=alpha, lw=0, label=label)
+    axes.plot(table["step"], table["q50"], "o-", ms=3, color=colour, lw=2, label="median")
+
+
+def _room(axes: Axes, table: pd.DataFrame) -> None:
+    """Limits from the probe's bands, so that one far train pair does not flatten the picture."""
+    low, high = min(0.0, table["q10"].min()), max(0.0, table["q90"].max())
+    gap = 0.15 * (high - low or 1.0)
+    axes.set_ylim(low - gap, high + gap)

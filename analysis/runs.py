@@ -1,0 +1,108 @@
+"""Load run logs and score folders; give every row its change since the start."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from diagnostics.errors import DataError
+from diagnostics.runlog import RunLog, read_frame, read_run
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A folder that `chesboard flag` wrote. scores and audit: DataFrames; audit is empty where missing."""
+
+    path: Path
+    scores: pd.DataFrame
+    audit: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder holds a run log."""
+    return (path / "config.json").exists() and ((path / "steps.jsonl").exists() or (path / "pairs").is_dir())
+
+
+def is_flags(path: Path) -> bool:
+    """Whether the folder holds scores from `chesboard flag`."""
+    return (path / "scores.parquet").exists()
+
+
+def load(path: str | Path) -> RunLog:
+    """Read one run. Raises DataError where it cannot be read, or lacks a column that every pair row needs."""
+    run = read_run(path)
+    needed = {"step", "split", "pair_id", "chosen_logps", "rejected_logps"}
+    missing = sorted(needed - set(run.pairs.columns))
+    if len(run.pairs) and missing:
+        raise DataError(f"{run.path / 'pairs'}: the column {missing[0]} is missing. Run `chesboard train` again.")
+    return run
+
+
+def load_flags(path: str | Path) -> Flags:
+    """Read one score folder. Raises DataError naming the file that cannot be read."""
+    path = Path(path)
+    if not is_flags(path):
+        raise DataError(f"{path}: no scores.parquet in it. Give a folder that `chesboard flag` wrote.")
+    scores = read_frame(path / "scores.parquet")
+    missing = sorted({"pair_id", "status"} - set(scores.columns))
+    if missing:
+        raise DataError(f"{path / 'scores.parquet'}: the column {missing[0]} is missing. Flag the data again.")
+    return Flags(path, scores, read_frame(path / "audit.parquet"))
+
+
+def rows(run: RunLog, split: str) -> pd.DataFrame:
+    """Pair rows of one split, with three more columns in nats:
+
+    chosen_change, rejected_change: logps minus the same pair's logps at step 0 (where step 0 was not
+    measured, minus the reference's logps); margin_change = chosen_change - rejected_change.
+    """
+    if run.pairs.empty:
+        return pd.DataFrame(columns=["step", "pair_id", "chosen_change", "rejected_change", "margin_change"])
+    found = run.pairs.loc[run.pairs["split"] == split].reset_index(drop=True)
+    return add_changes(found)
+
+
+def add_changes(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Add chosen_change, rejected_change and margin_change (nats) to pair rows of one split."""
+    pairs = pairs.copy()
+    start = pairs.loc[pairs["step"] == 0].drop_duplicates("pair_id").set_index("pair_id")
+    for side in SIDES:
+        before = pairs["pair_id"].map(start[f"{side}_logps"]).astype(float)
+        if f"ref_{side}_logps" in pairs:
+            before = before.fillna(pairs[f"ref_{side}_logps"])
+        pairs[f"{side}_change"] = pairs[f"{side}_logps"] - before
+    pairs["margin_change"] = pairs["chosen_change"] - pairs["rejected_change"]
+    return pairs
+
+
+def ends(pair_rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a pair: its last measurement, plus every measure at its first one as `start_<name>`."""
+    if pair_rows.empty:
+        return pair_rows.copy()
+    ordered = pair_rows.sort_values("step", kind="stable")
+    last = ordered.drop_duplicates("pair_id", keep="last").set_index("pair_id")
+    first = ordered.drop_duplicates("pair_id", keep="first").set_index("pair_id")
+    numbers = first.select_dtypes("number").add_prefix("start_")
+    return last.join(numbers).reset_index()
+
+
+def column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column as float64, all NaN where the table does not have it."""
+    if name in frame:
+        return pd.Series(frame[name].astype(float))
+    return pd.Series(math.nan, index=frame.index, dtype=float)
+
+
+def texts(audit: pd.DataFrame) -> pd.DataFrame:
+    """prompt, chosen and rejected text by pair_id; empty where the audit has none."""
+    if audit.empty or not {"pair_id", "prompt", "chosen", "rejected"} <= set(audit.columns):
+        return pd.DataFrame(columns=["prompt", "chosen", "rejected"])
+    return audit.drop_duplicates("pair_id").set_index("pair_id").loc[:, ["prompt", "chosen", "rejected"]].fillna("")

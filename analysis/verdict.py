@@ -1,0 +1,143 @@
+"""Judge a run: Findings with their sentences, the headline made from them. Thresholds live here."""
+
+import math
+
+import pandas as pd
+
+from analysis import displacement, mass, runs
+from analysis.intervals import finite, mean_interval
+from analysis.wording import ABSENT, count, number, percent, signed, span, visible
+from diagnostics.finding import Finding
+from diagnostics.runlog import RunLog
+
+HALF = 0.5
+FEW = 5
+
+
+def judge(run: RunLog) -> list[Finding]:
+    """Every judged number of a run, the verdict first. All from the run log; NaN and n = 0 where it is silent."""
+    rows = runs.rows(run, "probe")
+    table = displacement.by_step(rows)
+    last = rows.loc[rows["step"] == rows["step"].max()] if len(rows) else rows
+    share, mean = _share(table), _mean(table)
+    others = [_side(last), _accuracy(last), _margin(last), _went_to(run), *_divergences(last)]
+    others += [_onset(table, share.n), _parity(run)]
+    return [_displaced(share, mean, others), share, mean, *others]
+
+
+def headline(findings: list[Finding]) -> str:
+    """The one sentence that says how the run went."""
+    return by_name(findings, "displaced").meaning
+
+
+def by_name(findings: list[Finding], name: str) -> Finding:
+    """The finding of that name; an empty one where there is none."""
+    empty = Finding(name, math.nan, 0, None, None, None, f"{name}: {ABSENT}")
+    return next((f for f in findings if f.name == name), empty)
+
+
+def is_displaced(share: Finding, mean: Finding) -> bool:
+    """Displaced: the 95 % interval of the share that fell lies above one half, or that of the mean change below 0.
+
+    With fewer than five pairs there is no interval worth the name; then both plain numbers must say so.
+    """
+    if share.n < FEW or share.interval is None or mean.interval is None:
+        return share.value > HALF and mean.value < 0
+    return share.interval[0] > HALF or mean.interval[1] < 0
+
+
+def _displaced(share: Finding, mean: Finding, others: list[Finding]) -> Finding:
+    if share.n == 0:
+        sentence = "not measured: the run log has no probe pairs with a chosen likelihood"
+        return Finding("displaced", math.nan, 0, None, HALF, None, sentence)
+    fell = is_displaced(share, mean)
+    parts = [f"{'displaced' if fell else 'not displaced'}: {share.meaning}, {mean.meaning}"]
+    parts += [f.meaning for f in others if f.name in ("mass/gained", "kl/chosen", "onset") and _worth_saying(f, fell)]
+    return Finding("displaced", share.value, share.n, share.interval, HALF, not fell, "; ".join(parts))
+
+
+def _worth_saying(finding: Finding, fell: bool) -> bool:
+    return finding.n > 0 and (fell or finding.name == "kl/chosen")
+
+
+def _share(table: pd.DataFrame) -> Finding:
+    if table.empty:
+        return Finding("displacement/frac", math.nan, 0, None, HALF, None, ABSENT)
+    last = table.iloc[-1]
+    n, interval = int(last["n"]), (float(last["share_low"]), float(last["share_high"]))
+    sentence = f"{percent(last['share'])} of {count(n, 'probe pair')} lost chosen likelihood"
+    sentence += f" (95 % interval {span(interval, percent)})" if n >= FEW else " (too few for an interval)"
+    return Finding("displacement/frac", float(last["share"]), n, interval, HALF, None, sentence)
+
+
+def _mean(table: pd.DataFrame) -> Finding:
+    if table.empty:
+        return Finding("displacement/chosen", math.nan, 0, None, 0.0, None, ABSENT)
+    last = table.iloc[-1]
+    interval = (float(last["mean_low"]), float(last["mean_high"]))
+    sentence = f"mean {signed(last['mean'])} nats"
+    return Finding("displacement/chosen", float(last["mean"]), int(last["n"]), interval, 0.0, None, sentence)
+
+
+def _of_column(name: str, last: pd.DataFrame, column: str, sentence: str) -> Finding:
+    values = finite(runs.column(last, column))
+    value = float(values.mean()) if len(values) else math.nan
+    return Finding(name, value, len(values), mean_interval(values), None, None, sentence.format(number(value)))
+
+
+def _side(last: pd.DataFrame) -> Finding:
+    return _of_column("displacement/rejected", last, "rejected_change", "rejected responses moved {} nats on average")
+
+
+def _margin(last: pd.DataFrame) -> Finding:
+    return _of_column("margin", last, "margin_change", "the chosen-rejected log-ratio margin is {} nats")
+
+
+def _accuracy(last: pd.DataFrame) -> Finding:
+    margin = runs.column(last, "margin_change")
+    correct = (margin > 0).astype(float).where(margin.notna())
+    sentence = "the share of pairs whose margin is positive (preference accuracy) is {}"
+    return _of_column("accuracy", last.assign(correct=correct), "correct", sentence)
+
+
+def _divergences(last: pd.DataFrame) -> list[Finding]:
+    forward, reverse = "KL(reference || policy)", "KL(policy || reference)"
+    found = []
+    for side in runs.SIDES:
+        for key, suffix, words in (("kl", "kl", forward), ("kl_reverse", "kl_reverse", reverse)):
+            short = "KL {} nats per response" if (key, side) == ("kl", "chosen") else None
+            sentence = short or f"{words} is {{}} nats per {side} response"
+            found.append(_of_column(f"{key}/{side}", last, f"{side}_{suffix}", sentence))
+    return found
+
+
+def _went_to(run: RunLog) -> Finding:
+    n, gained = mass.probe_count(run), mass.movers(run.mass)
+    if gained.empty:
+        return Finding("mass/gained", math.nan, 0, None, None, None, "where the mass went was not measured")
+    top = gained.iloc[0]
+    others = f" and {visible(gained['token'][1])}" if len(gained) > 1 else ""
+    sentence = (
+        f"at the first token where the responses differ, mass went to {visible(top['token'])}{others} "
+        f"(the first gained {number(top['mass'] / max(n, 1))} per pair on average)"
+    )
+    return Finding("mass/gained", float(top["mass"]), max(n, int(top["pairs"])), None, None, None, sentence)
+
+
+def _onset(table: pd.DataFrame, n: int) -> Finding:
+    step = displacement.onset(table)
+    sentence = "no onset" if math.isnan(step) else f"onset at step {step:.0f}"
+    return Finding("onset", step, n, None, None, None, sentence)
+
+
+def _parity(run: RunLog) -> Finding:
+    parity = run.manifest.get("parity") or {}
+    noise, largest = (_float(parity.get(key)) for key in ("noise_floor", "max_difference"))
+    sentence = f"policy and reference differ by at most {number(largest)} nats at step 0"
+    n = int(parity.get("n") or 0)
+    passed = parity.get("passed")
+    return Finding("parity", largest, n, None, None if math.isnan(noise) else noise, passed, sentence)
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
