@@ -22,10 +22,14 @@ app = typer.Typer(
     help="See likelihood displacement and deviation in preference optimization: before, during and after training.",
 )
 
-Data = Annotated[str, typer.Argument(help="Preference file (.jsonl, .json, .csv, .parquet, also .gz), folder or hub id.")]
+Data = Annotated[
+    str, typer.Argument(help="Preference file (.jsonl, .json, .csv, .parquet, also .gz), folder or hub id.")
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model folder or hub id (safetensors).")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest prompt + completion in tokens; default is the model's limit.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Longest prompt + completion in tokens; default is the model's limit.")
+]
 Truncation = Annotated[str, typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent.")]
 Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion with EOS.")]
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
@@ -33,8 +37,12 @@ Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or de
 
 @app.command()
 def demo(
-    data: Annotated[str | None, typer.Option(help="Train a small LM from scratch on this preference file instead.")] = None,
-    persona: Annotated[Path | None, typer.Option(help="Real persona statements (JSONL) for the one-token world.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Train a small LM from scratch on this preference file instead.")
+    ] = None,
+    persona: Annotated[
+        Path | None, typer.Option(help="Real persona statements (JSONL) for the one-token world.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds; spreads are over seeds.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Seeds worked on at the same time.")] = 2,
@@ -94,13 +102,17 @@ def flag(
     quantile: Annotated[float | None, typer.Option(help="Flag pairs above this quantile (default 0.9).")] = None,
     count: Annotated[int | None, typer.Option(help="Flag this many pairs.")] = None,
     above: Annotated[float | None, typer.Option(help="Flag pairs above this value.")] = None,
-    write_kept: Annotated[str | None, typer.Option(help="Write the rows not flagged, in the data's own format.")] = None,
+    write_kept: Annotated[
+        str | None, typer.Option(help="Write the rows not flagged, in the data's own format.")
+    ] = None,
     write_flagged: Annotated[str | None, typer.Option(help="Write the flagged rows, in the data's own format.")] = None,
     split: Split = None,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
-    dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16 or float16. Sums are float64 anyway.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Weights: float32, bfloat16 or float16. Sums are float64 anyway.")
+    ] = "float32",
 ) -> None:
     """Score every pair before training and flag those prone to displacement.
 
@@ -118,8 +130,19 @@ def flag(
     check_by(by)
     loaded = load_to_device(model, dtype=dtype)
     scores, table, _ = flag_pairs(
-        data, loaded, load_tokenizer(model), out, model_name=model, by=by, quantile=quantile, count=count, above=above,
-        split=split, max_length=max_length or model_limit(loaded), truncation=truncation, append_eos=eos,
+        data,
+        loaded,
+        load_tokenizer(model),
+        out,
+        model_name=model,
+        by=by,
+        quantile=quantile,
+        count=count,
+        above=above,
+        split=split,
+        max_length=max_length or model_limit(loaded),
+        truncation=truncation,
+        append_eos=eos,
     )
     write_back(table, scores, kept=write_kept, flagged=write_flagged)
     show_flagged(scores, by, out)
@@ -155,7 +178,9 @@ def train(
 @app.command()
 def report(
     runs: Paths,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; default is report/ in the first run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; default is report/ in the first run.")
+    ] = None,
 ) -> None:
     """Execute the notebooks on run logs and flag folders; write HTML, report.json and summary.md.
 
@@ -216,7 +241,9 @@ def _check_rooms() -> None:
         spec = importlib.util.find_spec(room)
         found = Path(spec.origin).resolve().parent if spec and spec.origin else None
         if found != here / room:
-            raise DataError(f"'{room}' resolves to {found}, not to {here / room}. Run from the checkout, or rename the other.")
+            raise DataError(
+                f"'{room}' resolves to {found}, not to {here / room}. Run from the checkout, or rename the other."
+            )
 
 
 if __name__ == "__main__":

@@ -57,12 +57,18 @@ def flag(
     settings |= {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", {"command": "flag", "model": model_name, "data": data, **settings})
-    write_json(out / "manifest.json", manifest(
-        device=str(next(model.parameters()).device), dtypes={"weights": str(model.dtype).removeprefix("torch.")},
-        hashes={"data": file_hash(data)},
-    ))
+    write_json(
+        out / "manifest.json",
+        manifest(
+            device=str(next(model.parameters()).device),
+            dtypes={"weights": str(model.dtype).removeprefix("torch.")},
+            hashes={"data": file_hash(data)},
+        ),
+    )
     write_frame(out / "audit.parquet", audit.frame)
-    scored = score_frame(model, audit.tokenized, pad_token_id=int(tokenizer.pad_token_id or 0), batch_tokens=batch_tokens)
+    scored = score_frame(
+        model, audit.tokenized, pad_token_id=int(tokenizer.pad_token_id or 0), batch_tokens=batch_tokens
+    )
     scores = choose(_join(audit.frame, scored), by, quantile=quantile, count=count, above=above)
     write_frame(out / "scores.parquet", scores)
     return scores, table, audit

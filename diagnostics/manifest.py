@@ -29,7 +29,13 @@ def manifest(**content: Any) -> dict[str, Any]:
     """Versions, platform, commit and conventions, with whatever the caller adds."""
     versions = {"python": platform.python_version(), "chesboard": _version("chesboard")}
     versions |= {name: _version(name) for name in _PACKAGES}
-    return {"versions": versions, "commit": _commit(), "platform": platform.machine(), **content, "conventions": CONVENTIONS}
+    return {
+        "versions": versions,
+        "commit": _commit(),
+        "platform": platform.machine(),
+        **content,
+        "conventions": CONVENTIONS,
+    }
 
 
 def file_hash(path: str | Path) -> str | None:

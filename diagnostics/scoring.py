@@ -72,7 +72,9 @@ def width(pair: TokenizedPair) -> int:
     return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
-def rows(pairs: Sequence[TokenizedPair | str], stats: PairStats, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def rows(
+    pairs: Sequence[TokenizedPair | str], stats: PairStats, names: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """One dictionary a pair: pair_id, log-probs, lengths and every measure (NaN where not measured)."""
     ids = [p if isinstance(p, str) else p.pair_id for p in pairs]
     columns = likelihoods(stats) | {name: measures.load(name)(stats) for name in names or measures.names()}

@@ -1,6 +1,15 @@
 """Small models and batches built from scratch, shared by the tests."""
 
+import json
+import random
+from pathlib import Path
+
 import pytest
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
+import tokenizers.trainers
 import torch
 import transformers
 
@@ -87,3 +96,46 @@ def make_batch():
 def architecture(request) -> str:
     """Every architecture in turn."""
     return request.param
+
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+
+
+def write_pairs(path: Path, n: int = 24, *, seed: int = 0) -> Path:
+    """A JSONL file of n random preference pairs."""
+    rng = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+
+    rows = [{"prompt": text(2, 5) + " ?", "chosen": " " + text(1, 7), "rejected": " " + text(1, 7)} for _ in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory) -> str:
+    """A tiny Llama and its byte-level BPE tokenizer, saved as users save theirs."""
+    folder = tmp_path_factory.mktemp("lm")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" " + w for w in WORDS] * 5, trainer)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **(GATED | {"vocab_size": len(fast)}), bos_token_id=None, eos_token_id=1, pad_token_id=0
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def pairs_file(tmp_path) -> str:
+    """24 random pairs."""
+    return str(write_pairs(tmp_path / "pairs.jsonl"))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import TrainingArguments
 
@@ -122,7 +123,9 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
     known = own_names | set(hyper) | arguments
     for key in values:
         if key not in known:
-            raise UserError(f"unknown key '{key}'{_nearest(key, known)} Known keys are listed by `chesboard train --help`.")
+            raise UserError(
+                f"unknown key '{key}'{_nearest(key, known)} Known keys are listed by `chesboard train --help`."
+            )
     for key in ("model", "data", "output_dir"):
         if not values.get(key):
             raise UserError(f"'{key}' is missing. Give it in the config file or as --{key}.")
@@ -175,10 +178,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def training_arguments(config: TrainConfig, *, use_cpu: bool | None = None) -> TrainingArguments:
+def training_arguments(config: TrainConfig) -> TrainingArguments:
     """transformers' TrainingArguments for a run; wrong values end in a UserError that names them."""
     values = dict(config.training)
-    values.setdefault("use_cpu", bool(use_cpu))
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     values["output_dir"] = str(Path(config.output_dir) / "checkpoints")
     try:
         arguments = TrainingArguments(

@@ -123,7 +123,9 @@ def _check_folder(name: str, *, weights: bool = True) -> None:
     folder = Path(name)
     if not folder.is_dir():
         if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            raise DataError(f"{name}: no such model folder. Give a folder with config.json and *.safetensors, or a hub id.")
+            raise DataError(
+                f"{name}: no such model folder. Give a folder with config.json and *.safetensors, or a hub id."
+            )
         return  # a hub id: from_pretrained says what is wrong with it
     if not (folder / "config.json").exists():
         raise DataError(f"{name}: no config.json in this folder, so it is not a model. Use model.save_pretrained.")

@@ -96,8 +96,10 @@ class Probe:
 
     def _eos_rows(self, scored: Scored, i: int, pair: TokenizedPair, head: dict[str, Any]) -> list[dict[str, Any]]:
         """Probability of EOS where each completion ends."""
-        ends = (("chosen_eos", pair.chosen_has_eos, scored.stats.chosen, pair.chosen_ids),
-                ("rejected_eos", pair.rejected_has_eos, scored.stats.rejected, pair.rejected_ids))
+        ends = (
+            ("chosen_eos", pair.chosen_has_eos, scored.stats.chosen, pair.chosen_ids),
+            ("rejected_eos", pair.rejected_has_eos, scored.stats.rejected, pair.rejected_ids),
+        )
         found = []
         for kind, has_eos, stats, ids in ends:
             if has_eos:
@@ -124,8 +126,16 @@ class Probe:
         self, head: dict[str, Any], kind: str, rank: int, token_id: int, prob: float, start: float, name: str = ""
     ) -> dict[str, Any]:
         token = token_text(self.tokenizer, token_id) if token_id >= 0 else ""
-        return head | {"kind": kind, "name": name, "rank": rank, "token_id": token_id, "token": token,
-                       "prob": prob, "prob_start": start, "change": prob - start}
+        return head | {
+            "kind": kind,
+            "name": name,
+            "rank": rank,
+            "token_id": token_id,
+            "token": token,
+            "prob": prob,
+            "prob_start": start,
+            "change": prob - start,
+        }
 
     def _tokens(self, scored: Scored, step: int, split: str) -> list[dict[str, Any]]:
         """One row a completion token: log-prob under policy and reference, exact KL."""
@@ -140,8 +150,20 @@ class Probe:
                 refs = ref.per_token_logps[i][mask].tolist() if ref else nan
                 kls = policy.per_token_kl[i][mask].tolist() if policy.per_token_kl is not None else nan
                 for k, (t, a, b, c) in enumerate(zip(ids, logps, refs, kls, strict=True)):
-                    found.append({"step": step, "split": split, "pair_id": pair.pair_id, "side": side, "position": k,
-                                  "token_id": t, "token": token_text(self.tokenizer, t), "logp": a, "ref_logp": b, "kl": c})
+                    found.append(
+                        {
+                            "step": step,
+                            "split": split,
+                            "pair_id": pair.pair_id,
+                            "side": side,
+                            "position": k,
+                            "token_id": t,
+                            "token": token_text(self.tokenizer, t),
+                            "logp": a,
+                            "ref_logp": b,
+                            "kl": c,
+                        }
+                    )
         return found
 
 
@@ -177,7 +199,7 @@ def token_ids(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list
 def _prompt_pair(prompt: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> TokenizedPair:
     """The prompt as a pair whose completions are one token that only marks the position to look at."""
     text = prompt["prompt"]
-    pair = PreferencePair(prompt["id"], -1, text, text, text, {})
+    pair = PreferencePair(prompt["id"], -1, text, text, text + text, {})
     found = tokenize_pair(pair, tokenizer, max_length=None, truncation="drop", append_eos=False)
     if not isinstance(found, TokenizedPair):
         raise DataError(f"the track file's prompt '{prompt['id']}' cannot be used: {found.reason}")

@@ -37,11 +37,15 @@ MEANS = {
     "displacement/chosen": "chosen_logratios",
     "displacement/frac": "displaced",
 }
-# measured by the gradient instruments; until then the columns stand and hold nothing
-UNMEASURED = {
-    "pairs": ("chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
-    "steps": ("grad/chosen", "grad/rejected", "grad/cosine"),
-}
+# order of the columns of pairs; other measures follow in alphabetical order
+FIRST = (
+    *("step", "epoch", "split", "pair_id", "loss", "chosen_logps", "rejected_logps"),
+    *("ref_chosen_logps", "ref_rejected_logps", "chosen_length", "rejected_length", "chosen_rewards"),
+    *("rejected_rewards", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"),
+    *("ches_score", "ln_ches_score", "chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
+)
+# measured by the gradient instruments; until then they stand in steps.jsonl and hold nothing
+UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine")
 
 
 class Recorder(TrainerCallback):
@@ -123,21 +127,19 @@ class Recorder(TrainerCallback):
         """Write the collected pair rows under `step`; returns the step's means over all processes' rows."""
         everywhere = gather_object(self._rows)
         head = {"step": step, "epoch": epoch, "split": "train"}
-        nothing = dict.fromkeys(UNMEASURED["pairs"], NAN)
         if self.main:
-            self.writer.append("pairs", [head | row | nothing for row in everywhere])
+            self.writer.append("pairs", [_ordered(head | row) for row in everywhere])
         self._rows = []
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
-        return summary | means(everywhere) | dict.fromkeys(UNMEASURED["steps"], NAN) | {"n": len(everywhere)}
+        return summary | means(everywhere) | dict.fromkeys(UNMEASURED, NAN) | {"n": len(everywhere)}
 
     def _run_probe(self, step: int, epoch: float, *, last: bool) -> dict[str, Any]:
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
         found = self.probe.measure(self.model, step, epoch, tokens=keep)
         self._probed = step
         if self.main:
-            nothing = dict.fromkeys(("loss", "chosen_rewards", "rejected_rewards", *UNMEASURED["pairs"]), NAN)
-            self.writer.append("pairs", [row | nothing for row in found.pairs])
+            self.writer.append("pairs", [_ordered(row) for row in found.pairs])
             self.writer.append("mass", found.mass)
             self.writer.append("tokens", found.tokens)
         return summarise(found)
@@ -172,6 +174,11 @@ def mean(values: Sequence[float]) -> float:
     """Mean of the values that were measured; NaN if none was."""
     measured = [v for v in values if not math.isnan(v)]
     return math.fsum(measured) / len(measured) if measured else NAN
+
+
+def _ordered(row: dict[str, Any]) -> dict[str, Any]:
+    """The row in the table's column order, NaN where this kind of row does not measure."""
+    return {name: row.get(name, NAN) for name in FIRST} | dict(sorted((k, v) for k, v in row.items() if k not in FIRST))
 
 
 def _derive(row: dict[str, Any]) -> dict[str, float]:

@@ -62,7 +62,11 @@ def train(config: TrainConfig) -> Path:
     splits = _data(config, tokenizer, model_limit(model), run_dir)
     track = read_track(config.track) if config.track else None
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer)}
-    policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets) if config.lora_r else model
+    policy = (
+        add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
+        if config.lora_r
+        else model
+    )
     reference = _reference(config, policy, splits, arguments, tokenizer, started)
 
     writer = RunLogWriter(run_dir)
@@ -70,15 +74,27 @@ def train(config: TrainConfig) -> Path:
     recorder = Recorder(
         writer,
         Probe(
-            {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
-            reference=reference, track=track, start=run_dir / "probe_start.safetensors",
+            {"probe": splits.probe, "eval": splits.heldout},
+            tokenizer,
+            pad_token_id=pad_id(tokenizer),
+            reference=reference,
+            track=track,
+            start=run_dir / "probe_start.safetensors",
         ),
-        probe_every=config.probe_every or max(1, total // 10), tokens=config.tokens, main=arguments.process_index == 0,
+        probe_every=config.probe_every or max(1, total // 10),
+        tokens=config.tokens,
+        main=arguments.process_index == 0,
         before=lambda model: _check_parity(config, model, reference, splits, pad_id(tokenizer)),
     )
     trainer = PreferenceTrainer(
-        policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
-        objective=objective, reference=reference, recorder=recorder,
+        policy,
+        arguments,
+        pairs=splits.train,
+        tokenizer=tokenizer,
+        pad_token_id=pad_id(tokenizer),
+        objective=objective,
+        reference=reference,
+        recorder=recorder,
     )
     try:
         if not checkpoint:
@@ -89,6 +105,7 @@ def train(config: TrainConfig) -> Path:
     compact(run_dir)
     if config.save_model:
         trainer.save_model(str(run_dir / "model"))
+        (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
     return run_dir
 
 
@@ -97,7 +114,9 @@ def _open_folder(config: TrainConfig) -> tuple[Path, str | None]:
     run_dir = Path(config.output_dir)
     if not config.resume:
         if run_dir.exists() and any(run_dir.iterdir()):
-            raise UserError(f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume.")
+            raise UserError(
+                f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume."
+            )
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "config.json", config.flat())
         return run_dir, None
@@ -150,7 +169,9 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
         away = {p.pair_id for p in heldout}
         training = [p for p in pairs if p.pair_id not in away]
     if not training:
-        raise DataError(f"{config.data}: no pair is left to train on. See audit.parquet in {run_dir} for each row's reason.")
+        raise DataError(
+            f"{config.data}: no pair is left to train on. See audit.parquet in {run_dir} for each row's reason."
+        )
     probe = [p for p in shuffled if p.pair_id in {t.pair_id for t in training}][: config.probe_pairs]
     return Splits(training, probe, heldout)
 
@@ -165,7 +186,7 @@ def _reference(
 ) -> Any:
     """The reference as the config asks for it."""
     if config.reference == "none":
-        if getattr(objectives.module(config.objective), "NEEDS_REFERENCE", True):
+        if objectives.needs_reference(config.objective):
             raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
         return None
     if config.reference == "live" and config.lora_r and not config.reference_model:
@@ -190,7 +211,9 @@ def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits:
     """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest."""
     if reference is None or config.reference_model or config.parity == "off":
         return
-    parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=torch.finfo(getattr(torch, config.dtype)).eps)
+    parity = measure_parity(
+        model, reference, splits.train[:PARITY_PAIRS], pad, eps=torch.finfo(getattr(torch, config.dtype)).eps
+    )
     path = Path(config.output_dir) / "manifest.json"
     write_json(path, read_json(path) | {"parity": parity})
     said = (
@@ -224,8 +247,12 @@ def measure_parity(
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
     return {
-        "noise_floor": floor, "max_difference": differences[worst], "pair_id": worst[0], "side": worst[1],
-        "n": len(pairs), "passed": differences[worst] <= floor,
+        "noise_floor": floor,
+        "max_difference": differences[worst],
+        "pair_id": worst[0],
+        "side": worst[1],
+        "n": len(pairs),
+        "passed": differences[worst] <= floor,
     }
 
 
@@ -255,8 +282,10 @@ def _manifest(
 ) -> dict[str, Any]:
     cast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "none"
     return manifest(
-        device=str(arguments.device), dtypes={"weights": config.dtype, "autocast": cast, "reductions": "float64"},
-        seeds={"seed": config.seed}, hashes=started | {"data": file_hash(config.data)},
+        device=str(arguments.device),
+        dtypes={"weights": config.dtype, "autocast": cast, "reductions": "float64"},
+        seeds={"seed": config.seed},
+        hashes=started | {"data": file_hash(config.data)},
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},
         pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},

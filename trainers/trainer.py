@@ -56,7 +56,11 @@ class PreferenceTrainer(Trainer):
             return vars(collate(group, pad_token_id=pad_token_id))
 
         super().__init__(
-            model=model, args=args, train_dataset=PairDataset(pairs), data_collator=collator, callbacks=[recorder],
+            model=model,
+            args=args,
+            train_dataset=PairDataset(pairs),
+            data_collator=collator,
+            callbacks=[recorder],
             processing_class=tokenizer,
         )
         self.remove_callback(PrinterCallback)  # the recorder shows progress

@@ -1,0 +1,293 @@
+"""Whole runs at toy size: what the log must keep whatever happens."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from diagnostics.errors import DataError, UserError
+from diagnostics.runlog import read_run
+from trainers.config import make_config
+from trainers.models import load_model
+from trainers.run import measure_parity, train
+
+ROOT = Path(__file__).parents[2]
+FAST = {
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 4,
+    "heldout_pairs": 2,
+    "probe_pairs": 4,
+    "report_to": "none",
+}
+KEYS = ["step", "split", "pair_id"]
+
+
+@pytest.fixture
+def go(lm_folder, pairs_file, tmp_path):
+    """Train with a few keys changed; returns the run log."""
+
+    def run(name: str = "run", **keys):
+        values = {"model": lm_folder, "data": pairs_file, "output_dir": str(tmp_path / name), "save_model": False}
+        return read_run(train(make_config(values | FAST | keys)))
+
+    return run
+
+
+def numbers(log, *drop):
+    """The numeric pair rows, sorted, with some columns left out."""
+    frame = log.pairs.set_index(KEYS).sort_index().drop(columns=list(drop))
+    return frame.astype(float)
+
+
+def test_same_seed_same_log(go):
+    first, second = go("a"), go("b")
+    pd.testing.assert_frame_equal(first.pairs, second.pairs)
+    pd.testing.assert_frame_equal(first.steps, second.steps)
+    pd.testing.assert_frame_equal(first.mass, second.mass)
+    third = go("c", seed=1)
+    assert not first.pairs["pair_id"].equals(third.pairs["pair_id"])
+
+
+def test_every_training_pair_is_logged_at_the_step_of_its_visit(go):
+    log = go(num_train_epochs=2)
+    rows = log.pairs[log.pairs["split"] == "train"]
+    kept = set(log.audit[log.audit["status"] == "kept"]["pair_id"])
+    held = set(log.pairs[log.pairs["split"] == "eval"]["pair_id"])
+    assert len(held) == 2
+    assert set(rows["pair_id"]) == kept - held
+    assert (rows.groupby("pair_id").size() == 2).all()  # once an epoch
+    assert log.pairs[log.pairs["split"] == "probe"].groupby("step").size().eq(4).all()
+    assert log.steps["step"].tolist() == list(range(13))  # 22 pairs in batches of 4, twice; step 0 first
+
+
+def test_the_step_is_the_mean_over_rows(go):
+    log = go()
+    row = log.steps.set_index("step").loc[6]  # the last step: 2 pairs left
+    pairs = log.pairs[(log.pairs["split"] == "train") & (log.pairs["step"] == 6)]
+    assert row["n"] == len(pairs) == 2
+    assert row["loss"] == pytest.approx(pairs["loss"].mean(), rel=1e-12)
+    assert row["logps/chosen"] == pytest.approx(pairs["chosen_logps"].mean(), rel=1e-12)
+    assert row["displacement/chosen"] == pytest.approx((pairs["chosen_logps"] - pairs["ref_chosen_logps"]).mean())
+    assert row["displacement/frac"] == (pairs["chosen_logps"] < pairs["ref_chosen_logps"]).mean()
+    assert row["rewards/margins"] == pytest.approx(row["rewards/chosen"] - row["rewards/rejected"])
+
+
+def test_dpo_starts_at_log_two_and_policy_equals_reference(go):
+    log = go()
+    assert log.steps.set_index("step").loc[1, "loss"] == pytest.approx(math.log(2), abs=1e-9)
+    assert log.manifest["parity"]["passed"]
+    assert log.manifest["parity"]["max_difference"] == 0
+    start = log.pairs[log.pairs["step"] == 0]
+    assert (start["chosen_logps"] == start["ref_chosen_logps"]).all()
+    assert start["chosen_kl"].abs().max() == 0
+
+
+def test_accumulation_changes_nothing(go):
+    """1 x 4 equals 4 x 1, the ragged last update included."""
+    whole = go("whole", max_grad_norm=0)
+    parts = go("parts", per_device_train_batch_size=1, gradient_accumulation_steps=4, max_grad_norm=0)
+    a, b = numbers(whole), numbers(parts)
+    np.testing.assert_allclose(a["chosen_logps"], b["chosen_logps"], atol=2e-4)
+    np.testing.assert_allclose(whole.steps["grad_norm"], parts.steps["grad_norm"], rtol=1e-3)
+
+
+def test_clipping_leaves_the_logged_norms_alone(go):
+    """Step 1 has the same gradient clipped or not; groups add up to the total."""
+    free, clipped = go("free", max_grad_norm=0).steps, go("clipped", max_grad_norm=1e-3).steps
+    groups = [c for c in free if c.startswith("grad_norm/")]
+    assert len(groups) == 5
+    one, other = free.set_index("step").loc[1], clipped.set_index("step").loc[1]
+    np.testing.assert_allclose(other[groups].astype(float), one[groups].astype(float), rtol=1e-4)
+    assert math.sqrt((one[groups] ** 2).sum()) == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_stored_reference_equals_live(go, tmp_path):
+    cache = str(tmp_path / "cache")
+    live = go("live")
+    stored = go("stored", reference="precomputed", reference_cache=cache)
+    kl = ["chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"]
+    np.testing.assert_allclose(numbers(live, *kl), numbers(stored, *kl), atol=2e-3)
+    assert stored.pairs[kl].isna().all().all()  # no second distribution was there: not measured
+    (file,) = Path(cache).glob("*.parquet")
+    before = file.stat().st_mtime_ns
+    again = go("again", reference="precomputed", reference_cache=cache)
+    assert file.stat().st_mtime_ns == before  # read, not scored again
+    pd.testing.assert_frame_equal(stored.pairs, again.pairs)
+
+
+def test_a_stale_cache_is_caught_before_the_first_step(go, tmp_path):
+    cache = tmp_path / "cache"
+    go("first", reference="precomputed", reference_cache=str(cache))
+    (file,) = cache.glob("*.parquet")
+    frame = pd.read_parquet(file)
+    frame["chosen"] = frame["chosen"].map(lambda values: [v - 0.1 for v in values])
+    frame.to_parquet(file)
+    with pytest.raises(DataError, match="policy and reference differ by at most"):
+        go("second", reference="precomputed", reference_cache=str(cache))
+    log = read_run(tmp_path / "second")
+    assert not log.manifest["parity"]["passed"]
+    assert log.steps.empty
+
+
+def test_lora_reference_is_the_base_with_the_adapter_off(go):
+    full, lora = go("full"), go("lora", lora_r=2, learning_rate=3e-2)
+    a, b = (x.pairs[(x.pairs["split"] == "probe")].set_index(["step", "pair_id"]).sort_index() for x in (full, lora))
+    np.testing.assert_allclose(a["ref_chosen_logps"], b["ref_chosen_logps"], atol=1e-4)
+    last = lora.pairs[lora.pairs["step"] == lora.pairs["step"].max()]
+    assert (last["chosen_logps"] != last["ref_chosen_logps"]).all()  # the adapter did train
+    assert last["chosen_kl"].min() > 0
+
+
+def test_reference_free_objective_without_reference(go):
+    log = go(objective="simpo", reference="none")
+    assert log.pairs["ref_chosen_logps"].isna().all()
+    assert log.steps["displacement/frac"].isna().all()
+    assert log.steps.loc[1:, "loss"].notna().all()
+
+
+def test_an_objective_that_needs_a_reference_says_so(go):
+    with pytest.raises(UserError, match="'dpo' needs a reference"):
+        go(reference="none")
+
+
+def test_resume_equals_uninterrupted(go, tmp_path):
+    keys = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "probe_every": 3}
+    whole = go("whole", **keys)
+    go("cut", **keys)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    resumed = go("cut", **keys, resume=str(checkpoints / "checkpoint-4"))
+    pd.testing.assert_frame_equal(whole.pairs, resumed.pairs)
+    pd.testing.assert_frame_equal(whole.steps, resumed.steps)
+    pd.testing.assert_frame_equal(whole.mass, resumed.mass)
+
+
+def test_resume_with_other_settings_is_refused(go):
+    keys = {"save_strategy": "steps", "save_steps": 2}
+    go("cut", **keys)
+    with pytest.raises(UserError, match=r"other settings \(beta\)"):
+        go("cut", **keys, beta=0.5, resume=True)
+
+
+def test_resume_without_a_checkpoint_is_refused(go):
+    go("plain")
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
+        go("plain", resume=True)
+
+
+def test_an_existing_run_folder_is_left_alone(go, tmp_path):
+    go("a")
+    before = (tmp_path / "a" / "steps.jsonl").read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        go("a")
+    assert (tmp_path / "a" / "steps.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pairs(go, tmp_path, monkeypatch):
+    import trainers.objectives.dpo as dpo_file
+
+    plain, calls = dpo_file.dpo, []
+
+    def breaks_at_third(pair, **keys):
+        calls.append(1)
+        output = plain(pair, **keys)
+        return output._replace(losses=output.losses * (math.nan if len(calls) == 3 else 1.0))
+
+    breaks_at_third.__kwdefaults__ = plain.__kwdefaults__
+    monkeypatch.setattr(dpo_file, "dpo", breaks_at_third)
+    config_keys = {"objective": "dpo"}
+    with pytest.raises(DataError, match="loss is not finite for pair_id") as caught:
+        go("bad", **config_keys)
+    log = read_run(tmp_path / "bad")
+    assert log.steps["step"].max() == 2  # the two good updates are kept
+    rows = log.pairs[(log.pairs["split"] == "train") & (log.pairs["step"] == 3)]
+    assert rows["loss"].isna().all()
+    assert all(pair_id in str(caught.value) for pair_id in rows["pair_id"])
+
+
+def test_killed_at_any_moment_the_log_is_readable(lm_folder, pairs_file, tmp_path):
+    config = {"model": lm_folder, "data": pairs_file, "output_dir": str(tmp_path / "run"), "num_train_epochs": 500}
+    (tmp_path / "run.yaml").write_text(json.dumps(config | FAST))
+    command = [sys.executable, str(ROOT / "chesboard.py"), "train", "--config", str(tmp_path / "run.yaml")]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    steps = tmp_path / "run" / "steps.jsonl"
+    while not steps.exists() or steps.read_text().count("\n") < 12:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    log = read_run(tmp_path / "run")
+    train_rows = log.pairs[log.pairs["split"] == "train"]
+    done = log.steps.loc[log.steps["step"] > 0, ["step", "n"]].set_index("step")["n"]
+    assert len(done) >= 11
+    logged = train_rows.groupby("step").size()
+    assert (logged.reindex(done.index) == done).all()  # every step written has all its pairs
+
+
+def test_parity_finds_another_model(lm_folder, make_pairs):
+    model = load_model(lm_folder)
+    other = load_model(lm_folder)
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.01 * torch.randn_like(other.lm_head.weight))
+    from trainers.reference import LiveReference
+
+    same = measure_parity(model, LiveReference(load_model(lm_folder)), make_pairs(3), 0, eps=1e-7)
+    different = measure_parity(model, LiveReference(other), make_pairs(3), 0, eps=1e-7)
+    assert same["passed"]
+    assert same["max_difference"] == 0
+    assert not different["passed"]
+    assert different["max_difference"] > 100 * different["noise_floor"]
+
+
+def test_tracked_groups_are_probabilities_after_the_prompt(go, tmp_path, lm_folder):
+    from trainers.models import load_tokenizer
+
+    track = {
+        "prompts": [{"id": "p0", "set": "unsafe", "prompt": "alpha beta ?"}],
+        "groups": {"a": ["Ġalpha"], "b": ["Ġbeta"]},
+    }
+    (tmp_path / "track.json").write_text(json.dumps(track))
+    log = go(track=str(tmp_path / "track.json"))
+    groups = log.mass[(log.mass["kind"] == "group") & (log.mass["step"] == 0)].set_index("name")
+    tokenizer, model = load_tokenizer(lm_folder), load_model(lm_folder)
+    with torch.no_grad():
+        probs = model(torch.tensor([tokenizer("alpha beta ?")["input_ids"]])).logits[0, -1].softmax(-1)
+    for name, token in (("a", "Ġalpha"), ("b", "Ġbeta")):
+        assert groups.loc[name, "prob"] == pytest.approx(float(probs[tokenizer.convert_tokens_to_ids(token)]), rel=1e-5)
+        assert log.steps.iloc[0][f"track/unsafe/{name}"] == pytest.approx(groups.loc[name, "prob"])
+    last = log.mass[(log.mass["kind"] == "group") & (log.mass["step"] == log.mass["step"].max())]
+    assert (last["prob_start"].to_numpy() == groups.loc[last["name"], "prob"].to_numpy()).all()
+
+
+def test_mass_ledger_adds_up(go):
+    log = go()
+    last = log.mass[log.mass["step"] == log.mass["step"].max()]
+    one = last[last["kind"].isin(["chosen", "rejected", "other"])].groupby(["split", "pair_id"])
+    np.testing.assert_allclose(one["prob"].sum(), 1.0, atol=1e-6)
+    np.testing.assert_allclose(one["change"].sum(), 0.0, atol=1e-6)
+    gained = last[last["kind"] == "gained"].sort_values(["split", "pair_id", "rank"])
+    assert (gained.groupby(["split", "pair_id"])["change"].diff().dropna() <= 0).all()
+    assert (gained[gained["rank"] == 0]["change"] > 0).all()
+
+
+def test_token_rows_sum_to_the_pair(go):
+    log = go(tokens="all")
+    sums = log.tokens[log.tokens["side"] == "chosen"].groupby(["step", "pair_id"])[["logp", "kl"]].sum()
+    probe = log.pairs[log.pairs["split"] == "probe"].set_index(["step", "pair_id"]).sort_index()
+    np.testing.assert_allclose(sums["logp"], probe["chosen_logps"], rtol=1e-9)
+    np.testing.assert_allclose(sums["kl"], probe["chosen_kl"], rtol=1e-6, atol=1e-12)
+
+
+def test_no_pickle_is_left_behind(go, tmp_path):
+    go("saved", save_model=True)
+    left = {p.suffix for p in (tmp_path / "saved").rglob("*") if p.is_file()}
+    assert left <= {".json", ".jsonl", ".parquet", ".safetensors", ".jinja"}
+    assert load_model(str(tmp_path / "saved" / "model"))
