@@ -9,7 +9,7 @@ Each file says in NEEDS what has to be measured first: "logps", "reference" (the
 import difflib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 
@@ -31,15 +31,22 @@ def load(name: str) -> Measure:
     """The function of one measure. An unknown name raises UserError with the nearest known one."""
     found = _found()
     if name not in found:
-        near = difflib.get_close_matches(name.lower(), found, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else "none is similar."
-        raise UserError(f"unknown measure '{name}': {hint} The measures are {', '.join(names())}.")
+        raise unknown("measure", name, found)
     return found[name]
 
 
 def needs(name: str) -> frozenset[str]:
     """What must be measured before this measure can be taken: NEEDS of its file."""
     return frozenset(import_module(load(name).__module__).NEEDS)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that a registry does not hold: the names it begins, else the nearest, and them all."""
+    known = sorted(known)
+    near = [n for n in known if name and n.startswith(name.lower())]
+    near = near or difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none is similar."
+    return UserError(f"unknown {kind} '{name}': {hint} The {kind}s are {', '.join(known)}.")
 
 
 def unmeasured(pair: PairStats) -> Tensor:

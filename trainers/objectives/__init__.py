@@ -5,7 +5,6 @@ File name = function name = the name to configure. An objective is
 NEEDS_REFERENCE whether it compares the policy with a reference.
 """
 
-import difflib
 import pkgutil
 from collections.abc import Callable
 from importlib import import_module
@@ -16,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from diagnostics.errors import UserError
+from diagnostics.measures import unknown
 from diagnostics.measures.logratios import chosen_logratios, rejected_logratios
 from diagnostics.stats import PairStats
 
@@ -39,9 +39,7 @@ def names() -> list[str]:
 def load(name: str) -> Objective:
     """The function of one objective. An unknown name raises UserError with the nearest known one."""
     if name not in names():
-        near = difflib.get_close_matches(name.lower(), names(), n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else "none is similar."
-        raise UserError(f"unknown objective '{name}': {hint} The objectives are {', '.join(names())}.")
+        raise unknown("objective", name, names())
     return getattr(import_module(f"{__name__}.{name}"), name)
 
 

@@ -42,8 +42,9 @@ def test_nan_without_a_reference(pair):
 
 def test_gradient_check(pair):
     def margin(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-        sides = (chosen, pair.chosen.completion_mask), (rejected, pair.rejected.completion_mask)
-        return logratio_margin(PairStats(*(SequenceStats(*s) for s in sides), pair.ref_chosen, pair.ref_rejected))
+        first = SequenceStats(chosen, pair.chosen.completion_mask)
+        second = SequenceStats(rejected, pair.rejected.completion_mask)
+        return logratio_margin(PairStats(first, second, pair.ref_chosen, pair.ref_rejected))
 
     logps = [s.per_token_logps.clone().requires_grad_() for s in (pair.chosen, pair.rejected)]
     assert torch.autograd.gradcheck(margin, logps)
