@@ -1,0 +1,304 @@
+"""World A: one statement, one answer token. Similar answers (No > Never) against dissimilar ones (No > Yes).
+
+A small model learns to say whether it would make a statement, with ten possible answers whose probabilities
+grow or shrink with its agreement. Then one pair is trained on one prompt. The setting is that of section 3 of
+"Unintentional Unalignment: Likelihood Displacement in Direct Preference Optimization" (arXiv:2410.08847).
+The answers of the supervised training are synthetic, also where the statements are real ones.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from diagnostics.errors import DataError
+from trainers.demo import lm
+
+# answer: (prior, slope). P(answer | statement) ~ exp(prior + slope * agreement)
+ANSWERS = {
+    "Yes": (1.5, 1.0),
+    "Yeah": (0.3, 1.0),
+    "Sure": (0.0, 0.8),
+    "Certainly": (-0.7, 1.6),
+    "Absolutely": (-1.0, 2.0),
+    "No": (1.5, -1.0),
+    "Nope": (0.3, -1.0),
+    "Never": (-1.0, -2.0),
+    "Maybe": (0.0, 0.1),
+    "Perhaps": (0.0, -0.1),
+}
+SIDES = {
+    "yes": ("Yes", "Yeah", "Sure", "Certainly", "Absolutely"),
+    "no": ("No", "Nope", "Never"),
+    "neutral": ("Maybe", "Perhaps"),
+}
+CASES = {"no_never": ("No", "Never"), "no_yes": ("No", "Yes"), "yes_no": ("Yes", "No")}
+
+QUESTION = 'Is the following statement something you would say?\n"{}"\n'
+STATEMENT = "{opinion} {place}, {remark}"
+OPINIONS = {
+    "yes": (
+        "It is fine to {act} if {gain}",
+        "I would {act} whenever {gain}",
+        "There is nothing bad about a plan to {act} when {gain}",
+        "People are right to {act} as long as {gain}",
+        "Sometimes you simply have to {act} so that {gain}",
+    ),
+    "no": (
+        "It is wrong to {act} even if {gain}",
+        "I would refuse to {act} no matter whether {gain}",
+        "A decent person does not {act} just because {gain}",
+        "You must not {act} even when {gain}",
+        "It cannot be justified to {act} merely because {gain}",
+    ),
+}
+ACTS = (
+    "bend the rules",
+    "hide the truth",
+    "break a promise",
+    "skip a safety check",
+    "cut a few corners",
+    "tell a small lie",
+    "read a private letter",
+    "copy an answer",
+    "take more than a fair share",
+    "blame a colleague",
+    "ignore a warning",
+    "delay a repair",
+    "keep quiet about a mistake",
+    "exaggerate the results",
+    "borrow without asking",
+)
+GAINS = (
+    "it saves time",
+    "it helps the team",
+    "it keeps the peace",
+    "it wins the game",
+    "it makes people happy",
+    "it brings in money",
+    "it protects a friend",
+    "it gets the job done",
+    "nobody is hurt",
+    "nobody finds out",
+)
+PLACES = (
+    "at school",
+    "at work",
+    "in sports",
+    "in politics",
+    "at home",
+    "in business",
+    "in the army",
+    "on a journey",
+    "in a hospital",
+    "in court",
+    "at the market",
+    "in a small village",
+)
+REMARKS = (
+    "and that is how most people in my town see it",
+    "which is something I learned from my parents years ago",
+    "and I have thought about this for a long time",
+    "as every honest person will tell you sooner or later",
+    "and I would say the same to anyone who asks me",
+    "because the world is a complicated place to live in",
+)
+PER_STANCE = 500
+PROMPT_WEIGHT = 0.1  # the answer's loss must dominate, or the stance is never learned
+STEPS, BATCH, VOCABULARY = 250, 32, 1000
+
+
+@dataclass(frozen=True)
+class Statement:
+    """prompt: the whole question; stance: "yes" or "no"; confidence: rank q in 0..1 within the stance."""
+
+    prompt: str
+    stance: str
+    confidence: float
+
+    @property
+    def agreement(self) -> float:
+        """Signed strength of the stance: between 0.2 and 2.0 for yes, the negative of it for no."""
+        return (1 if self.stance == "yes" else -1) * (0.2 + 1.8 * self.confidence)
+
+
+def generate_statements(seed: int) -> list[Statement]:
+    """1000 distinct statements, 500 a stance, from templates; the confidence ranks are dealt out at random."""
+    rng = np.random.default_rng([seed, 0])
+    found = []
+    for stance, opinions in OPINIONS.items():
+        texts = [opinion.format(act=act, gain=gain) for opinion, act, gain in product(opinions, ACTS, GAINS)]
+        for rank, i in enumerate(rng.permutation(len(texts))[:PER_STANCE]):
+            place, remark = rng.choice(PLACES), rng.choice(REMARKS)
+            text = STATEMENT.format(opinion=texts[i], place=place, remark=remark)
+            found.append(Statement(QUESTION.format(text), stance, rank / (PER_STANCE - 1)))
+    return found
+
+
+def read_statements(path: str | Path) -> list[Statement]:
+    """Statements of a persona file: JSON lines with question, label_confidence and answer_matching_behavior.
+
+    The confidence rank is that of label_confidence among the statements of the same stance.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Give a persona file in JSON lines.") from None
+    rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    found = []
+    for stance in ("yes", "no"):
+        confidences = [c for _, s, c in rows if s == stance]
+        if len(confidences) < 2:
+            raise DataError(f"{path}: fewer than two statements are answered {stance}; give a larger file.")
+        ranks = np.argsort(np.argsort(confidences, kind="stable")) / (len(confidences) - 1)
+        prompts = [p for p, s, _ in rows if s == stance]
+        found += [Statement(p, stance, float(q)) for p, q in zip(prompts, ranks, strict=True)]
+    return found
+
+
+def answer_probabilities(agreement: float) -> np.ndarray:
+    """Probability of each of the ten answers, (10,), in the order of ANSWERS."""
+    priors, slopes = np.array(list(ANSWERS.values())).T
+    weights = np.exp(priors + slopes * agreement)
+    return weights / weights.sum()
+
+
+def train(
+    statements: Sequence[Statement], seed: int, *, steps: int = STEPS
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
+    """The small model that answers; also its tokenizer and the loss (nats) of every step."""
+    tokenizer = lm.bpe_tokenizer([s.prompt for s in statements], VOCABULARY, extra=tuple(ANSWERS))
+    model = lm.build_model(tokenizer, seed=seed)
+    losses = lm.fit(model, _batches(statements, tokenizer, seed), steps=steps)
+    return model, tokenizer, losses
+
+
+def build(
+    folder: Path, seed: int, *, persona_file: str | Path | None = None, prompts: int = 5, steps: int = STEPS
+) -> list[dict[str, Any]]:
+    """Write the world: model/, geometry.json, and for each case and prompt one pair and one track file.
+
+    The prompts are drawn by seed among the statements whose stance is that of the chosen answer.
+    Returns one dictionary a (case, prompt): case, prompt (its number), model, data, track (paths).
+    """
+    statements = read_statements(persona_file) if persona_file else generate_statements(seed)
+    model, tokenizer, _ = train(statements, seed, steps=steps)
+    path = lm.save(model, tokenizer, folder / "model")
+    (folder / "geometry.json").write_text(json.dumps(geometry(model, tokenizer), indent=1), encoding="utf-8")
+    made = []
+    for case, (chosen, rejected) in CASES.items():
+        for k, statement in enumerate(_draw_prompts(statements, _side(chosen), prompts, seed)):
+            name = f"{case}-p{k}"
+            pair = dict(pair_id=name, prompt=statement.prompt, chosen=chosen, rejected=rejected)
+            data, track = folder / f"{name}.jsonl", folder / f"{name}.track.json"
+            data.write_text(json.dumps(pair) + "\n", encoding="utf-8")
+            track.write_text(json.dumps(_track(name, statement, chosen), indent=1), encoding="utf-8")
+            made.append(dict(case=case, prompt=k, model=path, data=data, track=track))
+    return made
+
+
+def geometry(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Unembedding geometry of the answers, before training on any pair (arXiv:2410.08847, theorems 1 and 2).
+
+    norms: |W_z| of each answer. inner, cosine: (10, 10), as they are. centered_cosine: (10, 10) after the mean
+    of the ten rows is taken away. pairs: for each case inner product, centred cosine, |projection of W+ - W- on W+|
+    (signed) and the size of the rest, which is the part that can lift tokens unlike the chosen one.
+    """
+    answers = list(ANSWERS)
+    ids = tokenizer.convert_tokens_to_ids(answers)
+    rows = model.get_output_embeddings().weight.detach().double()[torch.tensor(ids)]
+    inner, centred = rows @ rows.T, rows - rows.mean(0)
+    cosine, centred_cosine = _cosine(rows), _cosine(centred)
+    pairs = {}
+    for case, (chosen, rejected) in CASES.items():
+        c, r = answers.index(chosen), answers.index(rejected)
+        along = float((inner[c, c] - inner[c, r]) / rows[c].norm())
+        across = float((rows[r] - inner[c, r] / inner[c, c] * rows[c]).norm())
+        pairs[case] = dict(
+            chosen=chosen,
+            rejected=rejected,
+            inner=float(inner[c, r]),
+            centered_cosine=float(centred_cosine[c, r]),
+            projection=along,
+            orthogonal=across,
+        )
+    return dict(
+        answers=answers,
+        norms=rows.norm(dim=1).tolist(),
+        inner=inner.tolist(),
+        cosine=cosine.tolist(),
+        centered_cosine=centred_cosine.tolist(),
+        pairs=pairs,
+    )
+
+
+def _row(path: str | Path, number: int, line: str) -> tuple[str, str, float]:
+    try:
+        row = json.loads(line)
+        question, answer = row["question"], row["answer_matching_behavior"].strip().lower()
+        confidence = float(row["label_confidence"])
+    except json.JSONDecodeError:
+        raise DataError(f"{path}: line {number} is not JSON.") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(
+            f"{path}: line {number} is not a persona statement. It needs the fields question, "
+            "answer_matching_behavior (Yes or No) and label_confidence (a number)."
+        ) from None
+    if answer not in ("yes", "no") or not isinstance(question, str):
+        raise DataError(f"{path}: line {number}: answer_matching_behavior must be Yes or No.")
+    return question + "\n", answer, confidence
+
+
+def _batches(statements: Sequence[Statement], tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[lm.Batch]:
+    """Endless batches of prompt + one answer; every statement gets a fresh answer each time round."""
+    rng = np.random.default_rng([seed, 1])
+    prompts = [tokenizer(s.prompt)["input_ids"] for s in statements]
+    answer_ids = tokenizer.convert_tokens_to_ids(list(ANSWERS))
+    chances = [answer_probabilities(s.agreement) for s in statements]
+    order: list[int] = []
+    while True:
+        while len(order) < BATCH:
+            order += rng.permutation(len(statements)).tolist()
+        taken, order = order[:BATCH], order[BATCH:]
+        rows = [[*prompts[i], answer_ids[rng.choice(len(answer_ids), p=chances[i])]] for i in taken]
+        yield _weigh(rows, lm.pad(rows, int(tokenizer.convert_tokens_to_ids(lm.PAD))))
+
+
+def _weigh(rows: Sequence[Sequence[int]], ids: torch.Tensor) -> lm.Batch:
+    """Mean answer loss + PROMPT_WEIGHT * mean prompt loss; the answer is each row's last token."""
+    last = torch.tensor([len(row) - 1 for row in rows])[:, None]
+    columns = torch.arange(ids.shape[1])[None]
+    prompt, answer = (columns >= 1) & (columns < last), columns == last
+    return ids, PROMPT_WEIGHT * prompt / prompt.sum() + answer / len(rows)
+
+
+def _side(answer: str) -> str:
+    return next(side for side, words in SIDES.items() if answer in words)
+
+
+def _draw_prompts(statements: Sequence[Statement], stance: str, n: int, seed: int) -> list[Statement]:
+    same = [s for s in statements if s.stance == stance]
+    picked = np.random.default_rng([seed, 2]).permutation(len(same))[:n]
+    return [same[i] for i in picked]
+
+
+def _track(name: str, statement: Statement, chosen: str) -> dict[str, Any]:
+    """The prompt itself, with the answers of the chosen one's side, of the other side, and of neither."""
+    own = _side(chosen)
+    other = "no" if own == "yes" else "yes"
+    groups = dict(own=SIDES[own], opposite=SIDES[other], neutral=SIDES["neutral"])
+    return dict(
+        prompts=[dict(id=name, set="answer", prompt=statement.prompt)],
+        groups={group: list(words) for group, words in groups.items()},
+    )
+
+
+def _cosine(rows: torch.Tensor) -> torch.Tensor:
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    return unit @ unit.T
