@@ -43,13 +43,14 @@ def audit(path: Path, tokenizer: Any, *rows: Any, max_length: int | None = None,
 
 
 def test_every_row_is_kept_or_skipped(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [row(), row(chosen=None), row(chosen=" \n"), row(rejected="good"), row("r"), row(chosen=4)]
+    rows = [row(), row(chosen=None), row(chosen=" \n"), row("<s>", rejected="good"), row("r"), row(chosen=4)]
     found = audit(tmp_path, tokenizer, *rows)
     assert list(found.frame) == COLUMNS
     assert found.frame["source_row"].tolist() == [0, 1, 2, 3, 4, 5]
     assert found.frame["status"].tolist() == ["kept", "skipped", "skipped", "skipped", "kept", "skipped"]
     codes = [reason.split(":")[0] for reason in found.frame["reason"]]
     assert codes == ["", "missing_field", "empty_completion", "identical_completions", "", "not_text"]
+    assert found.frame["doubts"].tolist() == [""] * 6
     assert [t.source_row for t in found.tokenized] == [0, 4]
     assert found.frame.loc[found.frame["status"] == "kept", "pair_id"].tolist() == [t.pair_id for t in found.tokenized]
 

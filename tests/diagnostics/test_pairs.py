@@ -114,7 +114,7 @@ def test_files_read_and_written_back(tmp_path: Path, suffix: str, gz: str) -> No
     assert [(p.prompt, p.chosen, p.rejected) for p in table.pairs] == [
         (r["prompt"], r["chosen"], r["rejected"]) for r in ROWS
     ]
-    assert [str(p.columns["tag"]) for p in table.pairs] == ["0", "1", "2"]
+    assert [{k: str(v) for k, v in p.columns.items()} for p in table.pairs] == [{"tag": str(i)} for i in range(3)]
     kept = tmp_path / f"out.{suffix}{gz}"
     write_rows(table, [2, 0], kept)
     again = read_pairs(kept)
