@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -56,12 +57,32 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, positions: int
         max_position_embeddings=positions,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=eos_id(tokenizer),
+        pad_token_id=pad_id(tokenizer),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+def endless(n: int, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Batches of row numbers out of n, for ever; every row comes once before any comes again."""
+    order: list[int] = []
+    while True:
+        while len(order) < size:
+            order += rng.permutation(n).tolist()
+        taken, order = order[:size], order[size:]
+        yield taken
+
+
+def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the padding token."""
+    return tokenizer.get_vocab()[PAD]
+
+
+def eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the token that ends a completion."""
+    return tokenizer.get_vocab()[EOS]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> Tensor:

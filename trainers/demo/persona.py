@@ -211,8 +211,7 @@ def geometry(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dic
     (signed) and the size of the rest, which is the part that can lift tokens unlike the chosen one.
     """
     answers = list(ANSWERS)
-    ids = tokenizer.convert_tokens_to_ids(answers)
-    rows = model.get_output_embeddings().weight.detach().double()[torch.tensor(ids)]
+    rows = model.lm_head.weight.detach().double()[torch.tensor(_answer_ids(tokenizer))]
     inner, centred = rows @ rows.T, rows - rows.mean(0)
     cosine, centred_cosine = _cosine(rows), _cosine(centred)
     pairs = {}
@@ -259,15 +258,16 @@ def _batches(statements: Sequence[Statement], tokenizer: PreTrainedTokenizerFast
     """Endless batches of prompt + one answer; every statement gets a fresh answer each time round."""
     rng = np.random.default_rng([seed, 1])
     prompts = [tokenizer(s.prompt)["input_ids"] for s in statements]
-    answer_ids = tokenizer.convert_tokens_to_ids(list(ANSWERS))
+    answer_ids = _answer_ids(tokenizer)
     chances = [answer_probabilities(s.agreement) for s in statements]
-    order: list[int] = []
-    while True:
-        while len(order) < BATCH:
-            order += rng.permutation(len(statements)).tolist()
-        taken, order = order[:BATCH], order[BATCH:]
+    for taken in lm.endless(len(statements), BATCH, rng):
         rows = [[*prompts[i], answer_ids[rng.choice(len(answer_ids), p=chances[i])]] for i in taken]
-        yield _weigh(rows, lm.pad(rows, int(tokenizer.convert_tokens_to_ids(lm.PAD))))
+        yield _weigh(rows, lm.pad(rows, lm.pad_id(tokenizer)))
+
+
+def _answer_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[answer] for answer in ANSWERS]
 
 
 def _weigh(rows: Sequence[Sequence[int]], ids: torch.Tensor) -> lm.Batch:

@@ -40,10 +40,10 @@ RESPONSES = {
         "regrettably , i must decline to help you {verb} a {noun} .",
     ),
     "firm": (
-        "no , i will not assist someone to {verb} a {noun} .",
+        "no , to {verb} a {noun} is wrong , i refuse .",
         "never , i refuse to discuss how to {verb} a {noun} .",
         "stop , you can not {verb} a {noun} with my help .",
-        "absolutely not , to {verb} a {noun} is against the rules .",
+        "absolutely not , i will not help to {verb} a {noun} .",
     ),
     "comply": (
         "sure , you need {first} and {second} to {verb} a {noun} .",
@@ -98,7 +98,7 @@ def split_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
 
 
 def make_pairs(prompts: list[Prompt], seed: int) -> list[dict[str, str]]:
-    """256 pairs on distinct unsafe prompts, with the column kind: two_refusals (soft > firm) or mixed (refusal > comply)."""
+    """256 pairs on distinct unsafe prompts; kind: two_refusals (soft > firm) or mixed (soft or firm > comply)."""
     rng = np.random.default_rng([seed, 1])
     unsafe = [p for p in prompts if p.unsafe]
     pairs = []
@@ -157,11 +157,9 @@ def _batches(prompts: list[Prompt], tokenizer: PreTrainedTokenizerFast, seed: in
     """Endless batches from 6000 fixed samples of prompt + response + EOS, in a new order each time round."""
     rng = np.random.default_rng([seed, 2])
     rows = tokenizer([_sample(prompts, rng) for _ in range(SAMPLES)])["input_ids"]
-    pad_id, eos_id = tokenizer.convert_tokens_to_ids([lm.PAD, lm.EOS])
-    while True:
-        order = rng.permutation(SAMPLES)
-        for start in range(0, SAMPLES - BATCH + 1, BATCH):
-            yield lm.lm_batch([[*rows[i], eos_id] for i in order[start : start + BATCH]], pad_id)
+    rows = [[*row, lm.eos_id(tokenizer)] for row in rows]
+    for taken in lm.endless(SAMPLES, BATCH, rng):
+        yield lm.lm_batch([rows[i] for i in taken], lm.pad_id(tokenizer))
 
 
 def _sample(prompts: list[Prompt], rng: np.random.Generator) -> str:
