@@ -1,17 +1,19 @@
 """Figures of a run. Every function takes a table and returns a Figure; titles say the finding."""
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.wording import for_plot, percent, signed
+from analysis.wording import correlation, for_plot, percent, signed
 
 CHOSEN, REJECTED, NEUTRAL, DARK = "#1f77a4", "#d1495b", "#8a8f98", "#2b2f36"
 SIDE = {"chosen": CHOSEN, "rejected": REJECTED}
 CYCLE = ("#1f77a4", "#d1495b", "#3c8d5a", "#b07d2b", "#7a5ea8", "#4aa3a3", "#8a8f98", "#c46ba0")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -30,13 +32,14 @@ STYLE = {
 }
 
 
+styled = matplotlib.rc_context(STYLE)  # decorates every function that draws
+
+
 def panels(count: int, *, height: float = 3.8, width: float = 10.0, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes in `rows` rows, in the house style."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height * rows), layout="constrained")
-        columns = -(-count // rows)
-        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    return figure, axes
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    columns = -(-count // rows)
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
 def below(axes: Axes, columns: int = 4) -> None:
@@ -44,6 +47,7 @@ def below(axes: Axes, columns: int = 4) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=columns, fontsize=9)
 
 
+@styled
 def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFrame, title: str) -> Figure:
     """Change of chosen and rejected log-likelihood over steps: median, 25-75 and 10-90 % bands, train rows faint.
 
@@ -62,6 +66,7 @@ def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFra
     return figure
 
 
+@styled
 def shares(table: pd.DataFrame, onset: float) -> Figure:
     """Share of probe pairs whose chosen likelihood is below its start, by step, with the 95 % Wilson band."""
     figure, (axes,) = panels(1, height=2.8)
@@ -72,12 +77,13 @@ def shares(table: pd.DataFrame, onset: float) -> Figure:
     if not np.isnan(onset):
         axes.axvline(onset, color=REJECTED, lw=1.2, label=f"onset: step {onset:.0f}")
         axes.legend(loc="best")
-    n = int(last["n"])
+    n = f"{last['n']:.0f}"
     title = f"{percent(last['share'])} of {n} probe pairs are below their start at the end"
     axes.set(title=title, xlabel="optimizer step", ylabel="share of pairs", ylim=(-0.02, 1.02))
     return figure
 
 
+@styled
 def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name: str) -> Figure:
     """Chosen against rejected change of each probe pair at the end, coloured by a measure; outcomes named."""
     figure, (axes,) = panels(1, height=5.4, width=8.0)
@@ -91,7 +97,7 @@ def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name:
     axes.axhline(0, color=DARK, lw=0.9)
     axes.axvline(0, color=DARK, lw=0.9)
     _name_quadrants(axes, shares)
-    title = f"{percent(_share(shares, 'both fell'))} of {int(shares['n'].sum())} pairs: both responses fell"
+    title = f"{percent(_share(shares, 'both fell'))} of {sum(shares['n'])} pairs: both responses fell"
     axes.set(title=title, xlabel="chosen: change of log-likelihood (nats)")
     axes.set_ylabel("rejected: change of log-likelihood (nats)")
     return figure
@@ -117,6 +123,7 @@ def _share(shares: pd.DataFrame, name: str) -> float:
     return float(shares.loc[shares["outcome"] == name, "share"].iloc[0])
 
 
+@styled
 def predictors(pairs: pd.DataFrame, card: pd.DataFrame, names: dict[str, str]) -> Figure:
     """Each measure against realised displacement, pair by pair; Spearman in the titles. Measured ones only."""
     kept = card[card["spearman"].notna()]["measure"].tolist()
@@ -126,11 +133,12 @@ def predictors(pairs: pd.DataFrame, card: pd.DataFrame, names: dict[str, str]) -
         colours = [REJECTED if fell else CHOSEN for fell in pairs["displacement"] > 0]
         axis.scatter(pairs[name], pairs["displacement"], c=colours, s=14, alpha=0.75, lw=0)
         axis.axhline(0, color=DARK, lw=0.8)
-        axis.set_title(f"Spearman {signed(row['spearman'])} (n = {int(row['n'])})", fontsize=10)
+        axis.set_title(f"Spearman {correlation(row['spearman'])} (n = {int(row['n'])})", fontsize=10)
         axis.set(xlabel=names[name], ylabel="likelihood lost (nats)")
     return figure
 
 
+@styled
 def divergence(table: pd.DataFrame) -> Figure:
     """KL in both directions, both sides, by step. table: curves.kl."""
     figure, (axes,) = panels(1, height=3.4)
@@ -146,13 +154,14 @@ def divergence(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
 def gradients(table: pd.DataFrame) -> Figure:
     """Gradient norm before clipping: total, and by layer group. table: curves.gradients."""
     figure, (axes,) = panels(1, height=3.4)
     for i, column in enumerate(c for c in table if c != "total"):
         axes.plot(table.index, table[column], color=CYCLE[i % len(CYCLE)], lw=1.1, label=for_plot(column, 24))
     axes.plot(table.index, table["total"], color=DARK, lw=2, label="total")
-    peak = table["total"].idxmax() if table["total"].notna().any() else None
+    peak = table["total"].idxmax() if len(table["total"].dropna()) else None
     title = "Gradient norm" if peak is None else f"The gradient is largest at step {peak}: {table['total'].max():.3g}"
     axes.set(title=title, xlabel="optimizer step", ylabel="norm before clipping")
     if (table > 0).to_numpy().all():
@@ -161,6 +170,7 @@ def gradients(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
 def ledger(table: pd.DataFrame, n: int) -> Figure:
     """Who holds the probability where chosen and rejected first differ. table: mass.ledger."""
     figure, (axes,) = panels(1, height=3.4)
@@ -178,6 +188,7 @@ def ledger(table: pd.DataFrame, n: int) -> Figure:
     return figure
 
 
+@styled
 def gainers(table: pd.DataFrame, limit: int = 12) -> Figure:
     """Tokens that gained most probability, summed over probe pairs. table: mass.movers."""
     top = table.head(limit)[::-1]
@@ -192,6 +203,7 @@ def gainers(table: pd.DataFrame, limit: int = 12) -> Figure:
     return figure
 
 
+@styled
 def lines(table: pd.DataFrame, title: str, ylabel: str, colours: dict[str, str] | None = None) -> Figure:
     """Plain lines of probabilities by step, one a column."""
     figure, (axes,) = panels(1, height=3.2)
@@ -212,6 +224,6 @@ def _band(axes: Axes, table: pd.DataFrame, colour: str) -> None:
 
 def _room(axes: Axes, table: pd.DataFrame) -> None:
     """Limits from the probe's bands, so that one far train pair does not flatten the picture."""
-    low, high = min(0.0, table["q10"].min()), max(0.0, table["q90"].max())
+    low, high = min(0.0, *table["q10"]), max(0.0, *table["q90"])
     gap = 0.15 * (high - low or 1.0)
     axes.set_ylim(low - gap, high + gap)

@@ -25,6 +25,18 @@ def finite(values: ArrayLike) -> np.ndarray:
     return array[np.isfinite(array)]
 
 
+def mean(values: ArrayLike) -> float:
+    """Mean of the finite values; NaN where there is none."""
+    array = finite(values)
+    return float(array.mean()) if len(array) else math.nan
+
+
+def deviation(values: ArrayLike) -> float:
+    """Standard deviation (n - 1) of the finite values; NaN below two."""
+    array = finite(values)
+    return float(array.std(ddof=1)) if len(array) > 1 else math.nan
+
+
 def mean_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean; (NaN, NaN) for fewer than two rows."""
     array = finite(values)

@@ -36,6 +36,16 @@ def note(text: str, kind: str = "note") -> Block:
     return Block(f'<p class="{escape(kind)}">{escape(text)}</p>')
 
 
+def heading(words: str) -> Block:
+    """A small heading."""
+    return Block(f"<h3>{escape(words)}</h3>")
+
+
+def card(head: str, *blocks: Block) -> Block:
+    """A framed box with a heading: one pair."""
+    return Block(f'<div class="pair">{note(head, "head").html}{stack(*blocks).html}</div>')
+
+
 def missing(what: str, why: str) -> Block:
     """Says plainly that a section has nothing to show, and why."""
     return note(f"{what}: not measured. {why}", "quiet")
@@ -84,5 +94,5 @@ def _row(row: Mapping[str, object], forms: Mapping[str, Callable[[float], str]])
 
 def _cell(value: object, form: Callable[..., str] | None) -> str:
     words = form(value) if form else str(value)
-    style = ' class="number"' if isinstance(value, (int, float)) else ""
+    style = ' class="short"' if len(words) < 24 else ""  # numbers and intervals stay on one line
     return f"<td{style}>{escape(words)}</td>"

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import curves, displacement, figures, mass, page, predictors, runs, tokens, verdict
 from analysis.page import Block
-from analysis.wording import ABSENT, clip, number, percent, signed, span, visible
+from analysis.wording import ABSENT, clip, correlation, number, percent, signed, span, visible
 from diagnostics.runlog import RunLog
 
 PROBE = "The run log has no probe rows; train with probe_every and probe_pairs set."
@@ -30,7 +30,7 @@ def trajectories(run: RunLog) -> Block:
     """Likelihoods of both sides over steps, and the share of pairs that fell, for probe and held-out pairs."""
     rows = runs.rows(run, "probe")
     table = displacement.by_step(rows)
-    if table.empty or not table["n"].any():
+    if not any(table["n"]):
         return page.missing("Likelihood over time", PROBE)
     chosen, rejected = (curves.bands(rows, f"{side}_change") for side in runs.SIDES)
     title = (
@@ -50,15 +50,10 @@ def quadrants(run: RunLog) -> Block:
     if ends.empty:
         return page.missing("Outcomes", PROBE)
     shares = displacement.quadrants(ends)
-    name, label = _colour(ends)
-    figure = figures.quadrant(ends, shares, name, label)
-    table = page.table(
-        shares.assign(interval=[span(i, percent) for i in zip(shares["low"], shares["high"])])[
-            ["outcome", "n", "share", "interval"]
-        ],
-        {"share": percent},
-        {"interval": "95 % interval"},
-    )
+    figure = figures.quadrant(ends, shares, "start_ches_score", "CHES before training")
+    shown = shares.assign(interval=[span(i, percent) for i in zip(shares["low"], shares["high"])])
+    shown = shown.drop(columns=["low", "high"])
+    table = page.table(shown, {"share": percent}, {"interval": "95 % interval"})
     return page.stack(page.picture(figure, "Chosen against rejected change of every probe pair"), table)
 
 
@@ -66,16 +61,16 @@ def scorecard(run: RunLog) -> Block:
     """How well each measure, taken before training, told which pairs lost likelihood."""
     pairs = predictors.table(runs.ends(runs.rows(run, "probe")))
     card = predictors.scorecard(pairs)
-    if card["spearman"].isna().all():
+    if not len(card["spearman"].dropna()):
         why = "It needs at least three probe pairs whose measures and displacement both vary."
         return page.missing("Predictors", why)
     figure = figures.predictors(pairs, card, predictors.NAMES)
     shown = card.assign(
-        measure=card["measure"].map(predictors.NAMES),
-        interval=[span(i, signed) for i in zip(card["low"], card["high"])],
+        measure=[predictors.NAMES[m] for m in card["measure"]],
+        interval=[span(i, correlation) for i in zip(card["low"], card["high"])],
     )
-    forms = dict.fromkeys(("spearman", "per_token", "with_length", "given_length"), signed) | {"auroc": number}
-    table = page.table(shown[list(_CARD)], forms, _CARD)
+    forms = dict.fromkeys(("spearman", "per_token", "with_length", "given_length"), correlation) | {"auroc": number}
+    table = page.table(shown.loc[:, list(_CARD)], forms, _CARD)
     return page.stack(page.note(_best(card)), page.picture(figure, "Measures against realised displacement"), table)
 
 
@@ -150,17 +145,13 @@ def _splits(run: RunLog) -> Block:
     return page.table(pd.DataFrame(found, columns=heads))
 
 
-def _colour(ends: pd.DataFrame) -> tuple[str, str]:
-    return "start_ches_score", "CHES before training"
-
-
 def _best(card: pd.DataFrame) -> str:
     row = card.loc[card["spearman"].abs().idxmax()]
     length = card.loc[card["measure"] == "length_difference", "spearman"].iloc[0]
     name = predictors.NAMES[row["measure"]]
-    sentence = f"Strongest rank correlation with the nats lost here: {name}, {signed(row['spearman'])} "
-    sentence += f"(95 % interval {span((row['low'], row['high']), signed)}, n = {row['n']}). "
-    return sentence + f"The length difference alone reaches {signed(length)}: hold every measure against that."
+    sentence = f"Strongest rank correlation with the nats lost here: {name}, {correlation(row['spearman'])} "
+    sentence += f"(95 % interval {span((row['low'], row['high']), correlation)}, n = {row['n']}). "
+    return sentence + f"The length difference alone reaches {correlation(length)}: hold every measure against that."
 
 
 def _ledger(run: RunLog) -> Block:
@@ -210,8 +201,7 @@ def _pair(run: RunLog, row: dict, texts: pd.DataFrame) -> Block:
     head = f"chosen {signed(row['chosen_change'])} nats, rejected {signed(row['rejected_change'])} nats"
     head += f"; CHES before training {number(row.get('start_ches_score', float('nan')))}; pair {row['pair_id']}"
     sides = [_response(run, row["pair_id"], side, text[side]) for side in runs.SIDES]
-    inner = page.stack(page.note(head, "head"), page.text("prompt", text["prompt"]), *sides)
-    return Block(f'<div class="pair">{inner.html}</div>')
+    return page.card(head, page.text("prompt", text["prompt"]), *sides)
 
 
 def _response(run: RunLog, pair_id: str, side: str, text: str) -> Block:

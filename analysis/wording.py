@@ -23,6 +23,11 @@ def signed(value: float, digits: int = 2) -> str:
     return "+" + text if value > 0 else text
 
 
+def correlation(value: float) -> str:
+    """A correlation: two digits, sign always shown; "–" where there is none."""
+    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+
 def percent(value: float) -> str:
     """A share in [0, 1] as a percentage."""
     return ABSENT if math.isnan(value) else f"{100 * value:.0f} %"

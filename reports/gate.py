@@ -1,0 +1,208 @@
+"""Gates: judge a run by a declarative file, so that CI can stop a run that displaced.
+
+A gates file is YAML: a list of gates, or `gates:` with one. See templates/gates.yaml for an example.
+"""
+
+import difflib
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from analysis import runs
+from analysis.wording import number
+from diagnostics.errors import DataError, UserError
+from diagnostics.finding import Finding
+
+REDUCE: dict[str, Callable[[np.ndarray, float], float]] = {
+    "mean": lambda v, _: float(v.mean()),
+    "median": lambda v, _: float(np.median(v)),
+    "min": lambda v, _: float(v.min()),
+    "max": lambda v, _: float(v.max()),
+    "sum": lambda v, _: float(v.sum()),
+    "last": lambda v, _: float(v[-1]),
+    "share_below": lambda v, bound: float((v < bound).mean()),
+    "share_above": lambda v, bound: float((v > bound).mean()),
+}
+OPS: dict[str, Callable[[float, float], bool]] = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+class Gate(BaseModel):
+    """One gate: `aggregate` of `metric` over `window` of `table` must be `op` `value`.
+
+    table: steps (steps.jsonl), pairs (probe pairs unless `split` says otherwise; also chosen_change,
+    rejected_change and margin_change, nats since step 0) or scores (scores.parquet).
+    window: all | last | last N | steps a..b, counted in steps at which the metric was measured.
+    aggregate `last` is the value at the last such step (in pairs and scores: of the last row).
+    share_below and share_above: share of rows below or above `bound`. severity warning: reported, never fails a run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    table: Literal["steps", "pairs", "scores"]
+    metric: str
+    split: Literal["train", "probe", "eval"] = "probe"
+    aggregate: Literal["mean", "median", "min", "max", "sum", "last", "share_below", "share_above"]
+    bound: float = 0.0
+    window: str = Field(default="last", pattern=r"^(all|last( [1-9]\d*)?|steps \d+\.\.\d+)$")
+    op: Literal["<", "<=", ">", ">="]
+    value: float = Field(allow_inf_nan=False)
+    severity: Literal["error", "warning"] = "error"
+
+    @property
+    def title(self) -> str:
+        """The gate's name, or what it says."""
+        return self.name or f"{self.aggregate} of {self.metric} {self.op} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class GateFinding(Finding):
+    """A Finding that knows whether a miss fails the run."""
+
+    severity: str = "error"
+
+
+def judge(run_path: Path, gates_path: Path, junit_path: Path | None = None) -> list[GateFinding]:
+    """Judge a run (or score folder) by a gates file; write JUnit XML when asked. A gate without data fails.
+
+    Raises UserError for a gates file that cannot be used, DataError for a run that cannot be read.
+    """
+    gates = read_gates(Path(gates_path))
+    tables = _tables(Path(run_path), gates)
+    findings = [_judge(gate, tables) for gate in gates]
+    if junit_path:
+        write_junit(Path(junit_path), findings, Path(run_path).resolve().name)
+    return findings
+
+
+def failed(findings: Sequence[Finding]) -> bool:
+    """Whether the exit code must be 1: some gate of severity error was missed."""
+    return any(f.passed is False and getattr(f, "severity", "error") == "error" for f in findings)
+
+
+def warnings(findings: Sequence[Finding]) -> list[str]:
+    """`::warning::` lines for GitHub, one for every missed gate of severity warning."""
+    missed = [f for f in findings if f.passed is False and getattr(f, "severity", "error") == "warning"]
+    return ["::warning::" + f.meaning.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for f in missed]
+
+
+def read_gates(path: Path) -> list[Gate]:
+    """The gates of a file. Raises UserError naming file, gate and field."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the gates file ({error.__class__.__name__}).") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise UserError(f"{path}: not valid YAML{line}. Indent with spaces, and put > and >= in quotes.") from None
+    if isinstance(content, dict) and list(content) == ["gates"]:
+        content = content["gates"]
+    if not isinstance(content, list) or not content:
+        raise UserError(
+            f"{path}: holds no gates. Write a list of gates, each with table, metric, aggregate, op and value."
+        )
+    try:
+        return TypeAdapter(list[Gate]).validate_python(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def write_junit(path: Path, findings: Sequence[GateFinding], suite: str) -> None:
+    """One testcase a gate, as every CI reads it. A missed warning is a pass with a note."""
+    missed = [f for f in findings if failed([f])]
+    root = ET.Element("testsuite", name=_xml(suite), tests=str(len(findings)), failures=str(len(missed)), errors="0")
+    for f in findings:
+        case = ET.SubElement(root, "testcase", classname="gates", name=_xml(f.name))
+        if f in missed:
+            ET.SubElement(case, "failure", message=_xml(f.meaning)).text = _xml(f.meaning)
+        else:
+            ET.SubElement(case, "system-out").text = _xml(f.meaning)
+    ET.indent(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ET.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    number_, *field = first["loc"] or (0,)
+    words = f"gate {int(number_) + 1}" + (f", {'.'.join(map(str, field))}" if field else "")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(field[-1]), Gate.model_fields, 1)
+        return f"{words}: no such field{f'; did you mean {near[0]}?' if near else '.'}"
+    if first["type"] == "string_pattern_mismatch":
+        return f"{words}: write all, last, last N (as in `last 3`) or steps a..b (as in `steps 10..40`)."
+    return f"{words}: {first['msg'][:1].lower() + first['msg'][1:]}."
+
+
+def _tables(path: Path, gates: list[Gate]) -> dict[str, pd.DataFrame]:
+    """The tables the gates ask for, pairs by split as `pairs/<split>`."""
+    found: dict[str, pd.DataFrame] = {}
+    if any(g.table == "scores" for g in gates):
+        found["scores"] = runs.load_flags(path).scores
+    if any(g.table != "scores" for g in gates):
+        run = runs.load(path)
+        found["steps"] = run.steps
+        found |= {f"pairs/{g.split}": runs.rows(run, g.split) for g in gates if g.table == "pairs"}
+    if not found:
+        raise DataError(f"{path}: nothing to judge.")
+    return found
+
+
+def _judge(gate: Gate, tables: dict[str, pd.DataFrame]) -> GateFinding:
+    table = tables[f"pairs/{gate.split}" if gate.table == "pairs" else gate.table]
+    values = _values(gate, table)
+    value = REDUCE[gate.aggregate](values, gate.bound) if len(values) else math.nan
+    passed = len(values) > 0 and OPS[gate.op](value, gate.value)
+    verb = {True: "passed", False: "missed"}[passed]
+    what = f"{number(value, 4)}, wanted {gate.op} {number(gate.value, 4)}" if len(values) else "no data"
+    meaning = f"{gate.title}: {verb}, {gate.aggregate} of {gate.metric} ({gate.window}) is {what} (n = {len(values)})"
+    return GateFinding(gate.title, value, len(values), None, gate.value, passed, meaning, gate.severity)
+
+
+def _values(gate: Gate, table: pd.DataFrame) -> np.ndarray:
+    """The measured values inside the window, in step order."""
+    if table.empty:
+        return np.array([])
+    if gate.metric not in table or not pd.api.types.is_numeric_dtype(table[gate.metric]):
+        raise UserError(_no_metric(gate, table))
+    measured = table.loc[table[gate.metric].notna()]
+    if "step" in measured:
+        measured = measured.sort_values("step", kind="stable")
+        measured = measured.loc[measured["step"].isin(_window(gate.window, sorted(measured["step"].unique())))]
+    return measured[gate.metric].to_numpy(dtype=float)  # infinities stay: a gate must see them
+
+
+def _window(window: str, steps: list[int]) -> list[int]:
+    if window == "all":
+        return steps
+    bounds = re.fullmatch(r"steps (\d+)\.\.(\d+)", window)
+    if bounds:
+        return [s for s in steps if int(bounds[1]) <= s <= int(bounds[2])]
+    return steps[-int(window.removeprefix("last") or 1) :]
+
+
+def _no_metric(gate: Gate, table: pd.DataFrame) -> str:
+    known = [c for c in table.columns if pd.api.types.is_numeric_dtype(table[c])]
+    near = difflib.get_close_matches(gate.metric, known, 1, cutoff=0)
+    hint = f"; the nearest is {near[0]}" if near else ""
+    return f"gate '{gate.title}': {gate.table} has no metric {gate.metric}{hint}."
+
+
+def _xml(text: str) -> str:
+    """Text without the characters XML cannot hold."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text)
