@@ -55,8 +55,9 @@ def demo(
 
         chesboard demo --data my_pairs.jsonl --out runs/mine
     """
-    from reports.build import build_report
     from trainers.demo.main import run_demo, run_own_data
+
+    from reports.build import build_report
 
     runs = run_own_data(data, out) if data else run_demo(out, seeds=seeds, jobs=jobs, persona=persona)
     typer.echo(f"report: {build_report(runs, out=out / 'report')}")
@@ -125,7 +126,7 @@ def flag(
     from diagnostics.flagging import check_by, write_back
     from diagnostics.flagging import flag as flag_pairs
     from reports.console import show_flagged
-    from trainers.models import load_tokenizer, load_to_device, model_limit
+    from trainers.models import load_to_device, load_tokenizer, model_limit
 
     check_by(by)
     loaded = load_to_device(model, dtype=dtype)
@@ -172,7 +173,7 @@ def train(
     from trainers.run import train as train_run
 
     values = (read_config(config) if config else {}) | parse_flags(context.args) | ({"resume": True} if resume else {})
-    typer.echo(f"run: {train_run(make_config(values))}")
+    train_run(make_config(values))
 
 
 @app.command()

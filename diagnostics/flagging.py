@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from diagnostics import measures
 from diagnostics.audit import Audit, audit_pairs
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import UserError
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import write_frame, write_json
@@ -51,8 +51,7 @@ def flag(
         raise UserError(f"{out}: holds scores already. Choose another --out folder, or remove this one.")
     table = read_pairs(data, split=split)
     audit = audit_pairs(table, tokenizer, max_length=max_length, truncation=truncation, append_eos=append_eos)
-    if not audit.tokenized:
-        raise DataError(f"{data}: no row can be scored; the first reason is: {_first_reason(audit)}")
+    audit.require_kept()
     settings = {"by": by, "quantile": quantile, "count": count, "above": above, "split": split}
     settings |= {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
     out.mkdir(parents=True, exist_ok=True)
@@ -130,7 +129,3 @@ def _join(frame: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     joined = frame.assign(status=status)[list(FIRST)].merge(scored, on="pair_id", how="left")
     return joined.sort_values("source_row", ignore_index=True)
 
-
-def _first_reason(audit: Audit) -> str:
-    reasons = audit.frame["reason"]
-    return reasons.iloc[0] if len(reasons) else "the file has no row"

@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_strategy": "no",
     "report_to": "none",
+    "ddp_find_unused_parameters": False,
 }
 
 # keys of TrainingArguments that the run folder or the probes decide
@@ -182,6 +183,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     """transformers' TrainingArguments for a run; wrong values end in a UserError that names them."""
     values = dict(config.training)
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    values.setdefault("use_cpu", not torch.accelerator.is_available())
     values["output_dir"] = str(Path(config.output_dir) / "checkpoints")
     try:
         arguments = TrainingArguments(

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from diagnostics.errors import DataError, UserError
 
+# what the loaders raise for a folder or id that they cannot read
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -23,7 +26,7 @@ def load_model(name: str, *, dtype: str = "float32") -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -38,7 +41,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise DataError(f"{name}: no tokenizer in this folder. Save it there with tokenizer.save_pretrained('{name}').")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{name}: the tokenizer cannot be loaded ({_first_line(error)}).") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -13,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.batch import PreferenceBatch
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run
-from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.pairs import PreferencePair
+from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.tokenized import TokenizedPair, tokenize_pair
 
 TOP = 10  # tokens kept at each end: most gained and most lost
@@ -64,7 +65,7 @@ class Probe:
                 if tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
         out.mass += self._tracked(model, step)
-        if step == 0 and self.start:
+        if step == 0 and self.start and PartialState().is_main_process:
             save_file(self.start, self.start_file)
         return out
 

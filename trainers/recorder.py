@@ -94,7 +94,7 @@ class Recorder(TrainerCallback):
         """Gradient norms before clipping: grad_norm and grad_norm/<layer group>."""
         self._norms = values
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
         if state.global_step == 0:
             self.before(self.model)
@@ -102,10 +102,10 @@ class Recorder(TrainerCallback):
         else:
             self._probed = state.global_step
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         self._learning_rate = kwargs["lr_scheduler"].get_last_lr()[0] if kwargs.get("lr_scheduler") else NAN
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         step, epoch = state.global_step, float(state.epoch or 0.0)
         summary = self.flush(step, epoch)
         last = step >= state.max_steps
@@ -116,7 +116,7 @@ class Recorder(TrainerCallback):
             self._bar.update()
             self._bar.set_postfix(loss=f"{summary['loss']:.3f}", below_ref=f"{summary['displacement/frac']:.0%}")
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+    def on_train_end(self, args, state, control, **kwargs) -> None:
         if self._probed < state.global_step:
             probed = self._run_probe(state.global_step, float(state.epoch or 0.0), last=True)
             self._write_step({"step": state.global_step, "epoch": state.epoch} | probed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -55,11 +56,12 @@ def train(config: TrainConfig) -> Path:
     quiet()
     objective = partial(objectives.load(config.objective), **config.hyperparameters)
     arguments = training_arguments(config)
-    run_dir, checkpoint = _open_folder(config)
+    main = arguments.process_index == 0
+    run_dir, checkpoint = _open_folder(config, main)
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, dtype=config.dtype)
-    splits = _data(config, tokenizer, model_limit(model), run_dir)
+    splits = _data(config, tokenizer, model_limit(model), run_dir, main)
     track = read_track(config.track) if config.track else None
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer)}
     policy = (
@@ -83,7 +85,7 @@ def train(config: TrainConfig) -> Path:
         ),
         probe_every=config.probe_every or max(1, total // 10),
         tokens=config.tokens,
-        main=arguments.process_index == 0,
+        main=main,
         before=lambda model: _check_parity(config, model, reference, splits, pad_id(tokenizer)),
     )
     trainer = PreferenceTrainer(
@@ -97,33 +99,42 @@ def train(config: TrainConfig) -> Path:
         recorder=recorder,
     )
     try:
-        if not checkpoint:
+        if main and not checkpoint:
             write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started))
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         writer.close()
-    compact(run_dir)
+    if main:
+        compact(run_dir)
     if config.save_model:
         trainer.save_model(str(run_dir / "model"))
+    if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
+    PartialState().print(f"run: {run_dir}")
     return run_dir
 
 
-def _open_folder(config: TrainConfig) -> tuple[Path, str | None]:
+def _open_folder(config: TrainConfig, main: bool) -> tuple[Path, str | None]:
     """The run folder and the checkpoint to go on from, if any. Nothing already written is lost."""
     run_dir = Path(config.output_dir)
-    if not config.resume:
+    checkpoint = _checkpoint(config, run_dir) if config.resume else None
+    if main:  # one process prepares the folder, the others wait for it
+        _prepare_folder(config, run_dir, checkpoint)
+    PartialState().wait_for_everyone()
+    return run_dir, checkpoint
+
+
+def _prepare_folder(config: TrainConfig, run_dir: Path, checkpoint: str | None) -> None:
+    if not checkpoint:
         if run_dir.exists() and any(run_dir.iterdir()):
             raise UserError(
                 f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume."
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "config.json", config.flat())
-        return run_dir, None
-    checkpoint = _checkpoint(config, run_dir)
+        return
     _same_config(config, read_json(run_dir / "config.json"), run_dir)
     drop_after(run_dir, int(read_json(Path(checkpoint) / "trainer_state.json")["global_step"]))
-    return run_dir, checkpoint
 
 
 def _checkpoint(config: TrainConfig, run_dir: Path) -> str:
@@ -151,16 +162,21 @@ def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) ->
         )
 
 
-def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None, run_dir: Path) -> Splits:
+def _data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None, run_dir: Path, main: bool
+) -> Splits:
     """Read, audit and split the pairs; every input row is in audit.parquet."""
     longest = min(x for x in (config.max_length, limit, 1 << 30) if x)
     settings = {"max_length": longest, "truncation": config.truncation, "append_eos": config.append_eos}
     audit = audit_pairs(read_pairs(config.data, split=config.split), tokenizer, **settings)
-    write_frame(run_dir / "audit.parquet", audit.frame)
+    if main:
+        write_frame(run_dir / "audit.parquet", audit.frame)
+    audit.require_kept()
     pairs = list(audit.tokenized)
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
         other = audit_pairs(read_pairs(config.heldout_data), tokenizer, **settings)
+        other.require_kept()
         heldout = random.Random(config.seed).sample(other.tokenized, min(config.heldout_pairs, len(other.tokenized)))
         training = pairs
     else:
@@ -215,13 +231,14 @@ def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits:
         model, reference, splits.train[:PARITY_PAIRS], pad, eps=torch.finfo(getattr(torch, config.dtype)).eps
     )
     path = Path(config.output_dir) / "manifest.json"
-    write_json(path, read_json(path) | {"parity": parity})
+    if PartialState().is_main_process:
+        write_json(path, read_json(path) | {"parity": parity})
     said = (
         f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
     )
     if parity["passed"]:
-        print(said)
+        PartialState().print(said)
         return
     why = (
         f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: check "
@@ -230,7 +247,7 @@ def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits:
     )
     if config.parity == "stop":
         raise DataError(why)
-    print(f"warning: {why}")
+    PartialState().print(f"warning: {why}")
 
 
 def measure_parity(

@@ -54,11 +54,11 @@ def test_keeps_the_digits_that_two_large_products_would_lose(hidden_pair):
     assert ches_score(hidden_pair([[1e8, 1.0]], [[1e8, 2.0]])).item() == 1.0
 
 
-def test_sums_in_float16_do_not_overflow(hidden_pair):
-    """300 * 300 = 90,000 is above the largest float16 (65,504); CHES = 300*(400-300) = 30,000."""
-    pair = hidden_pair([[300.0]], [[400.0]])
+def test_products_of_float16_sums_do_not_overflow(hidden_pair):
+    """CHES = 300 * (600 - 300) = 90,000, above the largest float16 (65,504)."""
+    pair = hidden_pair([[300.0]], [[600.0]])
     half = PairStats(*(replace(s, hidden_sum=s.hidden_sum.half()) for s in (pair.chosen, pair.rejected)))
-    assert ches_score(half).item() == 30_000.0
+    assert ches_score(half).item() == 90_000.0
 
 
 def test_missing_hidden_states_give_nan_for_every_pair(make_side):

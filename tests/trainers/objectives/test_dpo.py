@@ -54,11 +54,13 @@ def test_equals_simpo_for_single_tokens_a_flat_reference_and_no_gamma(make_pair)
         torch.testing.assert_close(value, other, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize(("margin", "loss"), [(1e4, 0.0), (-1e4, 1e3), (400.0, 4.248354255291589e-18)])
+@pytest.mark.parametrize(
+    ("margin", "loss"), [(1e4, 0.0), (-1e4, 1e3), (400.0, 4.248354255291589e-18), (-210.0, 21.000000000758256)]
+)
 def test_far_margins(make_pair, margin, loss):
-    """beta 0.1: 0 at +1000, the line 1000 at -1000, and e^-40 = 4.25e-18 at +40, not rounded off to 0."""
+    """beta 0.1: 0 at +1000, 1000 at -1000, e^-40 = 4.25e-18 at +40, and 21 + e^-21 at -21, not cut to 21."""
     pair = make_pair([[margin]], [[0.0]], [[0.0]], [[0.0]])
-    assert dpo(pair).losses.item() == pytest.approx(loss, rel=1e-12)
+    assert dpo(pair).losses.item() == pytest.approx(loss, rel=1e-13)
 
 
 def test_gradient_check(random_pair, check_gradient):

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup report test check bench lab clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.done  ## make the virtual environment with everything in it
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+report: setup  ## the main job on the embedded default: build, flag, train, report
+	rm -rf runs/demo
+	$(BIN)/chesboard demo --out runs/demo
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: setup  ## style, types and the one-way imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup  ## speeds as ratios within one run
+	$(BIN)/python tests/benchmarks/scoring.py
+
+lab: setup  ## JupyterLab on the notebooks
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lab]'
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## remove the virtual environment (runs/ stays)
+	rm -rf $(VENV)

@@ -1,0 +1,111 @@
+"""What the commands print: short tables for a terminal. Untrusted text is printed as plain text, never as markup."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from diagnostics import measures
+from diagnostics.finding import Finding
+from trainers import objectives
+
+SHOWN = 10  # rows of the flag table
+_NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def show_counts(counts: pd.DataFrame, frame: pd.DataFrame, path: Path) -> None:
+    """The audit: how many rows each code concerns, and where to look."""
+    kept = int((frame["status"] == "kept").sum())
+    table = _table("code", "kind", "rows", "first rows", "meaning")
+    for row in counts.to_dict("records"):
+        _add(table, row["code"], row["kind"], row["n"], row["first_rows"], row["meaning"])
+    console = Console()
+    if len(counts):
+        console.print(table)
+    console.print(f"{kept} of {len(frame)} rows kept, {len(frame) - kept} skipped.", highlight=False)
+    console.print(f"every row and its reason: {path}", markup=False, highlight=False)
+
+
+def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
+    """The most displacement-prone pairs and what was written."""
+    done = scores[scores["status"] == "scored"]
+    table = _table("rank", "pair_id", "source row", by, "chosen tokens", "rejected tokens", "flagged")
+    for row in done.nsmallest(SHOWN, "rank").to_dict("records"):
+        lengths = (int(row["chosen_length"]), int(row["rejected_length"]))
+        mark = "yes" if row["flagged"] else ""
+        _add(table, int(row["rank"]), row["pair_id"], row["source_row"], f"{row[by]:.4g}", *lengths, mark)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{len(done)} pairs scored, {len(scores) - len(done)} skipped, {int(done['flagged'].sum())} flagged by {by} "
+        "(higher is more prone).",
+        highlight=False,
+    )
+    console.print(
+        f"all scores: {out / 'scores.parquet'}   pages: chesboard report {out}", markup=False, highlight=False
+    )
+
+
+def show_gates(findings: Sequence[Finding]) -> bool:
+    """One line a gate; True when none failed."""
+    table = _table("gate", "value", "n", "verdict", "meaning")
+    for f in findings:
+        verdict = {True: "pass", False: "FAIL", None: "warning"}[f.passed]
+        _add(table, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
+    Console().print(table)
+    return not any(f.passed is False for f in findings)
+
+
+def show_list() -> None:
+    """Every objective, measure and notebook with its paper, from the docstrings and the notebooks' first cells."""
+    console = Console()
+    for title, rows in (("objectives", _objectives()), ("measures", _measures()), ("notebooks", _notebooks())):
+        table = _table(title, "what it is", title=None)
+        for name, text in rows:
+            _add(table, name, text)
+        console.print(table)
+
+
+def _objectives() -> list[tuple[str, str]]:
+    found = []
+    for name in objectives.names():
+        function = objectives.load(name)
+        settings = [
+            f"{k}={p.default}" for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY
+        ]
+        found.append((name, f"{_summary(function.__doc__)} [{', '.join(settings)}]"))
+    return found
+
+
+def _measures() -> list[tuple[str, str]]:
+    return [(name, _summary(measures.load(name).__doc__)) for name in measures.names()]
+
+
+def _notebooks() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted(_NOTEBOOKS.glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "".join(cells[0]["source"]) if cells else ""
+        found.append((path.stem, _summary(text.lstrip("# "))))
+    return found
+
+
+def _summary(text: str | None) -> str:
+    """First paragraph on one line."""
+    return " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split())
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, show_lines=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _add(table: Table, *values: object) -> None:
+    table.add_row(*(Text(str(v)) for v in values))

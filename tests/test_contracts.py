@@ -1,0 +1,99 @@
+"""The shape of the house: imports run one way, both lists of dependencies agree, notebooks stay thin elsewhere."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_imports_run_one_way():
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kept, 0 broken" in done.stdout
+
+
+def test_nothing_imports_the_front_door():
+    for room in ("diagnostics", "trainers", "analysis", "reports"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert not re.search(r"^\s*(import|from) chesboard\b", path.read_text(), re.M), path
+
+
+def test_a_wrong_import_is_caught(tmp_path):
+    """The contracts bite: the same settings on a copy with one upward import fail and name it."""
+    import shutil
+
+    for room in ("diagnostics", "trainers", "analysis", "reports"):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "diagnostics" / "wrong.py").write_text("import trainers.config\n")
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "diagnostics.wrong" in done.stdout
+
+
+@pytest.mark.parametrize("modules", ["analysis", "diagnostics.runlog, diagnostics.finding, diagnostics.pairs"])
+def test_no_torch_where_none_is_needed(modules):
+    code = (
+        "import pkgutil, importlib, sys\n"
+        f"import {modules}\n"
+        "if 'analysis' in sys.modules:\n"
+        "    for m in pkgutil.iter_modules(sys.modules['analysis'].__path__):\n"
+        "        importlib.import_module('analysis.' + m.name)\n"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[<>=\[ ]", requirement, maxsplit=1)[0].lower()
+
+
+def test_conda_has_the_same_dependencies():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    listed = {d.replace("pytorch", "torch") for d in conda if isinstance(d, str)}
+    assert set(PROJECT["project"]["dependencies"]) == listed - {"python>=3.11", "pip", "git", "make"}
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {k.lower().replace("_", "-"): v for k, v in pins.items()}
+    wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    for requirement in wanted:
+        low = requirement.split(">=")[1]
+        pin = pins[name_of(requirement)]
+        assert [int(x) for x in pin.split(".")[:2]] >= [int(x) for x in (low + ".0").split(".")[:2]], requirement
+    assert pins["torch"] == "2.13.0"
+
+
+def test_all_packages_are_listed():
+    found = {
+        str(p.parent.relative_to(ROOT)).replace("/", ".")
+        for room in ("diagnostics", "trainers", "analysis", "reports")
+        for p in (ROOT / room).rglob("__init__.py")
+    }
+    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_no_init_under_tests():
+    """An __init__.py there would make pytest import the test folder as `analysis`."""
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_another_projects_folder_of_the_same_name_stops_the_front_door(tmp_path):
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "__init__.py").write_text("")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.path.append({str(ROOT)!r})\n"
+    code += "import chesboard; sys.argv = ['chesboard', 'list']; chesboard.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert re.fullmatch(r"chesboard: 'analysis' resolves to .*\n", done.stderr)

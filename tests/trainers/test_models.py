@@ -1,0 +1,71 @@
+"""Models are loaded safely, and what cannot be loaded is refused in one sentence."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diagnostics.errors import DataError, UserError
+from trainers.models import add_lora, load_model, load_tokenizer, tokenizer_hash, weights_hash
+
+
+def test_missing_folder():
+    with pytest.raises(DataError, match="no such model folder"):
+        load_model("./nowhere")
+
+
+def test_folder_without_config(tmp_path):
+    with pytest.raises(DataError, match="no config.json"):
+        load_model(str(tmp_path))
+
+
+def test_folder_without_tokenizer(lm_folder, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(lm_folder) / name, tmp_path)
+    with pytest.raises(DataError, match="no tokenizer in this folder"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(lm_folder, tmp_path):
+    shutil.copy(Path(lm_folder) / "config.json", tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"only pickled weights \(pytorch_model.bin\)"):
+        load_model(str(tmp_path))
+
+
+def test_no_weights_at_all(lm_folder, tmp_path):
+    shutil.copy(Path(lm_folder) / "config.json", tmp_path)
+    with pytest.raises(DataError, match=r"no \*.safetensors"):
+        load_model(str(tmp_path))
+
+
+def test_damaged_weights(lm_folder, tmp_path):
+    shutil.copy(Path(lm_folder) / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(DataError, match="the model cannot be loaded"):
+        load_model(str(tmp_path))
+
+
+def test_hashes_follow_the_content(lm_folder):
+    model, same = load_model(lm_folder), load_model(lm_folder)
+    assert weights_hash(model) == weights_hash(same)
+    with torch.no_grad():
+        same.lm_head.weight[0, 0] += 1e-3
+    assert weights_hash(model) != weights_hash(same)
+    tokenizer = load_tokenizer(lm_folder)
+    before = tokenizer_hash(tokenizer)
+    tokenizer.add_tokens(["omega"])
+    assert tokenizer_hash(tokenizer) != before
+
+
+def test_dropout_is_off(lm_folder, tmp_path, make_model):
+    model = make_model("gpt2")
+    assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+    model.save_pretrained(tmp_path)
+    assert all(m.p == 0 for m in load_model(str(tmp_path)).modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_lora_targets_that_do_not_fit(lm_folder):
+    with pytest.raises(UserError, match="lora_targets 'nothing' does not fit"):
+        add_lora(load_model(lm_folder), r=2, alpha=4, targets="nothing")
