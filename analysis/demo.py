@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis import displacement, flags, runs
 from analysis.intervals import deviation, finite, mean
-from analysis.mass import first_and_last, of_kind
+from analysis.mass import first_and_last, of_kind, tracked
 from analysis.mass import mean_by_step as by_step
 from diagnostics.runlog import RunLog, read_json
 
@@ -100,9 +100,9 @@ def refusal_row(run: RunLog) -> dict[str, Any]:
     complying openers on safe prompts; *_start: at step 0. fell, mean, accuracy, kl: over the probe pairs."""
     rows = runs.rows(run, "probe")
     last = displacement.by_step(rows).tail(1)
-    row = _head(run)
-    for name, key in (("refusal", "track/unsafe/refusal"), ("comply", "track/safe/comply")):
-        row[f"{name}_start"], row[name] = first_and_last(run.steps, key)
+    row, groups = _head(run), tracked(run.mass)
+    for name, key in (("refusal", "unsafe: refusal"), ("comply", "safe: comply")):
+        row[f"{name}_start"], row[name] = first_and_last(groups, key)
     ends = runs.ends(rows)
     margin = finite(runs.column(ends, "margin_change"))
     row |= {"fell": _only(last, "share"), "mean": _only(last, "mean"), "n": len(ends)}

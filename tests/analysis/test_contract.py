@@ -1,0 +1,15 @@
+import pkgutil
+import subprocess
+import sys
+
+import analysis
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")
+
+
+def test_analysis_imports_no_torch():
+    modules = [f"analysis.{m.name}" for m in pkgutil.iter_modules(analysis.__path__)]
+    assert "analysis.run_page" in modules
+    code = f"import sys, {', '.join(modules)}; print([m for m in {HEAVY} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,87 @@
+import math
+
+import pandas as pd
+import pytest
+
+from analysis import displacement, runs
+
+STARTS = {"a": -10.0, "b": -20.0, "c": -30.0}
+
+
+def _rows(changes: dict[int, tuple[float, ...]]) -> pd.DataFrame:
+    rows = [
+        dict(step=s, split="probe", pair_id=p, chosen_logps=STARTS[p] + d, rejected_logps=-5.0 - s)
+        for s, all_changes in changes.items()
+        for p, d in zip(STARTS, all_changes)
+    ]
+    return runs.add_changes(pd.DataFrame(rows))
+
+
+def test_changes_count_from_the_pairs_own_step_zero():
+    rows = _rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0)})
+    last = rows[rows["step"] == 4]
+    assert last["chosen_change"].tolist() == [-1.0, 2.0, -3.0]
+    assert last["rejected_change"].tolist() == [-4.0] * 3
+    assert last["margin_change"].tolist() == [3.0, 6.0, 1.0]
+
+
+def test_changes_fall_back_on_the_reference_and_else_are_missing():
+    rows = pd.DataFrame(dict(step=[5, 5], pair_id=["a", "b"], chosen_logps=[-3.0, -4.0], rejected_logps=[-6.0, -6.0]))
+    assert runs.add_changes(rows)["chosen_change"].isna().all()
+    rows = rows.assign(ref_chosen_logps=[-1.0, math.nan], ref_rejected_logps=-6.0)
+    assert runs.add_changes(rows)["chosen_change"].tolist() == pytest.approx([-2.0, math.nan], nan_ok=True)
+
+
+def test_by_step_counts_shares_and_means():
+    table = displacement.by_step(_rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0)}))
+    assert table["n"].tolist() == [3, 3]
+    assert table["share"].tolist() == pytest.approx([0.0, 2 / 3])
+    assert table["mean"].tolist() == pytest.approx([0.0, -2 / 3])
+
+
+def test_by_step_of_unmeasured_rows_is_nan_with_a_count():
+    table = displacement.by_step(_rows({0: (math.nan,) * 3}))
+    assert table["n"].tolist() == [0]
+    assert math.isnan(table["share"][0])
+    assert math.isnan(table["mean"][0])
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((0.0, 0.6, 0.7, 0.8), 1),
+        ((0.0, 0.6, 0.4, 0.8), 3),
+        ((0.0, 0.6, 0.7, 0.5), math.nan),
+        ((0.0, 0.1, 0.2, 0.3), math.nan),
+        ((0.0, 0.6, math.nan, 0.8), 3),
+    ],
+)
+def test_onset_is_the_first_step_of_the_last_unbroken_stretch(shares, expected):
+    table = pd.DataFrame(dict(step=range(4), share=shares))
+    assert displacement.onset(table) == pytest.approx(expected, nan_ok=True)
+
+
+def test_quadrants_name_the_four_outcomes_and_leave_out_the_unmeasured():
+    ends = pd.DataFrame(
+        dict(
+            chosen_change=[1.0, -1.0, -2.0, 1.0, -1.0, 0.0, math.nan],
+            rejected_change=[-1.0, -1.0, -1.0, 1.0, 1.0, 0.0, -1.0],
+        )
+    )
+    table = displacement.quadrants(ends).set_index("outcome")
+    assert table["n"].to_dict() == {"separated": 1, "both fell": 2, "both rose": 2, "inverted": 1}
+    assert table["share"].sum() == pytest.approx(1.0)
+    assert table.loc["both fell", "share"] == pytest.approx(2 / 6)
+
+
+def test_worst_pairs_come_first():
+    ends = runs.ends(_rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0)}))
+    assert displacement.worst(ends, 2)["pair_id"].tolist() == ["c", "a"]
+
+
+def test_ends_join_by_pair_id_and_keep_the_first_measures():
+    rows = _rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0)}).sample(frac=1, random_state=3)
+    rows["ches_score"] = rows["step"] + rows["pair_id"].map({"a": 0.1, "b": 0.2, "c": 0.3})
+    ends = runs.ends(rows).set_index("pair_id")
+    assert ends["chosen_change"].to_dict() == {"a": -1.0, "b": 2.0, "c": -3.0}
+    assert ends["start_ches_score"].to_dict() == {"a": 0.1, "b": 0.2, "c": 0.3}
