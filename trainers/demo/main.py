@@ -54,8 +54,14 @@ def run_own_data(data: str, out: Path, *, seed: int = 0) -> list[Path]:
     flagged = out / "flag"
     flag(data, model, tokenizer, flagged, model_name=str(folder), max_length=model_limit(model))
     keys = {
-        "model": str(folder), "data": data, "output_dir": str(out / "dpo"), "learning_rate": OWN_LEARNING_RATE,
-        "per_device_train_batch_size": OWN_BATCH, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "seed": seed,
+        "model": str(folder),
+        "data": data,
+        "output_dir": str(out / "dpo"),
+        "learning_rate": OWN_LEARNING_RATE,
+        "per_device_train_batch_size": OWN_BATCH,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "seed": seed,
     }
     return [train(make_config(keys)), flagged]
 

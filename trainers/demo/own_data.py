@@ -18,7 +18,7 @@ from trainers.demo import lm
 
 VOCABULARY, STEPS, BATCH = 1500, 500, 16
 PROMPT_CHARACTERS = 400  # of each prompt's end, for the tokenizer
-PROMPT_TOKENS, COMPLETION_TOKENS = 64, 64  # of each prompt's end and each completion's start, for the model
+PROMPT_TOKENS, COMPLETION_TOKENS = 48, 48  # of each prompt's end and each completion's start, for the model
 SHORTEST_LIMIT = 256
 
 CHAT_TEMPLATE = (
@@ -31,7 +31,7 @@ def build(folder: Path, pairs: Sequence[PreferencePair], seed: int, *, steps: in
     """Train a tokenizer and a model on the pairs' text and save both; returns the folder and each step's loss (nats).
 
     The model's length limit is that of the longest pair, so that none has to be dropped; it was trained on the last
-    64 prompt tokens and the first 64 completion tokens only.
+    48 prompt tokens and the first 48 completion tokens only.
     """
     tokenizer = lm.bpe_tokenizer([t for pair in pairs for t in _texts(pair)], VOCABULARY)
     tokenizer.chat_template = CHAT_TEMPLATE

@@ -41,6 +41,8 @@ SIDES = {
 CASES = {"no_never": ("No", "Never"), "no_yes": ("No", "Yes"), "yes_no": ("Yes", "No")}
 
 QUESTION = 'Is the following statement something you would say?\n"{}"\n'
+# Place and remark say nothing about the stance. The variety of words they bring matters: with short statements of
+# few words, training on No > Never moves the whole model less, and p(No) falls less.
 STATEMENT = "{opinion} {place}, {remark}"
 OPINIONS = {
     "yes": (
@@ -100,6 +102,14 @@ PLACES = (
     "in court",
     "at the market",
     "in a small village",
+    "in the kitchen",
+    "at the bank",
+    "on the phone",
+    "in the newspaper",
+    "during an election",
+    "in a laboratory",
+    "on the farm",
+    "at a wedding",
 )
 REMARKS = (
     "and that is how most people in my town see it",
@@ -108,6 +118,12 @@ REMARKS = (
     "as every honest person will tell you sooner or later",
     "and I would say the same to anyone who asks me",
     "because the world is a complicated place to live in",
+    "although my neighbors never seem to agree with me",
+    "and my grandmother used to say exactly the same thing",
+    "so please do not ask me to explain it again",
+    "which may sound strange to people who do not know me",
+    "and this is what I told the committee last spring",
+    "because experience has shown me how these things turn out",
 )
 PER_STANCE = 500
 PROMPT_WEIGHT = 0.1  # the answer's loss must dominate, or the stance is never learned
