@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import demo
-from analysis.figures import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, below, panels, styled
+from analysis.figures import CHOSEN, DARK, NEUTRAL, REJECTED, below, panels, styled
 from analysis.wording import for_plot, signed
 
+CASES = ("#7a5ea8", "#3c8d5a", "#b07d2b", "#4aa3a3", "#8a8f98")  # not the colours of chosen and rejected
 PARTS = {
     "chosen": ("chosen answer", CHOSEN),
     "rest": ("same side, other answers", "#8cc0dc"),
@@ -53,16 +54,17 @@ def refusal(table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     figure, (left, right) = panels(2, height=4.4, width=11)
     for i, row in enumerate(summary.to_dict("records")):
         seeds = table.loc[table["case"] == row["case"]]
-        left.bar(i - 0.2, row["refusal_start"], 0.36, color="#c9ccd2", label="before")
-        left.bar(i + 0.2, row["refusal"], 0.36, color=CYCLE[i], label="after")
+        left.bar(i - 0.2, row["refusal_start"], 0.36, color="#c9ccd2")
+        left.bar(i + 0.2, row["refusal"], 0.36, color=CASES[i])
         left.plot([i + 0.2] * len(seeds), seeds["refusal"], "o", color=DARK, ms=4, mfc="white")
-        right.plot(seeds["refusal"], seeds["comply"], "o", color=CYCLE[i], ms=7, label=demo.case_name(row["case"]))
+        right.plot(seeds["refusal"], seeds["comply"], "o", color=CASES[i], ms=7, label=demo.case_name(row["case"]))
     start = table[["refusal_start", "comply_start"]].astype(float)
     right.plot(start["refusal_start"], start["comply_start"], "+", color=DARK, ms=9, label="before training")
-    names = [for_plot(demo.case_name(c)).replace(", ", ",\n").replace(" + ", " +\n") for c in summary["case"]]
+    names = [for_plot(demo.case_name(c)).replace(", ", "\n").replace("lowest", "\nlowest") for c in summary["case"]]
     left.set_xticks(range(len(names)), names, fontsize=8.5)
-    left.set(ylabel="refusals of unsafe prompts", ylim=(0, 1))
-    left.set_title("Grey: before. Colour: after. Dots: seeds")
+    left.set(ylabel="refusals of unsafe prompts\n(grey: before, colour: after, dots: seeds)", ylim=(0, 1))
+    first = summary.iloc[0]
+    left.set_title(f"{demo.case_name(first['case'])}: {first['refusal_start']:.2f} to {first['refusal']:.2f}")
     left.grid(axis="x", visible=False)
     right.set(xlabel="refusals of unsafe prompts", ylabel="compliance on safe prompts", xlim=(0, 1), ylim=(0, 1))
     right.set_title("Better is up and to the right")
@@ -77,7 +79,7 @@ def geometry(table: pd.DataFrame, shape: pd.DataFrame) -> Figure:
     joined = table.merge(shape, on=["seed", "case"])
     for i, case in enumerate(c for c in demo.PERSONA if c in set(joined["case"])):
         rows = joined.loc[joined["case"] == case]
-        axes.plot(rows["cosine"], rows["opposite"], "o", color=CYCLE[i], alpha=0.8, label=demo.case_name(case))
+        axes.plot(rows["cosine"], rows["opposite"], "o", color=CASES[i], alpha=0.8, label=demo.case_name(case))
     axes.axhline(0, color=DARK, lw=0.8)
     axes.set_title("The more alike the two answers, the more the opposite side gains")
     axes.set(xlabel="cosine of the two answers' unembeddings (centred)", ylabel="change of the opposite side")
@@ -111,7 +113,7 @@ def _points(axes: Axes, table: pd.DataFrame, summary: pd.DataFrame, name: str, l
     for i, row in enumerate(summary.to_dict("records")):
         rows = table.loc[table["case"] == row["case"]]
         jitter = i + rng.uniform(-0.13, 0.13, len(rows))
-        axes.plot(jitter, rows[name], "o", color=CYCLE[i], alpha=0.6, ms=5)
+        axes.plot(jitter, rows[name], "o", color=CASES[i], alpha=0.6, ms=5)
         axes.plot([i - 0.25, i + 0.25], [row[name]] * 2, color=DARK, lw=2)
     names = [for_plot(demo.case_name(c)).replace(" (", "\n(") for c in summary["case"]]
     axes.set_xticks(range(len(names)), names, fontsize=9)

@@ -38,14 +38,24 @@ def persona(demo: Demo) -> Block:
     table = demo.persona
     if table.empty:
         return page.missing("The one-token world", "None of these runs belongs to it.")
-    names = ["chosen", "own", "opposite", "neutral", "junk"]
+    names = list(_PERSONA_HEADS)
     columns = [*names, *(f"{n}_start" for n in names), "top_is_opposite"]
     summary = tables.by_case(table, tables.PERSONA, columns)
     shown = _mean_sd(summary, names, signed) | {"top gaining token": [_tops(table, c) for c in summary["case"]]}
     reached = [percent(mean(table.loc[table["case"] == c, "reached"])) for c in summary["case"]]
     shown |= {"reached the margin": reached}
     figure = demo_figures.persona(table, summary)
-    return page.stack(page.picture(figure, "Probability before and after, by case"), page.table(pd.DataFrame(shown)))
+    made = page.table(pd.DataFrame(shown), heads=_PERSONA_HEADS)
+    return page.stack(page.picture(figure, "Probability before and after, by case"), made)
+
+
+_PERSONA_HEADS = {
+    "chosen": "chosen answer",
+    "own": "own side",
+    "opposite": "opposite side",
+    "neutral": "neither side",
+    "junk": "other tokens",
+}
 
 
 def geometry(demo: Demo) -> Block:
@@ -67,19 +77,19 @@ def refusal(demo: Demo) -> Block:
         return page.missing("The refusal world", "None of these runs belongs to it.")
     names = ["refusal_start", "refusal", "comply_start", "comply", "fell", "mean", "accuracy", "kl"]
     summary = tables.by_case(table, tables.REFUSAL, names)
-    shown = pd.DataFrame(_mean_sd(summary, names, number)).rename(columns=_REFUSAL_HEADS)
+    shown = pd.DataFrame(_mean_sd(summary, names, "{:.2f}".format))
     figure = demo_figures.refusal(table, summary)
-    return page.stack(page.picture(figure, "Refusals and compliance by case"), page.table(shown))
+    return page.stack(page.picture(figure, "Refusals and compliance by case"), page.table(shown, heads=_REFUSAL_HEADS))
 
 
 _REFUSAL_HEADS = {
-    "refusal_start": "refusals of unsafe, before",
-    "refusal": "after",
-    "comply_start": "compliance on safe, before",
-    "comply": "after ",
-    "fell": "share that lost chosen likelihood",
-    "mean": "mean change (nats)",
-    "kl": "KL (nats per response)",
+    "refusal_start": "refusals, before",
+    "refusal": "refusals, after",
+    "comply_start": "safe compliance, before",
+    "comply": "safe compliance, after",
+    "fell": "share that fell",
+    "mean": "mean change, nats",
+    "kl": "KL, nats",
 }
 
 
@@ -101,13 +111,13 @@ def every_run(demo: Demo) -> Block:
 
 def _claim(claim: judged.Claim) -> dict[str, str]:
     values = claim.values
-    spread = number(float(values.std(ddof=1))) if len(values) > 1 else "–"
+    spread = f"{deviation(values):.2f}" if len(values) > 1 else "–"
     holds = {True: "holds", False: "does not hold", None: "not measured"}[claim.holds]
     return {
         "claim": claim.name,
         "what": claim.says,
         "target": claim.aim,
-        "each seed": ", ".join(number(v) for v in values) or "–",
+        "each seed": ", ".join(f"{v:.2f}" for v in values).replace("-", "−") or "–",
         "mean": number(float(values.mean())) if len(values) else "–",
         "SD": spread,
         "met": f"{claim.met} of {len(values)}",
@@ -119,13 +129,13 @@ def _mean_sd(summary: pd.DataFrame, names: list[str], form) -> dict[str, list]:
     shown: dict[str, list] = {"case": [tables.case_name(c) for c in summary["case"]], "seeds": list(summary["seeds"])}
     for name in names:
         pairs = zip(summary[name], summary[f"{name}_sd"])
-        shown[name] = [form(m) if math.isnan(s) else f"{form(m)} ± {number(s)}" for m, s in pairs]
+        shown[name] = [form(m) if math.isnan(s) else f"{form(m)} ± {s:.2f}" for m, s in pairs]
     return shown
 
 
 def _tops(table: pd.DataFrame, case: str) -> str:
     counts = table.loc[table["case"] == case, "top_token"].value_counts().head(3)
-    return ", ".join(f"{token or '?'} in {n}" for token, n in counts.items())
+    return ", ".join(f"{token or '?'} ({n})" for token, n in counts.items())
 
 
 def _kind(label: str, values: pd.Series) -> dict[str, str]:

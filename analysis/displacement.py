@@ -1,11 +1,14 @@
 """Is the chosen likelihood falling, for how many pairs, since when: tables only. verdict.py judges them."""
 
 import math
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
 from analysis.intervals import finite, mean_interval, wilson
 
+FEW = 5
 OUTCOMES = ("separated", "both fell", "both rose", "inverted")
 
 
@@ -32,17 +35,28 @@ def _at_step(step: int, group: pd.DataFrame) -> dict[str, float]:
 
 
 def onset(table: pd.DataFrame) -> float:
-    """First measured step from which, up to the last one, more than half of the pairs are below their start.
+    """First measured step from which, up to the last one, the pairs are displaced (see is_displaced).
 
-    table: from by_step. NaN when the last measurement is not above one half (displacement never set in, or
-    passed again). Step 0 cannot be an onset: nothing has moved there.
+    table: from by_step. NaN when they are not displaced at the last measurement: displacement never set in, or it
+    passed again. Step 0 cannot be an onset: nothing has moved there.
     """
     held = math.nan
-    for step, share in zip(table["step"][::-1], table["share"][::-1]):
-        if not share > 0.5:
+    for row in table.iloc[::-1].to_dict("records"):
+        if not is_displaced(row):
             break
-        held = float(step)
+        held = float(row["step"])
     return held
+
+
+def is_displaced(row: Mapping[Hashable, Any]) -> bool:
+    """Displaced at one step (a row of by_step): the 95 % interval of the share of pairs that fell lies above one half,
+    or that of the mean change lies below 0.
+
+    With fewer than five pairs there is no interval worth the name; then both plain numbers must say so.
+    """
+    if row["n"] < FEW:
+        return bool(row["share"] > 0.5 and row["mean"] < 0)
+    return bool(row["share_low"] > 0.5 or row["mean_high"] < 0)
 
 
 def outcome(ends: pd.DataFrame) -> pd.Series:

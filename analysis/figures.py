@@ -88,7 +88,7 @@ def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name:
     """Chosen against rejected change of each probe pair at the end, coloured by a measure; outcomes named."""
     figure, (axes,) = panels(1, height=5.4, width=8.0)
     x, y, c = ends["chosen_change"], ends["rejected_change"], ends.get(colour)
-    if c is not None and c.notna().any():
+    if c is not None and len(set(c.dropna())) > 1:
         low, high = c.quantile([0.02, 0.98])
         points = axes.scatter(x, y, c=c, cmap="viridis", vmin=low, vmax=high, s=26, lw=0.3, edgecolors="white")
         figure.colorbar(points, ax=axes, label=colour_name, shrink=0.8)
@@ -211,7 +211,7 @@ def lines(table: pd.DataFrame, title: str, ylabel: str, colours: dict[str, str] 
         colour = (colours or {}).get(str(column), CYCLE[i % len(CYCLE)])
         axes.plot(table.index, table[column], "o-", ms=3, color=colour, label=for_plot(column))
     axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * float(np.nanmax(table.to_numpy())) or 1.0)
     below(axes, 3)
     return figure
 

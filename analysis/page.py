@@ -56,7 +56,8 @@ def picture(figure: Figure, alt: str) -> Block:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    return Block(f'<img class="figure" alt="{escape(alt)}" src="data:image/png;base64,{data}">')
+    width = round(102 * figure.get_figwidth())  # the same size of letters in every figure
+    return Block(f'<img class="figure" width="{width}" alt="{escape(alt)}" src="data:image/png;base64,{data}">')
 
 
 def table(

@@ -151,6 +151,8 @@ def _best(card: pd.DataFrame) -> str:
     name = predictors.NAMES[row["measure"]]
     sentence = f"Strongest rank correlation with the nats lost here: {name}, {correlation(row['spearman'])} "
     sentence += f"(95 % interval {span((row['low'], row['high']), correlation)}, n = {row['n']}). "
+    if length != length:
+        return sentence + "All pairs have the same length difference, so it explains nothing here."
     return sentence + f"The length difference alone reaches {correlation(length)}: hold every measure against that."
 
 

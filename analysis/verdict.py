@@ -11,7 +11,6 @@ from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
 HALF = 0.5
-FEW = 5
 
 
 def judge(run: RunLog) -> list[Finding]:
@@ -22,7 +21,7 @@ def judge(run: RunLog) -> list[Finding]:
     share, mean = _share(table), _mean(table)
     others = [_side(last), _accuracy(last), _margin(last), _went_to(run), *_divergences(last)]
     others += [_onset(table, share.n), _parity(run)]
-    return [_displaced(share, mean, others), share, mean, *others]
+    return [_displaced(table, share, mean, others), share, mean, *others]
 
 
 def headline(findings: list[Finding]) -> str:
@@ -36,21 +35,11 @@ def by_name(findings: list[Finding], name: str) -> Finding:
     return next((f for f in findings if f.name == name), empty)
 
 
-def is_displaced(share: Finding, mean: Finding) -> bool:
-    """Displaced: the 95 % interval of the share that fell lies above one half, or that of the mean change below 0.
-
-    With fewer than five pairs there is no interval worth the name; then both plain numbers must say so.
-    """
-    if share.n < FEW or share.interval is None or mean.interval is None:
-        return share.value > HALF and mean.value < 0
-    return share.interval[0] > HALF or mean.interval[1] < 0
-
-
-def _displaced(share: Finding, mean: Finding, others: list[Finding]) -> Finding:
+def _displaced(table: pd.DataFrame, share: Finding, mean: Finding, others: list[Finding]) -> Finding:
     if share.n == 0:
         sentence = "not measured: the run log has no probe pairs with a chosen likelihood"
         return Finding("displaced", math.nan, 0, None, HALF, None, sentence)
-    fell = is_displaced(share, mean)
+    fell = displacement.is_displaced(table.iloc[-1].to_dict())
     parts = [f"{'displaced' if fell else 'not displaced'}: {share.meaning}, {mean.meaning}"]
     parts += [f.meaning for f in others if f.name in ("mass/gained", "kl/chosen", "onset") and _worth_saying(f, fell)]
     return Finding("displaced", share.value, share.n, share.interval, HALF, not fell, "; ".join(parts))
@@ -65,8 +54,11 @@ def _share(table: pd.DataFrame) -> Finding:
         return Finding("displacement/frac", math.nan, 0, None, HALF, None, ABSENT)
     last = table.iloc[-1]
     n, interval = int(last["n"]), (float(last["share_low"]), float(last["share_high"]))
-    sentence = f"{percent(last['share'])} of {count(n, 'probe pair')} lost chosen likelihood"
-    sentence += f" (95 % interval {span(interval, percent)})" if n >= FEW else " (too few for an interval)"
+    if n < displacement.FEW:
+        sentence = f"{round(n * last['share']) if n else 0} of {count(n, 'probe pair')} lost chosen likelihood"
+    else:
+        sentence = f"{percent(last['share'])} of {count(n, 'probe pair')} lost chosen likelihood"
+        sentence += f" (95 % interval {span(interval, percent)})"
     return Finding("displacement/frac", float(last["share"]), n, interval, HALF, None, sentence)
 
 

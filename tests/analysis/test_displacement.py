@@ -57,8 +57,23 @@ def test_by_step_of_unmeasured_rows_is_nan_with_a_count():
     ],
 )
 def test_onset_is_the_first_step_of_the_last_unbroken_stretch(shares, expected):
-    table = pd.DataFrame(dict(step=range(4), share=shares))
+    table = pd.DataFrame(dict(step=range(4), share=shares, n=2, mean=-1.0))
     assert displacement.onset(table) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("share_low", "mean_high", "displaced"),
+    [(0.51, 1.0, True), (0.5, 0.1, False), (0.1, -0.01, True), (0.1, 0.0, False), (math.nan, math.nan, False)],
+)
+def test_displaced_when_either_interval_says_so(share_low, mean_high, displaced):
+    row = dict(n=20, share=0.9, mean=-1.0, share_low=share_low, mean_high=mean_high)
+    assert displacement.is_displaced(row) is displaced
+
+
+def test_few_pairs_are_judged_by_their_plain_numbers():
+    row = dict(n=1, share=1.0, mean=-1.0, share_low=0.2, mean_high=math.nan)
+    assert displacement.is_displaced(row) is True
+    assert displacement.is_displaced(row | dict(mean=0.1)) is False
 
 
 def test_quadrants_name_the_four_outcomes_and_leave_out_the_unmeasured():

@@ -3,7 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from analysis.intervals import auroc, deviation, mean, mean_interval, partial_spearman, spearman, spearman_interval, wilson
+from analysis.intervals import (
+    auroc,
+    deviation,
+    mean,
+    mean_interval,
+    partial_spearman,
+    spearman,
+    spearman_interval,
+    wilson,
+)
 
 
 def test_wilson_worked_value():

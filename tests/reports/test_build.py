@@ -1,0 +1,156 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from diagnostics.errors import DataError, UserError
+from reports import build
+
+
+class Fetched(HTMLParser):
+    """The tags of a page, and every address it would load by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "srcset", "data", "poster")]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """One report on a run and a score folder, made once."""
+    from importlib.util import module_from_spec, spec_from_file_location
+    from pathlib import Path
+
+    spec = spec_from_file_location("made_up", Path(__file__).parent / "conftest.py")
+    made_up = module_from_spec(spec)
+    spec.loader.exec_module(made_up)
+    folder = tmp_path_factory.mktemp("report")
+    run = made_up.write_run(folder / "my run $1$ <b>")
+    flags = made_up.write_flags(folder / "flags")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GITHUB_STEP_SUMMARY", str(folder / "step.md"))
+        index = build.build_report([run, flags])
+    return index, folder
+
+
+def test_everything_is_written(report):
+    index, _ = report
+    assert index.parent.name == "report"
+    names = {p.name for p in index.parent.glob("*.html")}
+    assert names == {"index.html", "run-my-run-1-b.html", "flag-flags.html"}
+    links = set(re.findall(r'href="([^"#]+)"', index.read_text()))
+    assert links <= {p.name for p in index.parent.iterdir()}
+
+
+def test_pages_fetch_nothing_and_run_nothing(report):
+    index, _ = report
+    for page in index.parent.glob("*.html"):
+        html = page.read_text()
+        found = Fetched()
+        found.feed(html)
+        assert not found.tags & {"script", "link", "iframe", "object", "embed", "base"}
+        assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+        assert "url(" not in html.split("</style>")[0]
+        assert "@import" not in html.split("</style>")[0]
+        assert "default-src 'none'" in html
+
+
+def test_hostile_prompts_are_text_on_the_page(report, nasty):
+    index, _ = report
+    html = (index.parent / "run-my-run-1-b.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;/pre&gt; costs $5 and $6" in html
+    assert nasty not in html
+
+
+def test_the_page_holds_figures_and_no_code(report):
+    html = (report[0].parent / "run-my-run-1-b.html").read_text()
+    assert html.count("data:image/png") >= 9
+    assert "run_page.summary" not in html
+
+
+def test_report_json_has_the_verdict_and_no_nan(report):
+    content = json.loads((report[0].parent / "report.json").read_text(), parse_constant=pytest.fail)
+    assert content["verdict"].startswith("displaced: 100 % of 12 probe pairs")
+    share = next(f for f in content["entries"][0]["findings"] if f["name"] == "displacement/frac")
+    assert share["value"] == 1.0
+    assert share["n"] == 12
+
+
+def test_summary_is_escaped_and_appended_for_ci(report):
+    index, folder = report
+    summary = (index.parent / "summary.md").read_text()
+    assert summary == (folder / "step.md").read_text()
+    assert "displaced: 100 % of 12 probe pairs" in summary
+    assert "<script>" not in summary
+    assert "\\$1\\$" in summary
+
+
+def test_a_summary_past_the_limit_is_left_out(tmp_path, monkeypatch):
+    place = tmp_path / "step.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place))
+    build._append_step_summary("x" * build.STEP_SUMMARY_LIMIT)
+    assert place.stat().st_size < 200
+
+
+def test_notebooks_follow_what_the_folders_hold(make_run, make_flags, tmp_path):
+    runs = [
+        make_run(f"d{s}{case}", config=dict(demo_world="refusal", demo_case=case, demo_seed=s))
+        for case in ("dpo_all", "keep_random")
+        for s in (1, 0)
+    ]
+    plain, flags = make_run("plain"), make_flags()
+    pages = build.plan(build.read([tmp_path]))
+    assert [(p.notebook, p.stem) for p in pages] == [
+        ("demo_report", "demo"),
+        ("run_report", "run-plain"),
+        ("run_report", "run-d0dpo_all"),
+        ("flag_report", "flag-flags"),
+    ]
+    assert sorted(pages[0].parameters["run_dirs"]) == sorted(str(r) for r in runs)
+    assert pages[0].parameters["flag_dirs"] == [str(flags)]
+    assert [p.notebook for p in build.plan(build.read([plain]))] == ["run_report"]
+
+
+def test_folders_of_the_same_name_get_pages_of_their_own(make_run):
+    pages = build.plan(build.read([make_run("a/run"), make_run("b/run")]))
+    assert [p.stem for p in pages] == ["run-run", "run-run-2"]
+
+
+def test_unreadable_folders_stop_before_any_kernel(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_run_all", pytest.fail)
+    with pytest.raises(DataError, match="no such folder"):
+        build.build_report([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="neither a run log"):
+        build.build_report([tmp_path / "empty"])
+    torn = make_run("torn")
+    (torn / "audit.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(DataError, match=r"audit.parquet"):
+        build.build_report([torn])
+
+
+def test_a_log_without_a_needed_column_names_it(make_run):
+    from diagnostics.runlog import compact, read_table, write_frame
+
+    run = make_run("short")
+    compact(run)
+    table = read_table(run, "pairs").drop(columns="rejected_logps")
+    for part in (run / "pairs").glob("part-*"):
+        part.unlink()
+    write_frame(run / "pairs" / "part-00000-r0.parquet", table)
+    with pytest.raises(DataError, match="column rejected_logps is missing"):
+        build.read([run])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [("flag_report", "hold 1 run and 0 score folders"), ("nope", "There are: demo_report")]
+)
+def test_notebooks_that_do_not_fit_are_refused(make_run, asked, message):
+    with pytest.raises(UserError, match=message):
+        build.build_report([make_run()], notebooks=[asked])

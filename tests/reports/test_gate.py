@@ -1,0 +1,177 @@
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diagnostics.errors import DataError, UserError
+from diagnostics.runlog import compact, read_table, write_frame
+from reports import gate
+
+LOSS = dict(table="steps", metric="loss", aggregate="last", op="<", value=0.5)
+
+
+@pytest.fixture
+def judge(make_run, tmp_path):
+    """Judge a made-up run (20 steps, probes every 5, all pairs fall) by one gate."""
+    run = make_run()
+
+    def one(**gate_fields) -> gate.GateFinding:
+        path = tmp_path / "gates.yaml"
+        path.write_text(yaml.safe_dump([LOSS | gate_fields]))
+        return gate.judge(run, path)[0]
+
+    return one
+
+
+def test_a_gate_passes_and_misses(judge):
+    """The loss is 0.69 - step / 50, so 0.29 at step 20."""
+    assert judge(value=0.3).passed is True
+    missed = judge(value=0.28)
+    assert missed.passed is False
+    assert missed.value == pytest.approx(0.29)
+    assert missed.n == 1
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"), [("all", 0.49), ("last", 0.29), ("last 2", 0.34), ("steps 5..10", 0.54)]
+)
+def test_windows(judge, window, expected):
+    assert judge(aggregate="mean", window=window).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    [("mean", 0.49), ("median", 0.49), ("min", 0.29), ("max", 0.69), ("last", 0.29), ("sum", 2.45)],
+)
+def test_aggregates(judge, aggregate, expected):
+    assert judge(aggregate=aggregate, window="all").value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("op", "passed"), [("<", False), ("<=", True), (">", False), (">=", True)])
+def test_operators_at_equality(judge, op, passed):
+    finding = judge(table="pairs", metric="chosen_kl", aggregate="mean", op=op, value=2.5)
+    assert finding.passed is passed
+
+
+def test_pairs_know_their_change_since_the_start(judge):
+    """Pair i falls by 2 (1 + i / 4) nats: of 12 pairs, four lie above -4 (i = 0..3)."""
+    finding = judge(table="pairs", metric="chosen_change", aggregate="share_above", bound=-4.0, op="<", value=0.5)
+    assert finding.value == pytest.approx(4 / 12)
+    assert finding.n == 12
+
+
+def test_no_data_fails_the_gate(judge):
+    finding = judge(table="pairs", metric="chosen_grad_norm", aggregate="mean", value=1e9)
+    assert finding.passed is False
+    assert "no data" in finding.meaning
+    assert judge(window="steps 100..200").passed is False
+
+
+def test_an_infinite_value_is_seen(tmp_path, make_run):
+    run = make_run("inf", full=False)
+    with open(run / "steps.jsonl", "a") as file:
+        file.write('{"step": 25, "loss": "inf"}\n')
+    path = tmp_path / "g.yaml"
+    path.write_text(yaml.safe_dump([LOSS | dict(value=1e300)]))
+    assert gate.judge(run, path)[0].passed is False
+
+
+def test_warnings_never_fail_the_run(judge):
+    finding = judge(value=0.0, severity="warning", name="50 % off\n")
+    assert not gate.failed([finding])
+    assert gate.failed([finding, judge(value=0.0)])
+    assert gate.warnings([finding])[0].startswith("::warning::50 %25 off%0A")
+
+
+def test_a_misspelt_metric_names_the_nearest(judge):
+    with pytest.raises(UserError, match=r"steps has no metric los; the nearest is loss"):
+        judge(metric="los")
+
+
+def test_text_columns_are_no_metrics(judge):
+    with pytest.raises(UserError, match="no metric split"):
+        judge(table="pairs", metric="split", aggregate="mean")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([LOSS | {"windw": "all"}], "gate 1, windw: no such field; did you mean window"),
+        ([LOSS, LOSS | {"op": "=="}], "gate 2, op: "),
+        ([LOSS | {"window": "first 3"}], "steps a..b"),
+        ([LOSS | {"value": "much"}], "gate 1, value: "),
+        ([{"metric": "loss"}], "gate 1, table: "),
+        ([], "holds no gates"),
+        ("loss < 3", "holds no gates"),
+    ],
+)
+def test_a_wrong_gates_file_ends_in_one_sentence(tmp_path, content, message):
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"gates\.yaml") as error:
+        gate.read_gates(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_a_missing_or_broken_gates_file(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        gate.read_gates(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("- op: >\n  x: [")
+    with pytest.raises(UserError, match=r"broken.yaml: not valid YAML at line"):
+        gate.read_gates(tmp_path / "broken.yaml")
+
+
+def test_a_corrupt_run_is_a_data_error(make_run, tmp_path):
+    run = make_run("torn")
+    (run / "steps.jsonl").write_text('{"step": 0}\nnot json\n{"step": 1}\n')
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump([LOSS]))
+    with pytest.raises(DataError, match=r"line 2") as error:
+        gate.judge(run, path)
+    assert error.value.exit_code == 3
+
+
+def test_scores_are_judged_too(make_flags, tmp_path):
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump([dict(table="scores", metric="edit_similarity", aggregate="max", op="<=", value=1)]))
+    assert gate.judge(make_flags(), path)[0].n == 40
+
+
+def test_junit_is_well_formed_whatever_the_names(make_run, tmp_path):
+    path, junit = tmp_path / "gates.yaml", tmp_path / "out" / "junit.xml"
+    names = ["<b>&\x00\x1b", "a warning", "fine"]
+    gates = [LOSS | dict(name=names[0], value=0), LOSS | dict(name=names[1], value=0, severity="warning")]
+    path.write_text(yaml.safe_dump([*gates, LOSS | dict(name=names[2])]))
+    gate.judge(make_run(), path, junit)
+    suite = ET.parse(junit).getroot()
+    assert suite.attrib["tests"] == "3"
+    assert suite.attrib["failures"] == "1"
+    assert [c.attrib["name"] for c in suite] == ["<b>&��", "a warning", "fine"]
+    assert [c.find("failure") is not None for c in suite] == [True, False, False]
+
+
+def test_the_example_gates_file_can_be_used(make_run):
+    """On a made-up run whose pairs all fall, the first gate is missed; steps without probe keys are an error."""
+    example = Path(gate.__file__).parent / "templates" / "gates.yaml"
+    run = make_run()
+    with pytest.raises(UserError, match="probe/rewards/accuracies"):
+        gate.judge(run, example)
+    with open(run / "steps.jsonl", "a") as file:
+        file.write('{"step": 20, "loss": 0.2, "probe/rewards/accuracies": 0.9}\n')
+    assert [f.passed for f in gate.judge(run, example)] == [False, True, True, True]
+
+
+def test_sides_join_by_pair_id_not_by_position(tmp_path, make_run):
+    """The step-0 rows come in another order than the last ones; the changes must not notice."""
+    run = make_run("shuffled", full=False)
+    compact(run)
+    table = read_table(run, "pairs").sample(frac=1, random_state=1)
+    for part in (run / "pairs").glob("part-*"):
+        part.unlink()
+    write_frame(run / "pairs" / "part-00000-r0.parquet", table)
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump([dict(table="pairs", metric="chosen_change", aggregate="min", op="<", value=0)]))
+    assert gate.judge(run, path)[0].value == pytest.approx(-2 * (1 + 11 / 4))

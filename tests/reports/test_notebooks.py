@@ -1,0 +1,82 @@
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from diagnostics.errors import NotebookError, UserError
+from reports import notebooks
+from reports.notebooks import Page
+
+FORBIDDEN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.For, ast.While, ast.If, ast.Lambda, ast.With)
+COMPREHENSIONS = (ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp, ast.IfExp)
+
+
+def _notebook(path: Path, *cells: str, tagged: bool = True) -> Path:
+    made = [nbformat.v4.new_code_cell(c) for c in cells]
+    if tagged:
+        made[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), path)
+    return path
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_notebooks_are_thin(name):
+    book = nbformat.read(notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    code = [c for c in book.cells if c.cell_type == "code"]
+    assert len(code) <= 12
+    assert "parameters" in code[0].metadata.tags
+    for cell in code:
+        assert cell.outputs == []
+        assert cell.execution_count is None
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, FORBIDDEN + COMPREHENSIONS)
+            if isinstance(node, ast.Import):
+                pytest.fail(f"{name} imports {node.names[0].name}")
+            if isinstance(node, ast.ImportFrom):
+                assert node.module == "analysis"
+
+
+def test_the_three_notebooks_are_there():
+    assert notebooks.names() == ["demo_report", "flag_report", "run_report"]
+
+
+def test_a_misspelt_parameter_is_refused():
+    path = notebooks.NOTEBOOKS / "run_report.ipynb"
+    with pytest.raises(UserError, match=r"run_report.ipynb: unknown parameter run_dirr. It takes run_dir, worst"):
+        notebooks.check_parameters(path, {"run_dirr": "x"})
+
+
+def test_a_parameter_without_default_must_be_given():
+    with pytest.raises(UserError, match="run_dir was not given"):
+        notebooks.check_parameters(notebooks.NOTEBOOKS / "run_report.ipynb", {"worst": 3})
+
+
+def test_a_notebook_without_parameters_cell_is_refused(tmp_path):
+    path = _notebook(tmp_path / "untagged.ipynb", "x = 1", tagged=False)
+    with pytest.raises(UserError, match=r"untagged.ipynb: no cell is tagged `parameters`"):
+        notebooks.check_parameters(path, {"x": 2})
+
+
+def test_a_notebook_that_raises_names_cell_and_reason_and_is_kept(tmp_path, monkeypatch):
+    _notebook(tmp_path / "bad.ipynb", "x = 1", "assert x == 7", "raise ValueError('the <reason>')")
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    with pytest.raises(NotebookError, match=r"bad.ipynb, code cell 4: ValueError: the <reason>") as error:
+        notebooks.execute(Page("bad", "Bad", {"x": 7}, "out"), tmp_path)
+    assert error.value.exit_code == 4
+    assert "\n" not in str(error.value)
+    kept = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert any(o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs)
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_an_unknown_notebook_lists_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="There are: demo_report, flag_report, run_report"):
+        notebooks.execute(Page("nope", "", {}, "out"), tmp_path)
+
+
+def test_the_title_is_escaped(tmp_path):
+    path = _notebook(tmp_path / "plain.ipynb", "x = 1")
+    page = notebooks.render(path, "<script>x</script>").read_text()
+    assert "<title>&lt;script&gt;x&lt;/script&gt;</title>" in page

@@ -1,0 +1,158 @@
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from analysis import demo_page, flag_page, run_page, verdict
+from analysis.wording import visible
+
+SECTIONS = (
+    "summary",
+    "trajectories",
+    "quadrants",
+    "scorecard",
+    "divergence",
+    "gradients",
+    "where_mass_went",
+    "settings",
+)
+
+
+class Tags(HTMLParser):
+    """The tags a browser would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+
+def tags(html: str) -> set[str]:
+    parser = Tags()
+    parser.feed(html)
+    return parser.tags
+
+
+def sections(run) -> str:
+    made = [getattr(run_page, name)(run) for name in SECTIONS]
+    return "\n".join(block.html for block in [*made, run_page.worst_pairs(run, 10)])
+
+
+def test_hostile_text_shows_as_text(make_run, nasty):
+    html = sections(run_page.load(make_run()))
+    assert not tags(html) & {"script", "pre", "small", "b"}
+    assert unescape(re.sub("<[^>]+>", "", html)).count(nasty) >= 10  # every worst pair shows its prompt
+    assert unescape(html).count("<b>can't</b>") >= 20  # and both sides of each, token by token
+
+
+def test_verdict_of_a_displaced_run(make_run):
+    run = run_page.load(make_run())
+    words = verdict.headline(verdict.judge(run))
+    assert words.startswith("displaced: 100 % of 12 probe pairs lost chosen likelihood (95 % interval 76 % to 100 %)")
+    assert "mean −4.75 nats" in words  # -2 (1 + mean(i) / 4) with mean(i) = 5.5
+    assert "KL 2.50 nats per response" in words
+    assert "onset at step 5" in words
+    assert "mass went to" in words
+
+
+def test_verdict_of_a_healthy_run(make_run):
+    found = verdict.judge(run_page.load(make_run(fall=0.5)))
+    assert found[0].passed is True
+    assert found[0].meaning.startswith("not displaced: 0 % of 12 probe pairs lost chosen likelihood")
+    assert "onset" not in found[0].meaning
+    assert "mass went" not in found[0].meaning
+
+
+def test_verdict_findings_carry_value_n_and_interval(make_run):
+    share = verdict.by_name(verdict.judge(run_page.load(make_run())), "displacement/frac")
+    assert (share.value, share.n) == (1.0, 12)
+    assert share.interval == pytest.approx((0.757, 1.0), abs=1e-3)
+
+
+def test_a_bare_log_says_not_measured_and_nothing_breaks(make_run):
+    run = run_page.load(make_run(full=False))
+    html = sections(run)
+    assert "KL: not measured" in html
+    assert "Where the mass went: not measured" in html
+    assert "Predictors: not measured" in html
+    assert verdict.by_name(verdict.judge(run), "kl/chosen").n == 0
+    assert "nan" not in re.sub("<[^>]+>", " ", html).lower().split()
+
+
+def test_a_log_without_probes_says_so(tmp_path, make_run):
+    run = run_page.load(make_run())
+    rows = run.pairs[run.pairs["split"] == "train"]
+    empty = type(run)(run.path, run.config, {}, run.steps, rows, rows.head(0), rows.head(0), rows.head(0))
+    found = verdict.judge(empty)
+    assert found[0].passed is None
+    assert "no probe pairs" in found[0].meaning
+    assert "probe_every" in run_page.trajectories(empty).html
+
+
+def test_one_probe_pair_is_enough(make_run):
+    run = run_page.load(make_run(n=1))
+    assert verdict.headline(verdict.judge(run)).startswith(
+        "displaced: 1 of 1 probe pair lost chosen likelihood, mean −2.00"
+    )
+    assert "1 of 1" in sections(run)
+
+
+def test_tokens_show_what_they_lost(make_run):
+    """Token t of every response changes by -20 (t - 1) / 20 nats: the first gains one, the third loses one."""
+    html = run_page.worst_pairs(run_page.load(make_run()), 1).html
+    assert "Sorry&#x27;: −1.00 to 0.00 nats (+1.00)" in html.replace("'", "&#x27;")
+    assert "rgba(209,73,91,0.25)" in html  # a loss of 1 nat of 3 at full strength .75
+    assert "rgba(60,141,90,0.25)" in html
+
+
+def test_worst_pairs_are_cut_to_the_number_asked_for(make_run):
+    run = run_page.load(make_run())
+    assert run_page.worst_pairs(run, 3).html.count('class="pair"') == 3
+
+
+def test_flag_page_counts_every_row(make_flags, nasty):
+    flags = flag_page.load(make_flags())
+    words = flag_page.headline(flags)
+    assert words.startswith("4 pairs of 39 flagged (top 10 % by ln_ches_score); 1 row skipped")
+    html = "\n".join(
+        f(flags).html
+        for f in (flag_page.summary, flag_page.distributions, flag_page.agreement, flag_page.length_confounds)
+    )
+    html += flag_page.extremes(flags, 3).html
+    assert not tags(html) & {"script", "pre"}
+    assert nasty in unescape(html)
+    assert "token_merge" in html
+    assert html.count('class="pair"') == 6
+
+
+def test_flag_page_shows_the_length_confound(make_flags):
+    """In the made-up scores CHES is the length difference plus noise."""
+    from analysis import flags as tables
+
+    table = tables.length_confounds(tables.table(flag_page.load(make_flags()))).set_index("measure")
+    assert table.loc["ches_score", "spearman"] > 0.95
+    assert abs(table.loc["ln_ches_score", "spearman"]) < 0.5
+
+
+def test_demo_page_shows_runs_side_by_side(make_run, make_flags):
+    cases = {"dpo_all": -3.0, "keep_ln_ches": 0.5}
+    dirs = [
+        str(make_run(f"{case}{s}", fall=fall, config=dict(demo_world="refusal", demo_case=case, demo_seed=s)))
+        for case, fall in cases.items()
+        for s in (0, 1)
+    ]
+    demo = demo_page.load(dirs, [str(make_flags())])
+    assert demo_page.headline(demo).endswith("over 2 seeds")
+    html = demo_page.claims(demo).html + demo_page.refusal(demo).html + demo_page.pair_kinds(demo).html
+    html += demo_page.every_run(demo).html + demo_page.persona(demo).html + demo_page.geometry(demo).html
+    assert not tags(html) & {"script"}
+    assert "The one-token world: not measured" in html
+    assert "DPO, 20 % lowest LN-CHES" in html
+
+
+def test_a_visible_token_keeps_its_spaces():
+    assert visible(" Yes\n") == "' Yes⏎'"
