@@ -1,6 +1,7 @@
 """The sections of the demo report: each joins a table, its judgement and its figure, and returns a Block."""
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from analysis.demo import Demo
 from analysis.intervals import deviation, mean
 from analysis.page import Block
 from analysis.wording import number, percent, signed
+from diagnostics.runlog import RunLog
 
 
 def load(run_dirs: list[str], flag_dirs: list[str]) -> Demo:
@@ -41,7 +43,7 @@ def persona(demo: Demo) -> Block:
     names = list(_PERSONA_HEADS)
     columns = [*names, *(f"{n}_start" for n in names), "top_is_opposite"]
     summary = tables.by_case(table, tables.PERSONA, columns)
-    shown = _mean_sd(summary, names, signed) | {"top gaining token": [_tops(table, c) for c in summary["case"]]}
+    shown = _mean_sd(summary, names, _change) | {"top gaining token": [_tops(table, c) for c in summary["case"]]}
     reached = [percent(mean(table.loc[table["case"] == c, "reached"])) for c in summary["case"]]
     shown |= {"reached the margin": reached}
     figure = demo_figures.persona(table, summary)
@@ -65,7 +67,7 @@ def geometry(demo: Demo) -> Block:
         return page.missing("Unembedding geometry", "No geometry.json beside these runs or their model.")
     summary = tables.by_case(shape, tables.PERSONA, ["cosine", "inner"])
     figure = demo_figures.geometry(demo.persona, shape)
-    shown = _mean_sd(summary, ["cosine", "inner"], signed)
+    shown = _mean_sd(summary, ["cosine", "inner"], _change)
     ches = page.note(f"Largest absolute CHES over all these pairs: {number(max(demo.persona['ches']))}.")
     return page.stack(ches, page.picture(figure, "Cosine against opposite change"), page.table(pd.DataFrame(shown)))
 
@@ -77,7 +79,7 @@ def refusal(demo: Demo) -> Block:
         return page.missing("The refusal world", "None of these runs belongs to it.")
     names = ["refusal_start", "refusal", "comply_start", "comply", "fell", "mean", "accuracy", "kl"]
     summary = tables.by_case(table, tables.REFUSAL, names)
-    shown = pd.DataFrame(_mean_sd(summary, names, "{:.2f}".format))
+    shown = pd.DataFrame(_mean_sd(summary, names, _value))
     figure = demo_figures.refusal(table, summary)
     return page.stack(page.picture(figure, "Refusals and compliance by case"), page.table(shown, heads=_REFUSAL_HEADS))
 
@@ -117,7 +119,7 @@ def _claim(claim: judged.Claim) -> dict[str, str]:
         "claim": claim.name,
         "what": claim.says,
         "target": claim.aim,
-        "each seed": ", ".join(f"{v:.2f}" for v in values).replace("-", "−") or "–",
+        "each seed": ", ".join(_value(v) for v in values) or "–",
         "mean": number(float(values.mean())) if len(values) else "–",
         "SD": spread,
         "met": f"{claim.met} of {len(values)}",
@@ -125,12 +127,20 @@ def _claim(claim: judged.Claim) -> dict[str, str]:
     }
 
 
-def _mean_sd(summary: pd.DataFrame, names: list[str], form) -> dict[str, list]:
+def _mean_sd(summary: pd.DataFrame, names: list[str], form: Callable[[float], str]) -> dict[str, list]:
     shown: dict[str, list] = {"case": [tables.case_name(c) for c in summary["case"]], "seeds": list(summary["seeds"])}
     for name in names:
         pairs = zip(summary[name], summary[f"{name}_sd"])
-        shown[name] = [form(m) if math.isnan(s) else f"{form(m)} ± {s:.2f}" for m, s in pairs]
+        shown[name] = [form(m) if math.isnan(s) else f"{form(m)} ± {_value(s)}" for m, s in pairs]
     return shown
+
+
+def _value(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _change(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _tops(table: pd.DataFrame, case: str) -> str:
@@ -147,7 +157,7 @@ def _kind(label: str, values: pd.Series) -> dict[str, str]:
     }
 
 
-def _line(run) -> dict[str, str]:
+def _line(run: RunLog) -> dict[str, str]:
     found = verdict.judge(run)
     value = {f.name: f.value for f in found}
     tracked = mass.tracked(run.mass)

@@ -8,15 +8,20 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 RESAMPLES = 1000
+Z = float(stats.norm.ppf(0.975))
 NOTHING = (math.nan, math.nan)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share `hits / n`; (NaN, NaN) for n = 0. Wilson 1927."""
+    """95 % Wilson score interval of a share p = hits / n; (NaN, NaN) for n = 0. Wilson 1927.
+
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with z = 1.96.
+    """
     if n == 0:
         return NOTHING
-    interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    p, z2n = hits / n, Z**2 / n
+    half = Z * math.sqrt(p * (1 - p) / n + z2n / (4 * n))
+    return max(0.0, (p + z2n / 2 - half) / (1 + z2n)), min(1.0, (p + z2n / 2 + half) / (1 + z2n))
 
 
 def finite(values: ArrayLike) -> np.ndarray:

@@ -210,7 +210,8 @@ def _response(run: RunLog, pair_id: str, side: str, text: str) -> Block:
     table = tokens.losses(run, pair_id, side)
     if table.empty:
         return page.text(side, text)
-    spans = "".join(_token(t) for t in table.head(400).to_dict("records"))
+    words = not any(" " in t for t in table["token"])  # whole words without their spaces
+    spans = (" " if words else "").join(_token(t) for t in table.head(400).to_dict("records"))
     rest = f"… ({len(table) - 400} more tokens)" if len(table) > 400 else ""
     label = f"{side} ({len(table)} tokens)"
     return Block(

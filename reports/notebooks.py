@@ -41,7 +41,7 @@ class ThisPython(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         """The one kernel: sys.executable, without the user's IPython profile."""
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        argv += ["--HistoryManager.enabled=False", "--Application.log_level=ERROR"]
+        argv += ["--HistoryManager.enabled=False", "--Application.log_level=50"]
         home = str(Path(tempfile.gettempdir()) / "chesboard-ipython")
         return KernelSpec(argv=argv, language="python", env={"IPYTHONDIR": home, "MPLBACKEND": "agg"})
 

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis.intervals import (
     auroc,
@@ -19,6 +20,12 @@ def test_wilson_worked_value():
     """5 of 10: z = 1.96, centre (0.5 + z^2/20) / (1 + z^2/10) = 0.5, half-width 0.2634."""
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (3, 7), (40, 64), (999, 1000)])
+def test_wilson_agrees_with_scipy(hits, n):
+    known = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits, n) == pytest.approx((known.low, known.high), abs=1e-12)
 
 
 def test_wilson_of_nothing_is_nan():
