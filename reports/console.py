@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from diagnostics import measures
 from diagnostics.finding import Finding
+from reports import gate
 from trainers import objectives
 
 SHOWN = 10  # rows of the flag table
@@ -52,47 +54,61 @@ def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
 
 
 def show_gates(findings: Sequence[Finding]) -> bool:
-    """One line a gate; True when none failed."""
+    """One line a gate, and a `::warning::` line for each missed warning; True when no gate failed."""
     table = _table("gate", "value", "n", "verdict", "meaning")
     for f in findings:
-        verdict = {True: "pass", False: "FAIL", None: "warning"}[f.passed]
+        verdict = "pass" if f.passed else "FAIL" if gate.failed([f]) else "warning"
         _add(table, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
-    Console().print(table)
-    return not any(f.passed is False for f in findings)
+    console = Console()
+    console.print(table)
+    for line in gate.warnings(findings):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return not gate.failed(findings)
 
 
 def show_list() -> None:
     """Every objective, measure and notebook with its paper, from the docstrings and the notebooks' first cells."""
     console = Console()
     for title, rows in (("objectives", _objectives()), ("measures", _measures()), ("notebooks", _notebooks())):
-        table = _table(title, "what it is", title=None)
-        for name, text in rows:
-            _add(table, name, text)
+        table = _table(title, "what it is", "source")
+        for name, text, source in rows:
+            _add(table, name, text, source)
         console.print(table)
 
 
-def _objectives() -> list[tuple[str, str]]:
+def _objectives() -> list[tuple[str, str, str]]:
     found = []
     for name in objectives.names():
         function = objectives.load(name)
-        settings = [
-            f"{k}={p.default}" for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY
-        ]
-        found.append((name, f"{_summary(function.__doc__)} [{', '.join(settings)}]"))
+        parameters = inspect.signature(function).parameters.items()
+        settings = ", ".join(f"{k}={p.default}" for k, p in parameters if p.kind is p.KEYWORD_ONLY)
+        found.append((name, f"{_summary(function.__doc__)} [{settings}]", _sources(function)))
     return found
 
 
-def _measures() -> list[tuple[str, str]]:
-    return [(name, _summary(measures.load(name).__doc__)) for name in measures.names()]
+def _measures() -> list[tuple[str, str, str]]:
+    return [(n, _summary(measures.load(n).__doc__), _sources(measures.load(n))) for n in measures.names()]
 
 
-def _notebooks() -> list[tuple[str, str]]:
+def _notebooks() -> list[tuple[str, str, str]]:
     found = []
     for path in sorted(_NOTEBOOKS.glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "".join(cells[0]["source"]) if cells else ""
-        found.append((path.stem, _summary(text.lstrip("# "))))
+        found.append((path.stem, _summary(text.lstrip("# ")), ", ".join(_papers("".join(map(str, cells))))))
     return found
+
+
+def _sources(function: object) -> str:
+    """Papers named in the function's docstring, else in its file's."""
+    return ", ".join(
+        _papers(inspect.getdoc(function) or "") or _papers(inspect.getdoc(inspect.getmodule(function)) or "")
+    )
+
+
+def _papers(text: str) -> list[str]:
+    """arXiv numbers in the order they are named."""
+    return list(dict.fromkeys(f"arXiv:{n}" for n in re.findall(r"arXiv[: ](\d{4}\.\d{5})", text)))
 
 
 def _summary(text: str | None) -> str:

@@ -1,0 +1,211 @@
+"""The front door as a person meets it: each mistake ends in one sentence and an exit code, never in a traceback."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tokenizers
+import transformers
+
+import chesboard
+
+FAST = ["--learning_rate", "3e-3", "--per_device_train_batch_size", "4", "--save_model", "false"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run `chesboard ARGS`; returns (exit code, what it printed, what it complained)."""
+
+    def run(*args: str):
+        monkeypatch.setattr(sys, "argv", ["chesboard", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            chesboard.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def trained(call, lm_folder, pairs_file, tmp_path):
+    """A finished run folder."""
+    code, _, complaint = call(
+        "train", "--model", lm_folder, "--data", pairs_file, "--output_dir", tmp_path / "run", *FAST
+    )
+    assert code == 0, complaint
+    return tmp_path / "run"
+
+
+def one_sentence(complaint: str, *wanted: str) -> None:
+    """The complaint is one line of ours that names what it must."""
+    lines = [line for line in complaint.splitlines() if line.startswith("chesboard: ")]
+    assert len(lines) == 1, complaint
+    assert "Traceback" not in complaint
+    for text in wanted:
+        assert text in lines[0], complaint
+
+
+def jsonl(path: Path, *rows) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+GOOD = {"prompt": "alpha ?", "chosen": " beta", "rejected": " gamma"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([], ["pairs2.jsonl"]),
+        ([GOOD, "{not json"], ["pairs2.jsonl", "line 2"]),
+        ([{"prompt": "a", "rejected": "b"}], ["pairs2.jsonl", "chosen"]),
+        ([GOOD | {"chosen": ""}], ["pairs2.jsonl", "chosen"]),
+        ([GOOD | {"chosen": 3}], ["pairs2.jsonl", "chosen"]),
+        ([GOOD | {"rejected": " beta"}], ["pairs2.jsonl", "line 1"]),
+    ],
+    ids=["empty", "not JSON at line 2", "no chosen", "empty chosen", "chosen is a number", "all rows skipped"],
+)
+def test_bad_data_names_file_row_and_field(call, lm_folder, tmp_path, rows, wanted):
+    path = jsonl(tmp_path / "pairs2.jsonl", *rows)
+    for command in (
+        ["flag", path, "--model", lm_folder, "--out", tmp_path / "f"],
+        ["train", "--model", lm_folder, "--data", path, "--output_dir", tmp_path / "t"],
+    ):
+        code, _, complaint = call(*command)
+        assert code == 3
+        one_sentence(complaint, *wanted)
+
+
+def test_missing_file(call, lm_folder, tmp_path):
+    code, _, complaint = call("audit", tmp_path / "none.jsonl", "--model", lm_folder)
+    assert code == 3
+    one_sentence(complaint, "none.jsonl")
+
+
+def test_rows_that_cannot_be_used_are_listed_and_the_rest_goes_on(call, lm_folder, tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", GOOD, GOOD | {"chosen": ""}, {"prompt": "x", "rejected": "y"})
+    code, printed, _ = call("audit", path, "--model", lm_folder, "--out", tmp_path / "audit")
+    assert code == 0
+    assert "1 of 3 rows kept, 2 skipped" in printed
+    frame = pd.read_parquet(tmp_path / "audit" / "audit.parquet")
+    assert frame["status"].tolist() == ["kept", "skipped", "skipped"]
+    assert "chosen" in frame["reason"][2]
+
+
+def test_model_folder_missing(call, pairs_file, tmp_path):
+    code, _, complaint = call("flag", pairs_file, "--model", tmp_path / "no-model", "--out", tmp_path / "f")
+    assert code == 3
+    one_sentence(complaint, "no-model", "no such model folder")
+
+
+def test_tokenizer_without_eos(call, lm_folder, pairs_file, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(lm_folder, folder)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "alpha": 1}, unk_token="[UNK]"))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(folder)
+    code, _, complaint = call("flag", pairs_file, "--model", folder, "--out", tmp_path / "f")
+    assert code == 3
+    one_sentence(complaint, "EOS")
+
+
+def test_tokenizer_without_pad_is_fine(call, lm_folder, pairs_file, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(lm_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    code, _, complaint = call("flag", pairs_file, "--model", folder, "--out", tmp_path / "f")
+    assert code == 0, complaint
+    with_pad, _, _ = call("flag", pairs_file, "--model", lm_folder, "--out", tmp_path / "g")
+    assert with_pad == 0
+    a, b = (pd.read_parquet(tmp_path / x / "scores.parquet") for x in "fg")
+    pd.testing.assert_frame_equal(a, b)
+
+
+def test_unknown_key_and_objective(call, lm_folder, pairs_file, tmp_path):
+    base = ["train", "--model", lm_folder, "--data", pairs_file, "--output_dir", tmp_path / "r"]
+    code, _, complaint = call(*base, "--lerning_rate", "1")
+    assert code == 2
+    one_sentence(complaint, "unknown key 'lerning_rate'", "learning_rate")
+    code, _, complaint = call(*base, "--objective", "dop")
+    assert code == 2
+    one_sentence(complaint, "unknown objective 'dop'", "dpo")
+    assert not (tmp_path / "r").exists()
+
+
+def test_run_folder_that_exists(call, trained, lm_folder, pairs_file):
+    before = (trained / "steps.jsonl").read_bytes()
+    code, _, complaint = call("train", "--model", lm_folder, "--data", pairs_file, "--output_dir", trained, *FAST)
+    assert code == 2
+    one_sentence(complaint, str(trained), "exists already")
+    assert (trained / "steps.jsonl").read_bytes() == before
+
+
+def test_corrupt_run_log(call, trained):
+    part = next((trained / "pairs").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:100])
+    for command in (["report", trained], ["gate", trained, "--gates", gates(trained, "probe/logps/chosen", "steps")]):
+        code, _, complaint = call(*command)
+        assert code == 3
+        one_sentence(complaint, part.name)
+
+
+def gates(folder: Path, metric: str, table: str = "pairs", value: float = -1e9) -> Path:
+    path = folder.parent / "gates.yaml"
+    path.write_text(f"- {{table: {table}, metric: {metric}, aggregate: mean, op: '>', value: {value}}}\n")
+    return path
+
+
+def test_gate_exit_codes_and_junit(call, trained):
+    code, printed, _ = call("gate", trained, "--gates", gates(trained, "chosen_logps"))
+    assert code == 0
+    assert "pass" in printed
+    junit = (trained / "report" / "gates.xml").read_text()
+    assert 'tests="1"' in junit
+    assert 'failures="0"' in junit
+    code, printed, _ = call("gate", trained, "--gates", gates(trained, "chosen_logps", value=1e9))
+    assert code == 1
+    assert "FAIL" in printed
+    assert 'failures="1"' in (trained / "report" / "gates.xml").read_text()
+
+
+def test_gates_file_with_a_wrong_metric(call, trained):
+    code, _, complaint = call("gate", trained, "--gates", gates(trained, "chosen_logp"))
+    assert code == 2
+    one_sentence(complaint, "chosen_logp", "chosen_logps")
+
+
+def test_no_command_and_wrong_option(call):
+    code, printed, _ = call("--help")
+    assert code == 0
+    for name in ("demo", "audit", "flag", "train", "report", "gate", "list"):
+        assert name in printed
+    code, _, complaint = call("flag")
+    assert code == 2
+    assert "Missing" in complaint
+
+
+@pytest.mark.parametrize("name", ["demo", "audit", "flag", "train", "report", "gate"])
+def test_help_shows_examples(call, name):
+    code, printed, _ = call(name, "--help")
+    assert code == 0
+    assert f"chesboard {name}" in printed
+
+
+def test_list_names_everything(call):
+    code, printed, _ = call("list")
+    assert code == 0
+    for name in ("dpo", "ipo_mean", "ches_score", "run_report", "arXiv:2410.08847"):
+        assert name in printed
+
+
+def test_the_demo_does_not_overwrite(call, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, complaint = call("demo", "--out", tmp_path)
+    assert code == 2
+    one_sentence(complaint, "exists already")
