@@ -18,7 +18,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from analysis import runs
-from analysis.wording import number
 from diagnostics.errors import DataError, UserError
 from diagnostics.finding import Finding
 
@@ -169,7 +168,7 @@ def _judge(gate: Gate, tables: dict[str, pd.DataFrame]) -> GateFinding:
     value = REDUCE[gate.aggregate](values, gate.bound) if len(values) else math.nan
     passed = len(values) > 0 and OPS[gate.op](value, gate.value)
     verb = {True: "passed", False: "missed"}[passed]
-    what = f"{number(value, 4)}, wanted {gate.op} {number(gate.value, 4)}" if len(values) else "no data"
+    what = f"{value:.4g}, wanted {gate.op} {gate.value:g}" if len(values) else "no data"
     meaning = f"{gate.title}: {verb}, {gate.aggregate} of {gate.metric} ({gate.window}) is {what} (n = {len(values)})"
     return GateFinding(gate.title, value, len(values), None, gate.value, passed, meaning, gate.severity)
 

@@ -120,6 +120,13 @@ def make_flags(tmp_path):
     return lambda name="flags", **settings: write_flags(tmp_path / name, **settings)
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """A folder with a run of an awkward name and a score folder in it."""
+    folder = tmp_path_factory.mktemp("report")
+    return folder, write_run(folder / "my run $1$ <b>"), write_flags(folder / "flags")
+
+
 @pytest.fixture
 def nasty() -> str:
     """The hostile text that every prompt holds."""

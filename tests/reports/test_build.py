@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.runlog import compact, read_table, write_frame
 from reports import build
 
 
@@ -22,17 +23,9 @@ class Fetched(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def report(made_up):
     """One report on a run and a score folder, made once."""
-    from importlib.util import module_from_spec, spec_from_file_location
-    from pathlib import Path
-
-    spec = spec_from_file_location("made_up", Path(__file__).parent / "conftest.py")
-    made_up = module_from_spec(spec)
-    spec.loader.exec_module(made_up)
-    folder = tmp_path_factory.mktemp("report")
-    run = made_up.write_run(folder / "my run $1$ <b>")
-    flags = made_up.write_flags(folder / "flags")
+    folder, run, flags = made_up
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GITHUB_STEP_SUMMARY", str(folder / "step.md"))
         index = build.build_report([run, flags])
@@ -136,8 +129,6 @@ def test_unreadable_folders_stop_before_any_kernel(make_run, tmp_path, monkeypat
 
 
 def test_a_log_without_a_needed_column_names_it(make_run):
-    from diagnostics.runlog import compact, read_table, write_frame
-
     run = make_run("short")
     compact(run)
     table = read_table(run, "pairs").drop(columns="rejected_logps")
