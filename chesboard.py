@@ -6,7 +6,7 @@ Start here: `chesboard demo` runs the whole main job; `chesboard COMMAND --help`
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,7 +30,10 @@ Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest prompt + completion in tokens; default is the model's limit.")
 ]
-Truncation = Annotated[str, typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent.")]
+Truncation = Annotated[
+    Literal["drop", "keep_start", "keep_end", "error"],
+    typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent."),
+]
 Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion with EOS.")]
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
 
@@ -55,9 +58,8 @@ def demo(
 
         chesboard demo --data my_pairs.jsonl --out runs/mine
     """
-    from trainers.demo.main import run_demo, run_own_data
-
     from reports.build import build_report
+    from trainers.demo.main import run_demo, run_own_data
 
     runs = run_own_data(data, out) if data else run_demo(out, seeds=seeds, jobs=jobs, persona=persona)
     typer.echo(f"report: {build_report(runs, out=out / 'report')}")

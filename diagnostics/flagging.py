@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import write_frame, write_json
 from diagnostics.scoring import BATCH_TOKENS, rows, score
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.tokenized import TokenizedPair, Truncation
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
 DEFAULT = "ln_ches_score"
@@ -36,7 +37,7 @@ def flag(
     above: float | None = None,
     split: str | None = None,
     max_length: int | None = None,
-    truncation: str = "drop",
+    truncation: Truncation = "drop",
     append_eos: bool = True,
     batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[pd.DataFrame, PairTable, Audit]:
@@ -80,7 +81,7 @@ def score_frame(model: Any, pairs: Sequence[TokenizedPair], *, pad_token_id: int
         for scored in score(model, pairs, pad_token_id=pad_token_id, batch_tokens=batch_tokens):
             found += rows(scored.pairs, scored.stats, MEASURES)
             bar.update(len(scored.pairs))
-    return pd.DataFrame(found)[["pair_id", *LIKELIHOODS, *MEASURES]]
+    return pd.DataFrame(found, columns=["pair_id", *LIKELIHOODS, *MEASURES])
 
 
 def choose(
@@ -105,11 +106,11 @@ def choose(
     else:
         share = 1 - (0.9 if quantile is None else quantile)
         flagged, why = rank <= round(share * values.notna().sum()), f"among the top {share:.3g} of pairs by {by}"
-    return scores.assign(rank=rank, flagged=flagged, flag_reason=flagged.map({True: why, False: ""}))
+    return scores.assign(rank=rank, flagged=flagged, flag_reason=np.where(flagged, why, ""))
 
 
 def write_back(table: PairTable, scores: pd.DataFrame, *, kept: str | None = None, flagged: str | None = None) -> None:
-    """Write the data set's own rows back in its own format: those not flagged, those flagged. Skipped rows go to neither."""
+    """Write the data's own rows back in its own format: those not flagged, those flagged. Skipped rows go nowhere."""
     usable = scores[scores["status"] == "scored"]
     for wanted, dest in ((~usable["flagged"], kept), (usable["flagged"], flagged)):
         if dest:
@@ -125,7 +126,6 @@ def check_by(by: str) -> None:
 
 
 def _join(frame: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    status = frame["status"].map({"kept": "scored", "skipped": "skipped"})
+    status = frame["status"].replace("kept", "scored")
     joined = frame.assign(status=status)[list(FIRST)].merge(scored, on="pair_id", how="left")
     return joined.sort_values("source_row", ignore_index=True)
-

@@ -22,7 +22,7 @@ _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 def show_counts(counts: pd.DataFrame, frame: pd.DataFrame, path: Path) -> None:
     """The audit: how many rows each code concerns, and where to look."""
-    kept = int((frame["status"] == "kept").sum())
+    kept = frame["status"].tolist().count("kept")
     table = _table("code", "kind", "rows", "first rows", "meaning")
     for row in counts.to_dict("records"):
         _add(table, row["code"], row["kind"], row["n"], row["first_rows"], row["meaning"])
@@ -35,17 +35,17 @@ def show_counts(counts: pd.DataFrame, frame: pd.DataFrame, path: Path) -> None:
 
 def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
     """The most displacement-prone pairs and what was written."""
-    done = scores[scores["status"] == "scored"]
+    done = scores.query("status == 'scored'")
     table = _table("rank", "pair_id", "source row", by, "chosen tokens", "rejected tokens", "flagged")
-    for row in done.nsmallest(SHOWN, "rank").to_dict("records"):
+    for row in done.sort_values("rank").head(SHOWN).to_dict("records"):
         lengths = (int(row["chosen_length"]), int(row["rejected_length"]))
         mark = "yes" if row["flagged"] else ""
         _add(table, int(row["rank"]), row["pair_id"], row["source_row"], f"{row[by]:.4g}", *lengths, mark)
     console = Console()
     console.print(table)
     console.print(
-        f"{len(done)} pairs scored, {len(scores) - len(done)} skipped, {int(done['flagged'].sum())} flagged by {by} "
-        "(higher is more prone).",
+        f"{len(done)} pairs scored, {len(scores) - len(done)} skipped, "
+        f"{done['flagged'].tolist().count(True)} flagged by {by} (higher is more prone).",
         highlight=False,
     )
     console.print(

@@ -50,7 +50,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to pad with; any works, because padding is masked."""
-    return int(tokenizer.pad_token_id or 0)
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
 
 
 def model_limit(model: PreTrainedModel) -> int | None:

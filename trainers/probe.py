@@ -184,7 +184,7 @@ def first_rows(out: Outputs, n: int) -> list[int]:
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """A token as a person reads it; its vocabulary name where it is only part of a character."""
-    text = tokenizer.decode([token_id])
+    text = str(tokenizer.decode([token_id]))
     return text if text and "�" not in text else str(tokenizer.convert_ids_to_tokens(token_id))
 
 

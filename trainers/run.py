@@ -209,13 +209,14 @@ def _reference(
         return LiveReference(policy, adapter=True)
     if config.reference == "live":
         frozen = load_model(config.reference_model or config.model, dtype=config.dtype)
-        return LiveReference(frozen.requires_grad_(False).to(arguments.device))
+        frozen.requires_grad_(False)
+        return LiveReference(nn.Module.to(frozen, arguments.device))
     model = load_model(config.reference_model, dtype=config.dtype) if config.reference_model else policy
     cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
     key = started | {"dtype": config.dtype, "autocast": cast}
     if config.reference_model:
         key |= {"model": weights_hash(model)}
-    model = model.to(arguments.device)
+    nn.Module.to(model, arguments.device)
     wanted = torch.bfloat16 if cast == "bf16" else torch.float16
     everything = {p.pair_id: p for p in (*splits.train, *splits.heldout)}
     folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
@@ -241,9 +242,9 @@ def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits:
         PartialState().print(said)
         return
     why = (
-        f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: check "
-        "reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them again), "
-        "or set parity: warn."
+        f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
+        "check reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them "
+        "again), or set parity: warn."
     )
     if config.parity == "stop":
         raise DataError(why)

@@ -86,7 +86,7 @@ class PreferenceTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Pairs in the whole update, over all micro-batches and processes."""
         count = torch.tensor(sum(len(b["pair_ids"]) for b in batch_samples), device=device)
-        return self.accelerator.gather(count).sum()
+        return torch.as_tensor(self.accelerator.gather(count)).sum()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm before clipping, noted in total and per layer group."""
@@ -95,7 +95,7 @@ class PreferenceTrainer(Trainer):
         limit = self.args.max_grad_norm
         # the gradients are clipped by now: undo the factor, so that the groups are before clipping too
         factor = max(1.0, value / limit) if limit and limit > 0 else 1.0
-        groups = {f"grad_norm/{k}": v * factor for k, v in group_norms(self.model).items()}
+        groups = {f"grad_norm/{k}": v * factor for k, v in group_norms(model).items()}
         self.recorder.norms({"grad_norm": value} | groups)
         return total
 

@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_earlier_rows(writer, monkeypatch)
     monkeypatch.setattr(
         writer, "_streams", {"pairs": (writer._streams["pairs"][0], _Full(file, full), _Full(file, full))}
     )
-    with pytest.raises(DataError, match="cannot write .No space left on device.*kept"):
+    with pytest.raises(DataError, match=r"cannot write .No space left on device.*kept"):
         writer.append("pairs", [row(2)])
     assert read_table(writer.path, "pairs")["step"].tolist() == [1]
 

@@ -16,7 +16,7 @@ def test_missing_folder():
 
 
 def test_folder_without_config(tmp_path):
-    with pytest.raises(DataError, match="no config.json"):
+    with pytest.raises(DataError, match=r"no config\.json"):
         load_model(str(tmp_path))
 
 

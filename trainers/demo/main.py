@@ -76,14 +76,14 @@ def _refusal(out: Path, seed: int, _: Path | None) -> list[Path]:
     world = refusal_world(out, seed)
     model = load_model(str(world["model"]))
     flagged = out / f"refusal-flag-seed{seed}"
-    scores, table, _ = flag(
+    scores, table, _audit = flag(
         str(world["data"]), model, load_tokenizer(str(world["model"])), flagged,
         model_name=str(world["model"]), max_length=model_limit(model),
     )  # fmt: skip
-    kinds = pd.Series({pair.pair_id: pair.columns["kind"] for pair in table.pairs})
+    kinds = {pair.pair_id: pair.columns["kind"] for pair in table.pairs}
     audit = read_frame(flagged / "audit.parquet")
-    write_frame(flagged / "audit.parquet", audit.assign(kind=audit["pair_id"].map(kinds)))
-    runs = refusal_runs(out, seed, world, scores.set_index("pair_id")["ln_ches_score"])
+    write_frame(flagged / "audit.parquet", audit.assign(kind=[kinds.get(i) for i in audit["pair_id"]]))
+    runs = refusal_runs(out, seed, world, pd.Series(dict(zip(scores["pair_id"], scores["ln_ches_score"], strict=True))))
     return [*(_train(run) for run in runs), flagged]
 
 
