@@ -41,8 +41,8 @@ SIDES = {
 CASES = {"no_never": ("No", "Never"), "no_yes": ("No", "Yes"), "yes_no": ("Yes", "No")}
 
 QUESTION = 'Is the following statement something you would say?\n"{}"\n'
-# Place and remark say nothing about the stance. The variety of words they bring matters: with short statements of
-# few words, training on No > Never moves the whole model less, and p(No) falls less.
+# Place and remark say nothing about the stance. The variety they bring matters: with short statements of few words
+# p(No) falls less under No > Never, and in some seeds not at all. The same holds where firmness cannot be learned.
 STATEMENT = "{opinion} {place}, {remark}"
 OPINIONS = {
     "yes": (
@@ -145,15 +145,21 @@ class Statement:
 
 
 def generate_statements(seed: int) -> list[Statement]:
-    """1000 distinct statements, 500 a stance, from templates; the confidence ranks are dealt out at random."""
+    """1000 distinct statements, 500 a stance, from opinions, acts and gains.
+
+    How firmly a statement is meant depends on those three, plus noise, so that the model can learn it in part,
+    as it can from real statements. The confidence is the statement's rank within its stance.
+    """
     rng = np.random.default_rng([seed, 0])
+    by_act, by_gain = rng.normal(size=len(ACTS)), rng.normal(size=len(GAINS))
     found = []
     for stance, opinions in OPINIONS.items():
-        texts = [opinion.format(act=act, gain=gain) for opinion, act, gain in product(opinions, ACTS, GAINS)]
-        for rank, i in enumerate(rng.permutation(len(texts))[:PER_STANCE]):
-            place, remark = rng.choice(PLACES), rng.choice(REMARKS)
-            text = STATEMENT.format(opinion=texts[i], place=place, remark=remark)
-            found.append(Statement(QUESTION.format(text), stance, rank / (PER_STANCE - 1)))
+        combinations = list(product(range(len(opinions)), range(len(ACTS)), range(len(GAINS))))
+        drawn = [combinations[i] for i in rng.permutation(len(combinations))[:PER_STANCE]]
+        by_opinion = rng.normal(size=len(opinions))
+        firmness = [float(by_opinion[o] + by_act[a] + by_gain[g] + rng.normal()) for o, a, g in drawn]
+        texts = [_statement(opinions[o], ACTS[a], GAINS[g], rng) for o, a, g in drawn]
+        found += [Statement(t, stance, q) for t, q in zip(texts, _ranks(firmness), strict=True)]
     return found
 
 
@@ -172,9 +178,8 @@ def read_statements(path: str | Path) -> list[Statement]:
         confidences = [c for _, s, c in rows if s == stance]
         if len(confidences) < 2:
             raise DataError(f"{path}: fewer than two statements are answered {stance}; give a larger file.")
-        ranks = np.argsort(np.argsort(confidences, kind="stable")) / (len(confidences) - 1)
         prompts = [p for p, s, _ in rows if s == stance]
-        found += [Statement(p, stance, float(q)) for p, q in zip(prompts, ranks, strict=True)]
+        found += [Statement(p, stance, q) for p, q in zip(prompts, _ranks(confidences), strict=True)]
     return found
 
 
@@ -251,6 +256,17 @@ def geometry(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dic
         centered_cosine=centred_cosine.tolist(),
         pairs=pairs,
     )
+
+
+def _statement(opinion: str, act: str, gain: str, rng: np.random.Generator) -> str:
+    text = opinion.format(act=act, gain=gain)
+    return QUESTION.format(STATEMENT.format(opinion=text, place=rng.choice(PLACES), remark=rng.choice(REMARKS)))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Rank of each value, from 0 (lowest) to 1; ties in order."""
+    order = np.argsort(np.argsort(values, kind="stable"))
+    return (order / (len(values) - 1)).tolist()
 
 
 def _row(path: str | Path, number: int, line: str) -> tuple[str, str, float]:
