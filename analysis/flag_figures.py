@@ -15,8 +15,9 @@ def distributions(scored: pd.DataFrame, labels: dict[str, str]) -> Figure:
     flagged = scored["flagged"].astype(bool) if "flagged" in scored else pd.Series(False, index=scored.index)
     for axis, (name, label) in zip(axes, labels.items()):
         values = scored[name].dropna()
-        axis.hist(values, bins=min(40, max(5, len(values) // 4)), color=CHOSEN, alpha=0.8)
-        marked = scored.loc[flagged, name].dropna()
+        low, high = values.quantile([0.005, 0.995]) if len(values) > 100 else (values.min(), values.max())
+        axis.hist(values.clip(low, high), bins=min(40, max(5, len(values) // 4)), color=CHOSEN, alpha=0.8)
+        marked = scored.loc[flagged, name].dropna().clip(low, high)
         axis.plot(marked, [0] * len(marked), "|", color=REJECTED, ms=12, clip_on=False)
         axis.set(title=f"n = {len(values):,}, {len(marked):,} flagged", xlabel=for_plot(label, 44), ylabel="pairs")
         axis.title.set_fontsize(9)

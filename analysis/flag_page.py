@@ -104,7 +104,7 @@ def _spread(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 def _pair(row: dict, name: str, texts: pd.DataFrame) -> Block:
     head = f"{flags.label(name)} {number(row[name])}; chosen {row.get('chosen_length', float('nan')):.0f} tokens, "
     head += f"rejected {row.get('rejected_length', float('nan')):.0f}; "
-    head += f"row {row.get('source_row', '?')}, pair {row['pair_id']}"
+    head += f"source_row {row.get('source_row', '?')}, pair {row['pair_id']}"
     if row["pair_id"] not in texts.index:
         body = [page.note("The audit table has no text for this pair.", "quiet")]
     else:

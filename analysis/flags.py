@@ -9,7 +9,7 @@ from analysis.intervals import auroc, spearman, spearman_interval
 from analysis.predictors import NAMES
 
 MARGIN = "reference_margin"
-LABELS = NAMES | {MARGIN: "log-prob margin of the start model (chosen − rejected, nats)"}
+LABELS = NAMES | {MARGIN: "log-prob margin (chosen − rejected, start model)"}
 NOT_MEASURES = {"source_row", "prompt_length", "chosen_length", "rejected_length", "rank", "flagged"}
 
 

@@ -85,7 +85,7 @@ def text(label: str, content: object, limit: int = 1200) -> Block:
     """Untrusted text, shown as it is (line breaks kept), clipped when very long."""
     return Block(
         f'<div class="text"><span class="label">{escape(label)}</span>'
-        f'<div class="words">{escape(clip(content, limit))}</div></div>'
+        f'<div class="words">{escape(clip(str(content).strip("\n"), limit))}</div></div>'
     )
 
 
