@@ -83,10 +83,8 @@ def findings(found: list[Finding]) -> Block:
 
 def text(label: str, content: object, limit: int = 1200) -> Block:
     """Untrusted text, shown as it is (line breaks kept), clipped when very long."""
-    return Block(
-        f'<div class="text"><span class="label">{escape(label)}</span>'
-        f'<div class="words">{escape(clip(str(content).strip("\n"), limit))}</div></div>'
-    )
+    words = escape(clip(str(content).strip("\n"), limit))
+    return Block(f'<div class="text"><span class="label">{escape(label)}</span><div class="words">{words}</div></div>')
 
 
 def _row(row: Mapping[str, object], forms: Mapping[str, Callable[[float], str]]) -> str:
