@@ -89,9 +89,9 @@ def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name:
     figure, (axes,) = panels(1, height=5.4, width=8.0)
     x, y, c = ends["chosen_change"], ends["rejected_change"], ends.get(colour)
     if c is not None and len(set(c.dropna())) > 1:
-        low, high = c.quantile([0.02, 0.98])
-        points = axes.scatter(x, y, c=c, cmap="viridis", vmin=low, vmax=high, s=26, lw=0.3, edgecolors="white")
-        figure.colorbar(points, ax=axes, label=colour_name, shrink=0.8)
+        rank = c.rank(pct=True)  # a few pairs have a hundred times the others' CHES
+        points = axes.scatter(x, y, c=rank, cmap="viridis", vmin=0, vmax=1, s=26, lw=0.3, edgecolors="white")
+        figure.colorbar(points, ax=axes, label=f"rank of {colour_name} (1 = highest)", shrink=0.8)
     else:
         axes.scatter(x, y, color=CHOSEN, s=26, alpha=0.8, lw=0)
     axes.axhline(0, color=DARK, lw=0.9)
@@ -135,6 +135,7 @@ def predictors(pairs: pd.DataFrame, card: pd.DataFrame, names: dict[str, str]) -
         axis.axhline(0, color=DARK, lw=0.8)
         axis.set_title(f"Spearman {correlation(row['spearman'])} (n = {int(row['n'])})", fontsize=10)
         axis.set(xlabel=names[name], ylabel="likelihood lost (nats)")
+        axis.ticklabel_format(axis="x", scilimits=(-3, 4))
     return figure
 
 

@@ -11,6 +11,7 @@ from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
 HALF = 0.5
+EOS_MOVED = 0.1  # a smaller change is left to the table
 
 
 def judge(run: RunLog) -> list[Finding]:
@@ -19,7 +20,7 @@ def judge(run: RunLog) -> list[Finding]:
     table = displacement.by_step(rows)
     last = rows.loc[rows["step"] == rows["step"].max()] if len(rows) else rows
     share, mean = _share(table), _mean(table)
-    others = [_side(last), _accuracy(last), _margin(last), _went_to(run), *_divergences(last)]
+    others = [_side(last), _accuracy(last), _margin(last), _went_to(run), _eos(run), *_divergences(last)]
     others += [_onset(table, share.n), _parity(run)]
     return [_displaced(table, share, mean, others), share, mean, *others]
 
@@ -41,12 +42,14 @@ def _displaced(table: pd.DataFrame, share: Finding, mean: Finding, others: list[
         return Finding("displaced", math.nan, 0, None, HALF, None, sentence)
     fell = displacement.is_displaced(table.iloc[-1].to_dict())
     parts = [f"{'displaced' if fell else 'not displaced'}: {share.meaning}, {mean.meaning}"]
-    parts += [f.meaning for f in others if f.name in ("mass/gained", "kl/chosen", "onset") and _worth_saying(f, fell)]
+    parts += [f.meaning for f in others if _worth_saying(f, fell)]
     return Finding("displaced", share.value, share.n, share.interval, HALF, not fell, "; ".join(parts))
 
 
 def _worth_saying(finding: Finding, fell: bool) -> bool:
-    return finding.n > 0 and (fell or finding.name == "kl/chosen")
+    if finding.name == "eos/chosen":
+        return fell and abs(finding.value) >= EOS_MOVED
+    return finding.n > 0 and (finding.name == "kl/chosen" or (fell and finding.name in ("mass/gained", "onset")))
 
 
 def _share(table: pd.DataFrame) -> Finding:
@@ -108,12 +111,20 @@ def _went_to(run: RunLog) -> Finding:
     if gained.empty:
         return Finding("mass/gained", math.nan, 0, None, None, None, "where the mass went was not measured")
     top = gained.iloc[0]
-    others = f" and {visible(gained['token'][1])}" if len(gained) > 1 else ""
-    sentence = (
-        f"at the first token where the responses differ, mass went to {visible(top['token'])}{others} "
-        f"(the first gained {number(top['mass'] / max(n, 1))} per pair on average)"
-    )
+    worth = gained.loc[gained["mass"] >= top["mass"] / 4].head(3)
+    names = [f"{visible(t)} ({signed(m / max(n, 1))})" for t, m in zip(worth["token"], worth["mass"])]
+    before, after = mass.first_and_last(mass.ledger(run.mass), "chosen")
+    sentence = "at the first token where the responses differ, mass went to " + ", ".join(names)
+    sentence += f" per pair, and the chosen one moved by {signed(after - before)}"
     return Finding("mass/gained", float(top["mass"]), max(n, int(top["pairs"])), None, None, None, sentence)
+
+
+def _eos(run: RunLog) -> Finding:
+    """Change of the probability that a chosen response ends where it ends."""
+    before, after = mass.first_and_last(mass.eos(run.mass), "chosen_eos")
+    n = len(set(mass.of_kind(run.mass, ("chosen_eos",))["pair_id"]))
+    sentence = f"EOS at the end of the chosen responses went from {number(before)} to {number(after)}"
+    return Finding("eos/chosen", after - before, n, None, None, None, sentence)
 
 
 def _onset(table: pd.DataFrame, n: int) -> Finding:

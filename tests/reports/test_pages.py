@@ -56,7 +56,8 @@ def test_verdict_of_a_displaced_run(make_run):
     assert "mean −4.75 nats" in words  # -2 (1 + mean(i) / 4) with mean(i) = 5.5
     assert "KL 2.50 nats per response" in words
     assert "onset at step 5" in words
-    assert "mass went to" in words
+    assert "$6 & more' (+0.40), ' Yes⏎' (+0.10) per pair, and the chosen one moved by −0.40" in words
+    assert "EOS at the end of the chosen responses went from 0.90 to 0.50" in words
 
 
 def test_verdict_of_a_healthy_run(make_run):
