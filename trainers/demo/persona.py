@@ -126,6 +126,7 @@ REMARKS = (
     "because experience has shown me how these things turn out",
 )
 PER_STANCE = 500
+FIRMNESS_NOISE = 3.0  # against a standard deviation of 1.7 from opinion, act and gain
 PROMPT_WEIGHT = 0.1  # the answer's loss must dominate, or the stance is never learned
 STEPS, BATCH, VOCABULARY = 250, 32, 1000
 
@@ -157,7 +158,7 @@ def generate_statements(seed: int) -> list[Statement]:
         combinations = list(product(range(len(opinions)), range(len(ACTS)), range(len(GAINS))))
         drawn = [combinations[i] for i in rng.permutation(len(combinations))[:PER_STANCE]]
         by_opinion = rng.normal(size=len(opinions))
-        firmness = [float(by_opinion[o] + by_act[a] + by_gain[g] + rng.normal()) for o, a, g in drawn]
+        firmness = [float(by_opinion[o] + by_act[a] + by_gain[g] + FIRMNESS_NOISE * rng.normal()) for o, a, g in drawn]
         texts = [_statement(opinions[o], ACTS[a], GAINS[g], rng) for o, a, g in drawn]
         found += [Statement(t, stance, q) for t, q in zip(texts, _ranks(firmness), strict=True)]
     return found

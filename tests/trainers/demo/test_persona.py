@@ -40,7 +40,7 @@ def test_confidence_can_be_learned_from_the_words_in_part():
     confidence -= confidence.mean()
     weights = np.linalg.lstsq(features, confidence, rcond=None)[0]
     explained = 1 - np.var(confidence - features @ weights) / np.var(confidence)
-    assert 0.4 < explained < 0.95
+    assert 0.15 < explained < 0.6
 
 
 def test_agreement_is_signed_and_never_near_zero():
