@@ -22,7 +22,7 @@ from diagnostics.runlog import RunLog, write_json
 from reports.notebooks import Page, execute, names, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
-LISTED = 40
+FIRST, LISTED = 5, 40
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,10 @@ def _finite(value: Any) -> Any:
 def _summary(entries: list[Entry]) -> str:
     """summary.md: a heading, one line a run, the numbers of the first folded away. All text is escaped."""
     lines = ["### Chesboard report", ""]
-    for e in entries[:LISTED]:
-        sign = {True: "✅", False: "⚠️", None: "ℹ️"}[e.good]
-        lines.append(f"- {sign} **{_markdown(e.name)}**: {_markdown(e.says)}")
-    if len(entries) > LISTED:
-        lines.append(f"- … and {count(len(entries) - LISTED, 'more run')}")
+    lines += [_bullet(e) for e in entries[:FIRST]]
+    if len(entries) > FIRST:
+        lines += ["", f"<details><summary>The other {len(entries) - FIRST}</summary>", ""]
+        lines += [*(_bullet(e) for e in entries[FIRST:LISTED]), "", "</details>"]
     lines += [
         "",
         "<details><summary>All numbers of the first</summary>",
@@ -198,6 +197,11 @@ def _summary(entries: list[Entry]) -> str:
         value = "" if math.isnan(f.value) else f"{f.value:.4g}"
         lines.append(f"| {_markdown(f.name)} | {value} | {f.n} | {_markdown(f.meaning)} |")
     return "\n".join([*lines, "", "</details>", ""])
+
+
+def _bullet(entry: Entry) -> str:
+    sign = {True: "✅", False: "⚠️", None: "ℹ️"}[entry.good]
+    return f"- {sign} **{_markdown(entry.name)}**: {_markdown(entry.says)}"
 
 
 def _markdown(text: str) -> str:
