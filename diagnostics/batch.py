@@ -15,6 +15,7 @@ class PreferenceBatch:
 
     input_ids, attention_mask, completion_mask: (2B, T). completion_mask is 1 on completion tokens, EOS included.
     pair_ids: B strings. text_mask: (2B, T) completion_mask without the terminating EOS.
+    lengths: (prompt, chosen, rejected) tokens of each pair where rows are padded on the right; needed for packing.
     """
 
     input_ids: Tensor
@@ -22,6 +23,7 @@ class PreferenceBatch:
     completion_mask: Tensor
     pair_ids: tuple[str, ...]
     text_mask: Tensor | None = None
+    lengths: tuple[tuple[int, int, int], ...] | None = None
 
     def to(self, device: torch.device | str) -> "PreferenceBatch":
         """The same batch on another device."""
@@ -44,4 +46,12 @@ def collate(pairs: Sequence[TokenizedPair], *, pad_token_id: int, padding_side: 
         attention[i, start : start + m] = 1
         completion_mask[i, start + n : start + m] = 1
         text_mask[i, start + n : start + m - int(has_eos)] = 1
-    return PreferenceBatch(input_ids, attention, completion_mask, tuple(p.pair_id for p in pairs), text_mask)
+    lengths = tuple((len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+    return PreferenceBatch(
+        input_ids,
+        attention,
+        completion_mask,
+        tuple(p.pair_id for p in pairs),
+        text_mask,
+        lengths if padding_side == "right" else None,
+    )

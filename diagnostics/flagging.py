@@ -12,6 +12,7 @@ from tqdm import tqdm
 from diagnostics import measures
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.errors import UserError
+from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import write_frame, write_json
@@ -60,6 +61,7 @@ def flag(
     write_json(
         out / "manifest.json",
         manifest(
+            engine=prepare(model).name,
             device=str(next(model.parameters()).device),
             dtypes={"weights": str(model.dtype).removeprefix("torch.")},
             hashes={"data": file_hash(data)},

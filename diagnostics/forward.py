@@ -1,10 +1,11 @@
 """One forward pass over a batch of pairs: everything the measures need, for any causal LM of transformers.
 
-The model's own forward is run whole, with one change: a hook on its output embedding (the head) hands it only
-the positions that predict completion tokens. So the hidden states are the exact vectors that the head multiplies,
-whatever the model does after the head (bias, scale, soft-cap) is in the logits, and (B, T, V) never exists.
+The model's own forward is run whole, with one change: a hook on its output embedding (the head) keeps the hidden
+states that predict completion tokens and lets the head see none, or only those. They are the exact vectors that the
+head multiplies; whatever the model does after the head (bias, scale, soft-cap) is in the logits; and (B, T, V) never
+exists: log-probs and KL are taken tile by tile.
 
-The shift by one happens here and nowhere else: token t is predicted at position t - 1.
+The shift by one happens here (and in packing.py's layout) and nowhere else: token t is predicted at position t - 1.
 """
 
 import inspect
@@ -15,73 +16,88 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from diagnostics.batch import PreferenceBatch
-from diagnostics.errors import UserError
+from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.engine import Engine, apply_head, close, engine_of, head_of, innermost, remember
+from diagnostics.packing import NAME, pack
 from diagnostics.stats import PairStats, SequenceStats, wide
+from diagnostics.tokenized import TokenizedPair
 
-TILE = 1024  # rows of (N, V) handled at once where both models' distributions are needed
+TILE_BYTES = 64 << 20  # logits of one tile in float32; on a CPU a tile that stays near the cache is also fastest
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What a model says at the N positions that predict the completion tokens of a batch, in row order.
 
-    hidden: (N, D) input of the head, in the model's dtype; logits: (N, V), or (0, V) if the head was not asked for.
-    rows, columns: (N,) where each predicted token stands in the batch; targets: (N,) its id.
+    hidden: (N, D) input of the head, in the model's dtype; rows, columns: (N,) where each predicted token stands in
+    the padded batch; targets: (N,) its id. model: gives logits tile by tile. whole: (N, V) where the head had to be
+    applied at once; None where it was not applied yet.
     """
 
     hidden: Tensor
-    logits: Tensor
     rows: Tensor
     columns: Tensor
     targets: Tensor
+    model: nn.Module
+    whole: Tensor | None = None
+    scored: bool = True
 
+    def logits(self, index: Any = slice(None)) -> Tensor:
+        """(len(index), V) logits at some of the N positions, in float32 at least."""
+        logits = self.whole[index] if self.whole is not None else apply_head(self.model, self.hidden[index])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-def unwrap(model: nn.Module) -> Any:
-    """The model inside DistributedDataParallel and the like."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    return model
-
-
-def head_of(model: nn.Module) -> nn.Module:
-    """The module whose input is the last hidden state: the model's output embedding."""
-    head = unwrap(model).get_output_embeddings()
-    if head is None:
-        name = type(unwrap(model)).__name__
-        raise UserError(f"{name} has no output embedding. Use a causal language model (AutoModelForCausalLM).")
-    return head
+    def tiles(self) -> list[slice]:
+        """The N positions cut so that one tile of logits stays small."""
+        vocabulary = int(getattr(innermost(self.model).config.get_text_config(), "vocab_size", 1 << 15))
+        step = max(16, TILE_BYTES // (4 * vocabulary))
+        return [slice(i, i + step) for i in range(0, len(self.hidden), step)]
 
 
 def run(model: nn.Module, batch: PreferenceBatch, *, head: bool = True) -> Outputs:
-    """Run a causal LM over a batch; with head=False the head sees no row, and logits are (0, V)."""
-    rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
-    width = batch.input_ids.shape[1]
-    with _select(head_of(model), rows * width + columns, head) as seen:
-        output = model(**_inputs(model, batch))
-    targets = batch.input_ids[rows, columns + 1]
-    return Outputs(seen[0], output.logits.flatten(0, 1), rows, columns + 1, targets)
+    """Run a causal LM over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
+    engine = engine_of(model)
+    return _run(model, batch, head=head, packed=engine.packed and batch.lengths is not None, tiled=engine.tiled)
+
+
+def prepare(model: nn.Module) -> Engine:
+    """Choose the fastest way that gives this model's plain results, by trying each on a small random batch."""
+    inner = innermost(model)
+    known = engine_of(model)
+    plain = known.plain if known.packed else inner.config._attn_implementation
+    remember(model, Engine(plain=plain))
+    if type(model).__name__ == "FullyShardedDataParallel":
+        return engine_of(model)  # its weights are whole only inside its own forward
+    batch = _trial(inner)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        wanted = _run(model, batch, head=True, packed=False, tiled=False)
+        tiled = _tries(model, batch, wanted, packed=False, tiled=True)
+        inner.set_attn_implementation(NAME)
+        supported = inner.config._attn_implementation == NAME
+        packed = supported and _tries(model, batch, wanted, packed=True, tiled=tiled)
+    model.train(training)
+    return remember(model, Engine(packed=packed, tiled=tiled, plain=plain))
 
 
 def sequence_stats(
     batch: PreferenceBatch, policy: Outputs, reference: Outputs | None = None, *, kl: bool = False
 ) -> SequenceStats:
     """SequenceStats of all 2B rows. With kl, the exact KL to the reference in both directions (no gradient)."""
+    text = batch.text_mask if batch.text_mask is not None else batch.completion_mask
     stats = SequenceStats(
-        per_token_logps=_spread(batch, policy, _logps(policy)) if len(policy.logits) else _nan(batch, policy),
+        per_token_logps=_spread(batch, policy, logps(policy)) if policy.scored else _nan(batch, policy),
         completion_mask=batch.completion_mask,
         hidden_sum=_hidden_sum(batch, policy),
         last_hidden=_last_hidden(batch, policy),
-        text_ids=torch.where(
-            (batch.text_mask if batch.text_mask is not None else batch.completion_mask).bool(),
-            batch.input_ids,
-            -1,
-        ),
+        text_ids=torch.where(text.bool(), batch.input_ids, -1),
     )
     if not kl or reference is None:
         return stats
-    forward, reverse = _kl(policy.logits.detach(), reference.logits)
+    forward, reverse = kl_both(policy, reference)
     return replace(
         stats,
         per_token_kl=_spread(batch, policy, forward),
@@ -90,11 +106,7 @@ def sequence_stats(
 
 
 def pair_stats(
-    batch: PreferenceBatch,
-    policy: Outputs,
-    reference: Outputs | SequenceStats | None = None,
-    *,
-    kl: bool = True,
+    batch: PreferenceBatch, policy: Outputs, reference: Outputs | SequenceStats | None = None, *, kl: bool = True
 ) -> PairStats:
     """PairStats of B pairs. reference: the reference's outputs, its stored stats (then no KL), or None."""
     live = reference if isinstance(reference, Outputs) else None
@@ -113,9 +125,86 @@ def split(stats: SequenceStats) -> tuple[SequenceStats, SequenceStats]:
     return first, SequenceStats(**{k: v[half:] for k, v in values.items()})
 
 
+def logps(out: Outputs) -> Tensor:
+    """(N,) log-probabilities of the targets, in float32 at least; tiles are computed again in the backward pass."""
+    if out.whole is not None:
+        return _target_logps(out.logits(), out.targets)
+    tiles = out.tiles()
+
+    def one(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = apply_head(out.model, hidden)
+        return _target_logps(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+
+    if len(tiles) < 2 or not torch.is_grad_enabled():
+        return torch.cat([one(out.hidden[t], out.targets[t]) for t in tiles])
+    return torch.cat([checkpoint(one, out.hidden[t], out.targets[t], use_reentrant=False) for t in tiles])  # type: ignore
+
+
+def kl_both(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor]:
+    """Exact KL(ref || policy) and KL(policy || ref) over the vocabulary, (N,) nats each, without gradient."""
+    with torch.no_grad():
+        parts = [_kl(policy.logits(t), reference.logits(t)) for t in policy.tiles()]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
+    rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
+    width = batch.input_ids.shape[1]
+    if packed:
+        layout = pack(batch.lengths or (), width, batch.input_ids.device)
+        index, inputs = (
+            layout.predicts,
+            {
+                "input_ids": batch.input_ids.flatten()[layout.source][None],
+                "position_ids": layout.positions[None],
+                "segments": layout.segments,
+            },
+        )
+    else:
+        index, inputs = rows * width + columns, _padded(batch)
+    with _select(head_of(model), index, head and not tiled) as seen, _attention(model, packed):
+        output = model(**_accepted(model, inputs, packed))
+    targets = batch.input_ids[rows, columns + 1]
+    whole = output.logits.flatten(0, 1) if head and not tiled else None
+    return Outputs(seen[0], rows, columns + 1, targets, model, whole, head)
+
+
+def _tries(model: nn.Module, batch: PreferenceBatch, wanted: Outputs, *, packed: bool, tiled: bool) -> bool:
+    """Whether this way runs at all and agrees with the plain way in hidden states and log-probs."""
+    try:
+        got = _run(model, batch, head=True, packed=packed, tiled=tiled)
+        return close(got.hidden, wanted.hidden) and close(logps(got), logps(wanted))
+    except Exception:  # whatever a model does not support, the plain way does
+        return False
+
+
+def _trial(inner: Any) -> PreferenceBatch:
+    """A small random batch with ragged lengths."""
+    vocabulary = inner.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids = [tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
+    pairs = [TokenizedPair("a", 0, ids[0], ids[1], ids[2]), TokenizedPair("b", 1, ids[3], ids[4], ids[5])]
+    return collate(pairs, pad_token_id=0).to(inner.get_input_embeddings().weight.device)
+
+
+@contextmanager
+def _attention(model: nn.Module, packed: bool) -> Iterator[None]:
+    """The padded way needs the model's own attention, also where the packed one is set."""
+    inner = innermost(model)
+    engine = engine_of(model)
+    if packed or not engine.packed:
+        yield
+        return
+    inner.set_attn_implementation(engine.plain)
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(NAME)
+
+
 @contextmanager
 def _select(head: nn.Module, index: Tensor, apply: bool) -> Iterator[list[Tensor]]:
-    """While open, the head sees only rows `index` of its flattened input; they are also returned, unchanged."""
+    """While open, the head sees only rows `index` of its flattened input, or none; they are kept, unchanged."""
     seen: list[Tensor] = []
 
     def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -130,39 +219,32 @@ def _select(head: nn.Module, index: Tensor, apply: bool) -> Iterator[list[Tensor
         handle.remove()
 
 
-def _inputs(model: nn.Module, batch: PreferenceBatch) -> dict[str, Any]:
-    """Keyword arguments of the model's forward; positions count from each row's first real token."""
-    accepted = inspect.signature(_innermost(model).forward).parameters
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if "position_ids" in accepted:
-        inputs["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
-    if "use_cache" in accepted:
-        inputs["use_cache"] = False
-    return inputs
+def _padded(batch: PreferenceBatch) -> dict[str, Any]:
+    """Padded rows; positions count from each row's first real token."""
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": (batch.attention_mask.cumsum(-1) - 1).clamp(min=0),
+    }
 
 
-def _innermost(model: nn.Module) -> Any:
-    """The transformers model itself, under data-parallel and adapter wrappers."""
-    inner = unwrap(model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+def _accepted(model: nn.Module, inputs: dict[str, Any], packed: bool) -> dict[str, Any]:
+    """The inputs that this model's forward takes, without a cache."""
+    known = inspect.signature(innermost(model).forward).parameters
+    taken = {k: v for k, v in inputs.items() if k in known or k == "segments"}
+    return taken | ({"use_cache": False} if "use_cache" in known else {})
 
 
-def _logps(out: Outputs) -> Tensor:
-    """(N,) log-probabilities of the targets, in float32 at least."""
-    logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
-    return logits.gather(-1, out.targets[:, None])[:, 0] - logits.logsumexp(-1)
+def _target_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def _kl(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact KL(ref || policy) and KL(policy || ref) over the vocabulary, (N,) nats each; logits (N, V)."""
-    wanted = torch.promote_types(policy.dtype, torch.float32)
-    forward, reverse = [], []
-    for p, r in zip(policy.split(TILE), reference.split(TILE), strict=True):
-        p, r = p.to(wanted).log_softmax(-1), r.to(wanted).log_softmax(-1)
-        # a token that a model rules out (log-prob -inf) adds nothing to the sum weighted by that model
-        forward.append(torch.where(r.isneginf(), 0.0, r.exp() * (r - p)).sum(-1))
-        reverse.append(torch.where(p.isneginf(), 0.0, p.exp() * (p - r)).sum(-1))
-    return torch.cat(forward), torch.cat(reverse)
+    """KL(ref || policy) and KL(policy || ref) of logits (N, V), (N,) nats each."""
+    p, r = policy.log_softmax(-1), reference.log_softmax(-1)
+    # a token that a model rules out (log-prob -inf) adds nothing to the sum weighted by that model
+    forward = torch.where(r.isneginf(), 0.0, r.exp() * (r - p)).sum(-1)
+    return forward, torch.where(p.isneginf(), 0.0, p.exp() * (p - r)).sum(-1)
 
 
 def _spread(batch: PreferenceBatch, out: Outputs, values: Tensor) -> Tensor:

@@ -28,9 +28,7 @@ def load_model(name: str, *, dtype: str = "float32") -> PreTrainedModel:
         )
     except UNREADABLE as error:
         raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # dropout would make policy and reference differ, and the log noisy
+    _no_dropout(model)
     return model.eval()
 
 
@@ -141,6 +139,16 @@ def _check_folder(name: str, *, weights: bool = True) -> None:
 def _has_tokenizer(folder: Path) -> bool:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
     return any((folder / n).exists() for n in names)
+
+
+def _no_dropout(model: nn.Module) -> None:
+    """Dropout would make policy and reference differ, and the log noisy; some layers keep its rate as a number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _first_line(error: BaseException) -> str:

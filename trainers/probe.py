@@ -78,7 +78,7 @@ class Probe:
             found += self._eos_rows(scored, i, pair, head)
             at = first_difference(pair)
             if at is not None:
-                probs = scored.policy.logits[first[i] + at].float().softmax(-1)
+                probs = scored.policy.logits([first[i] + at])[0].softmax(-1)
                 found += self._ledger(probs, pair.chosen_ids[at], pair.rejected_ids[at], head)
         return found
 
@@ -223,6 +223,6 @@ def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int
     model.eval()
     try:
         with torch.no_grad():
-            return run(model, batch).logits.float().softmax(-1)
+            return run(model, batch).logits().softmax(-1)
     finally:
         model.train(training)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from diagnostics.audit import audit_pairs
+from diagnostics.engine import engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
@@ -100,7 +101,7 @@ def train(config: TrainConfig) -> Path:
     )
     try:
         if main and not checkpoint:
-            write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started))
+            write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started, engine_of(policy).name))
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         writer.close()
@@ -296,12 +297,13 @@ def _total_steps(arguments: TrainingArguments, pairs: int) -> int:
 
 
 def _manifest(
-    config: TrainConfig, arguments: TrainingArguments, splits: Splits, started: dict[str, str]
+    config: TrainConfig, arguments: TrainingArguments, splits: Splits, started: dict[str, str], engine: str
 ) -> dict[str, Any]:
     cast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "none"
     return manifest(
         device=str(arguments.device),
         dtypes={"weights": config.dtype, "autocast": cast, "reductions": "float64"},
+        engine=engine,
         seeds={"seed": config.seed},
         hashes=started | {"data": file_hash(config.data)},
         reference={"kind": config.reference, "model": config.reference_model or config.model},

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import pair_stats, prepare, run
 from diagnostics.tokenized import TokenizedPair
 from trainers.objectives import ObjectiveOutput
 from trainers.recorder import Recorder
@@ -67,6 +68,10 @@ class PreferenceTrainer(Trainer):
         self.objective, self.reference, self.recorder = objective, reference, recorder
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the update's pairs itself
         self.loss_is_scaled_for_ga = True
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
+            for each in (model, getattr(reference, "model", model)):
+                prepare(each)
         if isinstance(getattr(reference, "model", None), nn.Module) and not reference.adapter:
             reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
 

@@ -1,5 +1,6 @@
 """Models are loaded safely, and what cannot be loaded is refused in one sentence."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def test_dropout_is_off(lm_folder, tmp_path, make_model):
     assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
     model.save_pretrained(tmp_path)
     assert all(m.p == 0 for m in load_model(str(tmp_path)).modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_dropout_kept_as_a_number_is_off_too(lm_folder, tmp_path):
+    shutil.copytree(lm_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"attention_dropout": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_model(str(tmp_path)).model.layers[0].self_attn.attention_dropout == 0.0
 
 
 def test_lora_targets_that_do_not_fit(lm_folder):

@@ -1,0 +1,104 @@
+"""Which way a model is run: packed or padded rows, head in tiles or at once. The plain way is always right.
+
+A way is taken only if it gives, on a small random batch, what the plain padded batch gives.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.errors import UserError
+from diagnostics.packing import NAME
+
+_ATTRIBUTE = "_chesboard_engine"
+
+
+@dataclass
+class Engine:
+    """packed: rows are packed, prompts shared. tiled: the head is applied in tiles. plain: the attention used else."""
+
+    packed: bool = False
+    tiled: bool = False
+    plain: str = "eager"
+
+    @property
+    def name(self) -> str:
+        """In words, for the manifest."""
+        body = "packed rows, prompt shared" if self.packed else "padded rows"
+        return f"{body}; head {'in tiles' if self.tiled else 'at once'}, on completion tokens only"
+
+
+class _Body:
+    """A body's output of which only the last hidden state is there."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.last_hidden_state if key == 0 else ()
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The model inside DistributedDataParallel and the like."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def innermost(model: nn.Module) -> Any:
+    """The transformers model itself, under data-parallel and adapter wrappers."""
+    inner = unwrap(model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The module whose input is the last hidden state: the model's output embedding."""
+    head = unwrap(model).get_output_embeddings()
+    if head is None:
+        name = type(unwrap(model)).__name__
+        raise UserError(f"{name} has no output embedding. Use a causal language model (AutoModelForCausalLM).")
+    return head
+
+
+def engine_of(model: nn.Module) -> Engine:
+    """How this model is run. `prepare` may have found something faster than the plain way."""
+    return getattr(innermost(model), _ATTRIBUTE, None) or Engine()
+
+
+def remember(model: nn.Module, engine: Engine) -> Engine:
+    """Keep the choice with the model; a packed model keeps the packed attention (checkpointing runs it again later)."""
+    inner = innermost(model)
+    object.__setattr__(inner, _ATTRIBUTE, engine)
+    inner.set_attn_implementation(NAME if engine.packed else engine.plain)
+    return engine
+
+
+def apply_head(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits (N, V) of hidden states (N, D) that the head takes: the model's own forward with its body stubbed.
+
+    So bias, scale, soft-cap and mixed precision are the model's, with no list of models here.
+    """
+    inner = innermost(model)
+    body = inner.get_decoder()
+    output = _Body(hidden.unsqueeze(0))
+    before = vars(body).get("forward")
+    body.forward = lambda *args, **kwargs: output
+    try:
+        return inner(input_ids=torch.zeros(1, 1, dtype=torch.long, device=hidden.device)).logits[0]
+    finally:
+        del body.forward
+        if before is not None:
+            body.forward = before
+
+
+def close(got: Tensor, plain: Tensor) -> bool:
+    """Whether a faster way gives the plain result up to rounding of its dtype, in proportion to the largest entry."""
+    if got.shape != plain.shape or not got.isfinite().all():
+        return False
+    allowed = torch.finfo(plain.dtype).eps ** 0.5 * float(plain.abs().max())
+    return float((got - plain).abs().max()) <= allowed

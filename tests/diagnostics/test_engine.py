@@ -1,0 +1,144 @@
+"""The fast way against the slow way: packed rows, shared prompts and tiled heads change no number."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import diagnostics.forward as forward_file
+from diagnostics.engine import engine_of
+from diagnostics.forward import pair_stats, prepare, run
+from diagnostics.tokenized import TokenizedPair
+
+PACKED = {"llama", "qwen2", "gemma2", "cohere", "mistral", "mixtral", "gpt2", "gpt_neox", "opt"}
+
+
+def stats_of(model, batch, reference=None):
+    with torch.no_grad():
+        return pair_stats(batch, run(model, batch), run(reference, batch) if reference else None)
+
+
+def same(a, b, **tolerance):
+    for side in ("chosen", "rejected"):
+        one, two = getattr(a, side), getattr(b, side)
+        for name in ("logps", "hidden_sum", "last_hidden", "lengths"):
+            torch.testing.assert_close(getattr(one, name), getattr(two, name), **tolerance)
+        if one.per_token_kl is not None:
+            torch.testing.assert_close(one.per_token_kl, two.per_token_kl, **tolerance)
+            torch.testing.assert_close(one.per_token_kl_reverse, two.per_token_kl_reverse, **tolerance)
+
+
+def edge_pairs() -> list[TokenizedPair]:
+    """A prompt of one token, completions of one token, identical completions, and ragged ones."""
+    return [
+        TokenizedPair("one", 0, (1,), (2,), (5, 6, 2)),
+        TokenizedPair("single", 1, (1, 4, 7), (9,), (8,), False, False),
+        TokenizedPair("same", 2, (1, 3), (5, 6, 2), (5, 6, 2)),
+        TokenizedPair("long", 3, tuple(range(3, 40)), tuple(range(5, 45)), (2,)),
+    ]
+
+
+def test_packed_equals_padded(architecture, make_model, make_pairs, make_batch, monkeypatch):
+    monkeypatch.setattr(forward_file, "TILE_BYTES", 4 * 61 * 16)  # tiles of 16 positions
+    model, reference = make_model(architecture), make_model(architecture, seed=1)
+    batch = make_batch([*make_pairs(6), *edge_pairs()])
+    plain = stats_of(model, batch, reference)
+    for each in (model, reference):
+        engine = prepare(each)
+        assert engine.packed == (architecture in PACKED), engine.name
+        assert engine.tiled
+    same(stats_of(model, batch, reference), plain, atol=3e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_packed_equals_padded_in_half_precision(dtype, make_model, make_pairs, make_batch):
+    model, batch = make_model("llama", scale=1.0).to(dtype), make_batch(make_pairs(6))
+    plain = stats_of(model, batch)
+    assert prepare(model).packed
+    same(stats_of(model, batch), plain, atol=0.3, rtol=0.05)
+
+
+def test_gradients_equal_the_plain_step(architecture, make_model, make_pairs, make_batch, monkeypatch):
+    monkeypatch.setattr(forward_file, "TILE_BYTES", 4 * 61 * 16)
+    model, batch = make_model(architecture), make_batch([*make_pairs(5), *edge_pairs()])
+
+    def gradients():
+        model.zero_grad()
+        stats = pair_stats(batch, run(model, batch))
+        torch.nn.functional.softplus(-0.1 * (stats.chosen.logps - stats.rejected.logps)).mean().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    prepare(model)
+    fast = gradients()
+    assert plain.keys() == fast.keys()
+    scale = max(float(g.abs().max()) for g in plain.values())
+    for name in plain:
+        torch.testing.assert_close(fast[name], plain[name], atol=2e-5 * scale, rtol=1e-4)
+
+
+def test_gradient_checkpointing_keeps_the_packed_attention(make_model, make_pairs, make_batch):
+    """Layers that are run again in the backward pass must be run packed again."""
+    model, batch = make_model("llama"), make_batch(make_pairs(5))
+    prepare(model)
+    found = []
+    for again in (False, True):
+        model.zero_grad()
+        model.train()
+        if again:
+            model.gradient_checkpointing_enable()
+        pair_stats(batch, run(model, batch)).chosen.logps.sum().backward()
+        found.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
+    torch.testing.assert_close(found[0], found[1])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.tuples(*[st.integers(1, 12)] * 3), min_size=1, max_size=7),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_pair_never_feels_its_neighbours(lengths, order, make_model, make_batch):
+    """Scores of a pair are the same alone, with others, and in any order."""
+    model = _MODELS.setdefault("llama", make_model("llama"))
+    if not engine_of(model).packed:
+        prepare(model)
+    pairs = [
+        TokenizedPair(str(i), i, ids(n, i), ids(c, 2 * i), ids(r, 3 * i + 1)) for i, (n, c, r) in enumerate(lengths)
+    ]
+    shuffled = order.sample(pairs, len(pairs))
+    together = stats_of(model, make_batch(shuffled))
+    for i, pair in enumerate(shuffled):
+        alone = stats_of(model, make_batch([pair]))
+        for side in ("chosen", "rejected"):
+            a, b = getattr(together, side), getattr(alone, side)
+            torch.testing.assert_close(a.logps[i], b.logps[0], atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(a.hidden_sum[i], b.hidden_sum[0], atol=1e-4, rtol=1e-5)
+
+
+_MODELS: dict = {}
+
+
+def ids(length: int, start: int) -> tuple[int, ...]:
+    """Some token ids."""
+    return tuple(3 + (start + 7 * k) % 50 for k in range(length))
+
+
+def test_left_padded_batches_take_the_plain_way_on_a_prepared_model(make_model, make_pairs, make_batch):
+    model, pairs = make_model("llama"), make_pairs(4)
+    plain = stats_of(model, make_batch(pairs))
+    assert prepare(model).packed
+    same(stats_of(model, make_batch(pairs, "left")), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_way_that_gives_other_numbers_is_not_taken(make_model, monkeypatch):
+    monkeypatch.setattr(forward_file, "apply_head", lambda model, hidden: hidden @ model.lm_head.weight.T * 1.1)
+    engine = prepare(make_model("llama"))
+    assert not engine.tiled
+    assert engine.packed
+
+
+def test_the_saved_config_does_not_name_the_packed_attention(make_model, tmp_path):
+    model = make_model("llama")
+    prepare(model)
+    model.save_pretrained(tmp_path)
+    assert "chesboard" not in (tmp_path / "config.json").read_text()
