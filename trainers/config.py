@@ -29,6 +29,9 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
 }
 
+# keys whose value may be the word no, which YAML reads as false
+_WORDS = ("save_strategy", "logging_strategy")
+
 # keys of TrainingArguments that the run folder or the probes decide
 DECIDED = (
     "output_dir",
@@ -149,7 +152,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise UserError(f"{path}: must hold one 'key: value' a line.")
-    return {k: float(v) if isinstance(v, str) and _is_number(v) else v for k, v in values.items()}
+    return {k: _plain(v, str(v)) if k not in _WORDS else "no" if v is False else v for k, v in values.items()}
 
 
 def parse_flags(args: list[str]) -> dict[str, Any]:
@@ -165,10 +168,15 @@ def parse_flags(args: list[str]) -> dict[str, Any]:
                 raise UserError(f"{flag} has no value; write {flag} VALUE.")
             value = rest.pop(0)
         key = flag[2:].replace("-", "_")
-        parsed = yaml.safe_load(value)
-        # YAML 1.1 reads 1e-6 as text
-        values[key] = float(value) if isinstance(parsed, str) and _is_number(value) else parsed
+        values[key] = _plain(yaml.safe_load(value), value)
     return values
+
+
+def _plain(value: Any, text: str) -> Any:
+    """YAML 1.1 reads 1e-6 as text, and a bare no or off as false: undo both."""
+    if isinstance(value, bool) and text.lower() not in ("true", "false"):
+        return text
+    return float(text) if isinstance(value, str) and _is_number(text) else value
 
 
 def _is_number(text: str) -> bool:

@@ -67,6 +67,13 @@ def test_flags_are_read_as_yaml():
     assert values == {"learning_rate": 1e-6, "bf16": True, "probe_pairs": 3, "data": "a b.jsonl"}
 
 
+def test_the_word_no_stays_a_word(tmp_path):
+    assert parse_flags(["--save_strategy", "no", "--bf16", "false"]) == {"save_strategy": "no", "bf16": False}
+    path = tmp_path / "run.yaml"
+    path.write_text("save_strategy: no\nsave_model: no\n")
+    assert read_config(path) == {"save_strategy": "no", "save_model": False}
+
+
 @pytest.mark.parametrize(("args", "said"), [(["beta", "1"], "stands alone"), (["--beta"], "--beta has no value")])
 def test_broken_flags_are_named(args, said):
     with pytest.raises(UserError, match=said):

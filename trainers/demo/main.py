@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from diagnostics.errors import UserError
 from diagnostics.flagging import flag
 from diagnostics.pairs import read_pairs
-from diagnostics.runlog import read_frame, write_frame
+from diagnostics.runlog import read_frame, read_json, write_frame, write_json
 from trainers.config import make_config
 from trainers.demo import own_data
 from trainers.demo.worlds import persona_runs, refusal_runs, refusal_world
@@ -37,8 +38,9 @@ def run_demo(out: Path, *, seeds: int, jobs: int, persona: Path | None) -> list[
     tasks = [(_refusal, out, seed, None) for seed in range(seeds)]
     tasks += [(_persona, out, seed, persona) for seed in range(seeds)]
     found: list[Path] = []
-    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_one_thread) as pool:
-        for done in tqdm(pool.imap(_call, tasks), total=len(tasks), desc="worlds", unit="world", disable=None):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
+        for done in tqdm(pool.map(_call, tasks), total=len(tasks), desc="worlds", unit="world", disable=None):
             found += done
     return found
 
@@ -80,6 +82,7 @@ def _refusal(out: Path, seed: int, _: Path | None) -> list[Path]:
         str(world["data"]), model, load_tokenizer(str(world["model"])), flagged,
         model_name=str(world["model"]), max_length=model_limit(model),
     )  # fmt: skip
+    write_json(flagged / "config.json", read_json(flagged / "config.json") | {"demo_seed": seed})
     kinds = {pair.pair_id: pair.columns["kind"] for pair in table.pairs}
     audit = read_frame(flagged / "audit.parquet")
     write_frame(flagged / "audit.parquet", audit.assign(kind=[kinds.get(i) for i in audit["pair_id"]]))
