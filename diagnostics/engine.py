@@ -17,11 +17,16 @@ _ATTRIBUTE = "_chesboard_engine"
 
 @dataclass
 class Engine:
-    """packed: rows are packed, prompts shared. tiled: the head is applied in tiles. plain: the attention used else."""
+    """packed: rows are packed, prompts shared. tiled: the head is applied in tiles. plain: the attention used else.
+
+    longest: pairs with more tokens on a side take the plain way, because the model only attends within a window that
+    its attention layers do not pass on.
+    """
 
     packed: bool = False
     tiled: bool = False
     plain: str = "eager"
+    longest: int | None = None
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.engine import Engine, apply_head, close, engine_of, head_of, innermost, remember
-from diagnostics.packing import NAME, pack
+from diagnostics.packing import NAME, pack, windows_seen
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.tokenized import TokenizedPair
 
@@ -59,7 +59,10 @@ class Outputs:
 def run(model: nn.Module, batch: PreferenceBatch, *, head: bool = True) -> Outputs:
     """Run a causal LM over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
     engine = engine_of(model)
-    return _run(model, batch, head=head, packed=engine.packed and batch.lengths is not None, tiled=engine.tiled)
+    packed = engine.packed and batch.lengths is not None
+    if packed and engine.longest is not None:
+        packed = batch.input_ids.shape[1] <= engine.longest
+    return _run(model, batch, head=head, packed=packed, tiled=engine.tiled)
 
 
 def prepare(model: nn.Module) -> Engine:
@@ -78,9 +81,10 @@ def prepare(model: nn.Module) -> Engine:
         tiled = _tries(model, batch, wanted, packed=False, tiled=True)
         inner.set_attn_implementation(NAME)
         supported = inner.config._attn_implementation == NAME
+        windows_seen.clear()
         packed = supported and _tries(model, batch, wanted, packed=True, tiled=tiled)
     model.train(training)
-    return remember(model, Engine(packed=packed, tiled=tiled, plain=plain))
+    return remember(model, Engine(packed=packed, tiled=tiled, plain=plain, longest=_longest(inner)))
 
 
 def sequence_stats(
@@ -176,6 +180,13 @@ def _tries(model: nn.Module, batch: PreferenceBatch, wanted: Outputs, *, packed:
         return close(got.hidden, wanted.hidden) and close(logps(got), logps(wanted))
     except Exception:  # whatever a model does not support, the plain way does
         return False
+
+
+def _longest(inner: Any) -> int | None:
+    """A window or chunk in the config that no attention layer passed on in the trial."""
+    config = inner.config.get_text_config()
+    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((x for x in found if x and x not in windows_seen), default=None)
 
 
 def _trial(inner: Any) -> PreferenceBatch:

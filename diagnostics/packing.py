@@ -17,6 +17,11 @@ from transformers import AttentionInterface
 
 NAME = "chesboard_packed"
 
+# what some models add to the scores, beyond causal order, window and cap: a model that does is not packed
+UNKNOWN = ("s_aux", "position_bias", "attention_bias", "alibi", "head_mask")
+
+windows_seen: set[int] = set()  # sliding windows that attention layers really passed on since this was last cleared
+
 Lengths = tuple[int, int, int]
 
 
@@ -64,9 +69,13 @@ def attention(
     segments: tuple[Lengths, ...],
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **ignored: Any,
+    **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a packed row, pair by pair. query (1, H, N, d), key and value (1, G, N, d), G divides H."""
+    if any(other.get(name) is not None for name in UNKNOWN):
+        raise NotImplementedError("this attention adds to its scores")
+    if sliding_window:
+        windows_seen.add(sliding_window)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

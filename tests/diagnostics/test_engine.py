@@ -142,3 +142,28 @@ def test_the_saved_config_does_not_name_the_packed_attention(make_model, tmp_pat
     prepare(model)
     model.save_pretrained(tmp_path)
     assert "chesboard" not in (tmp_path / "config.json").read_text()
+
+
+def test_a_window_that_attention_layers_do_not_pass_on_sends_long_pairs_the_plain_way(make_model, make_batch):
+    """Here the config names a window that only the model's own mask would apply."""
+    model = make_model("llama")
+    model.config.attention_chunk_size = 6
+    engine = prepare(model)
+    assert (engine.packed, engine.longest) == (True, 6)
+    assert prepare(make_model("mistral")).longest is None
+    calls = []
+    model.model.layers[0].register_forward_pre_hook(
+        lambda m, args, kwargs: calls.append("segments" in kwargs), with_kwargs=True
+    )
+    stats_of(model, make_batch([TokenizedPair("short", 0, (1, 4), (5, 2), (6, 2))]))
+    stats_of(model, make_batch([TokenizedPair("long", 0, (1, 4), (5, 6, 7, 8, 9, 2), (6, 2))]))
+    assert calls == [True, False]
+
+
+def test_attention_that_adds_to_its_scores_is_not_packed(make_model, monkeypatch):
+    model = make_model("llama")
+    plain = type(model.model.layers[0]).forward
+    monkeypatch.setattr(
+        type(model.model.layers[0]), "forward", lambda self, *a, **k: plain(self, *a, **k, s_aux=torch.ones(4))
+    )
+    assert not prepare(model).packed
