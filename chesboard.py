@@ -179,6 +179,38 @@ def train(
 
 
 @app.command()
+def trace(
+    data: Data,
+    checkpoints: Annotated[
+        list[str], typer.Option(help="Model folder, LoRA adapter, or a folder of checkpoint-*; repeat.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    reference: Annotated[str | None, typer.Option(help="Reference model; default is the first checkpoint.")] = None,
+    pairs: Annotated[int, typer.Option(help="How many pairs to measure, drawn by seed.")] = 256,
+    track: Annotated[str | None, typer.Option(help="JSON file of prompts and token groups to follow.")] = None,
+    split: Split = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = "drop",
+    eos: Eos = True,
+    dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+) -> None:
+    """Make the run log afterwards, from checkpoints that any trainer wrote. Started again, it goes on where it was.
+
+    Example:
+
+        chesboard trace my_pairs.jsonl --reference my-model --checkpoints out/ --out runs/traced
+    """
+    from trainers.trace import trace as trace_run
+
+    done = trace_run(
+        data, checkpoints, out, reference=reference, pairs=pairs, split=split, max_length=max_length,
+        truncation=truncation, append_eos=eos, dtype=dtype, track=track, seed=seed,
+    )  # fmt: skip
+    typer.echo(f"run: {done}   pages: chesboard report {done}")
+
+
+@app.command()
 def report(
     runs: Paths,
     out: Annotated[

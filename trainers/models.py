@@ -89,6 +89,18 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any
         raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
 
 
+def load_adapter(folder: str, *, dtype: str = "float32") -> Any:
+    """A LoRA checkpoint on the base model that its own adapter_config.json names."""
+    import peft
+
+    base = peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
+    if not list(Path(folder).glob("*.safetensors")):
+        raise DataError(
+            f"{folder}: no *.safetensors here. Save the adapter with save_pretrained, which writes safetensors."
+        )
+    return peft.PeftModel.from_pretrained(load_model(str(base), dtype=dtype), folder).eval()
+
+
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
     """The base model, for the time being."""

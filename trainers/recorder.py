@@ -128,7 +128,7 @@ class Recorder(TrainerCallback):
         everywhere = gather_object(self._rows)
         head = {"step": step, "epoch": epoch, "split": "train"}
         if self.main:
-            self.writer.append("pairs", [_ordered(head | row) for row in everywhere])
+            self.writer.append("pairs", [ordered(head | row) for row in everywhere])
         self._rows = []
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
@@ -139,7 +139,7 @@ class Recorder(TrainerCallback):
         found = self.probe.measure(self.model, step, epoch, tokens=keep)
         self._probed = step
         if self.main:
-            self.writer.append("pairs", [_ordered(row) for row in found.pairs])
+            self.writer.append("pairs", [ordered(row) for row in found.pairs])
             self.writer.append("mass", found.mass)
             self.writer.append("tokens", found.tokens)
         return summarise(found)
@@ -176,7 +176,7 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(measured) / len(measured) if measured else NAN
 
 
-def _ordered(row: dict[str, Any]) -> dict[str, Any]:
+def ordered(row: dict[str, Any]) -> dict[str, Any]:
     """The row in the table's column order, NaN where this kind of row does not measure."""
     return {name: row.get(name, NAN) for name in FIRST} | dict(sorted((k, v) for k, v in row.items() if k not in FIRST))
 
