@@ -72,7 +72,8 @@ def trace(
     )  # fmt: skip
     write_json(out / "manifest.json", manifest(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": seed},
-        hashes={"tokenizer": tokenizer_hash(tokenizer), "data": file_hash(data)}, reference={"kind": "live", "model": base},
+        hashes={"tokenizer": tokenizer_hash(tokenizer), "data": file_hash(data)},
+        reference={"kind": "live", "model": base},
     ))  # fmt: skip
     _measure(out, probe, found, done, dtype, device)
     compact(out)
