@@ -204,8 +204,8 @@ def _halves(part: list[TokenizedPair]) -> list[list[TokenizedPair]]:
     """The first and the second half of a batch; DataError where it is a single pair."""
     if len(part) == 1:
         raise DataError(
-            f"pair_id {part[0].pair_id}: its longest side, {width(part[0])} tokens, does not fit into memory even alone. "
-            "Give a lower max_length, a smaller dtype, or spread the model over devices (--device-map auto)."
+            f"pair_id {part[0].pair_id}: its longest side, {width(part[0])} tokens, does not fit into memory even "
+            "alone. Give a lower max_length, a smaller dtype, or spread the model over devices (--device-map auto)."
         )
     middle = (len(part) + 1) // 2
     return [part[:middle], part[middle:]]

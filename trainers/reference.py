@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from diagnostics.batch import PreferenceBatch
@@ -102,11 +102,13 @@ class Cache:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
+        self.seen: list[Path] = []
 
     def read(self) -> Rows:
         """All rows that can be read; a damaged file is only a cache, and is scored again."""
         known: Rows = {}
-        for path in self.files():
+        self.seen = sorted(self.folder.glob(f"{self.name}*.parquet"))
+        for path in self.seen:
             try:
                 frame = read_frame(path)
             except DataError:
@@ -122,13 +124,9 @@ class Cache:
         write_frame(path, pd.DataFrame([{"key": k, "chosen": c, "rejected": r} for k, (c, r) in rows.items()]))
         return path
 
-    def files(self) -> list[Path]:
-        """Every file of this model, tokenizer and dtype."""
-        return sorted(self.folder.glob(f"{self.name}*.parquet"))
-
     def forget(self) -> None:
-        """Remove every row."""
-        for path in self.files():
+        """Remove the rows that were read; what another run has written since stays."""
+        for path in self.seen:
             path.unlink(missing_ok=True)
 
 
@@ -178,7 +176,7 @@ def _agrees(model: nn.Module, pairs: Sequence[TokenizedPair], known: Rows, pad_t
     floor = max(4 * noise, torch.finfo(_dtype(model)).eps ** 0.5)
     if found <= floor:
         return True
-    print(
+    PartialState().print(
         f"{cache.folder}: cached reference log-probs differ from this model's by {found:.3g} nats on a token (rounding "
         f"explains {floor:.3g}), on {len(drawn)} pairs scored again. All of them are scored again now.",
         file=sys.stderr,
