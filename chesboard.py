@@ -120,26 +120,40 @@ def flag(
     dtype: Annotated[
         str, typer.Option(help="Weights: float32, bfloat16 or float16. Sums are float64 anyway.")
     ] = "float32",
+    device_map: Annotated[
+        Literal["auto", "balanced", "sequential", "cpu"] | None,
+        typer.Option(help="Spread one model over all devices: auto, balanced, sequential or cpu."),
+    ] = None,
 ) -> None:
     """Score every pair before training and flag those prone to displacement.
+
+    Stopped at any moment and started again with the same command, it goes on where it was. Started by torchrun or
+    accelerate, the processes share the pairs, each on its own GPU (or on the CPU).
 
     Examples:
 
         chesboard flag my_pairs.jsonl --model my-model --out runs/flag
 
         chesboard flag my_pairs.jsonl --model my-model --out runs/flag --by ches_score --write-kept kept.jsonl
+
+        torchrun --nproc_per_node 2 chesboard.py flag my_pairs.jsonl --model my-model --out runs/flag
+
+        accelerate launch --multi_gpu --num_processes 2 -m chesboard flag my_pairs.jsonl -m my-model --out runs/flag
     """
-    from diagnostics.flagging import check_by, write_back
+    from diagnostics.flagging import check_by
     from diagnostics.flagging import flag as flag_pairs
+    from diagnostics.processes import agree, processes
     from reports.console import show_flagged
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
-    check_by(by)
-    loaded = load_to_device(model, dtype=dtype)
-    scores, table, _ = flag_pairs(
+    agree(lambda: check_by(by))
+    loaded, tokenizer = agree(
+        lambda: (load_to_device(model, dtype=dtype, device_map=device_map), load_tokenizer(model))
+    )
+    scores, *_ = flag_pairs(
         data,
         loaded,
-        load_tokenizer(model),
+        tokenizer,
         out,
         model_name=model,
         by=by,
@@ -150,9 +164,12 @@ def flag(
         max_length=longest(max_length, model_limit(loaded)),
         truncation=truncation,
         append_eos=eos,
+        write_kept=write_kept,
+        write_flagged=write_flagged,
     )
-    write_back(table, scores, kept=write_kept, flagged=write_flagged)
-    show_flagged(scores, by, out)
+    if processes().is_main_process:
+        show_flagged(scores, by, out)
+    processes().destroy_process_group()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

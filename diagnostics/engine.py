@@ -72,6 +72,12 @@ def head_of(model: nn.Module) -> nn.Module:
     return head
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a batch is put: the device of the first weights that are on one (device_map may keep others elsewhere)."""
+    devices = (p.device for p in model.parameters() if not p.is_meta)
+    return next(devices, torch.device("cpu"))
+
+
 def engine_of(model: nn.Module) -> Engine:
     """How this model is run. `prepare` may have found something faster than the plain way."""
     return getattr(innermost(model), _ATTRIBUTE, None) or Engine()

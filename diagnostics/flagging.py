@@ -7,22 +7,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from diagnostics import measures
 from diagnostics.audit import Audit, audit_pairs
-from diagnostics.errors import UserError
+from diagnostics.engine import engine_of
+from diagnostics.errors import DataError, UserError
+from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
 from diagnostics.forward import prepare
-from diagnostics.manifest import file_hash, manifest
+from diagnostics.manifest import manifest
 from diagnostics.pairs import PairTable, read_pairs, write_rows
-from diagnostics.runlog import write_frame, write_json
-from diagnostics.scoring import BATCH_TOKENS, rows, score
+from diagnostics.parts import Parts
+from diagnostics.processes import agree, processes, share
+from diagnostics.progress import Progress
+from diagnostics.runlog import read_frame, write_frame
+from diagnostics.scoring import batches, rows, score_batches, token_budget
 from diagnostics.tokenized import TokenizedPair, Truncation
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
 DEFAULT = "ln_ches_score"
 FIRST = ("pair_id", "source_row", "status", "reason", "prompt_length", "chosen_length", "rejected_length")
 LIKELIHOODS = ("chosen_logps", "rejected_logps")
+COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES)
 
 
 def flag(
@@ -40,50 +45,50 @@ def flag(
     max_length: int | None = None,
     truncation: Truncation = "drop",
     append_eos: bool = True,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
+    write_kept: str | None = None,
+    write_flagged: str | None = None,
 ) -> tuple[pd.DataFrame, PairTable, Audit]:
     """Score a data set and write scores.parquet, audit.parquet, config.json and manifest.json to a new folder.
 
     by: measure to rank by; the flagged are the top tenth, or those above a quantile, the first `count`, or all
-    with a value `above`. Returns the scores (one row a source row), the pairs as read, and the audit.
+    with a value `above`. write_kept, write_flagged: files for the data's own rows (see write_back).
+    Interrupted and called again with the same arguments, it goes on where it was; several processes share the work. The
+    table is the same either way: to the byte where each process uses as many threads, else up to rounding. Returns the scores (one row a source row), the pairs as read, and the audit.
     """
-    out = Path(out)
-    check_by(by)
-    if (out / "scores.parquet").exists():
-        raise UserError(f"{out}: holds scores already. Choose another --out folder, or remove this one.")
-    table = read_pairs(data, split=split)
-    audit = audit_pairs(table, tokenizer, max_length=max_length, truncation=truncation, append_eos=append_eos)
-    audit.require_kept()
-    settings = {"by": by, "quantile": quantile, "count": count, "above": above, "split": split}
-    settings |= {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", {"command": "flag", "model": model_name, "data": data, **settings})
-    write_json(
-        out / "manifest.json",
-        manifest(
-            engine=prepare(model).name,
-            device=str(next(model.parameters()).device),
-            dtypes={"weights": str(model.dtype).removeprefix("torch.")},
-            hashes={"data": file_hash(data)},
-        ),
-    )
-    write_frame(out / "audit.parquet", audit.frame)
-    scored = score_frame(
-        model, audit.tokenized, pad_token_id=int(tokenizer.pad_token_id or 0), batch_tokens=batch_tokens
-    )
-    scores = choose(_join(audit.frame, scored), by, quantile=quantile, count=count, above=above)
-    write_frame(out / "scores.parquet", scores)
-    return scores, table, audit
+    out, rule = Path(out), {"quantile": quantile, "count": count, "above": above}
+    cut: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
 
+    def read() -> tuple[PairTable, Audit]:
+        check_by(by)
+        check_rule(**rule)
+        table = read_pairs(data, split=split)
+        audit = audit_pairs(table, tokenizer, **cut)
+        audit.require_kept()
+        return table, audit
 
-def score_frame(model: Any, pairs: Sequence[TokenizedPair], *, pad_token_id: int, batch_tokens: int) -> pd.DataFrame:
-    """Log-probs and every similarity measure, one row a pair, with a progress bar on a terminal."""
-    found: list[dict[str, Any]] = []
-    with tqdm(total=len(pairs), desc="scoring", unit="pair", disable=None) as bar:
-        for scored in score(model, pairs, pad_token_id=pad_token_id, batch_tokens=batch_tokens):
-            found += rows(scored.pairs, scored.stats, MEASURES)
-            bar.update(len(scored.pairs))
-    return pd.DataFrame(found, columns=["pair_id", *LIKELIHOODS, *MEASURES])
+    def start() -> tuple[int, set[str]]:
+        hashes = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table)}
+        settings = {"by": by, **rule, "split": split, **cut, "batch_tokens": batch_tokens}
+        config = {"command": "flag", "model": model_name, "data": data, **settings}
+        budget = batch_tokens or token_budget(model, audit.tokenized)
+        return parts.start(config, _about(model, hashes) | {"batch_tokens": budget}, audit.frame)
+
+    def finish() -> None:
+        scored = parts.read().reindex(columns=list(COLUMNS))
+        _require_all(audit, scored, out)
+        scores = choose(_join(audit.frame, scored), by, **rule)
+        write_frame(out / "scores.parquet", scores)
+        write_back(table, scores, kept=write_kept, flagged=write_flagged)
+        parts.remove()
+
+    table, audit = agree(read)
+    prepare(model)
+    parts = Parts(out)
+    budget, done = share(start)
+    agree(lambda: _score(model, audit.tokenized, parts, done, budget, int(tokenizer.pad_token_id or 0)))
+    share(finish)
+    return read_frame(out / "scores.parquet"), table, audit
 
 
 def choose(
@@ -95,10 +100,7 @@ def choose(
     above: float | None = None,
 ) -> pd.DataFrame:
     """Add rank (1 = most prone), flagged and flag_reason. Ties rank in the order of the source."""
-    if sum(x is not None for x in (quantile, count, above)) > 1:
-        raise UserError("give only one of --quantile, --count and --above.")
-    if quantile is not None and not 0 <= quantile <= 1:
-        raise UserError(f"--quantile is {quantile}; it must lie between 0 and 1 (0.9 flags the top tenth).")
+    check_rule(quantile=quantile, count=count, above=above)
     values = scores[by]
     rank = values.rank(ascending=False, method="first")
     if above is not None:
@@ -125,6 +127,56 @@ def check_by(by: str) -> None:
         near = difflib.get_close_matches(by, measures.names(), n=1)
         hint = f"; did you mean '{near[0]}'?" if near and near[0] in MEASURES else ""
         raise UserError(f"--by '{by}' is not a measure that flag computes{hint} Choose one of {', '.join(MEASURES)}.")
+
+
+def check_rule(*, quantile: float | None, count: int | None, above: float | None) -> None:
+    """UserError where the rule that says what is flagged is given twice, or makes no sense."""
+    if sum(x is not None for x in (quantile, count, above)) > 1:
+        raise UserError("give only one of --quantile, --count and --above.")
+    if quantile is not None and not 0 <= quantile <= 1:
+        raise UserError(f"--quantile is {quantile}; it must lie between 0 and 1 (0.9 flags the top tenth).")
+
+
+def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
+    """The manifest: what the numbers depend on."""
+    return manifest(
+        engine=engine_of(model).name,
+        device=str(processes().device),
+        dtypes={"weights": str(model.dtype).removeprefix("torch.")},
+        hashes=hashes,
+    )
+
+
+def _score(
+    model: Any, pairs: Sequence[TokenizedPair], parts: Parts, done: set[str], budget: int, pad_token_id: int
+) -> None:
+    """This process's share of the pairs that no earlier start has scored, each batch on disk before the next.
+
+    The batches are the same however many processes there are and however often they were stopped, so the numbers are
+    too; they are dealt out whole, in turn, so that every process has long and short ones.
+    """
+    every = list(batches(pairs, budget, engine_of(model)))
+    left = [found for g in every if (found := [p for p in g if p.pair_id not in done])]
+    me = processes()
+    mine = left[me.process_index :: me.num_processes]
+    todo = [p for g in mine for p in g]
+    before = len(done) if me.num_processes == 1 else 0
+    with (
+        parts.writer(me.process_index) as write,
+        Progress("scoring", todo, before=before, show=me.is_main_process) as bar,
+    ):
+        for scored in score_batches(model, mine, pad_token_id=pad_token_id):
+            write([{k: row[k] for k in COLUMNS} for row in rows(scored.pairs, scored.stats, MEASURES)])
+            bar.add(scored.pairs)
+
+
+def _require_all(audit: Audit, scored: pd.DataFrame, out: Path) -> None:
+    missing = {p.pair_id for p in audit.tokenized} - set(scored["pair_id"])
+    if missing:
+        raise DataError(
+            f"{out}: the scores of {len(missing)} pairs are not in this folder. Every process must see the same "
+            "folder; run the command again to score what is missing."
+        )
 
 
 def _join(frame: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:

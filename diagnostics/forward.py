@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.engine import Engine, apply_head, close, engine_of, head_of, innermost, remember
+from diagnostics.engine import Engine, apply_head, close, device_of, engine_of, head_of, innermost, remember
 from diagnostics.packing import NAME, pack, windows_seen
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.tokenized import TokenizedPair
@@ -195,7 +195,7 @@ def _trial(inner: Any) -> PreferenceBatch:
     generator = torch.Generator().manual_seed(0)
     ids = [tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
     pairs = [TokenizedPair("a", 0, ids[0], ids[1], ids[2]), TokenizedPair("b", 1, ids[3], ids[4], ids[5])]
-    return collate(pairs, pad_token_id=0).to(inner.get_input_embeddings().weight.device)
+    return collate(pairs, pad_token_id=0).to(device_of(inner))
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def _select(head: nn.Module, index: Tensor, apply: bool) -> Iterator[list[Tensor
     seen: list[Tensor] = []
 
     def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0].flatten(0, 1)[index]
+        hidden = args[0].flatten(0, 1)[index.to(args[0].device)].to(index.device)  # device_map: layers may be elsewhere
         seen.append(hidden)
         return (hidden[: len(hidden) if apply else 0].unsqueeze(0), *args[1:])
 

@@ -1,6 +1,11 @@
-"""Scoring: every pair through one forward pass, batched by length, rows out by pair_id."""
+"""Scoring: every pair through one forward pass, batched by length, rows out by pair_id.
 
-from collections.abc import Callable, Iterator, Sequence
+A batch that does not fit into memory is cut in halves and tried again; no number depends on it beyond rounding.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +14,15 @@ from torch import nn
 
 from diagnostics import measures
 from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.engine import Engine, device_of, engine_of, innermost
+from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, pair_stats, run
 from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
 
-BATCH_TOKENS = 8192  # padded tokens of one batch; peak memory grows with it, the numbers do not change
+CPU_TOKENS = 8192  # tokens of one batch on a CPU: more is not faster
+GPU_TOKENS = (2048, 65536)  # fewest and most tokens of one batch on a GPU: more than that is not faster
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -34,37 +43,86 @@ def score(
     pad_token_id: int,
     reference: Callable[[PreferenceBatch], Outputs | SequenceStats] | None = None,
     head: bool = True,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Iterator[Scored]:
-    """Score pairs without gradient, long ones first, at most batch_tokens padded tokens at once.
+    """Score pairs without gradient, long ones first, at most batch_tokens tokens at once (see `batches`).
 
     reference: runs the reference model on a batch (then the exact KL is measured too).
     head: False skips the vocabulary head where only hidden states are wanted; log-probs are then NaN.
+    batch_tokens: None finds a size that fits (see `token_budget`).
     """
-    device = next(model.parameters()).device
-    training = model.training
+    groups = batches(pairs, batch_tokens or token_budget(model, pairs), engine_of(model))
+    yield from score_batches(model, groups, pad_token_id=pad_token_id, reference=reference, head=head)
+
+
+def score_batches(
+    model: nn.Module,
+    groups: Iterable[Sequence[TokenizedPair]],
+    *,
+    pad_token_id: int,
+    reference: Callable[[PreferenceBatch], Outputs | SequenceStats] | None = None,
+    head: bool = True,
+) -> Iterator[Scored]:
+    """`score` with the batches as they are given; one that does not fit is halved, and so are all after it."""
+    device, engine, training = device_of(model), engine_of(model), model.training
+    limit = sys.maxsize
     model.eval()
     try:
-        for group in batches(pairs, batch_tokens):
-            batch = collate(group, pad_token_id=pad_token_id).to(device)
-            with torch.no_grad():
-                policy = run(model, batch, head=head)
-                live = reference(batch) if reference else None
-                yield Scored(group, batch, pair_stats(batch, policy, live), policy, live)
+        for group in groups:
+            waiting = list(batches(group, limit, engine))
+            while waiting:
+                part = waiting.pop(0)
+                batch = collate(part, pad_token_id=pad_token_id).to(device)
+                with torch.no_grad():
+                    outputs = _fitting(lambda batch=batch: _outputs(model, batch, reference, head))
+                    if outputs:
+                        yield Scored(part, batch, *outputs)
+                        continue
+                limit = min(limit, sum(cost(p, width(part[0]), engine) for p in part) // 2)
+                waiting[:0] = _halves(part)
     finally:
         model.train(training)
 
 
-def batches(pairs: Sequence[TokenizedPair], batch_tokens: int) -> Iterator[list[TokenizedPair]]:
-    """Pairs of similar length together, the longest first, so that a batch too large shows at once."""
+def batches(
+    pairs: Sequence[TokenizedPair], batch_tokens: int, engine: Engine | None = None
+) -> Iterator[list[TokenizedPair]]:
+    """Pairs of similar length together, the longest first, so that a batch too large shows at once.
+
+    batch_tokens: most tokens of a batch, counted as the engine lays them out: packed, or padded to the longest side.
+    """
+    engine = engine or Engine()
     group: list[TokenizedPair] = []
+    used = 0
     for pair in sorted(pairs, key=lambda p: (-width(p), p.pair_id)):
-        if group and 2 * width(group[0]) * (len(group) + 1) > batch_tokens:
+        if group and used + cost(pair, width(group[0]), engine) > batch_tokens:
             yield group
-            group = []
+            group, used = [], 0
         group.append(pair)
+        used += cost(pair, width(group[0]), engine)
     if group:
         yield group
+
+
+def cost(pair: TokenizedPair, longest: int, engine: Engine) -> int:
+    """Tokens that a pair adds to a batch whose longest side has `longest` tokens."""
+    if engine.packed and (engine.longest is None or longest <= engine.longest):
+        return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) - 2
+    return 2 * longest
+
+
+def token_budget(model: nn.Module, pairs: Sequence[TokenizedPair]) -> int:
+    """Tokens of one batch: a constant on a CPU; on a GPU what fits into half of the memory that is free now.
+
+    The estimate is a power of two, so that it is mostly the same at the next start. Where it is too high, batches
+    are halved.
+    """
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    if not devices or not pairs:
+        return CPU_TOKENS
+    fitting = min(_free_bytes(d) for d in devices) / 2 / _token_bytes(model, max(map(width, pairs)))
+    low, high = GPU_TOKENS
+    return min(high, max(low, 1 << int(math.log2(max(fitting, 1)))))
 
 
 def width(pair: TokenizedPair) -> int:
@@ -93,3 +151,61 @@ def likelihoods(stats: PairStats) -> dict[str, torch.Tensor]:
         "chosen_length": stats.chosen.lengths,
         "rejected_length": stats.rejected.lengths,
     }
+
+
+def _token_bytes(model: nn.Module, longest: int) -> int:
+    """Most memory that one more token needs in a forward pass without gradient: a generous estimate.
+
+    Hidden states and what a layer makes of them (about 16 vectors of the model's width and 4 of its feed-forward's),
+    float64 copies of two hidden states for the sums, the scores of attention that is not fused, and the logits where
+    the head cannot be applied in tiles.
+    """
+    config, engine = innermost(model).config.get_text_config(), engine_of(model)
+    size = next(model.parameters()).element_size()
+    hidden = int(getattr(config, "hidden_size", 4096))
+    inner = getattr(config, "intermediate_size", None)
+    inner = (inner if isinstance(inner, int) else 4 * hidden) * int(getattr(config, "num_experts_per_tok", None) or 1)
+    scores = 0 if engine.packed else 8 * longest * int(getattr(config, "num_attention_heads", None) or 1)
+    logits = 0 if engine.tiled else (size + 12) * int(getattr(config, "vocab_size", 1 << 17))
+    return size * (16 * hidden + 4 * inner) + 16 * hidden + scores + logits
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that is free, or kept by torch without being used."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _outputs(
+    model: nn.Module,
+    batch: PreferenceBatch,
+    reference: Callable[[PreferenceBatch], Outputs | SequenceStats] | None,
+    head: bool,
+) -> tuple[PairStats, Outputs, Outputs | SequenceStats | None]:
+    policy = run(model, batch, head=head)
+    live = reference(batch) if reference else None
+    return pair_stats(batch, policy, live), policy, live
+
+
+def _fitting(work: Callable[[], Any]) -> Any:
+    """What work returns, or None where memory did not suffice; all that it held is free again then."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).lower()
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(w in said for w in NO_MEMORY):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _halves(part: list[TokenizedPair]) -> list[list[TokenizedPair]]:
+    """The first and the second half of a batch; DataError where it is a single pair."""
+    if len(part) == 1:
+        raise DataError(
+            f"pair_id {part[0].pair_id}: its longest side, {width(part[0])} tokens, does not fit into memory even "
+            "alone. Give a lower max_length, a smaller dtype, or spread the model over devices (--device-map auto)."
+        )
+    middle = (len(part) + 1) // 2
+    return [part[:middle], part[middle:]]

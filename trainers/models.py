@@ -1,6 +1,5 @@
 """Loading models and tokenizers: local folders or hub ids, safetensors only, no remote code, clear errors."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,18 +12,24 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.fingerprint import tokenizer_hash as tokenizer_hash
+from diagnostics.fingerprint import weights_hash as weights_hash
+from diagnostics.processes import processes
 
 # what the loaders raise for a folder or id that they cannot read
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def load_model(name: str, *, dtype: str = "float32") -> PreTrainedModel:
-    """A causal language model in eval mode. Raises DataError for a folder that cannot be loaded safely."""
+def load_model(name: str, *, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
+    """A causal language model in eval mode. Raises DataError for a folder that cannot be loaded safely.
+
+    device_map: spreads the layers over all devices ("auto"; see from_pretrained); None leaves them on the CPU.
+    """
     _check_folder(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+            name, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, device_map=device_map
         )
     except UNREADABLE as error:
         raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
@@ -73,13 +78,17 @@ def config_limit(name: str) -> int | None:
     return int(limit) if limit else None
 
 
-def load_to_device(name: str, *, dtype: str = "float32") -> PreTrainedModel:
-    """load_model on the GPU where there is one."""
+def load_to_device(name: str, *, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
+    """load_model on this process's GPU where there is one, or spread over all devices by a device_map."""
     quiet()
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"--dtype is '{dtype}'; it must be float32, bfloat16 or float16.")
-    model = load_model(name, dtype=dtype)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
+    if device_map and processes().num_processes > 1:
+        raise UserError("--device-map spreads one model over all devices: start one process, or leave it out.")
+    model = load_model(name, dtype=dtype, device_map=device_map)
+    if not device_map:
+        nn.Module.to(model, processes().device)
+    return model
 
 
 def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any:
@@ -111,24 +120,6 @@ def adapter_off(model: Any) -> Iterator[None]:
     """The base model, for the time being."""
     with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
         yield
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Content hash of all weights, the same for the same numbers wherever they were loaded from."""
-    digest = hashlib.blake2b(digest_size=12)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Content hash of vocabulary, special tokens and chat template."""
-    content = repr((sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template))
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content += backend.to_str()
-    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
 
 def quiet() -> None:

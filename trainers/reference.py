@@ -1,24 +1,35 @@
 """The reference: live (a frozen model, or the policy with its adapter off) or log-probs stored on disk by content."""
 
 import hashlib
+import math
+import random
+import sys
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from torch import nn
-from tqdm import tqdm
 
 from diagnostics.batch import PreferenceBatch
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run
+from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
-from diagnostics.scoring import score
+from diagnostics.scoring import Scored, score
 from diagnostics.stats import SequenceStats
 from diagnostics.tokenized import TokenizedPair
 from trainers.models import adapter_off
+
+Sides = tuple[list[float], list[float]]  # per-token log-probs in nats: chosen, rejected
+Rows = dict[str, Sides]  # by content_key
+
+CHECKED = 4  # cached rows that are scored again before any is used
+SECONDS = 10.0  # between two parts on disk
 
 
 @dataclass
@@ -46,7 +57,7 @@ class LiveReference:
 class StoredReference:
     """Per-token log-probs by pair_id: (chosen, rejected), each a list of nats, one a completion token."""
 
-    logps: dict[str, tuple[list[float], list[float]]]
+    logps: Rows
 
     def __call__(self, batch: PreferenceBatch) -> SequenceStats:
         """SequenceStats of all 2B rows, log-probs only."""
@@ -68,16 +79,55 @@ def precompute(
     """Reference log-probs of all pairs, from the cache in `folder` where the content is the same, else scored now.
 
     key: what the numbers depend on besides the pair itself (weights, tokenizer and dtype); a change of any gives
-    another file, so a stale number is never read.
+    other files, so a stale number is never read. A few cached rows are scored again: where they differ, all are.
     """
-    path = Path(folder) / f"{hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:24]}.parquet"
-    known = _read(path)
+    cache = Cache(Path(folder), hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:24])
+    known = cache.read()
+    cached = [p for p in pairs if content_key(p) in known]
+    if cached and not _agrees(model, cached, known, pad_token_id, cache):
+        cache.forget()
+        known = {}
     missing = [p for p in pairs if content_key(p) not in known]
     if missing:
-        rows = _score(model, missing, pad_token_id)
-        known |= rows
-        _write(path, known)
+        known |= _score(model, missing, pad_token_id, cache)
     return StoredReference({p.pair_id: known[content_key(p)] for p in pairs})
+
+
+class Cache:
+    """Rows on disk as Parquet files that are written in one move and never changed.
+
+    A run writes files of its own only, a small one every few seconds, one in their place at the end: a stopped run
+    keeps its rows, and runs that fill the same cache at once never touch each other's.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.seen: list[Path] = []
+
+    def read(self) -> Rows:
+        """All rows that can be read; a damaged file is only a cache, and is scored again."""
+        known: Rows = {}
+        self.seen = sorted(self.folder.glob(f"{self.name}*.parquet"))
+        for path in self.seen:
+            try:
+                frame = read_frame(path)
+            except DataError:
+                continue
+            for k, c, r in frame[["key", "chosen", "rejected"]].itertuples(index=False) if len(frame) else ():
+                known[k] = (list(c), list(r))
+        return known
+
+    def write(self, rows: Rows) -> Path:
+        """Add rows in a new file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.name}-{uuid.uuid4().hex[:12]}.parquet"
+        write_frame(path, pd.DataFrame([{"key": k, "chosen": c, "rejected": r} for k, (c, r) in rows.items()]))
+        return path
+
+    def forget(self) -> None:
+        """Remove the rows that were read; what another run has written since stays."""
+        for path in self.seen:
+            path.unlink(missing_ok=True)
 
 
 def content_key(pair: TokenizedPair) -> str:
@@ -85,31 +135,77 @@ def content_key(pair: TokenizedPair) -> str:
     return hashlib.sha256(repr((pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)).encode()).hexdigest()[:32]
 
 
-def _score(model: nn.Module, pairs: Sequence[TokenizedPair], pad_token_id: int) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    with tqdm(total=len(pairs), desc="reference log-probs", unit="pair", disable=None) as bar:
-        for scored in score(model, pairs, pad_token_id=pad_token_id):
-            for i, pair in enumerate(scored.pairs):
-                rows[content_key(pair)] = (_tokens(scored.stats.chosen, i), _tokens(scored.stats.rejected, i))
-            bar.update(len(scored.pairs))
+def _score(model: nn.Module, pairs: Sequence[TokenizedPair], pad_token_id: int, cache: Cache) -> Rows:
+    """Score pairs into the cache, in parts while it goes on and as one file at the end."""
+    rows: Rows = {}
+    waiting: Rows = {}
+    parts: list[Path] = []
+    saved = time.monotonic()
+    try:
+        with Progress("reference log-probs", pairs) as bar:
+            for scored in score(model, pairs, pad_token_id=pad_token_id):
+                waiting |= _rows(scored)
+                if time.monotonic() - saved >= SECONDS:
+                    parts.append(cache.write(waiting))
+                    rows, waiting, saved = rows | waiting, {}, time.monotonic()
+                bar.add(scored.pairs)
+    finally:
+        if waiting:
+            parts.append(cache.write(waiting))
+    rows |= waiting
+    if len(parts) > 1:
+        cache.write(rows)
+        for part in parts:
+            part.unlink(missing_ok=True)
     return rows
+
+
+def _agrees(model: nn.Module, pairs: Sequence[TokenizedPair], known: Rows, pad_token_id: int, cache: Cache) -> bool:
+    """Whether a few cached rows are what the model says now, up to rounding; says so where they are not.
+
+    The floor is four times the difference that other batches make now, and never below the square root of one
+    rounding step of the numbers computed with, in nats a token.
+    """
+    drawn = random.Random(0).sample(sorted(pairs, key=content_key), min(CHECKED, len(pairs)))
+    if not drawn:
+        return True
+    live = _live(model, drawn, pad_token_id)
+    alone = {k: v for pair in drawn for k, v in _live(model, [pair], pad_token_id).items()}
+    noise = max(_difference(live[k], alone[k]) for k in live)
+    found = max(_difference(live[k], known[k]) for k in live)
+    floor = max(4 * noise, torch.finfo(_dtype(model)).eps ** 0.5)
+    if found <= floor:
+        return True
+    PartialState().print(
+        f"{cache.folder}: cached reference log-probs differ from this model's by {found:.3g} nats on a token (rounding "
+        f"explains {floor:.3g}), on {len(drawn)} pairs scored again. All of them are scored again now.",
+        file=sys.stderr,
+    )
+    return False
+
+
+def _live(model: nn.Module, pairs: Sequence[TokenizedPair], pad_token_id: int) -> Rows:
+    return {k: v for scored in score(model, pairs, pad_token_id=pad_token_id) for k, v in _rows(scored).items()}
+
+
+def _difference(one: Sides, other: Sides) -> float:
+    """Largest difference of two rows on a token, in nats; infinite where they are not of the same length."""
+    if [len(side) for side in one] != [len(side) for side in other]:
+        return math.inf
+    return max((abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """What the model computes with: the autocast dtype where that is on."""
+    weights = next(model.parameters())
+    kind = weights.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights.dtype
+
+
+def _rows(scored: Scored) -> Rows:
+    chosen, rejected = scored.stats.chosen, scored.stats.rejected
+    return {content_key(p): (_tokens(chosen, i), _tokens(rejected, i)) for i, p in enumerate(scored.pairs)}
 
 
 def _tokens(stats: SequenceStats, i: int) -> list[float]:
     return stats.per_token_logps[i][stats.completion_mask[i].bool()].tolist()
-
-
-def _read(path: Path) -> dict[str, tuple[list[float], list[float]]]:
-    try:
-        frame = read_frame(path)
-    except DataError:
-        return {}  # a damaged cache file is only a cache: score again
-    if frame.empty:
-        return {}
-    return {k: (list(c), list(r)) for k, c, r in zip(frame["key"], frame["chosen"], frame["rejected"], strict=True)}
-
-
-def _write(path: Path, known: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"key": k, "chosen": c, "rejected": r} for k, (c, r) in known.items()]
-    write_frame(path, pd.DataFrame(rows))

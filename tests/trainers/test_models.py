@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from diagnostics.engine import engine_of
 from diagnostics.errors import DataError, UserError
-from trainers.models import add_lora, load_model, load_tokenizer, tokenizer_hash, weights_hash
+from diagnostics.fingerprint import tokenizer_hash, weights_hash
+from diagnostics.forward import prepare
+from diagnostics.scoring import rows, score
+from trainers.models import add_lora, load_model, load_to_device, load_tokenizer
 
 
 def test_missing_folder():
@@ -77,3 +82,31 @@ def test_dropout_kept_as_a_number_is_off_too(lm_folder, tmp_path):
 def test_lora_targets_that_do_not_fit(lm_folder):
     with pytest.raises(UserError, match="lora_targets 'nothing' does not fit"):
         add_lora(load_model(lm_folder), r=2, alpha=4, targets="nothing")
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu"])
+def test_a_device_map_changes_no_score(lm_folder, make_pairs, device_map):
+    spread = load_to_device(lm_folder, device_map=device_map)
+    assert spread.hf_device_map
+    plain = load_to_device(lm_folder)
+    assert weights_hash(spread) == weights_hash(plain)
+    assert scores(spread, make_pairs(9)) == scores(plain, make_pairs(9))
+
+
+def test_layers_that_are_kept_elsewhere_give_the_same_scores(lm_folder, make_pairs, tmp_path):
+    """A layer and the head on disk until they run: accelerate moves data to them and back through its hooks."""
+    plain = load_model(lm_folder)
+    device_map = {"": "cpu", "model.layers.1": "disk", "lm_head": "disk"}
+    spread = AutoModelForCausalLM.from_pretrained(lm_folder, device_map=device_map, offload_folder=str(tmp_path))
+    assert spread.lm_head.weight.is_meta
+    assert prepare(spread) == prepare(plain)
+    assert engine_of(plain).packed
+    assert engine_of(plain).tiled
+    assert weights_hash(spread) == weights_hash(plain)
+    assert scores(spread, make_pairs(9)) == scores(plain, make_pairs(9))
+
+
+def scores(model, pairs):
+    """pair_id, log-probs and CHES of each pair."""
+    found = [r for s in score(model, pairs, pad_token_id=0) for r in rows(s.pairs, s.stats, ["ches_score"])]
+    return [(r["pair_id"], r["chosen_logps"], r["rejected_logps"], r["ches_score"]) for r in found]

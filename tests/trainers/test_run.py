@@ -17,6 +17,7 @@ import torch
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.runlog import read_run
+from trainers import reference
 from trainers.config import make_config
 from trainers.models import load_model
 from trainers.run import measure_parity, train
@@ -125,7 +126,9 @@ def test_stored_reference_equals_live(go, tmp_path):
     pd.testing.assert_frame_equal(stored.pairs, again.pairs)
 
 
-def test_a_stale_cache_is_caught_before_the_first_step(go, tmp_path):
+def test_a_wrong_reference_is_caught_before_the_first_step(go, tmp_path, monkeypatch):
+    """The cache's own check (test_reference.py) is left out here, so that wrong numbers get through to the run."""
+    monkeypatch.setattr(reference, "CHECKED", 0)
     cache = tmp_path / "cache"
     go("first", reference="precomputed", reference_cache=str(cache))
     (file,) = cache.glob("*.parquet")

@@ -1,0 +1,190 @@
+"""A scoring job that is killed, changed or shared between processes: always the same table, or one clear sentence."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import diagnostics.flagging as flagging
+from diagnostics.errors import DataError, UserError
+from diagnostics.flagging import flag
+from trainers.models import load_model, load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+TOKENS = 60  # one to three pairs a batch
+
+KILLABLE = """
+import sys, time
+import diagnostics.flagging as flagging
+from trainers.models import load_model, load_tokenizer, quiet
+quiet()
+slow = flagging.rows
+flagging.rows = lambda *a: (time.sleep(0.02), slow(*a))[1]
+data, lm, out = sys.argv[1:]
+print("ready", flush=True)
+flagging.flag(data, load_model(lm), load_tokenizer(lm), out, model_name=lm, batch_tokens=60,
+              write_kept=out + "/kept.jsonl")
+"""
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def go(lm_folder, pairs_file, tmp_path):
+    """Flag in small batches; `model` changes the loaded model first."""
+
+    def run(name: str, *, data: str = pairs_file, dtype: str = "float32", change=None, **options):
+        model, tokenizer = load_model(lm_folder, dtype=dtype), load_tokenizer(lm_folder)
+        if change:
+            change(model, tokenizer)
+        settings = {"model_name": lm_folder, "batch_tokens": TOKENS} | options
+        flag(data, model, tokenizer, tmp_path / name, **settings)
+        return (tmp_path / name / "scores.parquet").read_bytes()
+
+    return run
+
+
+@pytest.fixture
+def stopped(go, monkeypatch):
+    """A job that was interrupted after some batches; returns (how to go on, batches that were scored)."""
+
+    def stop(name: str = "job", after: int = 4, **options):
+        calls, rows = [], flagging.rows
+
+        def counted(pairs, *rest):
+            if len(calls) == after:
+                raise KeyboardInterrupt
+            calls.append([p.pair_id for p in pairs])
+            return rows(pairs, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(flagging, "rows", counted)
+            with pytest.raises(KeyboardInterrupt):
+                go(name, **options)
+        return calls
+
+    return stop
+
+
+def test_a_stopped_job_goes_on_and_scores_nothing_twice(go, stopped, monkeypatch, tmp_path):
+    whole = go("whole")
+    first = {i for batch in stopped() for i in batch}
+    assert len(first) >= 4
+    assert not (tmp_path / "job" / "scores.parquet").exists()
+    later, rows = [], flagging.rows
+    monkeypatch.setattr(flagging, "rows", lambda p, *r: (later.extend(x.pair_id for x in p), rows(p, *r))[1])
+    assert go("job") == whole
+    assert len(later) == len(set(later)) == 24 - len(first)
+    assert not first & set(later)
+    assert {p.name for p in (tmp_path / "job").iterdir()} == {
+        "scores.parquet", "audit.parquet", "config.json", "manifest.json",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="holds scores already"):
+        go("job")
+
+
+def test_stopped_between_the_table_and_the_rows_written_back(go, monkeypatch, tmp_path):
+    """The last thing that a job removes is its parts, so that what comes before is done again."""
+    kept = tmp_path / "kept.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(flagging, "write_back", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            go("job", write_kept=str(kept))
+    table = (tmp_path / "job" / "scores.parquet").read_bytes()
+    assert go("job", write_kept=str(kept)) == table
+    assert len(kept.read_text().splitlines()) == 22
+
+
+def test_a_torn_part_is_scored_again(go, stopped, tmp_path):
+    whole = go("whole")
+    stopped()
+    (part,) = (tmp_path / "job" / "parts" / "pairs").glob("*.arrow")
+    part.write_bytes(part.read_bytes()[:-300])
+    assert go("job") == whole
+
+
+def weights(model, tokenizer):
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1e-3
+
+
+def vocabulary(model, tokenizer):
+    tokenizer.add_tokens(["omega"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"change": weights}, r"another model \(its weights\)\."),
+        ({"change": vocabulary}, r"another tokenizer\."),
+        ({"dtype": "bfloat16"}, r"another dtype\."),
+        ({"max_length": 90}, r"another max_length\."),
+        ({"by": "ches_score", "count": 3}, r"another by, another count\."),
+        ({"append_eos": False}, r"another append_eos\."),
+        ({"batch_tokens": 70}, r"another batch_tokens\."),
+    ],
+    ids=["weights", "tokenizer", "dtype", "max_length", "rule", "eos", "batch"],
+)
+def test_a_change_is_refused_by_name(go, stopped, tmp_path, options, said):
+    stopped()
+    with pytest.raises(UserError, match=f"job: scoring was begun here with {said} Give the same again"):
+        go("job", **options)
+    assert not (tmp_path / "job" / "scores.parquet").exists()
+
+
+def test_changed_data_is_refused_and_moved_data_is_not(go, stopped, pairs_file, tmp_path):
+    whole = go("whole")
+    stopped()
+    moved = tmp_path / "moved.jsonl"
+    lines = Path(pairs_file).read_text().splitlines(keepends=True)
+    moved.write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"begun here with another data set\."):
+        go("job", data=str(moved))
+    moved.write_text("".join(lines))
+    assert go("job", data=str(moved)) == whole
+
+
+def test_a_folder_of_another_run_is_left_alone(go, tmp_path):
+    (tmp_path / "job").mkdir()
+    config = tmp_path / "job" / "config.json"
+    config.write_text(json.dumps({"objective": "dpo"}))
+    with pytest.raises(UserError, match="holds a run of another kind"):
+        go("job")
+    assert json.loads(config.read_text()) == {"objective": "dpo"}
+
+
+def test_rows_that_another_process_should_have_written_are_missed(go, monkeypatch):
+    monkeypatch.setattr(flagging, "score_batches", lambda *a, **k: iter(()))
+    with pytest.raises(DataError, match="24 pairs are not in this folder"):
+        go("job")
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_file(go, lm_folder, pairs_file, tmp_path):
+    """SIGKILL, as the kernel or a batch system sends it; each start goes on from the last."""
+    whole = go("whole", write_kept=str(tmp_path / "kept.jsonl"))
+    out, rng, found = tmp_path / "job", random.Random(0), []
+    command = [sys.executable, "-c", KILLABLE, pairs_file, lm_folder, str(out)]
+    for _ in range(12):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            code = process.wait(timeout=rng.uniform(0.1, 0.8) if len(found) < 4 else 60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            code = process.wait()
+        found.append(code)
+        if code != -signal.SIGKILL:
+            break
+    assert found[-1] == 0
+    assert found.count(-signal.SIGKILL) >= 2
+    assert (out / "scores.parquet").read_bytes() == whole
+    assert (out / "kept.jsonl").read_bytes() == (tmp_path / "kept.jsonl").read_bytes()
