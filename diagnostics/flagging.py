@@ -53,8 +53,9 @@ def flag(
 
     by: measure to rank by; the flagged are the top tenth, or those above a quantile, the first `count`, or all
     with a value `above`. write_kept, write_flagged: files for the data's own rows (see write_back).
-    Interrupted and called again with the same arguments, it goes on where it was; several processes share the work. The
-    table is the same either way: to the byte where each process uses as many threads, else up to rounding. Returns the scores (one row a source row), the pairs as read, and the audit.
+    Interrupted and called again with the same arguments, it goes on where it was; several processes share the work.
+    The table is the same either way: to the byte where each process uses as many threads, else up to rounding.
+    Returns the scores (one row a source row), the pairs as read, and the audit.
     """
     out, rule = Path(out), {"quantile": quantile, "count": count, "above": above}
     cut: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}

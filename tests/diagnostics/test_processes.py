@@ -62,7 +62,7 @@ def test_two_processes_share_the_rest_of_a_stopped_job(lm_folder, pairs_file, tm
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "job" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
     shares = [(tmp_path / "job" / f"rank{n}").read_text().split() for n in (0, 1)]
-    assert min(map(len, shares)) >= 6
+    assert min(map(len, shares)) >= 4
     everything = shares[0] + shares[1] + [i for batch in calls for i in batch]
     assert len(everything) == len(set(everything)) == 24
 
