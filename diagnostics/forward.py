@@ -9,7 +9,7 @@ The shift by one happens here (and in packing.py's layout) and nowhere else: tok
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,8 @@ from diagnostics.packing import NAME, pack, windows_seen
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.tokenized import TokenizedPair
 
-TILE_BYTES = 64 << 20  # logits of one tile in float32; on a CPU a tile that stays near the cache is also fastest
+TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
+BLOCK_BYTES = 1 << 20  # logits that one softmax works through on a CPU: they stay in the cache of one core
 
 
 @dataclass(frozen=True)
@@ -87,38 +88,37 @@ def prepare(model: nn.Module) -> Engine:
     return remember(model, Engine(packed=packed, tiled=tiled, plain=plain, longest=_longest(inner)))
 
 
-def sequence_stats(
-    batch: PreferenceBatch, policy: Outputs, reference: Outputs | None = None, *, kl: bool = False
-) -> SequenceStats:
-    """SequenceStats of all 2B rows. With kl, the exact KL to the reference in both directions (no gradient)."""
+def sequence_stats(batch: PreferenceBatch, out: Outputs, values: Tensor | None = None) -> SequenceStats:
+    """SequenceStats of all 2B rows. values: (N,) log-probs of the targets where they were taken already."""
     text = batch.text_mask if batch.text_mask is not None else batch.completion_mask
-    stats = SequenceStats(
-        per_token_logps=_spread(batch, policy, logps(policy)) if policy.scored else _nan(batch, policy),
+    if values is None and out.scored:
+        values = logps(out)
+    return SequenceStats(
+        per_token_logps=_spread(batch, out, values) if values is not None else _nan(batch, out),
         completion_mask=batch.completion_mask,
-        hidden_sum=_hidden_sum(batch, policy),
-        last_hidden=_last_hidden(batch, policy),
+        hidden_sum=_hidden_sum(batch, out),
+        last_hidden=_last_hidden(batch, out),
         text_ids=torch.where(text.bool(), batch.input_ids, -1),
-    )
-    if not kl or reference is None:
-        return stats
-    forward, reverse = kl_both(policy, reference)
-    return replace(
-        stats,
-        per_token_kl=_spread(batch, policy, forward),
-        per_token_kl_reverse=_spread(batch, policy, reverse),
     )
 
 
 def pair_stats(
     batch: PreferenceBatch, policy: Outputs, reference: Outputs | SequenceStats | None = None, *, kl: bool = True
 ) -> PairStats:
-    """PairStats of B pairs. reference: the reference's outputs, its stored stats (then no KL), or None."""
-    live = reference if isinstance(reference, Outputs) else None
-    chosen, rejected = split(sequence_stats(batch, policy, live, kl=kl))
-    if reference is None:
-        return PairStats(chosen, rejected)
+    """PairStats of B pairs. reference: the reference's outputs, its stored stats (then no KL), or None.
+
+    With kl and the reference's outputs, the exact KL in both directions is taken too (no gradient).
+    """
+    if kl and isinstance(reference, Outputs):
+        values, ref_values, forward, reverse = compare(policy, reference)
+        kls = {
+            "per_token_kl": _spread(batch, policy, forward),
+            "per_token_kl_reverse": _spread(batch, policy, reverse),
+        }
+        ref = sequence_stats(batch, reference, ref_values)
+        return PairStats(*split(replace(sequence_stats(batch, policy, values), **kls)), *split(ref))
     ref = sequence_stats(batch, reference) if isinstance(reference, Outputs) else reference
-    return PairStats(chosen, rejected, *split(ref))
+    return PairStats(*split(sequence_stats(batch, policy)), *(split(ref) if ref is not None else ()))
 
 
 def split(stats: SequenceStats) -> tuple[SequenceStats, SequenceStats]:
@@ -129,26 +129,44 @@ def split(stats: SequenceStats) -> tuple[SequenceStats, SequenceStats]:
     return first, SequenceStats(**{k: v[half:] for k, v in values.items()})
 
 
-def logps(out: Outputs) -> Tensor:
-    """(N,) log-probabilities of the targets, in float32 at least; tiles are computed again in the backward pass."""
-    if out.whole is not None:
-        return _target_logps(out.logits(), out.targets)
-    tiles = out.tiles()
+def logps(out: Outputs, look: Callable[[Tensor, slice], None] | None = None) -> Tensor:
+    """(N,) log-probabilities of the targets, in float32 at least; tiles are computed again in the backward pass.
 
-    def one(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = apply_head(out.model, hidden)
-        return _target_logps(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+    look: is shown every tile of logits, without gradient, also when a tile is computed again.
+    """
 
-    if len(tiles) < 2 or not torch.is_grad_enabled():
-        return torch.cat([one(out.hidden[t], out.targets[t]) for t in tiles])
-    return torch.cat([checkpoint(one, out.hidden[t], out.targets[t], use_reentrant=False) for t in tiles])  # type: ignore
+    def one(hidden: Tensor, targets: Tensor, tile: slice) -> Tensor:
+        logits = replace(out, hidden=hidden).logits() if out.whole is None else out.logits(tile)
+        if look is not None:
+            with torch.no_grad():
+                look(logits.detach(), tile)
+        return _target_logps(logits, targets)
+
+    parts = [(out.hidden[t], out.targets[t], t) for t in out.tiles()]
+    if out.whole is not None or len(parts) < 2 or not torch.is_grad_enabled():
+        return torch.cat([one(*part) for part in parts])
+    return torch.cat([checkpoint(one, *part, use_reentrant=False) for part in parts])  # type: ignore
 
 
-def kl_both(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor]:
-    """Exact KL(ref || policy) and KL(policy || ref) over the vocabulary, (N,) nats each, without gradient."""
-    with torch.no_grad():
-        parts = [_kl(policy.logits(t), reference.logits(t)) for t in policy.tiles()]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+def compare(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(N,) each: log-probs of policy and reference, exact KL(ref || policy) and KL(policy || ref) over the vocabulary.
+
+    Each tile of logits is made once for all of them. Only the policy's log-probs have a gradient.
+    """
+    found: dict[int, tuple[Tensor, ...]] = {}
+
+    def look(logits: Tensor, tile: slice) -> None:
+        if tile.start not in found:  # the backward pass computes tiles again; they are measured already
+            found[tile.start] = _compare(logits, reference.logits(tile), reference.targets[tile])
+
+    values = None
+    if torch.is_grad_enabled():
+        values = logps(policy, look)
+    else:
+        for tile in policy.tiles():
+            look(policy.logits(tile), tile)
+    same, ref, forward, reverse = (torch.cat(parts) for parts in zip(*found.values(), strict=True))
+    return same if values is None else values, ref, forward, reverse
 
 
 def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
@@ -247,15 +265,39 @@ def _accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _target_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    if logits.requires_grad:
+        return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    blocks = zip(logits.split(_block(logits)), targets.split(_block(logits)), strict=True)
+    return torch.cat([b.log_softmax(-1).gather(-1, t[:, None])[:, 0] for b, t in blocks])
 
 
-def _kl(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(ref || policy) and KL(policy || ref) of logits (N, V), (N,) nats each."""
-    p, r = policy.log_softmax(-1), reference.log_softmax(-1)
+def _compare(policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """(N,) each, from logits (N, V): log-probs of both, KL(ref || policy) and KL(policy || ref), block by block."""
+    size = _block(policy)
+    blocks = zip(policy.split(size), reference.split(size), targets[:, None].split(size), strict=True)
+    parts = []
+    for p, r, t in blocks:
+        p_logps, r_logps = p.log_softmax(-1), r.log_softmax(-1)
+        kls = _kl(p_logps, r_logps, p.softmax(-1), r.softmax(-1))
+        parts.append((p_logps.gather(-1, t)[:, 0], r_logps.gather(-1, t)[:, 0], *kls))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _kl(policy: Tensor, reference: Tensor, policy_probs: Tensor, ref_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(ref || policy) and KL(policy || ref) of log-probs and probabilities (N, V), (N,) nats each."""
+    difference = reference - policy
+    forward, reverse = torch.linalg.vecdot(ref_probs, difference), -torch.linalg.vecdot(policy_probs, difference)
+    if forward.isfinite().all() and reverse.isfinite().all():
+        return forward, reverse
     # a token that a model rules out (log-prob -inf) adds nothing to the sum weighted by that model
-    forward = torch.where(r.isneginf(), 0.0, r.exp() * (r - p)).sum(-1)
-    return forward, torch.where(p.isneginf(), 0.0, p.exp() * (p - r)).sum(-1)
+    forward = torch.where(reference.isneginf(), 0.0, ref_probs * difference).sum(-1)
+    return forward, torch.where(policy.isneginf(), 0.0, -policy_probs * difference).sum(-1)
+
+
+def _block(logits: Tensor) -> int:
+    """How many rows of logits to work through at once."""
+    rows = BLOCK_BYTES // (logits.element_size() * logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    return max(1, rows)
 
 
 def _spread(batch: PreferenceBatch, out: Outputs, values: Tensor) -> Tensor:

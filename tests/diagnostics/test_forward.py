@@ -82,9 +82,10 @@ def test_kl_of_a_model_with_itself_is_zero(make_model, make_pairs, make_batch):
 
 def test_kl_with_a_token_that_one_model_rules_out():
     """KL(ref || policy) where ref = (1, 0) and policy = (1/2, 1/2): 1 * log 2 + 0; the reverse is infinite."""
-    from diagnostics.forward import _kl
+    from diagnostics.forward import _compare
 
-    forward, reverse = _kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -math.inf]]))
+    policy, reference = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -math.inf]])
+    _, _, forward, reverse = _compare(policy, reference, torch.tensor([0]))
     assert forward.item() == pytest.approx(math.log(2))
     assert reverse.item() == math.inf
 
