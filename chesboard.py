@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 
 ROOMS = ("diagnostics", "trainers", "analysis", "reports")
 
@@ -85,10 +85,14 @@ def audit(
     from diagnostics.pairs import read_pairs
     from diagnostics.runlog import write_frame
     from reports.console import show_counts
-    from trainers.models import config_limit, load_tokenizer
+    from trainers.models import config_limit, load_tokenizer, longest
 
     table = read_pairs(data, split=split)
-    settings: Any = {"max_length": max_length or config_limit(model), "truncation": truncation, "append_eos": eos}
+    settings: Any = {
+        "max_length": longest(max_length, config_limit(model)),
+        "truncation": truncation,
+        "append_eos": eos,
+    }
     found = audit_pairs(table, load_tokenizer(model), **settings)
     path = (out or Path("runs/audit")) / "audit.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +144,7 @@ def flag(
     from diagnostics.flagging import flag as flag_pairs
     from diagnostics.processes import agree, processes
     from reports.console import show_flagged
-    from trainers.models import load_to_device, load_tokenizer, model_limit
+    from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
     agree(lambda: check_by(by))
     loaded, tokenizer = agree(
@@ -157,7 +161,7 @@ def flag(
         count=count,
         above=above,
         split=split,
-        max_length=max_length or model_limit(loaded),
+        max_length=longest(max_length, model_limit(loaded)),
         truncation=truncation,
         append_eos=eos,
         write_kept=write_kept,
@@ -279,8 +283,15 @@ def main() -> None:
         _check_rooms()
         app(standalone_mode=True)
     except UserError as error:
-        print(f"chesboard: {error}", file=sys.stderr)
+        print(f"chesboard: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"chesboard: {printable(place)}{error.strerror or error}. Check the path and the space left.",
+            file=sys.stderr,
+        )
+        sys.exit(3)
     except KeyboardInterrupt:
         print("chesboard: interrupted; what was written is kept.", file=sys.stderr)
         sys.exit(130)

@@ -3,14 +3,16 @@
 A way is taken only if it gives, on a small random batch, what the plain padded batch gives.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diagnostics.errors import UserError
+from diagnostics.errors import DataError, UserError
 from diagnostics.packing import NAME
+from diagnostics.tokenized import TokenizedPair
 
 _ATTRIBUTE = "_chesboard_engine"
 
@@ -49,8 +51,8 @@ class _Body:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The model inside DistributedDataParallel and the like."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
+    """The model inside DistributedDataParallel, torch.compile and the like."""
+    while isinstance(inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None), nn.Module):
         model = inner
     return model
 
@@ -94,17 +96,28 @@ def apply_head(model: nn.Module, hidden: Tensor) -> Tensor:
 
     So bias, scale, soft-cap and mixed precision are the model's, with no list of models here.
     """
-    inner = innermost(model)
-    body = inner.get_decoder()
+    body = innermost(model).get_decoder()
     output = _Body(hidden.unsqueeze(0))
     before = vars(body).get("forward")
     body.forward = lambda *args, **kwargs: output
     try:
-        return inner(input_ids=torch.zeros(1, 1, dtype=torch.long, device=hidden.device)).logits[0]
+        return unwrap(model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=hidden.device)).logits[0]
     finally:
         del body.forward
         if before is not None:
             body.forward = before
+
+
+def check_ids(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
+    """DataError where the tokenizer gives ids that the model has no embedding for."""
+    rows = innermost(model).get_input_embeddings().weight.shape[0]
+    for pair in pairs:
+        largest = max(*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
+        if largest >= rows:
+            raise DataError(
+                f"the tokenizer gives token id {largest} (pair_id {pair.pair_id}), but the model has only {rows} "
+                "embeddings. Use the model's own tokenizer, or resize the model's embeddings and save it."
+            )
 
 
 def close(got: Tensor, plain: Tensor) -> bool:

@@ -7,6 +7,11 @@ class UserError(Exception):
     exit_code = 2
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: control characters (an id could hold escape codes) are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class DataError(UserError):
     """Data, model or log unreadable, or a run that cannot go on (exit code 3)."""
 

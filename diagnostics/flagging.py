@@ -10,7 +10,7 @@ import pandas as pd
 
 from diagnostics import measures
 from diagnostics.audit import Audit, audit_pairs
-from diagnostics.engine import engine_of
+from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
 from diagnostics.forward import prepare
@@ -65,7 +65,7 @@ def flag(
         check_rule(**rule)
         table = read_pairs(data, split=split)
         audit = audit_pairs(table, tokenizer, **cut)
-        audit.require_kept()
+        check_ids(model, audit.require_kept())
         return table, audit
 
     def start() -> tuple[int, set[str]]:

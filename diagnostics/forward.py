@@ -167,7 +167,7 @@ def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, 
     else:
         index, inputs = rows * width + columns, _padded(batch)
     with _select(head_of(model), index, head and not tiled) as seen, _attention(model, packed):
-        output = model(**_accepted(model, inputs, packed))
+        output = model(**_accepted(model, inputs))
     targets = batch.input_ids[rows, columns + 1]
     whole = output.logits.flatten(0, 1) if head and not tiled else None
     return Outputs(seen[0], rows, columns + 1, targets, model, whole, head)
@@ -239,10 +239,10 @@ def _padded(batch: PreferenceBatch) -> dict[str, Any]:
     }
 
 
-def _accepted(model: nn.Module, inputs: dict[str, Any], packed: bool) -> dict[str, Any]:
+def _accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs that this model's forward takes, without a cache."""
     known = inspect.signature(innermost(model).forward).parameters
-    taken = {k: v for k, v in inputs.items() if k in known or k == "segments"}
+    taken = {k: v for k, v in inputs.items() if k != "position_ids" or k in known}
     return taken | ({"use_cache": False} if "use_cache" in known else {})
 
 

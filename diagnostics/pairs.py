@@ -231,6 +231,8 @@ def _read_csv(name: str, data: bytes) -> RawRows:
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{name}: line {start} is not CSV ({error}). Correct the quotes there.") from None
+    if not records:
+        raise DataError(f"{name}: the file is empty. Give a header line and one row a pair.")
     header = records[0]
     rows = [dict(zip(header, r)) if len(r) == len(header) else r for r in records[1:]]
     return RawRows("csv", rows, lines[1:], records)

@@ -19,6 +19,9 @@ Truncation = Literal["drop", "keep_start", "keep_end", "error"]
 Ids = list[int]
 
 
+_ANCHOR = "\n"
+
+
 @dataclass(frozen=True)
 class TokenizedPair:
     """Ids of one pair. prompt_ids holds BOS and template tokens; chosen_ids and rejected_ids end in EOS
@@ -93,7 +96,7 @@ def tokenize_pairs(
     _check_settings(tokenizer, max_length, truncation, append_eos)
     rendered = [render_pair(pair, tokenizer) for pair in pairs]
     texts = [t for r in rendered if isinstance(r, RenderedPair) for t in _texts(r)]
-    encoded = iter(_encode(tokenizer, texts))
+    encoded = iter(_without_added_space(tokenizer, texts, _encode(tokenizer, texts)))
     prefix = _prefix_ids(tokenizer)
     done: list[TokenizedPair | SkippedPair] = []
     for pair, text in zip(pairs, rendered):
@@ -170,6 +173,22 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: boo
         return []
     encoded: Any = tokenizer(texts, add_special_tokens=special, truncation=False, padding=False, verbose=False)
     return encoded["input_ids"]
+
+
+def _without_added_space(tokenizer: "PreTrainedTokenizerBase", texts: list[str], encoded: list[Ids]) -> list[Ids]:
+    """Completions without the space that SentencePiece tokenizers put in front of every text they are given.
+
+    Such a completion is tokenized behind a line break whose ids are then taken off, as it stands behind its prompt.
+    """
+    (anchor,), (alone,), (behind,) = (_encode(tokenizer, [text]) for text in (_ANCHOR, "a", _ANCHOR + "a"))
+    if behind[: len(anchor)] != anchor or behind[len(anchor) :] == alone:
+        return encoded
+    found = list(encoded)
+    places = [i for i in range(len(texts)) if i % 5 in (1, 2) and texts[i - i % 5]]  # both completions of a prompt
+    for i, ids in zip(places, _encode(tokenizer, [_ANCHOR + texts[i] for i in places]), strict=True):
+        if ids[: len(anchor)] == anchor:
+            found[i] = ids[len(anchor) :]
+    return found
 
 
 def _prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diagnostics import measures
+from diagnostics.errors import printable
 from diagnostics.finding import Finding
 from reports import gate
 from trainers import objectives
@@ -124,4 +125,4 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _add(table: Table, *values: object) -> None:
-    table.add_row(*(Text(str(v)) for v in values))
+    table.add_row(*(Text(printable(str(v))) for v in values))

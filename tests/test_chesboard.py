@@ -209,3 +209,41 @@ def test_the_demo_does_not_overwrite(call, tmp_path):
     code, _, complaint = call("demo", "--out", tmp_path)
     assert code == 2
     one_sentence(complaint, "exists already")
+
+
+def test_escape_codes_in_an_id_do_not_reach_the_terminal(call, lm_folder, tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", GOOD | {"id": "\x1b]0;pwned\x07\x1b[31m[bold]x"})
+    code, printed, _ = call("flag", path, "--model", lm_folder, "--out", tmp_path / "f")
+    assert code == 0
+    assert "\x1b" not in printed
+    assert "1 pairs scored" in printed
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--output_dir", "{file}"],
+        ["--output_dir", "{file}/x"],
+        ["--learning_rate", "foo"],
+        ["--gradient_accumulation_steps", "0"],
+        ["--report_to", "wandb"],
+        ["--data", "[a"],
+        ["--config", "{folder}"],
+        ["--track", "{folder}"],
+        ["--optim", "none_such"],
+        ["--max_length", "1"],
+    ],
+)
+def test_wrong_settings_end_in_one_sentence(call, lm_folder, pairs_file, tmp_path, args):
+    known = {"file": pairs_file, "folder": str(tmp_path)}
+    base = ["--model", lm_folder, "--data", pairs_file, "--output_dir", str(tmp_path / "r")]
+    code, _, complaint = call("train", *base, *(a.format(**known) for a in args))
+    assert code in (2, 3)
+    one_sentence(complaint)
+
+
+def test_no_argument_of_flag_and_audit_overwrites_a_file(call, lm_folder, pairs_file):
+    for command in ("flag", "audit"):
+        code, _, complaint = call(command, pairs_file, "--model", lm_folder, "--out", pairs_file)
+        assert code in (2, 3)
+        one_sentence(complaint)

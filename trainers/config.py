@@ -6,13 +6,14 @@ TrainingArguments. Anything else is refused with the nearest name. `config.json`
 
 import difflib
 import inspect
-import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 from transformers import TrainingArguments
 
 from diagnostics.errors import DataError, UserError
@@ -29,9 +30,6 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
 }
 
-# keys whose value may be the word no, which YAML reads as false
-_WORDS = ("save_strategy", "logging_strategy")
-
 # keys of TrainingArguments that the run folder or the probes decide
 DECIDED = (
     "output_dir",
@@ -45,6 +43,8 @@ DECIDED = (
     "resume_from_checkpoint",
     "label_names",
 )
+
+TEXTS = ("model", "data", "output_dir", "reference_model", "reference_cache", "heldout_data", "split", "track")
 
 CHOICES = {
     "reference": ("live", "precomputed", "none"),
@@ -133,6 +133,7 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
     for key in ("model", "data", "output_dir"):
         if not values.get(key):
             raise UserError(f"'{key}' is missing. Give it in the config file or as --{key}.")
+    values = values | {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
     _check_choices(values)
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own_names},
@@ -145,14 +146,14 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
 def read_config(path: str | Path) -> dict[str, Any]:
     """Flat keys of a YAML (or JSON) file."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Yaml)
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise UserError(f"{path}: must hold one 'key: value' a line.")
-    return {k: _plain(v, str(v)) if k not in _WORDS else "no" if v is False else v for k, v in values.items()}
+    return values
 
 
 def parse_flags(args: list[str]) -> dict[str, Any]:
@@ -168,23 +169,32 @@ def parse_flags(args: list[str]) -> dict[str, Any]:
                 raise UserError(f"{flag} has no value; write {flag} VALUE.")
             value = rest.pop(0)
         key = flag[2:].replace("-", "_")
-        values[key] = _plain(yaml.safe_load(value), value)
+        values[key] = _value(value)
     return values
 
 
-def _plain(value: Any, text: str) -> Any:
-    """YAML 1.1 reads 1e-6 as text, and a bare no or off as false: undo both."""
-    if isinstance(value, bool) and text.lower() not in ("true", "false"):
-        return text
-    return float(text) if isinstance(value, str) and _is_number(text) else value
+class _Yaml(yaml.SafeLoader):
+    """YAML in which only true and false are truth values (no and off are words) and 1e-6 is a number."""
 
 
-def _is_number(text: str) -> bool:
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:[Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _value(text: str) -> Any:
+    """One value of the command line, read as YAML; what is no YAML is text."""
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        return yaml.load(text, Loader=_Yaml)
+    except yaml.YAMLError:
+        return text
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
@@ -203,30 +213,57 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     return arguments
 
 
+class TrackedPrompt(BaseModel):
+    """A prompt after which token groups are followed; `set` names the prompts it is averaged with."""
+
+    id: str
+    set: str
+    prompt: str
+
+
+class Track(BaseModel):
+    """A track file: prompts, and groups of tokens by name."""
+
+    prompts: list[TrackedPrompt] = Field(min_length=1)
+    groups: dict[str, list[str]] = Field(min_length=1)
+
+
 def read_track(path: str | Path) -> dict[str, Any]:
     """A track file: {"prompts": [{"id", "set", "prompt"}], "groups": {name: [token, ...]}}."""
     try:
-        track = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such track file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}).") from None
-    for number, prompt in enumerate(track.get("prompts", [])):
-        if not all(isinstance(prompt.get(k), str) for k in ("id", "set", "prompt")):
-            raise DataError(f"{path}: prompt {number} needs the text fields id, set and prompt.")
-    if not track.get("prompts") or not track.get("groups"):
-        raise DataError(f'{path}: needs "prompts" and "groups".')
-    return track
+        return Track.model_validate_json(Path(path).read_bytes()).model_dump()
+    except OSError as error:
+        raise UserError(f"{path}: the track file cannot be read ({error.strerror}).") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(
+            f"{path}: {where}: {first['msg']}. It must hold prompts (a list of objects with the text fields id, set "
+            "and prompt) and groups (lists of tokens by name)."
+        ) from None
 
 
 def _check_choices(values: dict[str, Any]) -> None:
     for key, allowed in CHOICES.items():
         if key in values and values[key] not in allowed:
             raise UserError(f"{key} is '{values[key]}'; it must be one of {', '.join(allowed)}.")
-    for f in fields(TrainConfig):
-        value = values.get(f.name)
-        if f.type is int and f.name in values and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise UserError(f"{f.name} is '{value}'; it must be a whole number, 0 or more.")
+    kinds = {f.name: f.type for f in (*fields(TrainingArguments), *fields(TrainConfig))}
+    for key, value in values.items():
+        _check_type(key, value, kinds.get(key))
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    """A value of the wrong kind is refused here, by name, and not deep inside a library."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is bool and not isinstance(value, bool):
+        raise UserError(f"{key} is '{value}'; it must be true or false.")
+    if kind is float and not number:
+        raise UserError(f"{key} is '{value}'; it must be a number.")
+    if kind is int and not (number and value == int(value)):
+        raise UserError(f"{key} is '{value}'; it must be a whole number.")
+    least = 1 if key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length") else 0
+    if number and value < least and (least or key in {f.name for f in fields(TrainConfig)}):
+        raise UserError(f"{key} is '{value}'; it must be a whole number, {least} or more.")
 
 
 def _nearest(key: str, known: set[str]) -> str:

@@ -62,6 +62,11 @@ def model_limit(model: PreTrainedModel) -> int | None:
     return int(limit) if limit else None
 
 
+def longest(asked: int | None, limit: int | None) -> int | None:
+    """Longest sequence to use: what was asked for, but never more than the model was built for."""
+    return min((x for x in (asked, limit) if x), default=None)
+
+
 def config_limit(name: str) -> int | None:
     """The same from a model folder or hub id, without loading the weights."""
     _check_folder(name, weights=False)

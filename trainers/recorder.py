@@ -59,9 +59,12 @@ class Recorder(TrainerCallback):
         probe_every: int,
         tokens: str,
         main: bool,
-        before: Callable[[nn.Module], None],
+        before: Callable[[nn.Module], float],
+        noise: float = 0.0,
     ) -> None:
-        self.before = before  # called once with the prepared model, before the first step
+        self.before = before  # called once with the prepared model, before the first step; returns the noise
+        self.noise = noise  # a log-ratio below -noise is displacement, one within it is rounding
+        self.report: Callable[[dict[str, float]], None] = lambda values: None  # set by the trainer: to its viewers
         self.writer, self.probe, self.tokens, self.main = writer, probe, tokens, main
         self.probe_every = probe_every
         self.model: Any = None  # set by the trainer: the model that is really run
@@ -97,7 +100,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
         if state.global_step == 0:
-            self.before(self.model)
+            self.noise = self.before(self.model)
             self._write_step({"step": 0, "epoch": 0.0} | self._run_probe(0, 0.0, last=state.max_steps == 0))
         else:
             self._probed = state.global_step
@@ -132,7 +135,7 @@ class Recorder(TrainerCallback):
         self._rows = []
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
-        return summary | means(everywhere) | dict.fromkeys(UNMEASURED, NAN) | {"n": len(everywhere)}
+        return summary | means(everywhere, self.noise) | dict.fromkeys(UNMEASURED, NAN) | {"n": len(everywhere)}
 
     def _run_probe(self, step: int, epoch: float, *, last: bool) -> dict[str, Any]:
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
@@ -142,7 +145,9 @@ class Recorder(TrainerCallback):
             self.writer.append("pairs", [ordered(row) for row in found.pairs])
             self.writer.append("mass", found.mass)
             self.writer.append("tokens", found.tokens)
-        return summarise(found)
+        summary = summarise(found, self.noise)
+        self.report(summary)
+        return summary
 
     def _write_step(self, summary: dict[str, Any]) -> None:
         self.last_step = summary
@@ -150,12 +155,12 @@ class Recorder(TrainerCallback):
             self.writer.append_step(summary)
 
 
-def summarise(found: ProbeRows) -> dict[str, Any]:
+def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
     """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass."""
     out: dict[str, Any] = {}
     for split in dict.fromkeys(row["split"] for row in found.pairs):
         chosen = [row for row in found.pairs if row["split"] == split]
-        out |= {f"{split}/{k}": v for k, v in means(chosen).items() if not math.isnan(v)}
+        out |= {f"{split}/{k}": v for k, v in means(chosen, noise).items() if not math.isnan(v)}
         out[f"{split}/n"] = len(chosen)
     groups: dict[str, list[float]] = {}
     for row in found.mass:
@@ -164,9 +169,9 @@ def summarise(found: ProbeRows) -> dict[str, Any]:
     return out | {name: mean(values) for name, values in groups.items()}
 
 
-def means(pair_rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def means(pair_rows: Sequence[dict[str, Any]], noise: float = 0.0) -> dict[str, float]:
     """Means over rows, never over batch means, of every column in MEANS; NaN where nothing was measured."""
-    derived = [row | _derive(row) for row in pair_rows]
+    derived = [row | _derive(row, noise) for row in pair_rows]
     return {name: mean([row.get(column, NAN) for row in derived]) for name, column in MEANS.items()}
 
 
@@ -181,7 +186,7 @@ def ordered(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row.get(name, NAN) for name in FIRST} | dict(sorted((k, v) for k, v in row.items() if k not in FIRST))
 
 
-def _derive(row: dict[str, Any]) -> dict[str, float]:
+def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
     """Columns that follow from a pair's row: margins, accuracy (a tie is not a win), displaced, per-token log-probs."""
     # a probe row has no objective, so its preference is judged on log-ratios, of which DPO's rewards are a multiple
     chosen, rejected = row.get("chosen_rewards", NAN), row.get("rejected_rewards", NAN)
@@ -191,7 +196,7 @@ def _derive(row: dict[str, Any]) -> dict[str, float]:
     return {
         "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
         "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
-        "displaced": NAN if math.isnan(ratio) else float(ratio < 0),
+        "displaced": NAN if math.isnan(ratio) else float(ratio < -noise),
         "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
         "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
     }

@@ -1,26 +1,30 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
 import json
+import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from diagnostics.audit import audit_pairs
-from diagnostics.engine import engine_of
+from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
+from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, write_frame, write_json
 from diagnostics.scoring import score
+from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
 from trainers.config import TrainConfig, read_track, training_arguments
@@ -29,6 +33,7 @@ from trainers.models import (
     add_lora,
     load_model,
     load_tokenizer,
+    longest,
     model_limit,
     pad_id,
     quiet,
@@ -53,103 +58,144 @@ class Splits:
 
 
 def train(config: TrainConfig) -> Path:
-    """Run the whole job and return the run folder. Same config and seed, same log."""
+    """Run the whole job and return the run folder. Same config and seed, same log.
+
+    Nothing is written before data, model and settings proved usable.
+    """
     quiet()
     objective = partial(objectives.load(config.objective), **config.hyperparameters)
+    _try_objective(objective)
     arguments = training_arguments(config)
     main = arguments.process_index == 0
-    run_dir, checkpoint = _open_folder(config, main)
+    run_dir, checkpoint = _look(config)
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, dtype=config.dtype)
-    splits = _data(config, tokenizer, model_limit(model), run_dir, main)
     track = read_track(config.track) if config.track else None
-    started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer)}
-    policy = (
-        add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
-        if config.lora_r
-        else model
-    )
-    reference = _reference(config, policy, splits, arguments, tokenizer, started)
+    splits, audits = _data(config, tokenizer, model_limit(model))
+    check_ids(model, [*splits.train, *splits.heldout])
+    started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": file_hash(config.data)}
+    if main:  # one process prepares the folder, the others wait for it
+        _open_folder(config, run_dir, checkpoint, audits, started)
+    PartialState().wait_for_everyone()
 
+    policy = model
+    if config.lora_r:
+        policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
+    reference = _reference(config, policy, splits, arguments, tokenizer, started)
     writer = RunLogWriter(run_dir)
-    total = _total_steps(arguments, len(splits.train))
     recorder = Recorder(
         writer,
         Probe(
-            {"probe": splits.probe, "eval": splits.heldout},
-            tokenizer,
-            pad_token_id=pad_id(tokenizer),
-            reference=reference,
-            track=track,
-            start=run_dir / "probe_start.safetensors",
+            {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
+            reference=reference, track=track, start=run_dir / "probe_start.safetensors",
         ),
-        probe_every=config.probe_every or max(1, total // 10),
+        probe_every=config.probe_every or max(1, _total_steps(arguments, len(splits.train)) // 10),
         tokens=config.tokens,
         main=main,
-        before=lambda model: _check_parity(config, model, reference, splits, pad_id(tokenizer)),
-    )
-    trainer = PreferenceTrainer(
-        policy,
-        arguments,
-        pairs=splits.train,
-        tokenizer=tokenizer,
-        pad_token_id=pad_id(tokenizer),
-        objective=objective,
-        reference=reference,
-        recorder=recorder,
-    )
-    try:
-        if main and not checkpoint:
-            write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started, engine_of(policy).name))
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        writer.close()
-    if main:
-        compact(run_dir)
-    if config.save_model:
-        trainer.save_model(str(run_dir / "model"))
+        before=lambda model: _check_parity(config, arguments, model, reference, splits, pad_id(tokenizer)),
+        noise=_known_noise(run_dir, reference) if checkpoint else 0.0,
+    )  # fmt: skip
+    trainer = _trainer(
+        policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
+        objective=objective, reference=reference, recorder=recorder,
+    )  # fmt: skip
+    if main and not checkpoint:
+        write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started, engine_of(policy).name))
+    with _one_sentence(run_dir):
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            writer.close()
+        if main:
+            compact(run_dir)
+        if config.save_model:
+            trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
     PartialState().print(f"run: {run_dir}")
     return run_dir
 
 
-def _open_folder(config: TrainConfig, main: bool) -> tuple[Path, str | None]:
-    """The run folder and the checkpoint to go on from, if any. Nothing already written is lost."""
+def _try_objective(objective: Any) -> None:
+    """A wrong hyperparameter is refused now, not at the first step."""
+    side = SequenceStats(torch.full((1, 1), -1.0), torch.ones(1, 1))
+    objective(PairStats(side, side, side, side))
+
+
+def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> PreferenceTrainer:
+    try:
+        return PreferenceTrainer(policy, arguments, **parts)
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise UserError(f"the training settings do not fit: {' '.join(str(error).split())[:300]}") from None
+
+
+@contextmanager
+def _one_sentence(run_dir: Path) -> Iterator[None]:
+    """A disk that fills up while weights are saved, in one sentence; the log keeps its rows."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{run_dir}: cannot write ({error}). The log is kept; free some space, then --resume."
+        ) from None
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "unexpected pos" not in str(error):  # torch.save on a full disk
+            raise
+        raise DataError(
+            f"{run_dir}: cannot write a checkpoint. The log is kept; free some space, then --resume."
+        ) from None
+
+
+def _look(config: TrainConfig) -> tuple[Path, str | None]:
+    """The run folder and the checkpoint to go on from, if any; nothing is changed yet."""
     run_dir = Path(config.output_dir)
-    checkpoint = _checkpoint(config, run_dir) if config.resume else None
-    if main:  # one process prepares the folder, the others wait for it
-        _prepare_folder(config, run_dir, checkpoint)
-    PartialState().wait_for_everyone()
-    return run_dir, checkpoint
+    if config.resume:
+        return run_dir, _checkpoint(config, run_dir)
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(
+            f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume."
+        )
+    return run_dir, None
 
 
-def _prepare_folder(config: TrainConfig, run_dir: Path, checkpoint: str | None) -> None:
-    if not checkpoint:
-        if run_dir.exists() and any(run_dir.iterdir()):
-            raise UserError(
-                f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume."
-            )
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / "config.json", config.flat())
+def _open_folder(
+    config: TrainConfig, run_dir: Path, checkpoint: str | None, audits: dict[str, Any], started: dict[str, Any]
+) -> None:
+    """Start a run folder, or take one back to its checkpoint. Nothing already written is lost before all is checked."""
+    if checkpoint:
+        _same_config(config, read_json(run_dir / "config.json"), run_dir)
+        _same_content(started, read_json(run_dir / "manifest.json").get("hashes", {}), run_dir)
+        drop_after(run_dir, int(read_json(Path(checkpoint) / "trainer_state.json")["global_step"]))
         return
-    _same_config(config, read_json(run_dir / "config.json"), run_dir)
-    drop_after(run_dir, int(read_json(Path(checkpoint) / "trainer_state.json")["global_step"]))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "config.json", config.flat())
+    for name, frame in audits.items():
+        write_frame(run_dir / name, frame)
 
 
 def _checkpoint(config: TrainConfig, run_dir: Path) -> str:
+    """The checkpoint asked for, or the newest whole one (a kill while saving leaves one without its state)."""
     if isinstance(config.resume, str):
-        found = config.resume
+        found = [Path(config.resume)]
     else:
-        folder = run_dir / "checkpoints"
-        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if not found or not (Path(found) / "trainer_state.json").exists():
+        found = sorted((run_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    whole = [p for p in found if (p / "trainer_state.json").exists()]
+    if not whole:
         raise UserError(
-            f"{found or run_dir}: no checkpoint to resume from. Train with save_strategy: steps and save_steps: N, "
-            "or start anew in another output_dir."
+            f"{found[-1] if found else run_dir}: no checkpoint to resume from. Train with save_strategy: steps and "
+            "save_steps: N, or start anew in another output_dir."
         )
-    return found
+    return str(whole[-1])
+
+
+def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -> None:
+    changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
+    if changed:
+        raise UserError(
+            f"{run_dir}: the {' and '.join(changed)} changed since this run was started, so its log would mix two. "
+            "Restore what it was started with, or start anew in another output_dir."
+        )
 
 
 def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) -> None:
@@ -163,34 +209,25 @@ def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) ->
         )
 
 
-def _data(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None, run_dir: Path, main: bool
-) -> Splits:
-    """Read, audit and split the pairs; every input row is in audit.parquet."""
-    longest = min(x for x in (config.max_length, limit, 1 << 30) if x)
-    settings = {"max_length": longest, "truncation": config.truncation, "append_eos": config.append_eos}
+def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[Splits, dict[str, Any]]:
+    """Read, audit and split the pairs; also the audits by file name, in which every input row stands."""
+    settings: Any = {"max_length": longest(config.max_length, limit), "truncation": config.truncation}
+    settings["append_eos"] = config.append_eos
     audit = audit_pairs(read_pairs(config.data, split=config.split), tokenizer, **settings)
-    if main:
-        write_frame(run_dir / "audit.parquet", audit.frame)
-    audit.require_kept()
-    pairs = list(audit.tokenized)
+    pairs = list(audit.require_kept())
+    audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
         other = audit_pairs(read_pairs(config.heldout_data), tokenizer, **settings)
-        other.require_kept()
-        heldout = random.Random(config.seed).sample(other.tokenized, min(config.heldout_pairs, len(other.tokenized)))
-        training = pairs
+        # both files may count their ids from 0: held-out ids say so
+        kept = [replace(p, pair_id=f"heldout/{p.pair_id}") for p in other.require_kept()]
+        audits["audit_heldout.parquet"] = other.frame.assign(pair_id="heldout/" + other.frame["pair_id"].astype(str))
+        heldout = random.Random(config.seed).sample(kept, min(config.heldout_pairs, len(kept)))
     else:
-        count = min(config.heldout_pairs, len(pairs) // 10)
-        heldout = shuffled[:count]
-        away = {p.pair_id for p in heldout}
-        training = [p for p in pairs if p.pair_id not in away]
-    if not training:
-        raise DataError(
-            f"{config.data}: no pair is left to train on. See audit.parquet in {run_dir} for each row's reason."
-        )
-    probe = [p for p in shuffled if p.pair_id in {t.pair_id for t in training}][: config.probe_pairs]
-    return Splits(training, probe, heldout)
+        heldout = shuffled[: min(config.heldout_pairs, len(pairs) // 10)]
+    away = {p.pair_id for p in heldout}
+    probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
+    return Splits([p for p in pairs if p.pair_id not in away], probe, heldout), audits
 
 
 def _reference(
@@ -199,7 +236,7 @@ def _reference(
     splits: Splits,
     arguments: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
-    started: dict[str, str],
+    started: dict[str, Any],
 ) -> Any:
     """The reference as the config asks for it."""
     if config.reference == "none":
@@ -214,10 +251,11 @@ def _reference(
         return LiveReference(nn.Module.to(frozen, arguments.device))
     model = load_model(config.reference_model, dtype=config.dtype) if config.reference_model else policy
     cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
-    key = started | {"dtype": config.dtype, "autocast": cast}
-    if config.reference_model:
-        key |= {"model": weights_hash(model)}
     nn.Module.to(model, arguments.device)
+    if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike
+        prepare(model)
+    key = {"model": weights_hash(model), "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}
+    key |= {"engine": engine_of(model).name}
     wanted = torch.bfloat16 if cast == "bf16" else torch.float16
     everything = {p.pair_id: p for p in (*splits.train, *splits.heldout)}
     folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
@@ -225,13 +263,18 @@ def _reference(
         return precompute(model, list(everything.values()), pad_token_id=pad_id(tokenizer), folder=folder, key=key)
 
 
-def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits: Splits, pad: int) -> None:
-    """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest."""
+def _check_parity(
+    config: TrainConfig, arguments: TrainingArguments, model: nn.Module, reference: Any, splits: Splits, pad: int
+) -> float:
+    """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
+
+    Returns what a log-ratio must exceed to be more than rounding: the difference found here.
+    """
     if reference is None or config.reference_model or config.parity == "off":
-        return
-    parity = measure_parity(
-        model, reference, splits.train[:PARITY_PAIRS], pad, eps=torch.finfo(getattr(torch, config.dtype)).eps
-    )
+        return 0.0
+    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
+    eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
+    parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=eps)
     path = Path(config.output_dir) / "manifest.json"
     if PartialState().is_main_process:
         write_json(path, read_json(path) | {"parity": parity})
@@ -241,7 +284,7 @@ def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits:
     )
     if parity["passed"]:
         PartialState().print(said)
-        return
+        return parity["max_difference"]
     why = (
         f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
         "check reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them "
@@ -250,6 +293,13 @@ def _check_parity(config: TrainConfig, model: nn.Module, reference: Any, splits:
     if config.parity == "stop":
         raise DataError(why)
     PartialState().print(f"warning: {why}")
+    return parity["max_difference"]
+
+
+def _known_noise(run_dir: Path, reference: Any) -> float:
+    """The difference that the run found at its start."""
+    found = read_json(run_dir / "manifest.json").get("parity") or {}
+    return float(found.get("max_difference") or 0.0) if reference is not None else 0.0
 
 
 def measure_parity(
@@ -261,6 +311,12 @@ def measure_parity(
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
+    bad = [k[0] for k, values in together.items() if not all(map(math.isfinite, values))]
+    if bad:
+        raise DataError(
+            f"the model's log-probs are not finite for pair_id {', '.join(dict.fromkeys(bad))}. Look for NaN or inf "
+            "in its weights, or load it as float32."
+        )
     noise = max(abs(together[k][0] - alone[k][0]) for k in together)
     floor = max(4 * noise, eps * max(abs(p) for p, _ in together.values()))
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
@@ -297,7 +353,7 @@ def _total_steps(arguments: TrainingArguments, pairs: int) -> int:
 
 
 def _manifest(
-    config: TrainConfig, arguments: TrainingArguments, splits: Splits, started: dict[str, str], engine: str
+    config: TrainConfig, arguments: TrainingArguments, splits: Splits, started: dict[str, Any], engine: str
 ) -> dict[str, Any]:
     cast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "none"
     return manifest(
@@ -305,7 +361,7 @@ def _manifest(
         dtypes={"weights": config.dtype, "autocast": cast, "reductions": "float64"},
         engine=engine,
         seeds={"seed": config.seed},
-        hashes=started | {"data": file_hash(config.data)},
+        hashes=started,
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},
         pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},

@@ -18,7 +18,16 @@ from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
 from trainers.config import read_track
-from trainers.models import config_limit, load_adapter, load_model, load_tokenizer, pad_id, quiet, tokenizer_hash
+from trainers.models import (
+    config_limit,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    longest,
+    pad_id,
+    quiet,
+    tokenizer_hash,
+)
 from trainers.probe import Probe
 from trainers.recorder import NAN, ordered, summarise
 from trainers.reference import LiveReference
@@ -57,8 +66,11 @@ def trace(
     }  # fmt: skip
     done = _open(out, settings)
     tokenizer = load_tokenizer(base)
-    longest = max_length or config_limit(base)
-    options: Any = {"max_length": longest, "truncation": truncation, "append_eos": append_eos}
+    options: Any = {
+        "max_length": longest(max_length, config_limit(base)),
+        "truncation": truncation,
+        "append_eos": append_eos,
+    }
     audit = audit_pairs(read_pairs(data, split=split), tokenizer, **options)
     audit.require_kept()
     write_frame(out / "audit.parquet", audit.frame)

@@ -66,6 +66,7 @@ class PreferenceTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # the recorder shows progress
         self.objective, self.reference, self.recorder = objective, reference, recorder
+        recorder.report = lambda values: Trainer.log(self, dict(values))  # the probe, to every viewer
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the update's pairs itself
         self.loss_is_scaled_for_ga = True
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -112,7 +113,12 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the last update's measurements to what the Trainer reports to its viewers."""
         if "loss" in logs:
-            own = {k: v for k, v in self.recorder.last_step.items() if k not in ("step", "epoch", "loss") and v == v}
+            own = {
+                k: v
+                for k, v in self.recorder.last_step.items()
+                if "/" not in k or not k.startswith(("probe/", "eval/", "track/"))
+            }
+            own = {k: v for k, v in own.items() if k not in ("step", "epoch", "loss") and v == v}
             logs = own | logs
         super().log(logs, start_time)
 

@@ -206,3 +206,18 @@ def test_a_batch_is_its_pairs_one_by_one(tokenizer: Any) -> None:
     pairs = [pair(), LONG, pair(chosen=""), pair("look at the sk", "y blue", "y green")]
     batch = tokenize_pairs(pairs, tokenizer, max_length=7, truncation="drop")
     assert batch == [run(tokenizer, p, 7) for p in pairs]
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_no_space_is_added_in_front_of_a_completion(scheme: str) -> None:
+    """A SentencePiece-like tokenizer writes each text with a leading space; behind a prompt there is none."""
+    pieces = ["<unk>", "</s>", "▁", "▁ask", "ask", "▁yes", "yes", ":", "\n", "▁no", "no"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    core = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    found = kept(tokenizer, pair("ask:", "yes", " no"))
+    assert found.prompt_ids == (vocabulary["▁ask"], vocabulary[":"])
+    assert found.chosen_ids == (vocabulary["yes"], vocabulary["</s>"])
+    assert found.rejected_ids == (vocabulary["▁no"], vocabulary["</s>"])
+    assert "token_merge" not in found.doubts

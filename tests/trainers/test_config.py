@@ -50,6 +50,13 @@ def test_an_unknown_objective_names_the_nearest():
         ({"probe_pairs": -1}, "probe_pairs is '-1'; it must be a whole number"),
         ({"probe_pairs": 1.5}, "probe_pairs is '1.5'"),
         ({"model": ""}, "'model' is missing"),
+        ({"learning_rate": "foo"}, "learning_rate is 'foo'; it must be a number"),
+        ({"append_eos": "maybe"}, "append_eos is 'maybe'; it must be true or false"),
+        (
+            {"gradient_accumulation_steps": 0},
+            "gradient_accumulation_steps is '0'; it must be a whole number, 1 or more",
+        ),
+        ({"max_length": 0}, "max_length is '0'"),
     ],
 )
 def test_wrong_values_are_named(values, said):
@@ -70,8 +77,8 @@ def test_flags_are_read_as_yaml():
 def test_the_word_no_stays_a_word(tmp_path):
     assert parse_flags(["--save_strategy", "no", "--bf16", "false"]) == {"save_strategy": "no", "bf16": False}
     path = tmp_path / "run.yaml"
-    path.write_text("save_strategy: no\nsave_model: no\n")
-    assert read_config(path) == {"save_strategy": "no", "save_model": False}
+    path.write_text("save_strategy: no\nparity: off\nsave_model: false\nlearning_rate: 5e-7\n")
+    assert read_config(path) == {"save_strategy": "no", "parity": "off", "save_model": False, "learning_rate": 5e-7}
 
 
 @pytest.mark.parametrize(("args", "said"), [(["beta", "1"], "stands alone"), (["--beta"], "--beta has no value")])
@@ -97,8 +104,8 @@ def test_a_config_file_is_checked(tmp_path):
 def test_a_track_file_is_checked(tmp_path):
     path = tmp_path / "track.json"
     path.write_text('{"prompts": [{"id": "a", "set": "s"}], "groups": {"g": ["x"]}}')
-    with pytest.raises(DataError, match="prompt 0 needs the text fields id, set and prompt"):
+    with pytest.raises(DataError, match=r"prompts\.0\.prompt: Field required"):
         read_track(path)
     path.write_text('{"prompts": []}')
-    with pytest.raises(DataError, match='needs "prompts" and "groups"'):
+    with pytest.raises(DataError, match="must hold prompts"):
         read_track(path)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,9 +201,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pairs(go, tmp_pat
     plain, calls = dpo_file.dpo, []
 
     def breaks_at_third(pair, **keys):
-        calls.append(1)
+        calls.append(1)  # the first call only tries the hyperparameters
         output = plain(pair, **keys)
-        return output._replace(losses=output.losses * (math.nan if len(calls) == 3 else 1.0))
+        return output._replace(losses=output.losses * (math.nan if len(calls) == 4 else 1.0))
 
     breaks_at_third.__kwdefaults__ = plain.__kwdefaults__
     monkeypatch.setattr(dpo_file, "dpo", breaks_at_third)
@@ -294,3 +295,113 @@ def test_no_pickle_is_left_behind(go, tmp_path):
     left = {p.suffix for p in (tmp_path / "saved").rglob("*") if p.is_file()}
     assert left <= {".json", ".jsonl", ".parquet", ".safetensors", ".jinja"}
     assert load_model(str(tmp_path / "saved" / "model"))
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"lora_r": 4}, {"gradient_accumulation_steps": 2}], ids=["full", "lora", "accumulated"]
+)
+@pytest.mark.parametrize("reference", ["live", "precomputed"])
+def test_mixed_precision_starts_neutral(go, keys, reference):
+    """Policy and reference run under the same autocast and engine: loss log 2, no pair below its reference."""
+    log = go(bf16=True, reference=reference, **keys)
+    assert log.manifest["parity"]["passed"]
+    assert log.steps.set_index("step").loc[1, "loss"] == pytest.approx(math.log(2), abs=1e-3)
+    start = log.steps.set_index("step").loc[0]
+    assert start["probe/displacement/frac"] == 0
+    assert abs(start["probe/displacement/chosen"]) < 1e-2
+
+
+def test_held_out_file_may_reuse_ids(go, tmp_path):
+    """Both files count their ids from 0; the lengths differ, so a mix-up could not go unseen."""
+    for name, word in (("a", "alpha"), ("b", "omega omega")):
+        rows = [{"id": i, "prompt": f"{word} ?", "chosen": f" {word} x{i}", "rejected": " beta"} for i in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    keys = {"data": str(tmp_path / "a.jsonl"), "heldout_data": str(tmp_path / "b.jsonl"), "heldout_pairs": 5}
+    live, stored = go("live", **keys), go("stored", reference="precomputed", **keys)
+    assert set(live.pairs[live.pairs["split"] == "eval"]["pair_id"]) <= {f"heldout/{i}" for i in range(12)}
+    a, b = (numbers(x)[["ref_chosen_logps", "ref_rejected_logps"]] for x in (live, stored))
+    np.testing.assert_allclose(a, b, atol=1e-3)
+    held = pd.read_parquet(tmp_path / "live" / "audit_heldout.parquet")
+    assert held["pair_id"].tolist() == [f"heldout/{i}" for i in range(12)]
+
+
+def test_a_checkpoint_cut_by_a_kill_is_passed_over(go, tmp_path):
+    keys = {"save_strategy": "steps", "save_steps": 2}
+    whole = go("whole", **keys)
+    go("cut", **keys)
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()
+    resumed = go("cut", **keys, resume=True)
+    pd.testing.assert_frame_equal(whole.pairs, resumed.pairs)
+
+
+def test_resume_notices_changed_data(go, pairs_file):
+    keys = {"save_strategy": "steps", "save_steps": 2}
+    before = go("cut", **keys)
+    Path(pairs_file).write_text(Path(pairs_file).read_text().replace("alpha", "omega"))
+    with pytest.raises(UserError, match="the data changed since this run was started"):
+        go("cut", **keys, resume=True)
+    pd.testing.assert_frame_equal(before.pairs, read_run(before.path).pairs)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"data": "missing.jsonl"}, {"beta": -1}, {"model": "./missing"}, {"track": "no.json"}]
+)
+def test_a_failed_start_leaves_no_folder(go, tmp_path, keys):
+    with pytest.raises(UserError):
+        go("run", **keys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_probe_reaches_the_viewers(go, monkeypatch):
+    from trainers.trainer import Trainer
+
+    seen = []
+    plain = Trainer.log
+    monkeypatch.setattr(Trainer, "log", lambda self, logs, *a: (seen.append(dict(logs)), plain(self, logs, *a)))
+    log = go(probe_every=2, logging_steps=3)
+    values = [entry["probe/logps/chosen"] for entry in seen if "probe/logps/chosen" in entry]
+    assert values == log.steps["probe/logps/chosen"].dropna().tolist()
+    assert any("kl/chosen" in entry and "loss" in entry for entry in seen)
+
+
+def test_a_model_with_nan_weights_is_named_before_training(go, lm_folder, tmp_path):
+    broken = load_model(lm_folder)
+    with torch.no_grad():
+        broken.lm_head.weight[0] = math.nan
+    broken.save_pretrained(tmp_path / "m")
+    shutil.copy(Path(lm_folder) / "tokenizer.json", tmp_path / "m")
+    shutil.copy(Path(lm_folder) / "tokenizer_config.json", tmp_path / "m")
+    with pytest.raises(DataError, match="log-probs are not finite for pair_id"):
+        go(model=str(tmp_path / "m"))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(go, lm_folder, tmp_path):
+    small = load_model(lm_folder)
+    small.resize_token_embeddings(100)
+    small.save_pretrained(tmp_path / "m")
+    shutil.copy(Path(lm_folder) / "tokenizer.json", tmp_path / "m")
+    shutil.copy(Path(lm_folder) / "tokenizer_config.json", tmp_path / "m")
+    with pytest.raises(DataError, match="the model has only 100 embeddings"):
+        go(model=str(tmp_path / "m"))
+
+
+def test_two_processes_log_what_one_does(lm_folder, pairs_file, tmp_path):
+    """Same pairs, same first loss, whole log from both ranks."""
+    config = {"model": lm_folder, "data": pairs_file, "heldout_pairs": 0, "save_model": False, "max_grad_norm": 0.0}
+    config |= {"learning_rate": 1e-4, "probe_pairs": 4}
+    logs = {}
+    for n in (1, 2):
+        run = config | {"output_dir": str(tmp_path / f"run{n}"), "per_device_train_batch_size": 4 // n}
+        (tmp_path / f"{n}.json").write_text(json.dumps(run))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+        command += [str(ROOT / "chesboard.py"), "train", "--config", str(tmp_path / f"{n}.json")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("run: ") == 1
+        logs[n] = read_run(tmp_path / f"run{n}")
+    one, two = (logs[n].pairs[logs[n].pairs["split"] == "train"] for n in (1, 2))
+    assert set(one["pair_id"]) == set(two["pair_id"])
+    assert logs[2].steps["n"].dropna().eq(4).all()
+    assert logs[1].steps["loss"][1] == pytest.approx(logs[2].steps["loss"][1], abs=1e-9)
+    assert logs[1].steps["probe/logps/chosen"][0] == pytest.approx(logs[2].steps["probe/logps/chosen"][0], rel=1e-6)
