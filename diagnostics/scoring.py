@@ -63,7 +63,7 @@ def score_batches(
     reference: Callable[[PreferenceBatch], Outputs | SequenceStats] | None = None,
     head: bool = True,
 ) -> Iterator[Scored]:
-    """`score` with the batches as they are given; one that does not fit is halved, and so are all after it."""
+    """`score` with the batches as they are given; one that does not fit is halved, as are those after it."""
     device, engine, training = device_of(model), engine_of(model), model.training
     limit = sys.maxsize
     model.eval()
@@ -78,8 +78,8 @@ def score_batches(
                     if outputs:
                         yield Scored(part, batch, *outputs)
                         continue
-                limit = min(limit, sum(cost(p, width(part[0]), engine) for p in part) // 2)
-                waiting[:0] = _halves(part)
+                limit = min(limit, _half(part, engine))
+                waiting = [smaller for w in (part, *waiting) for smaller in batches(w, limit, engine)]
     finally:
         model.train(training)
 
@@ -200,12 +200,11 @@ def _fitting(work: Callable[[], Any]) -> Any:
     return None
 
 
-def _halves(part: list[TokenizedPair]) -> list[list[TokenizedPair]]:
-    """The first and the second half of a batch; DataError where it is a single pair."""
+def _half(part: list[TokenizedPair], engine: Engine) -> int:
+    """Half of what a batch cost in tokens; DataError where it is a single pair."""
     if len(part) == 1:
         raise DataError(
             f"pair_id {part[0].pair_id}: its longest side, {width(part[0])} tokens, does not fit into memory even "
             "alone. Give a lower max_length, a smaller dtype, or spread the model over devices (--device-map auto)."
         )
-    middle = (len(part) + 1) // 2
-    return [part[:middle], part[middle:]]
+    return sum(cost(p, width(part[0]), engine) for p in part) // 2

@@ -142,7 +142,7 @@ def _score(model: nn.Module, pairs: Sequence[TokenizedPair], pad_token_id: int, 
     parts: list[Path] = []
     saved = time.monotonic()
     try:
-        with Progress("reference log-probs", pairs) as bar:
+        with Progress("reference log-probs", pairs, show=PartialState().is_main_process) as bar:
             for scored in score(model, pairs, pad_token_id=pad_token_id):
                 waiting |= _rows(scored)
                 if time.monotonic() - saved >= SECONDS:
