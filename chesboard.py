@@ -142,7 +142,7 @@ def flag(
     """
     from diagnostics.flagging import check_by
     from diagnostics.flagging import flag as flag_pairs
-    from diagnostics.processes import agree, processes
+    from diagnostics.processes import agree, leave, processes
     from reports.console import show_flagged
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
@@ -169,7 +169,7 @@ def flag(
     )
     if processes().is_main_process:
         show_flagged(scores, by, out)
-    processes().destroy_process_group()
+    leave()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -192,11 +192,13 @@ def train(
 
         chesboard train --config run.yaml --resume
     """
+    from diagnostics.processes import leave
     from trainers.config import make_config, parse_flags, read_config
     from trainers.run import train as train_run
 
     values = (read_config(config) if config else {}) | parse_flags(context.args) | ({"resume": True} if resume else {})
     train_run(make_config(values))
+    leave()
 
 
 @app.command()

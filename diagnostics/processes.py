@@ -4,6 +4,7 @@ Every step that can fail by a user's mistake runs in `agree` or `share`: the mis
 for one that is gone, and the sentence is said once.
 """
 
+import gc
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -49,6 +50,18 @@ def share(work: Callable[[], T]) -> T:
     broadcast_object_list(box)
     _stop(box[1])
     return box[0]
+
+
+def leave() -> None:
+    """The end of a job: all processes wait for each other, then part. One alone does nothing.
+
+    What still holds on to the group (a wrapped model in a reference cycle) is let go first: torn down later, by the
+    interpreter's end, it aborts the process now and then.
+    """
+    if processes().num_processes > 1:
+        gc.collect()
+        processes().wait_for_everyone()
+        processes().destroy_process_group()
 
 
 def _stop(error: UserError | None) -> None:

@@ -22,6 +22,7 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
+from diagnostics.processes import share
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, write_frame, write_json
 from diagnostics.scoring import score
 from diagnostics.stats import PairStats, SequenceStats
@@ -75,9 +76,7 @@ def train(config: TrainConfig) -> Path:
     splits, audits = _data(config, tokenizer, model_limit(model))
     check_ids(model, [*splits.train, *splits.heldout])
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": file_hash(config.data)}
-    if main:  # one process prepares the folder, the others wait for it
-        _open_folder(config, run_dir, checkpoint, audits, started)
-    PartialState().wait_for_everyone()
+    share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
 
     policy = model
     if config.lora_r:
