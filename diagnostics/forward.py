@@ -117,8 +117,11 @@ def pair_stats(
         }
         ref = sequence_stats(batch, reference, ref_values)
         return PairStats(*split(replace(sequence_stats(batch, policy, values), **kls)), *split(ref))
+    chosen, rejected = split(sequence_stats(batch, policy))
+    if reference is None:
+        return PairStats(chosen, rejected)
     ref = sequence_stats(batch, reference) if isinstance(reference, Outputs) else reference
-    return PairStats(*split(sequence_stats(batch, policy)), *(split(ref) if ref is not None else ()))
+    return PairStats(chosen, rejected, *split(ref))
 
 
 def split(stats: SequenceStats) -> tuple[SequenceStats, SequenceStats]:
