@@ -1,6 +1,6 @@
 """TRL's own DPOTrainer, where TRL is installed: its reference pass and its training step.
 
-"TRL" takes pairs as they come, 8 a batch; "TRL compact" takes them sorted by length, 2 a batch, its best setting.
+"TRL" takes pairs as they come, 8 a batch; "TRL compact" takes them sorted by length, one a batch, its best setting.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch import nn
 
 from diagnostics.tokenized import TokenizedPair
 
-COMPACT_PAIRS = 2
+COMPACT_PAIRS = 1
 
 
 def installed() -> bool:
