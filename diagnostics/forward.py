@@ -278,23 +278,28 @@ def _compare(policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor
     """(N,) each, from logits (N, V): log-probs of both, KL(ref || policy) and KL(policy || ref), block by block."""
     size = _block(policy)
     blocks = zip(policy.split(size), reference.split(size), targets[:, None].split(size), strict=True)
-    parts = []
-    for p, r, t in blocks:
-        p_logps, r_logps = p.log_softmax(-1), r.log_softmax(-1)
-        kls = _kl(p_logps, r_logps, p.softmax(-1), r.softmax(-1))
-        parts.append((p_logps.gather(-1, t)[:, 0], r_logps.gather(-1, t)[:, 0], *kls))
+    parts = [_compare_block(*block) for block in blocks]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def _kl(policy: Tensor, reference: Tensor, policy_probs: Tensor, ref_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(ref || policy) and KL(policy || ref) of log-probs and probabilities (N, V), (N,) nats each."""
-    difference = reference - policy
-    forward, reverse = torch.linalg.vecdot(ref_probs, difference), -torch.linalg.vecdot(policy_probs, difference)
-    if forward.isfinite().all() and reverse.isfinite().all():
-        return forward, reverse
+def _compare_block(policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    policy_probs, ref_probs, difference = policy.softmax(-1), reference.softmax(-1), reference - policy
+    # the exponential inside softmax is by far the cheapest: the largest logit and its probability give the log-sum
+    policy_sum = policy.amax(-1) - policy_probs.amax(-1).log()
+    ref_sum = reference.amax(-1) - ref_probs.amax(-1).log()
+    forward = torch.linalg.vecdot(ref_probs, difference) - (ref_sum - policy_sum)
+    reverse = (ref_sum - policy_sum) - torch.linalg.vecdot(policy_probs, difference)
+    if not (forward.isfinite().all() and reverse.isfinite().all()):
+        forward, reverse = _kl(policy.log_softmax(-1), reference.log_softmax(-1))
+    logps = policy.gather(-1, targets)[:, 0] - policy_sum, reference.gather(-1, targets)[:, 0] - ref_sum
+    return *logps, forward, reverse
+
+
+def _kl(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(ref || policy) and KL(policy || ref) of log-probs (N, V) of which some are -inf, (N,) nats each."""
     # a token that a model rules out (log-prob -inf) adds nothing to the sum weighted by that model
-    forward = torch.where(reference.isneginf(), 0.0, ref_probs * difference).sum(-1)
-    return forward, torch.where(policy.isneginf(), 0.0, -policy_probs * difference).sum(-1)
+    forward = torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - policy)).sum(-1)
+    return forward, torch.where(policy.isneginf(), 0.0, policy.exp() * (policy - reference)).sum(-1)
 
 
 def _block(logits: Tensor) -> int:

@@ -1,0 +1,117 @@
+"""Training steps on a batch of 8 pairs: today's naive DPO step, our engine bare, and ours with every log on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from scoring import PAD, Models, padded_logps
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.forward import Outputs, logps, pair_stats, run
+from diagnostics.runlog import RunLogWriter
+from diagnostics.tokenized import TokenizedPair
+from trainers.objectives.dpo import dpo
+from trainers.recorder import Recorder
+from trainers.trainer import group_norms
+
+PAIRS = 8
+BETA = 0.1
+CLIP = 1.0
+
+Step = Callable[[], float]  # does one update, returns the loss before it
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A policy with its optimizer, and the reference it is compared with."""
+
+    policy: nn.Module
+    reference: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: PreferenceBatch
+
+
+def make_trainee(policy: nn.Module, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Trainee:
+    """AdamW over all weights; the reference is frozen."""
+    reference.requires_grad_(False)
+    batch = collate(pairs, pad_token_id=PAD)
+    return Trainee(policy.requires_grad_().train(), reference, torch.optim.AdamW(policy.parameters(), lr=1e-6), batch)
+
+
+def naive(trainee: Trainee) -> float:
+    """Padded chosen and rejected through both models with full logits."""
+    policy = padded_logps(trainee.policy, trainee.batch)
+    with torch.no_grad():
+        reference = padded_logps(trainee.reference, trainee.batch)
+    return _update(trainee, _dpo_loss(policy, reference))
+
+
+def bare(trainee: Trainee) -> float:
+    """Our engine, log-probs only."""
+    batch = trainee.batch
+    policy = _sums(run(trainee.policy, batch))
+    with torch.no_grad():
+        reference = _sums(run(trainee.reference, batch))
+    return _update(trainee, _dpo_loss(policy, reference))
+
+
+def logged(trainee: Trainee, recorder: Recorder) -> float:
+    """The same as PreferenceTrainer does it: every measure, exact KL both ways, norms per layer, rows written."""
+    batch = trainee.batch
+    with torch.no_grad():
+        reference = run(trainee.reference, batch)
+    stats = pair_stats(batch, run(trainee.policy, batch), reference)
+    output = dpo(stats, beta=BETA)
+    recorder.add(batch.pair_ids, stats, output)
+    loss = _update(trainee, output.losses.mean(), after=lambda: recorder.norms(group_norms(trainee.policy)))
+    recorder.writer.append_step(recorder.flush(1, 0.0))
+    return loss
+
+
+def make_recorder(folder: Path) -> Recorder:
+    """A recorder that writes to `folder` and is never asked to probe."""
+    no_probe: Any = None
+    return Recorder(RunLogWriter(folder), no_probe, probe_every=0, tokens="none", main=True, before=lambda model: None)
+
+
+def make_steps(models: Models, pairs: Sequence[TokenizedPair], folder: Path) -> dict[str, Step]:
+    """Every way, each with a policy of its own that starts from the same weights."""
+    recorder = make_recorder(folder)
+    ways: dict[str, Callable[[Trainee], float]] = {
+        "naive": naive,
+        "ours, bare": bare,
+        "ours, logged": lambda trainee: logged(trainee, recorder),
+    }
+    return {name: _bind(way, models, pairs, plain=name == "naive") for name, way in ways.items()}
+
+
+def _bind(way: Callable[[Trainee], float], models: Models, pairs: Sequence[TokenizedPair], plain: bool) -> Step:
+    policy, reference = models.to_train(plain=plain)
+    trainee = make_trainee(policy, reference, pairs)
+    return lambda: way(trainee)
+
+
+def _sums(out: Outputs) -> Tensor:
+    """(2B,) log-probs of all completions."""
+    values = logps(out)
+    return values.new_zeros(int(out.rows.max()) + 1).index_add(0, out.rows, values)
+
+
+def _dpo_loss(policy: Tensor, reference: Tensor) -> Tensor:
+    chosen, rejected = (policy - reference).chunk(2)
+    return -logsigmoid(BETA * (chosen - rejected)).mean()
+
+
+def _update(trainee: Trainee, loss: Tensor, after: Callable[[], None] | None = None) -> float:
+    """Backward, clip, step. after: looks at the gradients."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(trainee.policy.parameters(), CLIP)
+    if after is not None:
+        after()
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad()
+    return float(loss.detach())

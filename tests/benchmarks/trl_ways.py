@@ -1,0 +1,96 @@
+"""TRL's own DPOTrainer, where TRL is installed: its reference pass and its training step.
+
+"TRL" takes pairs as they come, 8 a batch; "TRL compact" takes them sorted by length, one a batch, its best setting.
+"""
+
+import copy
+import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from scoring import EOS, PAD, PADDED_PAIRS, Models, Scores, Way
+from torch import nn
+
+from diagnostics.tokenized import TokenizedPair
+
+COMPACT_PAIRS = 1
+
+
+def installed() -> bool:
+    """Whether TRL can be imported."""
+    return importlib.util.find_spec("trl") is not None
+
+
+def ways() -> dict[str, Way]:
+    """TRL's ways to score, in its usual and in its best setting; none where TRL is missing."""
+    if not installed():
+        return {}
+    return {"TRL": partial(_score, compact=False), "TRL compact": partial(_score, compact=True)}
+
+
+def step(policy: nn.Module, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Callable[[], float]:
+    """One update of the usual DPO with AdamW, accumulated over length-sorted small batches (its best setting)."""
+    trainer = _trainer(policy.requires_grad_().train(), copy.deepcopy(reference))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+    parts = [_collate(trainer, group) for group in _groups(pairs, compact=True)]
+
+    def update() -> float:
+        total = 0.0
+        for part in parts:
+            loss = trainer.compute_loss(trainer.model, part) / len(parts)
+            loss.backward()
+            total += float(loss.detach())
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    return update
+
+
+def _score(models: Models, pairs: Sequence[TokenizedPair], compact: bool) -> dict[str, Scores]:
+    trainer = _scorer(models)
+    found = {}
+    for group in _groups(pairs, compact):
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model, _collate(trainer, group))
+        both = zip(group, chosen.tolist(), rejected.tolist(), strict=True)
+        found |= {pair.pair_id: Scores(chosen=c, rejected=r) for pair, c, r in both}
+    return found
+
+
+@lru_cache(maxsize=1)
+def _scorer(models: Models) -> Any:
+    """A trainer with copies of the model, because TRL changes their forward."""
+    return _trainer(copy.deepcopy(models.plain), copy.deepcopy(models.plain))
+
+
+def _groups(pairs: Sequence[TokenizedPair], compact: bool) -> list[Sequence[TokenizedPair]]:
+    def length(pair: TokenizedPair) -> int:
+        return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+    ordered = sorted(pairs, key=length) if compact else pairs
+    size = COMPACT_PAIRS if compact else PADDED_PAIRS
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def _collate(trainer: Any, group: Sequence[TokenizedPair]) -> Any:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return trainer.data_collator([{name: list(getattr(pair, name)) for name in names} for pair in group])
+
+
+def _trainer(policy: nn.Module, reference: nn.Module) -> Any:
+    """A DPOTrainer with a data set that is never read; batches are handed to it."""
+    from datasets import Dataset, disable_progress_bars
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import DPOConfig, DPOTrainer  # type: ignore
+
+    disable_progress_bars()
+    words = Tokenizer(models.WordLevel({"pad": PAD, "word": 1, "eos": EOS}, unk_token="word"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad", eos_token="eos", unk_token="word")
+    unread = Dataset.from_list([{"prompt": "word", "chosen": "word", "rejected": "word"}])
+    settings = DPOConfig(tempfile.mkdtemp(), report_to="none", gradient_checkpointing=False, bf16=False, use_cpu=True)
+    return DPOTrainer(policy, reference, settings, train_dataset=unread, processing_class=tokenizer)  # type: ignore
