@@ -29,7 +29,7 @@ check: setup  ## style, types and the one-way imports
 	$(BIN)/lint-imports
 
 bench: setup  ## speeds as ratios within one run
-	$(BIN)/python tests/benchmarks/scoring.py
+	$(BIN)/python tests/benchmarks/bench.py
 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lab]'
