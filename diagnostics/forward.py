@@ -25,6 +25,7 @@ from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.tokenized import TokenizedPair
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
+GPU_TILE_BYTES = 512 << 20  # the same on a GPU, which small products leave idle (a plain choice, not measured)
 BLOCK_BYTES = 1 << 20  # logits that one softmax works through on a CPU: they stay in the cache of one core
 
 
@@ -53,7 +54,8 @@ class Outputs:
     def tiles(self) -> list[slice]:
         """The N positions cut so that one tile of logits stays small."""
         vocabulary = int(getattr(innermost(self.model).config.get_text_config(), "vocab_size", 1 << 15))
-        step = max(16, TILE_BYTES // (4 * vocabulary))
+        room = TILE_BYTES if self.hidden.device.type == "cpu" else GPU_TILE_BYTES
+        step = max(16, room // (4 * vocabulary))
         return [slice(i, i + step) for i in range(0, len(self.hidden), step)]
 
 
@@ -79,7 +81,8 @@ def prepare(model: nn.Module) -> Engine:
     model.eval()
     with torch.no_grad():
         wanted = _run(model, batch, head=True, packed=False, tiled=False)
-        tiled = _tries(model, batch, wanted, packed=False, tiled=True)
+        # an adapter on the head must be on or off as it was when the model ran, so such a head is applied at once
+        tiled = not hasattr(head_of(model), "lora_A") and _tries(model, batch, wanted, packed=False, tiled=True)
         inner.set_attn_implementation(NAME)
         supported = inner.config._attn_implementation == NAME
         windows_seen.clear()

@@ -405,3 +405,13 @@ def test_two_processes_log_what_one_does(lm_folder, pairs_file, tmp_path):
     assert logs[2].steps["n"].dropna().eq(4).all()
     assert logs[1].steps["loss"][1] == pytest.approx(logs[2].steps["loss"][1], abs=1e-9)
     assert logs[1].steps["probe/logps/chosen"][0] == pytest.approx(logs[2].steps["probe/logps/chosen"][0], rel=1e-6)
+
+
+def test_an_adapter_on_the_head_is_off_in_the_reference(go):
+    full = go("full", probe_every=6)
+    lora = go("lora", lora_r=2, lora_targets="q_proj,lm_head", learning_rate=3e-2, probe_every=6)
+    a, b = (x.pairs[x.pairs["split"] == "probe"].set_index(["step", "pair_id"]).sort_index() for x in (full, lora))
+    np.testing.assert_allclose(a["ref_chosen_logps"], b["ref_chosen_logps"], atol=1e-4)
+    last = lora.pairs[lora.pairs["step"] == 6]
+    assert last["chosen_kl"].min() > 1e-6
+    assert "at once" in lora.manifest["engine"]
