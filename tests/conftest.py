@@ -24,6 +24,8 @@ GATED = dict(**SMALL, intermediate_size=48, num_key_value_heads=2, max_position_
 ARCHITECTURES = {
     "llama": ("LlamaConfig", GATED),
     "qwen2": ("Qwen2Config", GATED),
+    "qwen3": ("Qwen3Config", dict(**GATED, head_dim=8)),
+    "gemma3": ("Gemma3TextConfig", dict(**GATED, head_dim=8, sliding_window=6)),
     "gemma2": ("Gemma2Config", dict(**GATED, head_dim=8, final_logit_softcapping=5.0, sliding_window=6)),
     "cohere": ("CohereConfig", dict(**GATED, logit_scale=0.3)),
     "mistral": ("MistralConfig", dict(**GATED, sliding_window=5)),

@@ -10,7 +10,7 @@ from diagnostics.engine import engine_of
 from diagnostics.forward import pair_stats, prepare, run
 from diagnostics.tokenized import TokenizedPair
 
-PACKED = {"llama", "qwen2", "gemma2", "cohere", "mistral", "mixtral", "gpt2", "gpt_neox", "opt"}
+PACKED = {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "cohere", "mistral", "mixtral", "gpt2", "gpt_neox", "opt"}
 
 
 def stats_of(model, batch, reference=None):
@@ -51,11 +51,20 @@ def test_packed_equals_padded(architecture, make_model, make_pairs, make_batch, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_packed_equals_padded_in_half_precision(dtype, make_model, make_pairs, make_batch):
-    model, batch = make_model("llama", scale=1.0).to(dtype), make_batch(make_pairs(6))
-    plain = stats_of(model, batch)
-    assert prepare(model).packed
-    same(stats_of(model, batch), plain, atol=0.3, rtol=0.05)
+def test_half_precision_stays_near_float32(dtype, architecture, make_model, make_pairs, make_batch):
+    """One pair at a time in float32 against the engine in half precision: off by its rounding, and finite."""
+    batch = make_batch([*make_pairs(6), *edge_pairs()])
+    wanted = stats_of(make_model(architecture, scale=1.0), batch)
+    model = make_model(architecture, scale=1.0).to(dtype)
+    engine = prepare(model)
+    got = stats_of(model, batch)
+    if architecture in PACKED - {"mixtral"}:  # a router may send a token elsewhere when it rounds otherwise
+        assert engine.packed
+    room = 0.02 if dtype is torch.float16 else 0.1
+    for side in ("chosen", "rejected"):
+        one, two = getattr(wanted, side), getattr(got, side)
+        torch.testing.assert_close(two.logps, one.logps, atol=10 * room, rtol=room)
+        assert two.hidden_sum.isfinite().all()
 
 
 def test_gradients_equal_the_plain_step(architecture, make_model, make_pairs, make_batch, monkeypatch):
