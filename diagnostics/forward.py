@@ -201,7 +201,8 @@ def _tries(model: nn.Module, batch: PreferenceBatch, wanted: Outputs, *, packed:
     """Whether this way runs at all and agrees with the plain way in hidden states and log-probs."""
     try:
         got = _run(model, batch, head=True, packed=packed, tiled=tiled)
-        return close(got.hidden, wanted.hidden) and close(logps(got), logps(wanted))
+        dtype = wanted.hidden.dtype
+        return close(got.hidden, wanted.hidden, dtype) and close(logps(got), logps(wanted), dtype)
     except Exception:  # whatever a model does not support, the plain way does
         return False
 
