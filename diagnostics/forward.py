@@ -160,13 +160,17 @@ def compare(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor, Tensor
     Each tile of logits is made once for all of them. Only the policy's log-probs have a gradient.
     """
     found: dict[int, tuple[Tensor, ...]] = {}
+    training = torch.is_grad_enabled()
 
     def look(logits: Tensor, tile: slice) -> None:
         if tile.start not in found:  # the backward pass computes tiles again; they are measured already
-            found[tile.start] = _compare(logits, reference.logits(tile), reference.targets[tile])
+            other, targets = reference.logits(tile), reference.targets[tile]
+            same, ref, forward, reverse = _compare(logits, other, targets)
+            # both sides by one formula to the last bit: the policy's own log-probs come from log_softmax in training
+            found[tile.start] = (same, _target_logps(other, targets) if training else ref, forward, reverse)
 
     values = None
-    if torch.is_grad_enabled():
+    if training:
         values = logps(policy, look)
     else:
         for tile in policy.tiles():
