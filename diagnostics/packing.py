@@ -73,7 +73,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention of a packed row, pair by pair. query (1, H, N, d), key and value (1, G, N, d), G divides H."""
     if any(other.get(name) is not None for name in UNKNOWN):
-        raise NotImplementedError("this attention adds to its scores")
+        raise ValueError("this attention adds to its scores")
     if sliding_window:
         windows_seen.add(sliding_window)
     groups = query.shape[1] // key.shape[1]
