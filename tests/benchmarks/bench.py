@@ -284,25 +284,33 @@ def main() -> None:
     console.print(f"lengths: {'hh-rlhf harmless-base' if data else 'log-normal, as hh-rlhf harmless-base has them'}")
     if not trl_ways.installed():
         console.print("TRL is not installed: its ways, and the targets that compare with them, are not measured")
-    score = [t for case in plan.cases for t in time_scoring(*case, plan, data)]
-    console.print(show("Scoring", score, "script"))
-    steps = [t for case in plan.steps for t in time_steps(*case, plan, data)]
-    console.print(show("Training step, 8 pairs", steps, "naive"))
-    memory = measure_memory(plan, data)
-    console.print(show_memory(memory))
-    verdicts = judge(score, steps, memory)
+    results: dict[str, Any] = {"scoring": [], "training": [], "memory": {}}
+    sections = {
+        "scoring": lambda: [t for case in plan.cases for t in time_scoring(*case, plan, data)],
+        "training": lambda: [t for case in plan.steps for t in time_steps(*case, plan, data)],
+        "memory": lambda: measure_memory(plan, data),
+    }
+    tables = {
+        "scoring": partial(show, "Scoring", base="script"),
+        "training": partial(show, "Training step, 8 pairs", base="naive"),
+        "memory": show_memory,
+    }
+    for name, measure in sections.items():
+        results[name] = measure()
+        console.print(tables[name](results[name]))
+        verdicts = judge(results["scoring"], results["training"], results["memory"])
+        _write(arguments.out, results, verdicts)  # after each section: what is measured is not lost
     console.print(show_verdicts(verdicts))
-    _write(arguments.out, score, steps, memory, verdicts)
     console.print(f"written: {arguments.out}")
 
 
-def _write(path: Path, score: Any, steps: Any, memory: Any, verdicts: Sequence[Verdict]) -> None:
+def _write(path: Path, results: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
     """The same as JSON, with the versions it was measured with."""
     found = {
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "scoring": [asdict(t) for t in score],
-        "training": [asdict(t) for t in steps],
-        "memory_mib": memory,
+        "scoring": [asdict(t) for t in results["scoring"]],
+        "training": [asdict(t) for t in results["training"]],
+        "memory_mib": results["memory"],
         "targets": [asdict(v) | {"reached": v.reached} for v in verdicts],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,27 +27,36 @@ Step = Callable[[], float]  # does one update, returns the loss before it
 
 @dataclass(frozen=True)
 class Trainee:
-    """A policy with its optimizer, and the reference it is compared with."""
+    """A policy with its optimizer, and the reference it is compared with. parts: the batch, 2 pairs at a time."""
 
     policy: nn.Module
     reference: nn.Module
     optimizer: torch.optim.Optimizer
     batch: PreferenceBatch
+    parts: Sequence[PreferenceBatch]
 
 
 def make_trainee(policy: nn.Module, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Trainee:
     """AdamW over all weights; the reference is frozen."""
     reference.requires_grad_(False)
     batch = collate(pairs, pad_token_id=PAD)
-    return Trainee(policy.requires_grad_().train(), reference, torch.optim.AdamW(policy.parameters(), lr=1e-6), batch)
+    parts = [collate(pairs[i : i + 2], pad_token_id=PAD) for i in range(0, len(pairs), 2)]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+    return Trainee(policy.requires_grad_().train(), reference, optimizer, batch, parts)
 
 
 def naive(trainee: Trainee) -> float:
-    """Padded chosen and rejected through both models with full logits."""
-    policy = padded_logps(trainee.policy, trainee.batch)
-    with torch.no_grad():
-        reference = padded_logps(trainee.reference, trainee.batch)
-    return _update(trainee, _dpo_loss(policy, reference))
+    """Padded chosen and rejected through both models with full logits, 2 pairs at a time, gradients added up."""
+    total = 0.0
+    for batch in trainee.parts:
+        policy = padded_logps(trainee.policy, batch)
+        with torch.no_grad():
+            reference = padded_logps(trainee.reference, batch)
+        loss = _dpo_loss(policy, reference) / len(trainee.parts)
+        loss.backward()
+        total += float(loss.detach())
+    _update(trainee)
+    return total
 
 
 def bare(trainee: Trainee) -> float:
@@ -56,7 +65,10 @@ def bare(trainee: Trainee) -> float:
     policy = _sums(run(trainee.policy, batch))
     with torch.no_grad():
         reference = _sums(run(trainee.reference, batch))
-    return _update(trainee, _dpo_loss(policy, reference))
+    loss = _dpo_loss(policy, reference)
+    loss.backward()
+    _update(trainee)
+    return float(loss.detach())
 
 
 def logged(trainee: Trainee, recorder: Recorder) -> float:
@@ -67,9 +79,11 @@ def logged(trainee: Trainee, recorder: Recorder) -> float:
     stats = pair_stats(batch, run(trainee.policy, batch), reference)
     output = dpo(stats, beta=BETA)
     recorder.add(batch.pair_ids, stats, output)
-    loss = _update(trainee, output.losses.mean(), after=lambda: recorder.norms(group_norms(trainee.policy)))
+    loss = output.losses.mean()
+    loss.backward()
+    _update(trainee, look=lambda: recorder.norms(group_norms(trainee.policy)))
     recorder.writer.append_step(recorder.flush(1, 0.0))
-    return loss
+    return float(loss.detach())
 
 
 def make_recorder(folder: Path) -> Recorder:
@@ -106,12 +120,10 @@ def _dpo_loss(policy: Tensor, reference: Tensor) -> Tensor:
     return -logsigmoid(BETA * (chosen - rejected)).mean()
 
 
-def _update(trainee: Trainee, loss: Tensor, after: Callable[[], None] | None = None) -> float:
-    """Backward, clip, step. after: looks at the gradients."""
-    loss.backward()
+def _update(trainee: Trainee, look: Callable[[], None] | None = None) -> None:
+    """Clip and step. look: looks at the gradients before they are used."""
     nn.utils.clip_grad_norm_(trainee.policy.parameters(), CLIP)
-    if after is not None:
-        after()
+    if look is not None:
+        look()
     trainee.optimizer.step()
     trainee.optimizer.zero_grad()
-    return float(loss.detach())
