@@ -20,10 +20,15 @@ class SequenceStats:
     completion_mask: (B, T) 1 on completion tokens (EOS included, prompt and padding excluded).
     per_token_kl: (B, T) nats, exact KL(ref || policy) over the vocabulary where token t is predicted.
     hidden_sum: (B, D) float64, sum of the head's input vectors over the positions that predict completion tokens.
-    phrase_mask: (B, T) 1 on the tokens of marked phrases.
+    phrase_mask: (B, T) integers, 0 outside marked phrases and i > 0 on the tokens of the row's i-th phrase.
     per_token_kl_reverse: (B, T) nats, exact KL(policy || ref).
     last_hidden: (B, D) float64, the head's input that predicts the last completion token (EOS).
     text_ids: (B, T) completion token ids without the terminating EOS, -1 elsewhere.
+    per_token_collision: (B, T) nats, log of the sum over the vocabulary of squared probabilities, where token t is
+        predicted: the log-probability that two draws agree. No gradient.
+    step_ids: (B, T) integers, 0 outside reasoning steps and k > 0 on the tokens of the row's k-th step.
+    step_similarity: (B, T) cosine of the mean hidden vector of a token's step with that of the same step in the best
+        answer to the prompt. No gradient.
     """
 
     per_token_logps: Tensor
@@ -34,6 +39,9 @@ class SequenceStats:
     per_token_kl_reverse: Tensor | None = None
     last_hidden: Tensor | None = None
     text_ids: Tensor | None = None
+    per_token_collision: Tensor | None = None
+    step_ids: Tensor | None = None
+    step_similarity: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.per_token_logps.ndim != 2 or self.per_token_logps.shape != self.completion_mask.shape:
@@ -66,7 +74,9 @@ class SequenceStats:
 class PairStats:
     """Both sides of B pairs under policy and reference; ref_* None where no reference is needed.
 
-    columns: extra per-pair values the objective may need, name -> tensor (B,).
+    columns: extra per-pair values the objective may need, name -> tensor (B,), or (B, K) for lists of K numbers.
+    extra: further sequences the objective may need, name -> SequenceStats of B rows: `gold` (another answer under the
+        policy), `reward_chosen` and `reward_rejected` (both sides under a reward policy, no gradient).
     """
 
     chosen: SequenceStats
@@ -74,3 +84,4 @@ class PairStats:
     ref_chosen: SequenceStats | None = None
     ref_rejected: SequenceStats | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, SequenceStats] = field(default_factory=dict)

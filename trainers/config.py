@@ -5,7 +5,6 @@ TrainingArguments. Anything else is refused with the nearest name. `config.json`
 """
 
 import difflib
-import inspect
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -117,12 +116,7 @@ class TrainConfig:
 def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None) -> TrainConfig:
     """Check flat keys and sort them into a TrainConfig. Raises UserError naming the key and the nearest known one."""
     own_names = {f.name for f in fields(TrainConfig)} - {"hyperparameters", "training", "extras"}
-    function = objectives.load(str(values.get("objective", "dpo")))
-    hyper = {
-        name: p.default
-        for name, p in inspect.signature(function).parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    hyper = objectives.hyperparameters(str(values.get("objective", "dpo")))
     arguments = {f.name for f in fields(TrainingArguments) if f.init} - set(DECIDED)
     known = own_names | set(hyper) | arguments
     for key in values:

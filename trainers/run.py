@@ -239,7 +239,7 @@ def _reference(
 ) -> Any:
     """The reference as the config asks for it."""
     if config.reference == "none":
-        if objectives.needs_reference(config.objective):
+        if "reference" in objectives.needs(config.objective):
             raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
         return None
     if config.reference == "live" and config.lora_r and not config.reference_model:

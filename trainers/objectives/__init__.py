@@ -1,23 +1,58 @@
 """Preference objectives, found by listing this folder: one file = one objective.
 
 File name = function name = the name to configure. An objective is
-`name(pair: PairStats, *, hyperparameters with defaults) -> ObjectiveOutput`, and its file says in
-NEEDS_REFERENCE whether it compares the policy with a reference.
+`name(pair: PairStats, *, hyperparameters with defaults) -> ObjectiveOutput`, and its file says beside it
+
+    NEEDS       what it reads besides the two sides' log-probs: words of WORDS below
+    COLUMNS     names of the data columns it reads (only where there are any)
+    PROVENANCE  how sure its formula is: a word of PROVENANCES below
+
+An objective that keeps statistics over batches has two more functions: `statistics(pair, previous, *,
+hyperparameters)` gives the new statistics, a dict of numbers, from a batch and the ones before it (None at the
+start); the objective takes them as its keyword `statistics` (None: from this batch alone).
 """
 
+import inspect
 import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from math import inf
 from numbers import Real
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from diagnostics.errors import UserError
 from diagnostics.measures import unknown
 from diagnostics.measures.logratios import chosen_logratios, rejected_logratios
-from diagnostics.stats import PairStats
+from diagnostics.stats import PairStats, SequenceStats
+
+WORDS = {
+    "reference": "log-probs of a reference model",
+    "kl": "exact KL(ref || policy) over the vocabulary at each completion token, with gradient",
+    "phrases": "marked phrases: <MASK> tags in the data, or a token diff of chosen and rejected",
+    "collision": "log sum of squared probabilities at each completion token",
+    "mismatched": "log-ratios of the batch's prompts with other prompts' answers",
+    "gold": "a third answer, the text field 'gold'",
+    "reward model": "per-token log-probs of a second, already trained policy (key reward_model)",
+    "lists": "whole lists: the rows that share a prompt stand in one batch",
+    "steps": "reasoning steps: answers given as lists of texts",
+    "no eos": "completions without EOS",
+    "prefix": "the text field 'prefix', put behind the prompt",
+    "whole batch": "the whole batch at once: gradient accumulation and processes change its numbers",
+}
+
+PROVENANCES = {
+    "code": "read in the authors' code",
+    "TRL": "read in TRL 1.16 or 1.10",
+    "paper": "read in the paper's text",
+    "secondary": "secondary: a secondary source was read",
+    "recall": "recall: the standard formula, its source was not read again",
+    "derivation": "derivation: ours, no source gives this formula in readable form",
+    "formula not found": "formula not found: a reconstruction",
+}
 
 
 class ObjectiveOutput(NamedTuple):
@@ -40,12 +75,28 @@ def load(name: str) -> Objective:
     """The function of one objective. An unknown name raises UserError with the nearest known one."""
     if name not in names():
         raise unknown("objective", name, names())
-    return getattr(import_module(f"{__name__}.{name}"), name)
+    return getattr(module(name), name)
 
 
-def needs_reference(name: str) -> bool:
-    """Whether the objective compares the policy with a reference: NEEDS_REFERENCE of its file."""
-    return import_module(load(name).__module__).NEEDS_REFERENCE
+def module(name: str) -> ModuleType:
+    """The file of one objective."""
+    return import_module(f"{__name__}.{name}")
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """What the objective reads besides the two sides' log-probs: words of WORDS."""
+    return module(load(name).__name__).NEEDS
+
+
+def columns(name: str) -> tuple[str, ...]:
+    """Names of the data columns that the objective reads."""
+    return getattr(module(load(name).__name__), "COLUMNS", ())
+
+
+def hyperparameters(name: str) -> dict[str, Any]:
+    """Names and defaults of the settings an objective takes."""
+    parameters = inspect.signature(load(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "statistics"}
 
 
 def logratios(pair: PairStats) -> tuple[Tensor, Tensor]:
@@ -55,15 +106,87 @@ def logratios(pair: PairStats) -> tuple[Tensor, Tensor]:
     return chosen_logratios(pair), rejected_logratios(pair)
 
 
+def column(pair: PairStats, name: str) -> Tensor:
+    """(B,) or (B, K) float64: one data column of the batch, without gradient."""
+    if name not in pair.columns:
+        raise UserError(f"this objective reads the data column '{name}', which the data does not have.")
+    return pair.columns[name].detach().to(torch.float64)
+
+
+def part(sequence: SequenceStats, name: str) -> Tensor:
+    """(B, T): an optional part of SequenceStats, such as per_token_kl or phrase_mask, that must be there."""
+    values = getattr(sequence, name)
+    if values is None:
+        raise UserError(f"this objective reads {name}, which was not measured.")
+    return values
+
+
+def rewarded(losses: Tensor, chosen: Tensor, rejected: Tensor) -> ObjectiveOutput:
+    """An ObjectiveOutput whose rewards are detached."""
+    return ObjectiveOutput(losses, chosen.detach(), rejected.detach())
+
+
+class Lists(NamedTuple):
+    """The lists of a batch. A list is the rows that share a prompt; its items are their different answers.
+
+    rows: (I,) where each item stands in the 2B sequences (chosen first, then rejected); list_of: (I,) its list,
+    0 .. L-1; of_row: (B,) the list of each row of the batch.
+    """
+
+    rows: Tensor
+    list_of: Tensor
+    of_row: Tensor
+
+
+def lists(pair: PairStats) -> Lists:
+    """The lists of a batch, from its columns `list`, `chosen_item`, `rejected_item`: whole numbers that are equal
+    where rows share a prompt, and where answers within a list are the same text. Without these columns each row is
+    a list of two."""
+    size = len(pair.chosen.completion_mask)
+    alone = torch.arange(size)
+    of_row = pair.columns.get("list", alone).long()
+    chosen = pair.columns.get("chosen_item", torch.zeros(size)).long()
+    rejected = pair.columns.get("rejected_item", torch.ones(size)).long()
+    number = {value: i for i, value in enumerate(dict.fromkeys(of_row.tolist()))}
+    seen: dict[tuple[int, int], int] = {}
+    for row, key in enumerate(zip([*of_row.tolist()] * 2, [*chosen.tolist(), *rejected.tolist()], strict=True)):
+        seen.setdefault(key, row)
+    device = pair.chosen.per_token_logps.device
+    return Lists(
+        torch.tensor(list(seen.values()), device=device),
+        torch.tensor([number[key[0]] for key in seen], device=device),
+        torch.tensor([number[value] for value in of_row.tolist()], device=device),
+    )
+
+
 def require_positive(**hyperparameters: float) -> None:
     """Raise UserError naming the first hyperparameter that is not a number above 0."""
     for name, value in hyperparameters.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < inf:
+        if not _number(value) or not 0 < value < inf:
             raise UserError(f"{name} is {value!r}; it must be a number above 0.")
 
 
 def require_not_negative(**hyperparameters: float) -> None:
     """Raise UserError naming the first hyperparameter that is not a number of at least 0."""
     for name, value in hyperparameters.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < inf:
+        if not _number(value) or not 0 <= value < inf:
             raise UserError(f"{name} is {value!r}; it must be a number, 0 or more.")
+
+
+def require_between(low: float, high: float, *, closed: bool = True, **hyperparameters: float) -> None:
+    """Raise UserError naming the first hyperparameter outside low .. high (closed=False: high itself too)."""
+    for name, value in hyperparameters.items():
+        if not _number(value) or not (low <= value <= high if closed else low <= value < high):
+            below = "to" if closed else "to below"
+            raise UserError(f"{name} is {value!r}; it must be a number from {low:g} {below} {high:g}.")
+
+
+def require_choice(allowed: tuple[str, ...], **hyperparameters: str) -> None:
+    """Raise UserError naming the first hyperparameter that is none of the allowed words."""
+    for name, value in hyperparameters.items():
+        if value not in allowed:
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

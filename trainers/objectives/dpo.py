@@ -5,7 +5,8 @@ from torch.nn.functional import logsigmoid
 from diagnostics.stats import PairStats
 from trainers.objectives import ObjectiveOutput, logratios, require_positive
 
-NEEDS_REFERENCE = True
+NEEDS = ("reference",)
+PROVENANCE = "code"
 
 
 def dpo(pair: PairStats, *, beta: float = 0.1) -> ObjectiveOutput:

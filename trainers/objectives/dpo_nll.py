@@ -9,7 +9,8 @@ from diagnostics.stats import PairStats, SequenceStats
 from trainers.objectives import ObjectiveOutput, require_not_negative
 from trainers.objectives.dpo import dpo
 
-NEEDS_REFERENCE = True
+NEEDS = ("reference",)
+PROVENANCE = "code"
 
 Normalization = Literal["sequence_mean", "sum", "batch_token_mean"]
 

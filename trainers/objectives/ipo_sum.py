@@ -3,7 +3,8 @@
 from diagnostics.stats import PairStats
 from trainers.objectives import ObjectiveOutput, logratios, require_positive
 
-NEEDS_REFERENCE = True
+NEEDS = ("reference",)
+PROVENANCE = "code"
 
 
 def ipo_sum(pair: PairStats, *, tau: float = 0.1) -> ObjectiveOutput:

@@ -5,7 +5,8 @@ from torch.nn.functional import logsigmoid
 from diagnostics.stats import PairStats
 from trainers.objectives import ObjectiveOutput, require_not_negative, require_positive
 
-NEEDS_REFERENCE = False
+NEEDS = ()
+PROVENANCE = "code"
 
 
 def simpo(pair: PairStats, *, beta: float = 2.0, gamma_beta_ratio: float = 0.5) -> ObjectiveOutput:
