@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from diagnostics.phrases import from_diff, from_tags, mark
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.phrases import from_diff, from_tags, mark
 from diagnostics.tokenized import RenderedPair, TokenizedPair, render_pair, tokenize_pair
 from trainers import objectives
 from trainers.ingredients import Given, Marks
@@ -62,6 +62,18 @@ def gather(
             given.gold[pair.pair_id] = _gold(row, tokenizer, place, settings)
     _same_sizes(given, table, kept)
     return given
+
+
+def score_gaps(table: PairTable, kept: Sequence[TokenizedPair]) -> list[float]:
+    """chosen_score - rejected_score of each kept pair, as a curriculum orders them."""
+    rows, gaps = {p.source_row: p for p in table.pairs}, []
+    for pair in kept:
+        where = f"{table.where(pair.source_row)}: curriculum 'score_gap'"
+        chosen, rejected = (_number(rows[pair.source_row], f"{side}_score", where) for side in SIDES)
+        if isinstance(chosen, list) or isinstance(rejected, list):
+            raise DataError(f"{where} reads chosen_score and rejected_score, which hold lists here. Give numbers.")
+        gaps.append(chosen - rejected)
+    return gaps
 
 
 def _untagged(table: PairTable, pair: PreferencePair, side: str) -> tuple[Text, list[Span]]:
