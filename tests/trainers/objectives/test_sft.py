@@ -1,6 +1,5 @@
 """SFT: a worked value, its identities, empty completions, gradient."""
 
-import pytest
 import torch
 
 from diagnostics.stats import PairStats
