@@ -28,7 +28,7 @@ COPIES = 4  # rows of the standard batch, all the same pair, so that batch stati
 MARGINS = (-10.0, -2.0, 0.0, 2.0, 10.0)  # nats between the log-ratios, half on either side
 FAR = (-10.0, -20.0, -50.0, -100.0, -200.0, -500.0, -1e3, -2e3, -5e3, -1e4)  # log-ratios of the rejected answer, nats
 FALL = 5.0  # nats that both answers lose together
-TINY = 1e-100  # smaller numbers are what is left of an exponential, larger ones that turn 0 were cut off
+TINY = 1e-20  # smaller numbers are what is left of an exponential before it rounds to 0; larger ones were cut off
 NEUTRAL = {"tie": 0.0, "mismatched_logratios": 0.0}  # data columns; the others stand at 0.5
 _LISTS = {"list", "chosen_item", "rejected_item"}  # without them each row is a list of its own two answers
 
@@ -74,8 +74,8 @@ class Card:
     """One objective. margins: pushes at MARGINS; far: pushes at FAR, the chosen answer as the reference has it.
 
     far_ratio: limit of d_w / d_l as the rejected answer's probability goes to 0; far_rejected: that of d_l.
-    common_fall: how much the loss changes where both answers lose FALL nats; 0: the absolute chosen likelihood does
-    not enter. argmin: the ratio t = policy / reference where the f of its f-divergence is least.
+    common_fall: how much the loss changes where both answers lose FALL nats, so that their margin stays: whether the
+    absolute likelihood enters. argmin: the ratio t = policy / reference where the f of its f-divergence is least.
     columns: the data columns it reads and the values they had here.
     """
 
@@ -260,17 +260,19 @@ def _limit(values: Sequence[float], at: float) -> Fact:
 
 def common_fall(margins: Sequence[Push], fallen: Sequence[Push]) -> Fact:
     """Whether it matters where both answers stand, not only how far apart: the same margins after both have lost FALL
-    nats. The value is the change of the loss at margin 0."""
+    nats. The value is the change of the loss, at the smallest margin where anything changes."""
     both = [(a, b) for a, b in zip(margins, fallen, strict=True) if a.measured and b.measured]
     if not both:
         return Fact(nan, "not measured: the loss is no number there")
-    a, b = next(((a, b) for a, b in both if a.at == 0), both[0])
-    change = b.loss - a.loss
-    moved = any(_differ(a.loss, b.loss) or _differ(a.ratio, b.ratio) for a, b in both)
+    moved = [(a, b) for a, b in both if _differ(a.loss, b.loss) or _differ(a.ratio, b.ratio)]
     if not moved:
-        return Fact(0.0, f"no: where both answers lose {FALL:g} nats the loss does not change")
-    told = f"where both answers lose {FALL:g} nats the loss changes by {change:+.4g}"
-    return Fact(change, f"yes: {told}, d_w / d_l from {a.ratio:.4g} to {b.ratio:.4g} (margin {a.at:g})")
+        return Fact(0.0, f"no: where both answers lose {FALL:g} nats, nothing changes")
+    a, b = min(moved, key=lambda pair: abs(pair[0].at))
+    ratios = (
+        f"d_w / d_l goes from {a.ratio:.4g} to {b.ratio:.4g}" if _differ(a.ratio, b.ratio) else "d_w / d_l does not"
+    )
+    told = f"yes: where both answers lose {FALL:g} nats, the loss changes by {b.loss - a.loss:+.4g}, {ratios}"
+    return Fact(b.loss - a.loss, f"{told} (margin {a.at:g})")
 
 
 def _differ(a: float, b: float) -> bool:
