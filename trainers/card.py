@@ -26,10 +26,21 @@ from trainers import objectives
 TOKENS = 10  # completion tokens of either side
 COPIES = 4  # rows of the standard batch, all the same pair, so that batch statistics exist
 MARGINS = (-10.0, -2.0, 0.0, 2.0, 10.0)  # nats between the log-ratios, half on either side
-FAR = (-10.0, -20.0, -50.0, -100.0, -200.0, -500.0, -1e3, -2e3, -5e3, -1e4)  # log-ratios of the rejected answer, nats
+# log-ratios of the rejected answer, nats
+FAR = (-1.0, -2.0, -5.0, -10.0, -20.0, -50.0, -100.0, -200.0, -500.0, -1e3, -2e3, -5e3, -1e4)
 FALL = 5.0  # nats that both answers lose together
-TINY = 1e-20  # smaller numbers are what is left of an exponential before it rounds to 0; larger ones were cut off
-NEUTRAL = {"tie": 0.0, "mismatched_logratios": 0.0}  # data columns; the others stand at 0.5
+COLUMNS = {  # values of data columns in the standard pair; the others stand at 0.5
+    "tie": 0.0,
+    "mismatched_logratios": 0.0,
+    "chosen_score": 1.0,  # equal scores would ask for no preference
+    "rejected_score": 0.0,
+    "chosen_relevance": 1.0,
+    "rejected_relevance": 0.0,
+    "chosen_source_logps": -1.0,  # as the reference: a mean log-prob
+    "rejected_source_logps": -1.0,
+    "chosen_proposal_logps": -1.0 * TOKENS,  # as the reference: a summed log-prob
+    "rejected_proposal_logps": -1.0 * TOKENS,
+}
 _LISTS = {"list", "chosen_item", "rejected_item"}  # without them each row is a list of its own two answers
 
 
@@ -143,10 +154,10 @@ def standard_pair(chosen: float, rejected: float, *, lengths: tuple[int, int] = 
 
     The reference gives either side a mean log-prob of -1 (tokens from -0.7 to -1.3). All else an objective may read
     is there and neutral: all tokens are one phrase and one step, KL is 0, the reward policy is the reference, the gold
-    answer is as likely as the reference's, squared probabilities sum to e^-1, data columns stand at 0.5, no tie.
+    answer is as likely as the reference's, squared probabilities sum to e^-1, data columns are as in COLUMNS.
     """
     first, second = (_side(n) for n in lengths)
-    named = {c for name in objectives.names() for c in objectives.columns(name)} | set(NEUTRAL)
+    named = {c for name in objectives.names() for c in objectives.columns(name)} | set(COLUMNS)
     columns = {c: torch.full((COPIES,), _column(c), dtype=torch.float64) for c in sorted(named - _LISTS)}
     extra = {"gold": _side(lengths[0]), "reward_chosen": first, "reward_rejected": second}
     sides = (_side(lengths[0], chosen), _side(lengths[1], rejected))
@@ -154,7 +165,7 @@ def standard_pair(chosen: float, rejected: float, *, lengths: tuple[int, int] = 
 
 
 def _column(name: str) -> float:
-    return NEUTRAL.get(name, 0.5)
+    return COLUMNS.get(name, 0.5)
 
 
 def _side(tokens: int, logratio: float = 0.0) -> SequenceStats:
@@ -222,14 +233,25 @@ def far_ratio(far: Sequence[Push]) -> Fact:
     found = [p for p in far if p.measured and (p.chosen or p.rejected)]
     if not found:
         return Fact(nan, "not measured: neither answer is pushed at any distance probed")
-    last = found[-1]
-    silent = [p.at for p in far if p.measured and p.at < last.at]
-    if silent and max(abs(last.chosen), abs(last.rejected)) > TINY:
+    last, scale = found[-1], max(map(_size, found))
+    silent = [p.at for p in far if p.measured and not _size(p) and p.at < last.at]
+    if silent and _size(last) > 1e-6 * scale:  # an exponential that rounds to 0 is smaller the probe before
         return Fact(nan, f"none: neither answer is pushed from v = {silent[0]:g} nats on")
-    finite = [p for p in found if isfinite(p.ratio)]
+    finite = [p for p in found if isfinite(p.ratio) and not _rounded(p, scale)]
     if len(finite) < 2:
         return Fact(last.ratio, "only the chosen answer is pushed")
     return _limit([p.ratio for p in finite], finite[-1].at)
+
+
+def _size(p: Push) -> float:
+    return max(abs(p.chosen), abs(p.rejected))
+
+
+def _rounded(p: Push, scale: float) -> bool:
+    """Whether the incentives may be what rounding leaves: of 1 - 1, nothing or some 1e-17. Two exponentials smaller
+    than that are real numbers."""
+    exponentials = p.chosen and p.rejected and _size(p) < 1e-20 * scale
+    return _size(p) < 1e-12 * scale and not exponentials
 
 
 def far_rejected(far: Sequence[Push]) -> Fact:
@@ -249,7 +271,7 @@ def _limit(values: Sequence[float], at: float) -> Fact:
         return Fact(nan, f"not measured: only one number, {values[-1]:.4g}")
     before, last = abs(values[-2]), abs(values[-1])
     where = f"{values[-1]:.4g} at v = {at:g} nats"
-    if last < 1e-12 or last < 0.7 * before:
+    if last < 1e-12 * max(map(abs, values)) or last < 0.7 * before:
         return Fact(0.0, f"vanishes ({where})")
     if last > 1.4 * before or last > 1e12:
         return Fact(inf if values[-1] > 0 else -inf, f"grows without bound ({where})")
@@ -260,24 +282,23 @@ def _limit(values: Sequence[float], at: float) -> Fact:
 
 def common_fall(margins: Sequence[Push], fallen: Sequence[Push]) -> Fact:
     """Whether it matters where both answers stand, not only how far apart: the same margins after both have lost FALL
-    nats. The value is the change of the loss, at the smallest margin where anything changes."""
+    nats. The value is the change of the loss, at the smallest margin where it changes."""
     both = [(a, b) for a, b in zip(margins, fallen, strict=True) if a.measured and b.measured]
     if not both:
         return Fact(nan, "not measured: the loss is no number there")
-    moved = [(a, b) for a, b in both if _differ(a.loss, b.loss) or _differ(a.ratio, b.ratio)]
+    moved = [(a, b) for a, b in both if _differ(a.loss, b.loss)]
+    moved = moved or [(a, b) for a, b in both if _differ(a.chosen, b.chosen) or _differ(a.rejected, b.rejected)]
     if not moved:
         return Fact(0.0, f"no: where both answers lose {FALL:g} nats, nothing changes")
     a, b = min(moved, key=lambda pair: abs(pair[0].at))
-    ratios = (
-        f"d_w / d_l goes from {a.ratio:.4g} to {b.ratio:.4g}" if _differ(a.ratio, b.ratio) else "d_w / d_l does not"
-    )
-    told = f"yes: where both answers lose {FALL:g} nats, the loss changes by {b.loss - a.loss:+.4g}, {ratios}"
-    return Fact(b.loss - a.loss, f"{told} (margin {a.at:g})")
+    told = f"the loss changes by {b.loss - a.loss:+.4g}, d_w from {a.chosen:.4g} to {b.chosen:.4g}"
+    told += f", d_l from {a.rejected:.4g} to {b.rejected:.4g} (margin {a.at:g})"
+    return Fact(b.loss - a.loss, f"yes: where both answers lose {FALL:g} nats, {told}")
 
 
 def _differ(a: float, b: float) -> bool:
-    """Whether two numbers differ by more than rounding; two NaN or equal infinities do not."""
-    return a != b and not (a != a and b != b) and not abs(a - b) <= 1e-9 * (1 + abs(a))
+    """Whether two numbers differ by more than rounding."""
+    return abs(a - b) > 1e-9 * max(abs(a), abs(b)) + 1e-13
 
 
 def _argmin(name: str, settings: dict[str, Any]) -> Fact:

@@ -103,6 +103,7 @@ def test_whether_the_rejected_gradient_is_bounded(rejected, value, words):
     [
         (lambda d: 2.0, lambda d: 1.0, 2.0, "settles"),
         (lambda d: 2 * math.exp(-d / 10), lambda d: math.exp(-d / 10), 2.0, "settles"),  # to where both round to 0
+        (lambda d: 1 - sigmoid(d / 10), lambda d: sigmoid(-d / 10), 1.0, "settles"),  # equal but for rounding
         (lambda d: 1.0, lambda d: 1 / d, math.inf, "grows"),
         (lambda d: 1 / d, lambda d: 1.0, 0.0, "vanishes"),
         (lambda d: 0.1, lambda d: 0.0, math.inf, "only the chosen"),
@@ -133,11 +134,14 @@ def test_dpo_nll_feels_a_common_fall():
     assert card("dpo_nll", alpha=0.0).common_fall.value == 0.0
 
 
-def test_a_ratio_that_moves_counts_though_the_loss_does_not():
+def test_incentives_that_move_count_though_the_loss_does_not():
     before, after = Push(0.0, 1.0, 0.5, 0.5), Push(0.0, 1.0, 0.6, 0.4)
+    assert "d_w from 0.5 to 0.6, d_l from 0.5 to 0.4" in common_fall([before], [after]).words
     assert common_fall([before], [after]).words.startswith("yes: ")
-    assert "from 1 to 1.5" in common_fall([before], [after]).words
     assert common_fall([before], [before]).words.startswith("no: ")
+    rounding = Push(0.0, 1.0 + 1e-15, 0.5 - 1e-16, 0.5)
+    assert common_fall([before], [rounding]).words.startswith("no: ")
+    assert common_fall([Push(0.0, math.nan, 0.5, 0.5)], [before]).words.startswith("not measured")
 
 
 # --- f-divergences ---
