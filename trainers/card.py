@@ -271,7 +271,7 @@ def _limit(values: Sequence[float], at: float) -> Fact:
         return Fact(nan, f"not measured: only one number, {values[-1]:.4g}")
     before, last = abs(values[-2]), abs(values[-1])
     where = f"{values[-1]:.4g} at v = {at:g} nats"
-    if last < 1e-12 * max(map(abs, values)) or last < 0.7 * before:
+    if last <= 1e-12 * max(map(abs, values)) or last < 0.7 * before:
         return Fact(0.0, f"vanishes ({where})")
     if last > 1.4 * before or last > 1e12:
         return Fact(inf if values[-1] > 0 else -inf, f"grows without bound ({where})")

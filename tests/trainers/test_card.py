@@ -11,7 +11,7 @@ from trainers.card import FAR, MARGINS, Push, argmin, card, common_fall, far_rat
 
 
 def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
 def incentives(made) -> dict[float, tuple[float, float]]:
@@ -83,6 +83,7 @@ def pushes(chosen, rejected) -> list[Push]:
     ("rejected", "value", "words"),
     [
         (lambda d: 0.3 + 1 / d, 0.3, "yes: settles"),
+        (lambda d: 0.0, 0.0, "yes: vanishes"),
         (lambda d: -0.02, -0.02, "yes: settles"),
         (lambda d: 1 / d, 0.0, "yes: vanishes"),
         (lambda d: math.exp(-d), 0.0, "yes: vanishes"),
