@@ -10,7 +10,7 @@ objective leans before any model is looked at. All of it is taken by autograd on
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from math import exp, inf, isfinite, nan
 from typing import Any
 
@@ -86,7 +86,8 @@ class Card:
 
     far_ratio: limit of d_w / d_l as the rejected answer's probability goes to 0; far_rejected: that of d_l.
     common_fall: how much the loss changes where both answers lose FALL nats, so that their margin stays: whether the
-    absolute likelihood enters. argmin: the ratio t = policy / reference where the f of its f-divergence is least.
+    absolute likelihood enters. argmin: the ratio t = policy / reference where the f of its f-divergence is least,
+    with f as the papers write it: c (t - 1) more would be the same divergence and another argmin.
     columns: the data columns it reads and the values they had here.
     """
 
@@ -157,11 +158,17 @@ def standard_pair(chosen: float, rejected: float, *, lengths: tuple[int, int] = 
     answer is as likely as the reference's, squared probabilities sum to e^-1, data columns are as in COLUMNS.
     """
     first, second = (_side(n) for n in lengths)
-    named = {c for name in objectives.names() for c in objectives.columns(name)} | set(COLUMNS)
-    columns = {c: torch.full((COPIES,), _column(c), dtype=torch.float64) for c in sorted(named - _LISTS)}
+    columns = {c: torch.full((COPIES,), _column(c), dtype=torch.float64) for c in _named()}
     extra = {"gold": _side(lengths[0]), "reward_chosen": first, "reward_rejected": second}
     sides = (_side(lengths[0], chosen), _side(lengths[1], rejected))
     return PairStats(*sides, first, second, columns=columns, extra=extra)
+
+
+@cache
+def _named() -> tuple[str, ...]:
+    """Every data column that some objective reads."""
+    named = {c for name in objectives.names() for c in objectives.columns(name)} | set(COLUMNS)
+    return tuple(sorted(named - _LISTS))
 
 
 def _column(name: str) -> float:

@@ -45,11 +45,13 @@ def test_each_table_alone(call):
     assert "run_report" in names_in(call("notebooks")[1])
 
 
-def test_every_row_says_how_sure_its_formula_is(call):
-    lines = call("objectives")[1]
+def test_every_row_says_how_sure_its_formula_is(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # a line a row
+    rows = {line.split()[1]: line for line in call("objectives")[1].splitlines() if line.startswith("│")}
     for name in objectives.names():
-        words = objectives.PROVENANCES[objectives.module(name).PROVENANCE].split()
-        assert words[0].rstrip(":") in lines
+        assert objectives.PROVENANCES[objectives.module(name).PROVENANCE] in rows[name]
+        for need in (*objectives.needs(name), *objectives.columns(name), *objectives.hyperparameters(name)):
+            assert need in rows[name]
 
 
 def test_the_card_of_dpo(call):
@@ -91,7 +93,7 @@ def test_the_card_of_a_measure_and_of_a_notebook(call):
 @pytest.mark.parametrize(
     ("args", "wanted"),
     [
-        (("objectives", "dop"), "unknown objective 'dop': did you mean 'dpo'"),
+        (("objectives", "ipo_meen"), "unknown objective 'ipo_meen': did you mean 'ipo_mean'"),
         (("objectives", "sinpo"), "did you mean 'simpo'"),
         (("measures", "ches_scor"), "did you mean 'ches_score'"),
         (("notebooks", "run"), "did you mean 'run_report'"),

@@ -1,6 +1,7 @@
 """The objective card: worked incentives, limits known in closed form, and a card for whatever the folder holds."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -172,6 +173,41 @@ def test_argmin(f, least):
     assert argmin(f) == pytest.approx(least, abs=1e-3, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "least"),
+    [
+        ("squared_dpo", {}, 1.0),
+        ("fdpo", {}, math.exp(-1)),
+        ("fdpo", {"divergence": "js"}, 1.0),
+        ("fdpo", {"divergence": "alpha", "alpha": 0.3}, 1.0),
+        ("fdpo", {"divergence": "alpha", "alpha": 1.0}, 1.0),
+        ("fdpo", {"divergence": "forward_kl"}, math.inf),
+    ],
+)
+def test_argmin_of_the_objectives_that_name_their_f(name, settings, least):
+    fact = card(name, **settings).argmin
+    assert fact.value == pytest.approx(least, abs=1e-6)
+    assert fact.words.startswith("fails" if least < 1 else "meets")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"divergence": d} for d in ("forward_kl", "reverse_kl", "js")] + [{"divergence": "alpha", "alpha": 0.3}],
+)
+def test_the_f_of_fdpo_is_the_one_its_loss_uses(settings):
+    """d_l / d_w at u = 0 is d f'(e^v)/dv over the same at v = 0, that is e^v f''(e^v) / f''(1)."""
+    divergence = objectives.module("fdpo").divergence
+
+    def slope(v: float) -> float:
+        t = torch.tensor(math.exp(v), dtype=torch.float64, requires_grad=True)
+        (first,) = torch.autograd.grad(divergence(t, **settings), t, create_graph=True)
+        return math.exp(v) * float(torch.autograd.grad(first, t)[0])
+
+    for v in (-2.0, 1.0):
+        found = push(partial(objectives.load("fdpo"), **settings), standard_pair(0.0, v))
+        assert found.rejected / found.chosen == pytest.approx(slope(v) / slope(0.0), rel=1e-9)
+
+
 def test_a_file_without_an_f_divergence_says_so():
     assert math.isnan(card("simpo").argmin.value)
     assert card("simpo").argmin.words.startswith("not measured")
@@ -232,7 +268,7 @@ def test_an_objective_that_refuses_the_pair_gives_its_reason(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "settings", "wanted"),
-    [("dop", {}, "did you mean 'dpo'"), ("dpo", {"bta": 1}, "'beta'"), ("dpo", {"beta": -1}, "above 0")],
+    [("simpoo", {}, "did you mean 'simpo'"), ("dpo", {"bta": 1}, "'beta'"), ("dpo", {"beta": -1}, "above 0")],
 )
 def test_a_mistake_is_a_sentence(name, settings, wanted):
     if settings == {"beta": -1}:  # what the objective itself refuses is told on the card
