@@ -23,7 +23,8 @@ SHOWN = 10  # rows of the flag table
 CARD_NOTES = (
     "d_w = -dL/dz_w and d_l = dL/dz_l, z a summed log-prob in nats: above 0, chosen is raised and rejected lowered. "
     "To first order in a small step, chosen rises only if d_w / d_l > <s_w, s_l> / |s_w|^2, and rejected falls only if "
-    "d_w / d_l < |s_l|^2 / <s_w, s_l>; s is the gradient of z in the weights, <s_w, s_l> > 0 (arXiv:2604.18239).",
+    "d_w / d_l < |s_l|^2 / <s_w, s_l>; s is the gradient of z in the weights, <s_w, s_l> > 0 (arXiv:2604.18239). "
+    "A push on X is -dL/dX: above 0 raises X. A dash is no number.",
     "One standard pair, nothing sampled: 10 tokens a side, reference log-prob -1 a token, margins split evenly, v the "
     "rejected answer's log-ratio. All else is neutral: KL 0, every token in one phrase, a batch of equal pairs.",
 )
@@ -108,7 +109,9 @@ def _objectives() -> list[tuple[str, str, str]]:
     found = []
     for name in objectives.names():
         function = objectives.load(name)
-        found.append((name, f"{summary(function.__doc__)} [{_settings(name)}]", ", ".join(sources(function))))
+        sure = objectives.PROVENANCES[objectives.module(name).PROVENANCE]
+        text = f"{summary(function.__doc__)} [{_settings(name)}] ({sure})"
+        found.append((name, text, ", ".join(sources(function))))
     return found
 
 
