@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
@@ -83,52 +84,41 @@ def show_list(what: str | None = None, name: str | None = None) -> None:
     if what is not None and what not in kinds:
         raise measures.unknown("list", what, kinds)
     if name is None:
-        _show_tables(kinds if what is None else (what,), wide=what is not None)
+        _show_tables(kinds if what is None else (what,))
     elif what == "objectives":
         show_card(card(name))
     else:
         _show_text(*(_measure_text(name) if what == "measures" else _notebook_text(name)))
 
 
-def _show_tables(kinds: Sequence[str], *, wide: bool) -> None:
+def _show_tables(kinds: Sequence[str]) -> None:
     """From the docstrings and the notebooks' first cells."""
     console = Console()
     for kind in kinds:
-        if kind == "objectives" and wide:
+        if kind == "objectives":
             console.print(_objective_table())
             continue
         table = _table(kind, "what it is", "source")
-        for row in {"objectives": _objectives, "measures": _measures, "notebooks": _notebooks}[kind]():
+        for row in _measures() if kind == "measures" else _notebooks():
             _add(table, *row)
         console.print(table)
     if "objectives" in kinds:
         console.print("one objective's card: chesboard list objectives NAME", highlight=False)
 
 
-def _objectives() -> list[tuple[str, str, str]]:
-    found = []
-    for name in objectives.names():
-        function = objectives.load(name)
-        sure = objectives.PROVENANCES[objectives.module(name).PROVENANCE]
-        text = f"{summary(function.__doc__)} [{_settings(name)}] ({sure})"
-        found.append((name, text, ", ".join(sources(function))))
-    return found
-
-
 def _objective_table() -> Table:
-    """Every objective: what it reads, how sure its formula is, its defaults, its paper."""
-    table = _table("objective", "what it is", "needs", "formula", "defaults", "paper")
+    """Every objective: what it is, what it reads, how sure its formula is, its paper."""
+    table = _table("objective", "what it is", "needs", "formula", "paper")
     for name in objectives.names():
         function = objectives.load(name)
         reads = ", ".join([*objectives.needs(name), *(f"column {c}" for c in objectives.columns(name))])
-        sure = objectives.PROVENANCES[objectives.module(name).PROVENANCE]
-        _add(table, name, summary(function.__doc__), reads or "-", sure, _settings(name), ", ".join(sources(function)))
-    table.columns[0].overflow, table.columns[0].no_wrap = "fold", True
+        said = re.split(r"\. (?:arXiv|Source)", summary(function.__doc__))[0].rstrip(".")
+        sure = objectives.module(name).PROVENANCE
+        _add(table, name, said, reads or "-", sure, "\n".join(p[6:] for p in sources(function)))
+    for column in (table.columns[0], table.columns[4]):
+        column.no_wrap = True
+    table.caption = "paper: arXiv number; formula: " + "; ".join(objectives.PROVENANCES.values())
     return table
-
-
-def _settings(name: str) -> str:
-    return ", ".join(f"{k}={v}" for k, v in objectives.hyperparameters(name).items())
 
 
 def show_card(shown: Card) -> None:
