@@ -49,5 +49,4 @@ def _behind(rewards: Tensor, together: Tensor) -> Tensor:
     others = together & ~torch.eye(len(rewards), dtype=torch.bool, device=rewards.device)
     n, alone = others.sum(-1, dtype=rewards.dtype), ~others.any(-1)
     gaps = torch.where(others, rewards - rewards[:, None], -torch.inf)
-    gaps = torch.where(alone[:, None], 0.0, gaps)  # a row of -inf alone would have a gradient of NaN
     return torch.where(alone, 0.0, -logsigmoid(n.clamp(min=1).log() - gaps.logsumexp(-1)))
