@@ -114,7 +114,7 @@ def _objective_table() -> Table:
         reads = ", ".join([*objectives.needs(name), *(f"column {c}" for c in objectives.columns(name))])
         said = re.split(r"\. (?:arXiv|Source)", summary(function.__doc__))[0].rstrip(".")
         sure = objectives.module(name).PROVENANCE
-        _add(table, name, said, reads or "-", sure, "\n".join(p[6:] for p in sources(function)))
+        _add(table, name, said, reads or "-", sure, ", ".join(p[6:] for p in sources(function)))
     for column in (table.columns[0], table.columns[4]):
         column.no_wrap = True
     table.caption = "paper: arXiv number; formula: " + "; ".join(objectives.PROVENANCES.values())
