@@ -141,7 +141,7 @@ class Lists(NamedTuple):
 def lists(pair: PairStats) -> Lists:
     """The lists of a batch, from its columns `list`, `chosen_item`, `rejected_item`: whole numbers that are equal
     where rows share a prompt, and where answers within a list are the same text. Without these columns each row is
-    a list of two."""
+    a list of two. Items stand in the order of their numbers, whatever the order of the rows."""
     size = len(pair.chosen.completion_mask)
     alone = torch.arange(size)
     of_row = pair.columns.get("list", alone).long()
@@ -152,9 +152,10 @@ def lists(pair: PairStats) -> Lists:
     for row, key in enumerate(zip([*of_row.tolist()] * 2, [*chosen.tolist(), *rejected.tolist()], strict=True)):
         seen.setdefault(key, row)
     device = pair.chosen.per_token_logps.device
+    items = sorted(seen)
     return Lists(
-        torch.tensor(list(seen.values()), device=device),
-        torch.tensor([number[key[0]] for key in seen], device=device),
+        torch.tensor([seen[key] for key in items], device=device),
+        torch.tensor([number[key[0]] for key in items], device=device),
         torch.tensor([number[value] for value in of_row.tolist()], device=device),
     )
 
