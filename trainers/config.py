@@ -147,6 +147,8 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
             raise UserError(f"'{key}' is missing. Give it in the config file or as --{key}.")
     values = values | {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
     _check_choices(values)
+    for key in hyper.keys() & values.keys():
+        _check_type(key, values[key], bool if isinstance(hyper[key], bool) else None)
     values = _without_eos(values)
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own_names},
