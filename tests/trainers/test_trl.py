@@ -139,10 +139,8 @@ def random_case(*, seed: int = 0, dtype: torch.dtype = torch.float64, free: bool
     """Log-probs of -3 to 0 nats a token. free: the reference gives every answer log-prob 0, as if there were none."""
     generator = torch.Generator().manual_seed(seed)
     table = random_rows(generator, **rows)
-    shape = (3, *table.ids[:, 1:].shape)
-    policy, reference, collisions = (-0.05 - 2.9 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(
-        dtype
-    )
+    numbers = torch.rand((3, *table.ids[:, 1:].shape), generator=generator, dtype=torch.float64)
+    policy, reference, collisions = (-0.05 - 2.9 * numbers).to(dtype)
     return Case(table, policy.requires_grad_(), reference * (not free), collisions)
 
 
