@@ -15,7 +15,7 @@ PROVENANCE = "TRL"
 def statistics(pair: PairStats, previous: Mapping[str, float] | None, *, beta: float = 0.1) -> dict[str, float]:
     """delta: mean of all chosen and rejected rewards (beta * log-ratio) of this batch and all before it, each
     counting once (a cumulative mean, no moving average); count: how many they are, two a pair."""
-    rewards = beta * torch.cat(logratios(pair)).detach()
+    rewards = beta * torch.cat(logratios(pair))
     before = previous or {"delta": 0.0, "count": 0}
     count = before["count"] + len(rewards)
     return {"delta": (before["delta"] * before["count"] + rewards.sum().item()) / count, "count": count}

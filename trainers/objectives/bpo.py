@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from diagnostics.errors import UserError
 from diagnostics.stats import PairStats
@@ -61,7 +61,7 @@ def bpo(
 def _loss(log_ratio: Tensor, divergence: str, k: float) -> Tensor:
     """(B,) loss at R = e^log_ratio; for sba still to be scaled."""
     if divergence == "lr":
-        return softplus(log_ratio)
+        return -logsigmoid(-log_ratio)  # exact where softplus turns linear
     if divergence == "lsif":
         return _power(log_ratio, 2) - 2 * _power(log_ratio, -1)
     if divergence == "kliep" or k == 0:

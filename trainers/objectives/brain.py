@@ -1,11 +1,9 @@
 """BRAIn: distilling the reward-conditioned posterior over lists of samples. arXiv 2402.02479."""
 
-import torch
 from torch.nn.functional import logsigmoid
 
 from diagnostics.stats import PairStats
 from trainers.objectives import ObjectiveOutput, column, lists, logratios, rewarded
-from trainers.objectives.infonca import _log_softmax
 
 NEEDS = ("reference", "lists")
 COLUMNS = ("chosen_score", "rejected_score", "chosen_proposal_logps", "rejected_proposal_logps")
@@ -31,12 +29,12 @@ def brain(pair: PairStats) -> ObjectiveOutput:
     chosen, rejected = logratios(pair)
     items = lists(pair)
     scores, proposals = (
-        torch.cat((column(pair, f"chosen_{name}"), column(pair, f"rejected_{name}")))[items.rows]
+        items.items(column(pair, f"chosen_{name}"), column(pair, f"rejected_{name}"))
         for name in ("score", "proposal_logps")
     )
-    policy = torch.cat((pair.chosen.logps, pair.rejected.logps))[items.rows]
-    reference = (policy - torch.cat((chosen, rejected))[items.rows]).detach()
-    targets = _log_softmax(reference + logsigmoid(scores) - proposals, items.list_of).exp()
-    terms = -targets * _log_softmax(policy - proposals, items.list_of)
-    losses = torch.where(items.of_row[:, None] == items.list_of, terms, 0.0).sum(-1)
+    policy = items.items(pair.chosen.logps, pair.rejected.logps)
+    reference = (policy - items.items(chosen, rejected)).detach()
+    targets = items.log_softmax(reference + logsigmoid(scores) - proposals).exp()
+    terms = -targets * items.log_softmax(policy - proposals)
+    losses = items.totals(terms)
     return rewarded(losses, chosen, rejected)

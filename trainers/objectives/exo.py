@@ -1,10 +1,7 @@
 """Efficient exact optimization on rewards, over lists (EXO-rw). arXiv 2402.00856."""
 
-import torch
-
 from diagnostics.stats import PairStats
 from trainers.objectives import ObjectiveOutput, column, lists, logratios, require_positive, rewarded
-from trainers.objectives.infonca import _log_softmax
 
 NEEDS = ("reference", "lists")
 COLUMNS = ("chosen_score", "rejected_score")
@@ -26,8 +23,8 @@ def exo(pair: PairStats, *, beta: float = 0.5, beta_r: float = 0.5) -> Objective
     require_positive(beta=beta, beta_r=beta_r)
     chosen, rejected = (beta * values for values in logratios(pair))
     items = lists(pair)
-    scores = torch.cat((column(pair, "chosen_score"), column(pair, "rejected_score")))[items.rows]
-    model = _log_softmax(torch.cat((chosen, rejected))[items.rows], items.list_of)
-    terms = model.exp() * (model - _log_softmax(scores / beta_r, items.list_of))
-    losses = torch.where(items.of_row[:, None] == items.list_of, terms, 0.0).sum(-1)
+    scores = items.items(column(pair, "chosen_score"), column(pair, "rejected_score"))
+    model = items.log_softmax(items.items(chosen, rejected))
+    terms = model.exp() * (model - items.log_softmax(scores / beta_r))
+    losses = items.totals(terms)
     return rewarded(losses, chosen, rejected)

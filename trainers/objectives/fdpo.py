@@ -50,6 +50,19 @@ def fdpo(
     return rewarded(-logsigmoid(beta * margins), beta * chosen, beta * rejected)
 
 
+def divergence(t: Tensor, divergence: Divergence = "reverse_kl", alpha: float = 0.5) -> Tensor:
+    """f(t) whose f' the loss uses, t = policy / reference > 0. arXiv 2309.16240; f' of reverse_kl without its 1."""
+    if divergence == "reverse_kl":
+        return t * t.log()
+    if divergence == "forward_kl":
+        return -t.log()
+    if divergence == "js":
+        return t * t.log() - (t + 1) * ((t + 1) / 2).log()
+    if alpha == 1:
+        return t - 1 - t.log()
+    return (t ** (1 - alpha) - (1 - alpha) * t - alpha) / (alpha * (alpha - 1))
+
+
 def _derivative(x: Tensor, divergence: str, alpha: float) -> Tensor:
     """(B,) f' at the probability ratio e^x."""
     if divergence == "reverse_kl":

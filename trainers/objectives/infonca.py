@@ -1,8 +1,5 @@
 """InfoNCA: lists of answers with explicit rewards, contrasted with each other. arXiv 2402.05369."""
 
-import torch
-from torch import Tensor
-
 from diagnostics.stats import PairStats
 from trainers.objectives import ObjectiveOutput, column, lists, logratios, require_positive, rewarded
 
@@ -26,13 +23,8 @@ def infonca(pair: PairStats, *, beta: float = 0.01, temperature_alpha: float = 1
     require_positive(beta=beta, temperature_alpha=temperature_alpha)
     chosen, rejected = (beta * values for values in logratios(pair))
     items = lists(pair)
-    scores = torch.cat((column(pair, "chosen_score"), column(pair, "rejected_score")))[items.rows]
-    targets = _log_softmax(scores / temperature_alpha, items.list_of).exp()
-    terms = -targets * _log_softmax(torch.cat((chosen, rejected))[items.rows], items.list_of)
-    losses = torch.where(items.of_row[:, None] == items.list_of, terms, 0.0).sum(-1)
+    scores = items.items(column(pair, "chosen_score"), column(pair, "rejected_score"))
+    targets = items.log_softmax(scores / temperature_alpha).exp()
+    terms = -targets * items.log_softmax(items.items(chosen, rejected))
+    losses = items.totals(terms)
     return rewarded(losses, chosen, rejected)
-
-
-def _log_softmax(values: Tensor, list_of: Tensor) -> Tensor:
-    """(I,) log-softmax of each item's value within its list."""
-    return values - torch.where(list_of[:, None] == list_of, values, -torch.inf).logsumexp(-1)

@@ -29,19 +29,12 @@ def irpo(pair: PairStats, *, beta: float = 1.0) -> ObjectiveOutput:
     require_positive(beta=beta)
     chosen, rejected = (beta * values for values in logratios(pair))
     items = lists(pair)
-    relevance = torch.cat((column(pair, "chosen_relevance"), column(pair, "rejected_relevance")))[items.rows]
-    together = items.list_of[:, None] == items.list_of
-    weights = (torch.exp2(relevance) - 1) / torch.log2(1 + _ranks(relevance, together)) / together.sum(-1)
-    terms = weights * _behind(torch.cat((chosen, rejected))[items.rows], together)
-    losses = torch.where(items.of_row[:, None] == items.list_of, terms, 0.0).sum(-1)
+    relevance = items.items(column(pair, "chosen_relevance"), column(pair, "rejected_relevance"))
+    together = items.together()
+    weights = (torch.exp2(relevance) - 1) / torch.log2(1 + items.ranks(relevance)) / together.sum(-1)
+    terms = weights * _behind(items.items(chosen, rejected), together)
+    losses = items.totals(terms)
     return rewarded(losses, chosen, rejected)
-
-
-def _ranks(values: Tensor, together: Tensor) -> Tensor:
-    """(I,) place of each item in its list by falling value, from 1; ties in the order of the items."""
-    place = torch.arange(len(values), device=values.device)
-    ahead = (values > values[:, None]) | ((values == values[:, None]) & (place < place[:, None]))
-    return 1 + (ahead & together).sum(-1, dtype=values.dtype)  # the log of an integer tensor would be float32
 
 
 def _behind(rewards: Tensor, together: Tensor) -> Tensor:
@@ -49,5 +42,4 @@ def _behind(rewards: Tensor, together: Tensor) -> Tensor:
     others = together & ~torch.eye(len(rewards), dtype=torch.bool, device=rewards.device)
     n, alone = others.sum(-1, dtype=rewards.dtype), ~others.any(-1)
     gaps = torch.where(others, rewards - rewards[:, None], -torch.inf)
-    gaps = torch.where(alone[:, None], 0.0, gaps)  # a row of -inf alone would have a gradient of NaN
     return torch.where(alone, 0.0, -logsigmoid(n.clamp(min=1).log() - gaps.logsumexp(-1)))

@@ -1,11 +1,9 @@
 """Noise-contrastive alignment: lists of answers with explicit rewards, each against noise. arXiv 2402.05369."""
 
-import torch
 from torch.nn.functional import logsigmoid
 
 from diagnostics.stats import PairStats
 from trainers.objectives import ObjectiveOutput, column, lists, logratios, require_positive, rewarded
-from trainers.objectives.infonca import _log_softmax
 
 NEEDS = ("reference", "lists")
 COLUMNS = ("chosen_score", "rejected_score")
@@ -27,10 +25,10 @@ def nca(pair: PairStats, *, beta: float = 0.01, temperature_alpha: float = 1e-4)
     require_positive(beta=beta, temperature_alpha=temperature_alpha)
     chosen, rejected = (beta * values for values in logratios(pair))
     items = lists(pair)
-    scores = torch.cat((column(pair, "chosen_score"), column(pair, "rejected_score")))[items.rows]
-    rewards = torch.cat((chosen, rejected))[items.rows]
-    targets = _log_softmax(scores / temperature_alpha, items.list_of).exp()
-    sizes = (items.list_of[:, None] == items.list_of).sum(-1)
+    scores = items.items(column(pair, "chosen_score"), column(pair, "rejected_score"))
+    rewards = items.items(chosen, rejected)
+    targets = items.log_softmax(scores / temperature_alpha).exp()
+    sizes = items.together().sum(-1)
     terms = -targets * logsigmoid(rewards) - logsigmoid(-rewards) / sizes
-    losses = torch.where(items.of_row[:, None] == items.list_of, terms, 0.0).sum(-1)
+    losses = items.totals(terms)
     return rewarded(losses, chosen, rejected)

@@ -33,6 +33,11 @@ def squared_dpo(pair: PairStats, *, beta: float = 0.1) -> ObjectiveOutput:
     return rewarded(losses, beta * chosen, beta * rejected)
 
 
+def divergence(t: Tensor) -> Tensor:
+    """f(t) = (log t)^2 / 2, t = policy / reference > 0. f' = log(t) / t is the score of the loss."""
+    return t.log() ** 2 / 2
+
+
 def _score(x: Tensor) -> Tensor:
     """(B,) log(t) / t at t = e^x."""
     return x * torch.exp((-x).clamp(max=_LARGEST))

@@ -7,7 +7,6 @@ from torch.nn.functional import logsigmoid
 from diagnostics.errors import UserError
 from diagnostics.stats import PairStats, SequenceStats, wide
 from trainers.objectives import ObjectiveOutput, column, lists, part, require_positive, rewarded
-from trainers.objectives.irpo import _ranks
 
 NEEDS = ("reference", "lists", "steps")
 COLUMNS = ("chosen_score", "rejected_score")
@@ -33,14 +32,14 @@ def tpo_tree(pair: PairStats, *, beta: float = 0.5) -> ObjectiveOutput:
     chosen = beta * _step_reward(pair.chosen, pair.ref_chosen)
     rejected = beta * _step_reward(pair.rejected, pair.ref_rejected)
     items = lists(pair)
-    scores = torch.cat((column(pair, "chosen_score"), column(pair, "rejected_score")))[items.rows]
-    rewards = torch.cat((chosen, rejected))[items.rows]
-    together = items.list_of[:, None] == items.list_of
-    gains, discounts = torch.exp2(scores), 1 / torch.log(1 + _ranks(scores, together))
+    scores = items.items(column(pair, "chosen_score"), column(pair, "rejected_score"))
+    rewards = items.items(chosen, rejected)
+    together = items.together()
+    gains, discounts = torch.exp2(scores), 1 / torch.log(1 + items.ranks(scores))
     weights = (gains[:, None] - gains).abs() * (discounts[:, None] - discounts).abs()
     better = together & (scores[:, None] > scores)
     terms = torch.where(better, -weights * logsigmoid(rewards[:, None] - rewards), 0.0).sum(-1)
-    losses = torch.where(items.of_row[:, None] == items.list_of, terms, 0.0).sum(-1)
+    losses = items.totals(terms)
     return rewarded(losses, chosen, rejected)
 
 

@@ -45,16 +45,13 @@ def test_without_a_shift_it_is_bco_pair(random_pair):
         torch.testing.assert_close(value, other, rtol=0, atol=1e-15)
 
 
-def test_delta_has_no_gradient(worked):
-    """Slopes -0.1 sigmoid(-0.15) on chosen and +0.1 sigmoid(-0.15) on rejected tokens.
-
-    With delta differentiated both halves would cancel in part: it depends on both rewards.
-    """
-    sides = worked.chosen.per_token_logps, worked.rejected.per_token_logps
-    chosen, rejected = torch.autograd.grad(bco(worked, beta=0.1).losses.sum(), sides)
-    slope = 0.1 / (1 + math.exp(0.15))
-    assert chosen.tolist() == [pytest.approx([-slope] * 2, abs=1e-15)]
-    assert rejected.tolist() == [pytest.approx([slope] * 3, abs=1e-15)]
+def test_delta_has_no_gradient(make_pair):
+    """Rewards 2, 1 chosen, 0.5, -1.5 rejected, delta 0.5: slopes -0.5 sigmoid(-(r - 0.5)) and 0.5 sigmoid(r - 0.5)."""
+    pair = make_pair([[4.0], [2.0]], [[1.0], [-3.0]], [[0.0], [0.0]], [[0.0], [0.0]])
+    sides = pair.chosen.per_token_logps, pair.rejected.per_token_logps
+    chosen, rejected = torch.autograd.grad(bco(pair, beta=0.5).losses.sum(), sides)
+    assert chosen[:, 0].tolist() == pytest.approx([-0.5 / (1 + math.exp(r)) for r in (1.5, 0.5)], abs=1e-15)
+    assert rejected[:, 0].tolist() == pytest.approx([0.5 / (1 + math.exp(-r)) for r in (0.0, -2.0)], abs=1e-15)
 
 
 def test_a_beta_of_zero_is_refused_by_name(worked):

@@ -21,6 +21,7 @@ def test_worked_value(worked):
     assert output.losses.tolist() == pytest.approx([0.6143552444685271], abs=1e-14)
     assert output.chosen_rewards.tolist() == pytest.approx([0.1], abs=1e-15)
     assert output.rejected_rewards.tolist() == pytest.approx([-0.2], abs=1e-15)
+    assert cdpo(worked).losses.tolist() == output.losses.tolist()
 
 
 def test_is_dpo_without_smoothing_in_value_and_gradient(random_pair):

@@ -1,5 +1,6 @@
 """f-DPO: worked values, where divergences meet, far away, gradient."""
 
+import math
 from itertools import product
 from typing import get_args
 
@@ -71,10 +72,12 @@ def test_finite_far_away(make_pair, divergence, far):
 
 
 def test_forward_kl_stands_still_below_80_nats(make_pair):
-    """u = -81 and v = -2: f'(u) = -e^80 passes no gradient."""
-    pair = make_pair([[-82.0]], [[-3.0]], [[-1.0]], [[-1.0]])
-    (gradient,) = torch.autograd.grad(fdpo(pair, divergence="forward_kl").losses.sum(), pair.chosen.per_token_logps)
-    assert gradient.tolist() == [[0.0]]
+    """The slope of f' is e^79.9 at u = -79.9 and 0 at u = -81; beta e^-80 keeps the sigmoid from rounding."""
+    for u, moves in ((-79.9, True), (-81.0, False)):
+        pair = make_pair([[-1.0 + u]], [[-3.0]], [[-1.0]], [[-1.0]])
+        losses = fdpo(pair, beta=math.exp(-80), divergence="forward_kl").losses
+        (gradient,) = torch.autograd.grad(losses.sum(), pair.chosen.per_token_logps)
+        assert (gradient != 0).tolist() == [[moves]]
 
 
 def test_wrong_hyperparameters_are_refused_by_name(worked):

@@ -47,6 +47,9 @@ def test_the_odds_keep_their_digits_near_0_and_far_below(make_pair, p):
     odds = p - math.log(-math.expm1(p))
     expected = math.log1p(math.exp(-odds)) if odds > -700 else -odds
     assert (losses.item() + p) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    if p > -1:  # as the rejected answer its odds stand alone: log 2 + log(1 + e^o), where 1 - exp(p) would lose digits
+        other = orpo(make_pair([[math.log(0.5)]], [[p]]), beta=1.0).losses.item()
+        assert other == pytest.approx(math.log(2) + math.log1p(math.exp(odds)), rel=1e-13)
     slope = -1 - 1 / -math.expm1(p) / (1 + math.exp(odds))
     assert slopes(losses, pair)[0].item() == pytest.approx(slope, rel=1e-12)
 

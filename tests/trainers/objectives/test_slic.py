@@ -33,6 +33,11 @@ def test_past_the_margin_only_the_likelihood_of_the_chosen_is_left(worked):
     assert rejected.tolist() == [[0.0] * 3]
 
 
+def test_default_margin_is_one_nat(worked):
+    """Sides exchanged: 1 + 6 - 3 = 4, plus 0.1 * 6."""
+    assert slic(PairStats(worked.rejected, worked.chosen)).losses.tolist() == pytest.approx([4.6], abs=1e-14)
+
+
 def test_is_delta_times_a_hinge_at_a_flat_reference_without_likelihood(make_pair):
     """[delta - D]+ = delta * [1 - D / delta]+, with u = P where the reference's log-probs are 0."""
     pair = make_pair([[-1.0], [-4.0]], [[-2.0], [-0.5]], [[0.0], [0.0]], [[0.0], [0.0]])

@@ -101,7 +101,10 @@ def test_a_list_of_one_answer_is_finite(listed):
 
 
 def test_tokens_outside_steps_and_steps_under_padding_do_not_count(stepped):
-    """Rejected tokens 2 and 3 in no step: only step 1 is left, -1 a token: r = -0.5. Padding of NaN and step 9."""
+    """Rejected tokens 2 and 3 in no step: only the first is left, -1, in step 2 (there is no step 1): r = -0.5.
+
+    Padding holds NaN and step 9.
+    """
 
     def pad(side):
         parts = {
@@ -112,7 +115,7 @@ def test_tokens_outside_steps_and_steps_under_padding_do_not_count(stepped):
         parts["per_token_logps"] = torch.where(parts["completion_mask"].bool(), parts["per_token_logps"], torch.nan)
         return SequenceStats(**parts)
 
-    pair = replace(stepped, rejected=with_steps(stepped.rejected, [[1, 0, 0]], [[0.5, 0.0, 0.0]]))
+    pair = replace(stepped, rejected=with_steps(stepped.rejected, [[2, 0, 0]], [[0.5, 0.0, 0.0]]))
     pair = replace(pair, **{k: pad(getattr(pair, k)) for k in ("chosen", "rejected", "ref_chosen", "ref_rejected")})
     output = tpo_tree(pair, beta=0.5)
     assert output.rejected_rewards.tolist() == pytest.approx([-0.5], abs=1e-15)
