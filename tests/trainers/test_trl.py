@@ -248,7 +248,7 @@ def test_the_same_name_for_something_else(trainer_of, theirs, name, settings):
     """What our docstrings warn of: settings of equal name and value, and another loss."""
     case = random_case(dtype=torch.float32)
     difference = case.ours(name, settings) - dpo_loss(trainer_of, case, **theirs)
-    assert difference.abs() > 1e-2
+    assert difference.abs() > 1e-3
 
 
 KTO = {
