@@ -12,16 +12,17 @@ from difflib import SequenceMatcher
 Span = tuple[int, int]  # first character, and the one behind the last
 
 # the longer forms come first: a tag together with the space that pads it inside
-_TAG = re.compile(r"(?:(?<=\s)|^)<MASK> |<MASK>| </MASK>(?=$|[\s.,;:!?)\]}])|</MASK>")
+_TAG = re.compile(r"""(?:(?<=[\s"'([{])|^)<MASK> |<MASK>| </MASK>(?=$|[\s.,;:!?)\]}"']|<MASK>)|</MASK>""")
 
 
 def from_tags(text: str) -> tuple[str, list[Span]]:
     """The text without <MASK> and </MASK>, and where its phrases stand in that text.
 
     A space just inside a tag goes with the tag where it only pads it, so that "a <MASK> red </MASK> car." becomes
-    "a red car.": behind <MASK> where the text begins or whitespace stands before the tag, and before </MASK> where
-    the text ends or whitespace or closing punctuation follows. Everything else is left as it is: "a<MASK> red</MASK>
-    car." gives the same. An empty phrase keeps its place, so that the numbers of those after it stay.
+    "a red car.": behind <MASK> where the text begins, or whitespace or something opening stands before the tag, and
+    before </MASK> where the text ends, or whitespace, something closing or another tag follows. Everything else is
+    left as it is: "a<MASK> red</MASK> car." gives the same. An empty phrase keeps its place, so that the numbers of
+    those after it stay.
     Raises ValueError for tags that are nested or have no counterpart.
     """
     plain, spans, done = "", [], 0

@@ -191,6 +191,29 @@ def _without_added_space(tokenizer: "PreTrainedTokenizerBase", texts: list[str],
     return found
 
 
+def token_offsets(tokenizer: "PreTrainedTokenizerBase", text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """(first character, one behind the last) of each token of a completion in its text; EOS, which the text lacks,
+    gets an empty place at the end. Raises DataError for a tokenizer that cannot say where its tokens stand."""
+    for front in ("", _ANCHOR):  # see _without_added_space
+        found: Any = _encode_places(tokenizer, front + text)
+        skip = len(_encode(tokenizer, [front])[0]) if front else 0
+        known, places = found["input_ids"][skip:], found["offset_mapping"][skip:]
+        same = min(len(known), len(ids))
+        if list(known[:same]) == list(ids[:same]) and len(ids) - same <= 1:
+            starts = [(max(0, a - len(front)), max(0, b - len(front))) for a, b in places[:same]]
+            return starts + [(len(text), len(text))] * (len(ids) - same)
+    raise DataError(f"{tokenizer.name_or_path or 'the tokenizer'}: a text tokenizes differently each time.")
+
+
+def _encode_places(tokenizer: "PreTrainedTokenizerBase", text: str) -> Any:
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: is not a fast tokenizer, which marked phrases and steps "
+            "need. Use a model with a tokenizer.json."
+        )
+    return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
+
+
 def _prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:
     """What the tokenizer puts in front of a text by itself: usually BOS or nothing."""
     (plain,), (full,) = _encode(tokenizer, ["a"]), _encode(tokenizer, ["a"], special=True)

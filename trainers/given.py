@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
 from diagnostics.phrases import from_diff, from_tags, mark
-from diagnostics.tokenized import RenderedPair, TokenizedPair, render_pair, tokenize_pair
+from diagnostics.tokenized import RenderedPair, TokenizedPair, render_pair, token_offsets, tokenize_pair
 from trainers import objectives
 from trainers.ingredients import Given, Marks
 
@@ -52,10 +52,10 @@ def gather(
     given = Given()
     for pair in kept:
         row, place = rows[pair.source_row], table.where(pair.source_row)
-        names = objectives.columns(objective)
+        names = [*objectives.columns(objective), *_there(row, objectives.optional_columns(objective))]
         given.columns[pair.pair_id] = {n: _number(row, n, f"{place}: objective '{objective}'") for n in names}
         if "phrases" in needs:
-            given.phrases[pair.pair_id] = _phrases(row, pair, spans, tokenizer, tagged)
+            given.phrases[pair.pair_id] = _phrases(row, pair, spans, tokenizer, tagged, place)
         if "steps" in needs:
             given.steps[pair.pair_id] = _steps(row, pair, tokenizer, place)
         if "gold" in needs:
@@ -118,6 +118,11 @@ def _number(pair: PreferencePair, name: str, where: str) -> float | list[float]:
     return numbers if isinstance(value, list) else numbers[0]
 
 
+def _there(pair: PreferencePair, names: Sequence[str]) -> list[str]:
+    """The columns that this row has."""
+    return [name for name in names if any(n in pair.columns for n in _spellings(name))]
+
+
 def _spellings(name: str) -> list[str]:
     """chosen_score is also written score_chosen."""
     side, _, rest = name.partition("_")
@@ -127,7 +132,10 @@ def _spellings(name: str) -> list[str]:
 def _same_sizes(given: Given, table: PairTable, kept: Sequence[TokenizedPair]) -> None:
     """A column of lists must hold lists of one length, as a batch stacks them."""
     sizes: dict[str, tuple[int, int]] = {}
+    every = {name for pair in kept for name in given.columns[pair.pair_id]}
     for pair in kept:
+        if missing := sorted(every - set(given.columns[pair.pair_id])):
+            raise DataError(f"{table.where(pair.source_row)}: the column '{missing[0]}' is missing here. Add it.")
         for name, value in given.columns[pair.pair_id].items():
             size = len(value) if isinstance(value, list) else 0
             first, row = sizes.setdefault(name, (size, pair.source_row))
@@ -144,12 +152,12 @@ def _phrases(
     spans: dict[int, Spans],
     tokenizer: PreTrainedTokenizerBase,
     tagged: bool,
+    place: str,
 ) -> Marks:
     if not tagged:
         chosen, rejected = from_diff(pair.chosen_ids, pair.rejected_ids)
         return tuple(chosen), tuple(rejected)
-    found = spans.get(row.source_row, ([], []))
-    return _marks(row, pair, found, tokenizer)
+    return _marks(row, pair, spans.get(row.source_row, ([], [])), tokenizer, place)
 
 
 def _steps(row: PreferencePair, pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase, place: str) -> Marks:
@@ -163,7 +171,7 @@ def _steps(row: PreferencePair, pair: TokenizedPair, tokenizer: PreTrainedTokeni
                 f"{place}: the field '{side}_steps' must be a list of texts that stand in {side}, in this order."
             )
         found.append(spans)
-    return _marks(row, pair, (found[0], found[1]), tokenizer)
+    return _marks(row, pair, (found[0], found[1]), tokenizer, place)
 
 
 def _places(answer: str, texts: Sequence[Any]) -> list[Span]:
@@ -178,29 +186,22 @@ def _places(answer: str, texts: Sequence[Any]) -> list[Span]:
     return spans
 
 
-def _marks(row: PreferencePair, pair: TokenizedPair, spans: Spans, tokenizer: PreTrainedTokenizerBase) -> Marks:
+def _marks(
+    row: PreferencePair, pair: TokenizedPair, spans: Spans, tokenizer: PreTrainedTokenizerBase, where: str
+) -> Marks:
     """Numbers of the tokens that stand in character spans of the two answers."""
     rendered = render_pair(row, tokenizer)
     assert isinstance(rendered, RenderedPair)  # the pair was kept
     made = []
     for side, each in zip(SIDES, spans, strict=True):
-        text, ids = getattr(rendered, side), getattr(pair, f"{side}_ids")
-        shift = max(0, text.find(_content(getattr(row, side))))  # a chat template may put something in front
-        offsets = _offsets(tokenizer, text, ids)
+        text, content = getattr(rendered, side), _content(getattr(row, side))
+        kept = content.strip() if content not in text else content  # chat templates may trim, and put things in front
+        shift = text.rfind(kept) - content.find(kept)
+        if each and kept not in text:
+            raise DataError(f"{where}: {side}: the chat template changes the text, so that its marks have no place.")
+        offsets = token_offsets(tokenizer, text, getattr(pair, f"{side}_ids"))
         made.append(tuple(mark(offsets, [(a + shift, b + shift) for a, b in each])))
     return made[0], made[1]
-
-
-def _offsets(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> list[Span]:
-    """Where each token stands in the text; a token that adds no text (EOS) gets an empty span at the end."""
-    if tokenizer.is_fast:
-        found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        known = found["input_ids"]
-        same = min(len(known), len(ids))
-        if list(known[:same]) == list(ids[:same]) and len(ids) - same <= 1:
-            return [*map(tuple, found["offset_mapping"][:same]), *[(len(text), len(text))] * (len(ids) - same)]
-    ends = [min(len(text), len(str(tokenizer.decode(list(ids[: i + 1]))))) for i in range(len(ids))]
-    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _gold(
@@ -209,7 +210,10 @@ def _gold(
     """The text field `gold` as the chosen answer of a pair; its rejected side is one token that costs little."""
     gold = row.columns.get("gold")
     if not isinstance(gold, str) or not isinstance(row.prompt, str):
-        raise DataError(f"{place}: the objective reads the text field 'gold' (a third answer). Add it to every row.")
+        raise DataError(
+            f"{place}: the objective reads the text field 'gold' (a third answer) and a prompt that is text, not chat "
+            "messages. Add the field to every row."
+        )
     other = row.rejected if row.rejected != gold else row.chosen
     found = tokenize_pair(replace(row, chosen=gold, rejected=other), tokenizer, **settings)
     if not isinstance(found, TokenizedPair):

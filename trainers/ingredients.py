@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.errors import UserError
 from diagnostics.forward import Outputs, collisions, pair_stats, run, sequence_stats, split, spread
-from diagnostics.stats import PairStats, SequenceStats
+from diagnostics.scoring import width
+from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
 
@@ -79,7 +81,7 @@ class Ingredients:
     def _columns(self, pairs: Sequence[TokenizedPair], device: torch.device) -> dict[str, Tensor]:
         """(B,) or (B, K) float64 each."""
         rows = [self.given.columns.get(p.pair_id, {}) for p in pairs]
-        columns = {n: torch.tensor([row[n] for row in rows], dtype=torch.float64, device=device) for n in rows[0]}
+        columns = {n: torch.tensor([row[n] for row in rows], dtype=wide(device), device=device) for n in rows[0]}
         return columns | (numbered(pairs) if "lists" in self.needs else {})
 
     def _extra(
@@ -127,13 +129,25 @@ def numbered(pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
 
 
 def mismatched(pairs: Sequence[TokenizedPair]) -> dict[str, TokenizedPair]:
-    """By pair_id: the pair's prompt with the answers of the next pair in the data that has another prompt."""
+    """By pair_id: the pair's prompt with the answers of the next pair in the data that has another prompt.
+
+    Answers are cut so that no row is longer than the longest of the data. Raises UserError for a single prompt.
+    """
     groups = by_prompt(pairs)
+    if len(groups) < 2:
+        raise UserError("this objective compares with other prompts' answers, but all the data has one prompt.")
+    longest = max(width(p) for p in pairs)
     found: dict[str, TokenizedPair] = {}
     for group, other in zip(groups, [*groups[1:], groups[0]], strict=True):
         for i, pair in enumerate(group):
-            answers = other[i % len(other)]
-            found[pair.pair_id] = replace(answers, pair_id=pair.pair_id, prompt_ids=pair.prompt_ids)
+            answers, room = other[i % len(other)], longest - len(pair.prompt_ids)
+            found[pair.pair_id] = replace(
+                answers,
+                pair_id=pair.pair_id,
+                prompt_ids=pair.prompt_ids,
+                chosen_ids=answers.chosen_ids[:room],
+                rejected_ids=answers.rejected_ids[:room],
+            )
     return found
 
 
@@ -152,13 +166,14 @@ def step_similarity(stats: PairStats, policy: Outputs, step_ids: Tensor) -> Tens
     the step weighs nothing, and 0 outside steps."""
     steps = step_ids[policy.rows, policy.columns]
     most = int(step_ids.max()) + 1
-    hidden = policy.hidden.detach().double()
+    hidden = policy.hidden.detach().to(wide(policy.hidden.device))
     sums = hidden.new_zeros(len(step_ids) * most, hidden.shape[1])
     means = torch.nn.functional.normalize(sums.index_add(0, policy.rows * most + steps, hidden), dim=-1)
     means = means.unflatten(0, (-1, most))
     best = _best(stats)[policy.rows]
     cosine = torch.linalg.vecdot(means[policy.rows, steps], means[best, steps])
-    there = torch.zeros_like(means[..., 0], dtype=torch.bool).index_put((policy.rows, steps), torch.tensor(True))
+    there = torch.zeros_like(means[..., 0], dtype=torch.bool)
+    there[policy.rows, steps] = True
     return torch.where(steps > 0, torch.where(there[best, steps], cosine, -1.0), 0.0)
 
 

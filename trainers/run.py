@@ -150,6 +150,7 @@ def _try_objective(config: TrainConfig) -> None:
         step_similarity=zero,
     )  # fmt: skip
     columns = {name: torch.full((2,), 0.5) for name in (*objectives.columns(config.objective), "mismatched_logratios")}
+    columns["tie"] = zero[:, 0]
     extra = {"gold": side, "reward_chosen": side, "reward_rejected": side}
     pair = PairStats(side, side, side, side, columns, extra)
     objectives.load(config.objective)(pair, **config.hyperparameters)

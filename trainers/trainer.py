@@ -101,8 +101,10 @@ class PreferenceTrainer(Trainer):
         if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
             for each in (model, getattr(reference, "model", model)):
                 prepare(each)
-        if isinstance(getattr(reference, "model", None), nn.Module) and not reference.adapter:
-            reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
+        others: list[Any] = [reference, self.ingredients.reward_model]
+        for other in others:
+            if isinstance(getattr(other, "model", None), nn.Module) and not other.adapter:
+                other.model = self.accelerator.prepare_model(other.model, evaluation_mode=True)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

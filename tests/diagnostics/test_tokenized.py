@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair
-from diagnostics.tokenized import SkippedPair, TokenizedPair, tokenize_pair, tokenize_pairs
+from diagnostics.tokenized import SkippedPair, TokenizedPair, token_offsets, tokenize_pair, tokenize_pairs
 
 SENTENCES = ["the sky is blue", "the sky is green", "look at the sky blue"] * 20
 CHATML = (
@@ -208,14 +208,33 @@ def test_a_batch_is_its_pairs_one_by_one(tokenizer: Any) -> None:
     assert batch == [run(tokenizer, p, 7) for p in pairs]
 
 
+PIECES = ["<unk>", "</s>", "▁", "▁ask", "ask", "▁yes", "yes", ":", "\n", "▁no", "no"]
+
+
+def sentencepiece(scheme: Any) -> Any:
+    """A SentencePiece-like tokenizer: it writes each text with a leading space."""
+    core = Tokenizer(models.Unigram([(piece, -1.0) for piece in PIECES], unk_id=0))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+@pytest.mark.parametrize("text", ["yes:no yes", " yes: no"])
+def test_offsets_are_where_the_tokens_stand(scheme: str, text: str) -> None:
+    """Each token's place holds its own text, whether or not the completion opens with a space; EOS has none."""
+    tokenizer = sentencepiece(scheme)
+    ids = kept(tokenizer, pair("ask:", text, " no")).chosen_ids
+    places = token_offsets(tokenizer, text, ids)
+    words = [tokenizer.convert_ids_to_tokens(i).replace("▁", "") for i in ids[:-1]]
+    assert [text[a:b].strip() for a, b in places[:-1]] == words
+    assert places[-1] == (len(text), len(text))
+
+
 @pytest.mark.parametrize("scheme", ["always", "first"])
 def test_no_space_is_added_in_front_of_a_completion(scheme: str) -> None:
-    """A SentencePiece-like tokenizer writes each text with a leading space; behind a prompt there is none."""
-    pieces = ["<unk>", "</s>", "▁", "▁ask", "ask", "▁yes", "yes", ":", "\n", "▁no", "no"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    core = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    """Behind a prompt there is none."""
+    vocabulary = {piece: i for i, piece in enumerate(PIECES)}
+    tokenizer = sentencepiece(scheme)
     found = kept(tokenizer, pair("ask:", "yes", " no"))
     assert found.prompt_ids == (vocabulary["▁ask"], vocabulary[":"])
     assert found.chosen_ids == (vocabulary["yes"], vocabulary["</s>"])

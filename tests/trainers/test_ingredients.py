@@ -135,6 +135,24 @@ def test_what_an_objective_cannot_have_is_said_before_training(go, objective, ke
 # --- columns ---
 
 
+def test_an_objective_for_ties_trains_on_data_without_any(go):
+    """With nu = 1 a tie is impossible, and none is tried."""
+    data = [row | {"tie": 0} for row in rows()]
+    assert go("dpo_rk", data, nu=1.0).pairs["loss"].notna().any()
+
+
+def test_one_prompt_has_no_other_prompts_answers(go, tmp_path):
+    with pytest.raises(UserError, match="all the data has one prompt"):
+        go("kto", [row | {"prompt": "iota ?"} for row in rows()])
+
+
+def test_foreign_answers_are_cut_to_the_longest_row():
+    pairs = [TokenizedPair("a", 0, (1,) * 9, (5, 2), (6, 2)), TokenizedPair("b", 1, (1,), (7,) * 9, (8, 2))]
+    made = mismatched(pairs)
+    assert (made["a"].chosen_ids, made["a"].rejected_ids) == ((7, 7), (8, 2))
+    assert made["b"].chosen_ids == (5, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -265,7 +283,7 @@ def test_the_gold_answer_is_scored_under_the_policy_with_gradient(make_model, ma
     for i, pair in enumerate(pairs):
         ids = torch.tensor([[*pair.prompt_ids, 5, 6, 2]])
         logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0][-3:]
-        assert stats.extra["gold"].logps[i].item() == pytest.approx(float(logps.sum()), abs=1e-4)
+        assert stats.extra["gold"].logps[i].item() == pytest.approx(logps.sum().item(), abs=1e-4)
     assert stats.extra["gold"].logps.requires_grad
 
 

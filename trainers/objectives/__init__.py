@@ -93,6 +93,11 @@ def columns(name: str) -> tuple[str, ...]:
     return getattr(module(name), "COLUMNS", ())
 
 
+def optional_columns(name: str) -> tuple[str, ...]:
+    """Names of the data columns that the objective reads where the data has them."""
+    return getattr(module(name), "OPTIONAL_COLUMNS", ())
+
+
 def hyperparameters(name: str) -> dict[str, Any]:
     """Names and defaults of the settings an objective takes."""
     parameters = inspect.signature(load(name)).parameters.values()
