@@ -1,6 +1,5 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -198,9 +197,7 @@ def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -
 
 
 def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) -> None:
-    now = json.loads(json.dumps(config.flat(), default=str))
-    free = {"resume", "output_dir", "report_to", "save_model"}
-    changed = sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
+    changed = config.changed(written)
     if changed:
         raise UserError(
             f"{run_dir}: this run was started with other settings ({', '.join(changed)}). Resume with the run's own "
