@@ -106,14 +106,20 @@ def sequence_stats(batch: PreferenceBatch, out: Outputs, values: Tensor | None =
 
 
 def pair_stats(
-    batch: PreferenceBatch, policy: Outputs, reference: Outputs | SequenceStats | None = None, *, kl: bool = True
+    batch: PreferenceBatch,
+    policy: Outputs,
+    reference: Outputs | SequenceStats | None = None,
+    *,
+    kl: bool = True,
+    kl_gradient: bool = False,
 ) -> PairStats:
     """PairStats of B pairs. reference: the reference's outputs, its stored stats (then no KL), or None.
 
-    With kl and the reference's outputs, the exact KL in both directions is taken too (no gradient).
+    With kl and the reference's outputs, the exact KL in both directions is taken too; with kl_gradient,
+    KL(ref || policy) has a gradient in the policy.
     """
-    if kl and isinstance(reference, Outputs):
-        values, ref_values, forward, reverse = compare(policy, reference)
+    if (kl or kl_gradient) and isinstance(reference, Outputs):
+        values, ref_values, forward, reverse = (with_kl if kl_gradient else compare)(policy, reference)
         kls = {
             "per_token_kl": _spread(batch, policy, forward),
             "per_token_kl_reverse": _spread(batch, policy, reverse),
@@ -148,10 +154,7 @@ def logps(out: Outputs, look: Callable[[Tensor, slice], None] | None = None) -> 
                 look(logits.detach(), tile)
         return _target_logps(logits, targets)
 
-    parts = [(out.hidden[t], out.targets[t], t) for t in out.tiles()]
-    if out.whole is not None or len(parts) < 2 or not torch.is_grad_enabled():
-        return torch.cat([one(*part) for part in parts])
-    return torch.cat([checkpoint(one, *part, use_reentrant=False) for part in parts])  # type: ignore
+    return torch.cat(_by_tile(out, one))
 
 
 def compare(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -177,6 +180,41 @@ def compare(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor, Tensor
             look(policy.logits(tile), tile)
     same, ref, forward, reverse = (torch.cat(parts) for parts in zip(*found.values(), strict=True))
     return same if values is None else values, ref, forward, reverse
+
+
+def with_kl(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`compare` with a gradient in KL(ref || policy) too; tiles are computed again in the backward pass."""
+
+    def one(hidden: Tensor, targets: Tensor, tile: slice) -> tuple[Tensor, ...]:
+        logits = replace(policy, hidden=hidden).logits() if policy.whole is None else policy.logits(tile)
+        own = logits.log_softmax(-1)
+        with torch.no_grad():
+            other = reference.logits(tile).log_softmax(-1)
+            ref, reverse = other.gather(-1, targets[:, None])[:, 0], _kl(own, other)[1]
+        return own.gather(-1, targets[:, None])[:, 0], ref, _kl(own, other)[0], reverse
+
+    values, ref, forward, reverse = (torch.cat(parts) for parts in zip(*_by_tile(policy, one), strict=True))
+    return values, ref, forward, reverse
+
+
+def collisions(out: Outputs) -> Tensor:
+    """(N,) nats: log of the sum over the vocabulary of squared probabilities. No gradient."""
+    with torch.no_grad():
+        return torch.cat([(2 * out.logits(t).log_softmax(-1)).logsumexp(-1) for t in out.tiles()])
+
+
+def spread(batch: PreferenceBatch, out: Outputs, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) values of the predicted tokens as (B, T) of chosen and (B, T) of rejected, 0 elsewhere."""
+    both = _spread(batch, out, values)
+    return both[: len(batch.pair_ids)], both[len(batch.pair_ids) :]
+
+
+def _by_tile(out: Outputs, one: Callable[..., Any]) -> list[Any]:
+    """one(hidden, targets, tile) of every tile; computed again in the backward pass where that saves memory."""
+    parts = [(out.hidden[t], out.targets[t], t) for t in out.tiles()]
+    if out.whole is not None or len(parts) < 2 or not torch.is_grad_enabled():
+        return [one(*part) for part in parts]
+    return [checkpoint(one, *part, use_reentrant=False) for part in parts]
 
 
 def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, tiled: bool) -> Outputs:

@@ -44,13 +44,24 @@ DECIDED = (
     "label_names",
 )
 
-TEXTS = ("model", "data", "output_dir", "reference_model", "reference_cache", "heldout_data", "split", "track")
+TEXTS = (
+    "model",
+    "data",
+    "output_dir",
+    "reference_model",
+    "reward_model",
+    "reference_cache",
+    "heldout_data",
+    "split",
+    "track",
+)
 
 CHOICES = {
     "reference": ("live", "precomputed", "none"),
     "truncation": ("drop", "keep_start", "keep_end", "error"),
     "parity": ("stop", "warn", "off"),
     "tokens": ("ends", "all", "none"),
+    "phrase_source": ("auto", "tags", "diff"),
     "dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -65,6 +76,10 @@ class TrainConfig:
     reference: live (exact KL is logged), precomputed (log-probs cached on disk, no KL), or none.
     reference_model: another model as the reference; default is the model as it starts.
     reference_cache: folder for precomputed log-probs; default is `ref_logps` beside the run folder.
+    reward_model: a policy trained before, whose token rewards some objectives read (same tokenizer).
+    phrase_source: where phrases come from that some objectives compare: <MASK> ... </MASK> tags in the answers,
+        a token diff of chosen and rejected, or auto (tags where any row has them). Tags are never trained on.
+    log_kl: take the KL over the vocabulary in every step, also where the objective does not need it.
     split: split of a hub data set. heldout_data: a second file to hold out; default is a share of data.
     max_length: longest prompt + completion in tokens (None: the model's limit); truncation: what to do beyond it.
     append_eos: end every completion with EOS. dtype: of the loaded weights.
@@ -85,6 +100,9 @@ class TrainConfig:
     reference: str = "live"
     reference_model: str | None = None
     reference_cache: str | None = None
+    reward_model: str | None = None
+    phrase_source: str = "auto"
+    log_kl: bool = True
     split: str | None = None
     heldout_data: str | None = None
     max_length: int | None = None
@@ -136,12 +154,25 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
             raise UserError(f"'{key}' is missing. Give it in the config file or as --{key}.")
     values = values | {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
     _check_choices(values)
+    for key in hyper.keys() & values.keys():
+        _check_type(key, values[key], bool if isinstance(hyper[key], bool) else None)
+    values = _without_eos(values)
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own_names},
         hyperparameters=hyper | {k: v for k, v in values.items() if k in hyper},
         training=DEFAULTS | {k: v for k, v in values.items() if k in arguments - own_names - set(hyper)},
         extras=extras or {},
     )
+
+
+def _without_eos(values: dict[str, Any]) -> dict[str, Any]:
+    """Some objectives are defined on completions that do not end."""
+    name = str(values.get("objective", "dpo"))
+    if "no eos" not in objectives.needs(name):
+        return values
+    if values.get("append_eos"):
+        raise UserError(f"append_eos is true, but objective '{name}' is defined without EOS; leave append_eos out.")
+    return values | {"append_eos": False}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

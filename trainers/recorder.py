@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -34,6 +34,8 @@ MEANS = {
     "kl_reverse/rejected": "rejected_kl_reverse",
     "ches/mean": "ches_score",
     "ln_ches/mean": "ln_ches_score",
+    "incentive/chosen": "chosen_incentive",
+    "incentive/rejected": "rejected_incentive",
     "displacement/chosen": "chosen_logratios",
     "displacement/frac": "displaced",
 }
@@ -75,15 +77,15 @@ class Recorder(TrainerCallback):
         self._probed = -1
         self._bar: tqdm | None = None
 
-    def add(self, pair_ids: Sequence[str], stats: PairStats, output: ObjectiveOutput) -> None:
-        """Keep one micro-batch's rows. Raises DataError naming the pairs when a loss is not finite."""
-        extra = zip(
-            output.losses.tolist(), output.chosen_rewards.tolist(), output.rejected_rewards.tolist(), strict=True
-        )
-        new = [
-            row | {"loss": loss, "chosen_rewards": chosen, "rejected_rewards": rejected}
-            for row, (loss, chosen, rejected) in zip(rows(pair_ids, stats), extra, strict=True)
-        ]
+    def add(
+        self, pair_ids: Sequence[str], stats: PairStats, output: ObjectiveOutput, more: dict[str, Tensor] | None = None
+    ) -> None:
+        """Keep one micro-batch's rows. more: further columns, (B,) each. Raises DataError naming the pairs when a
+        loss is not finite."""
+        columns = {"loss": output.losses, "chosen_rewards": output.chosen_rewards}
+        columns |= {"rejected_rewards": output.rejected_rewards} | (more or {})
+        values = {name: column.detach().double().tolist() for name, column in columns.items()}
+        new = [row | {name: v[i] for name, v in values.items()} for i, row in enumerate(rows(pair_ids, stats))]
         self._rows += new
         bad = [row["pair_id"] for row in new if not math.isfinite(row["loss"])]
         if bad:

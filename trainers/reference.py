@@ -6,18 +6,20 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 
 from diagnostics.batch import PreferenceBatch
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run
+from diagnostics.processes import share
 from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
 from diagnostics.scoring import Scored, score
@@ -80,17 +82,30 @@ def precompute(
 
     key: what the numbers depend on besides the pair itself (weights, tokenizer and dtype); a change of any gives
     other files, so a stale number is never read. A few cached rows are scored again: where they differ, all are.
+    Several processes share the missing pairs, and read one another's numbers from the folder.
     """
     cache = Cache(Path(folder), hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:24])
     known = cache.read()
     cached = [p for p in pairs if content_key(p) in known]
-    if cached and not _agrees(model, cached, known, pad_token_id, cache):
-        cache.forget()
+    if cached and not _all_agree(lambda: _agrees(model, cached, known, pad_token_id, cache)):
+        share(cache.forget)
         known = {}
     missing = [p for p in pairs if content_key(p) not in known]
-    if missing:
-        known |= _score(model, missing, pad_token_id, cache)
+    state = PartialState()
+    mine = missing[state.process_index :: state.num_processes]
+    if mine:
+        known |= _score(model, mine, pad_token_id, cache)
+    if missing and state.num_processes > 1:
+        state.wait_for_everyone()
+        known = cache.read() | known
+        alone = [p for p in pairs if content_key(p) not in known]  # the others write to a disk of their own
+        known |= _score(model, alone, pad_token_id, cache) if alone else {}
     return StoredReference({p.pair_id: known[content_key(p)] for p in pairs})
+
+
+def _all_agree(check: Callable[[], bool]) -> bool:
+    """Whether the check holds in every process: devices of different kinds round differently."""
+    return all(gather_object([check()]))
 
 
 class Cache:

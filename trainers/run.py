@@ -5,7 +5,6 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
 from trainers.config import TrainConfig, read_track, training_arguments
+from trainers.given import cleaned, gather
+from trainers.ingredients import Given, Ingredients
 from trainers.models import (
     adapter_off,
     add_lora,
@@ -55,6 +56,7 @@ class Splits:
     train: list[TokenizedPair]
     probe: list[TokenizedPair]
     heldout: list[TokenizedPair]
+    given: Given
 
 
 def train(config: TrainConfig) -> Path:
@@ -63,8 +65,7 @@ def train(config: TrainConfig) -> Path:
     Nothing is written before data, model and settings proved usable.
     """
     quiet()
-    objective = partial(objectives.load(config.objective), **config.hyperparameters)
-    _try_objective(objective)
+    _try_objective(config)
     arguments = training_arguments(config)
     main = arguments.process_index == 0
     run_dir, checkpoint = _look(config)
@@ -81,6 +82,10 @@ def train(config: TrainConfig) -> Path:
     if config.lora_r:
         policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
     reference = _reference(config, policy, splits, arguments, tokenizer, started)
+    ingredients = Ingredients(
+        config.objective, splits.train, pad_token_id=pad_id(tokenizer), given=splits.given,
+        reward_model=_reward_model(config, arguments, splits),
+    )  # fmt: skip
     writer = RunLogWriter(run_dir)
     recorder = Recorder(
         writer,
@@ -88,7 +93,7 @@ def train(config: TrainConfig) -> Path:
             {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
             reference=reference, track=track, start=run_dir / "probe_start.safetensors",
         ),
-        probe_every=config.probe_every or max(1, _total_steps(arguments, len(splits.train)) // 10),
+        probe_every=config.probe_every or max(1, _total_steps(arguments, len(ingredients.groups)) // 10),
         tokens=config.tokens,
         main=main,
         before=lambda model: _check_parity(config, arguments, model, reference, splits, pad_id(tokenizer)),
@@ -96,7 +101,8 @@ def train(config: TrainConfig) -> Path:
     )  # fmt: skip
     trainer = _trainer(
         policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
-        objective=objective, reference=reference, recorder=recorder,
+        objective=config.objective, hyperparameters=config.hyperparameters, ingredients=ingredients,
+        reference=reference, recorder=recorder, log_kl=config.log_kl,
     )  # fmt: skip
     if main and not checkpoint:
         write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started, engine_of(policy).name))
@@ -115,10 +121,36 @@ def train(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _try_objective(objective: Any) -> None:
-    """A wrong hyperparameter is refused now, not at the first step."""
-    side = SequenceStats(torch.full((1, 1), -1.0), torch.ones(1, 1))
-    objective(PairStats(side, side, side, side))
+def _try_objective(config: TrainConfig) -> None:
+    """A wrong hyperparameter, and a reference of the wrong kind, are refused now, not at the first step."""
+    needs = objectives.needs(config.objective)
+    if "reference" in needs and config.reference == "none":
+        raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
+    for word in ("kl", "mismatched"):
+        if word in needs and config.reference != "live":
+            raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
+    if "reward model" in needs and not config.reward_model:
+        raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
+    one, zero = torch.ones(2, 1), torch.zeros(2, 1)
+    side = SequenceStats(
+        torch.full((2, 1), -1.0), one, zero, phrase_mask=one, per_token_collision=zero, step_ids=one,
+        step_similarity=zero,
+    )  # fmt: skip
+    columns = {name: torch.full((2,), 0.5) for name in (*objectives.columns(config.objective), "mismatched_logratios")}
+    extra = {"gold": side, "reward_chosen": side, "reward_rejected": side}
+    pair = PairStats(side, side, side, side, columns, extra)
+    objectives.load(config.objective)(pair, **config.hyperparameters)
+
+
+def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits) -> Any:
+    """The already trained policy whose token rewards the objective reads, or None."""
+    if "reward model" not in objectives.needs(config.objective) or not config.reward_model:
+        return None
+    model = load_model(config.reward_model, dtype=config.dtype)
+    check_ids(model, splits.train)
+    model.requires_grad_(False)
+    prepare(nn.Module.to(model, arguments.device))
+    return LiveReference(model)
 
 
 def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> PreferenceTrainer:
@@ -209,12 +241,13 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
     """Read, audit and split the pairs; also the audits by file name, in which every input row stands."""
     settings: Any = {"max_length": longest(config.max_length, limit), "truncation": config.truncation}
     settings["append_eos"] = config.append_eos
-    audit = audit_pairs(read_pairs(config.data, split=config.split), tokenizer, **settings)
+    table, spans = cleaned(read_pairs(config.data, split=config.split), config.objective)
+    audit = audit_pairs(table, tokenizer, **settings)
     pairs = list(audit.require_kept())
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
-        other = audit_pairs(read_pairs(config.heldout_data), tokenizer, **settings)
+        other = audit_pairs(cleaned(read_pairs(config.heldout_data), config.objective)[0], tokenizer, **settings)
         # both files may count their ids from 0: held-out ids say so
         kept = [replace(p, pair_id=f"heldout/{p.pair_id}") for p in other.require_kept()]
         audits["audit_heldout.parquet"] = other.frame.assign(pair_id="heldout/" + other.frame["pair_id"].astype(str))
@@ -223,7 +256,11 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
         heldout = shuffled[: min(config.heldout_pairs, len(pairs) // 10)]
     away = {p.pair_id for p in heldout}
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
-    return Splits([p for p in pairs if p.pair_id not in away], probe, heldout), audits
+    train = [p for p in pairs if p.pair_id not in away]
+    given = gather(
+        table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
+    )
+    return Splits(train, probe, heldout, given), audits
 
 
 def _reference(
@@ -236,8 +273,6 @@ def _reference(
 ) -> Any:
     """The reference as the config asks for it."""
     if config.reference == "none":
-        if "reference" in objectives.needs(config.objective):
-            raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
         return None
     if config.reference == "live" and config.lora_r and not config.reference_model:
         return LiveReference(policy, adapter=True)

@@ -4,8 +4,11 @@ Accumulation, mixed precision, checkpointing, report_to, accelerate, FSDP and De
 The loss is the mean over all pairs of an update, whatever the micro-batches: 1 x 8 equals 8 x 1.
 """
 
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,29 +19,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.forward import pair_stats, prepare, run
+from diagnostics.runlog import read_json, write_json
+from diagnostics.stats import PairStats
 from diagnostics.tokenized import TokenizedPair
-from trainers.objectives import ObjectiveOutput
+from trainers import objectives
+from trainers.ingredients import Ingredients
 from trainers.recorder import Recorder
 
 
 class PairDataset(Dataset):
-    """Tokenized pairs by index."""
+    """Groups of tokenized pairs by index: single pairs, or the whole lists that an objective compares."""
 
-    def __init__(self, pairs: Sequence[TokenizedPair]) -> None:
-        self.pairs = pairs
+    def __init__(self, groups: Sequence[Sequence[TokenizedPair]]) -> None:
+        self.groups = groups
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> TokenizedPair:
-        return self.pairs[index]
+    def __getitem__(self, index: int) -> Sequence[TokenizedPair]:
+        return self.groups[index]
 
 
 class PreferenceTrainer(Trainer):
     """Trains on pairs with any objective of trainers/objectives and records every pair of every update.
 
-    objective: function (PairStats) -> ObjectiveOutput, its hyperparameters already bound.
-    reference: runs the reference on a batch (LiveReference or StoredReference), or None.
+    objective: its name; hyperparameters: its settings (defaults where not given).
+    reference: runs the reference on a batch (LiveReference or StoredReference), or None. The training step runs it
+        only where the objective needs it; the probe always.
+    ingredients: what the objective reads of each pair besides the two answers.
+    log_kl: take the KL over the vocabulary in every step, also where the objective does not need it.
     """
 
     def __init__(
@@ -49,23 +58,31 @@ class PreferenceTrainer(Trainer):
         pairs: Sequence[TokenizedPair],
         tokenizer: PreTrainedTokenizerBase,
         pad_token_id: int,
-        objective: Callable[..., ObjectiveOutput],
+        objective: str,
         reference: Any,
         recorder: Recorder,
+        hyperparameters: dict[str, Any] | None = None,
+        ingredients: Ingredients | None = None,
+        log_kl: bool = True,
     ) -> None:
-        def collator(group: list[TokenizedPair]) -> dict[str, Any]:
-            return vars(collate(group, pad_token_id=pad_token_id))
+        def collator(groups: list[Sequence[TokenizedPair]]) -> dict[str, Any]:
+            return vars(collate([pair for group in groups for pair in group], pad_token_id=pad_token_id))
+
+        self.ingredients = ingredients or Ingredients(objective, pairs, pad_token_id=pad_token_id)
 
         super().__init__(
             model=model,
             args=args,
-            train_dataset=PairDataset(pairs),
+            train_dataset=PairDataset(self.ingredients.groups),
             data_collator=collator,
             callbacks=[recorder],
             processing_class=tokenizer,
         )
         self.remove_callback(PrinterCallback)  # the recorder shows progress
-        self.objective, self.reference, self.recorder = objective, reference, recorder
+        self.objective = partial(objectives.load(objective), **(hyperparameters or {}))
+        self.statistics = Statistics(objective, hyperparameters or {})
+        self.needs = frozenset(objectives.needs(objective))
+        self.reference, self.recorder, self.log_kl = reference, recorder, log_kl
         recorder.report = lambda values: Trainer.log(self, dict(values))  # the probe, to every viewer
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the update's pairs itself
         self.loss_is_scaled_for_ga = True
@@ -81,10 +98,12 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
         batch = PreferenceBatch(**inputs)
-        reference = self.reference(batch) if self.reference else None
-        stats = pair_stats(batch, run(model, batch), reference)
-        output = self.objective(stats)
-        self.recorder.add(batch.pair_ids, stats, output)
+        reference = self.reference(batch) if self.reference and "reference" in self.needs else None
+        policy = run(model, batch)
+        stats = pair_stats(batch, policy, reference, kl=self.log_kl, kl_gradient="kl" in self.needs)
+        stats = self.ingredients.complete(stats, batch, policy, self.reference)
+        output = self.objective(stats, **self.statistics(stats))
+        self.recorder.add(batch.pair_ids, stats, output, incentives(stats, output.losses))
         pairs = num_items_in_batch if num_items_in_batch is not None else len(output.losses)
         loss = (output.losses.sum() * self.accelerator.num_processes / pairs).float()
         return (loss, output) if return_outputs else loss
@@ -105,10 +124,18 @@ class PreferenceTrainer(Trainer):
         self.recorder.norms({"grad_norm": value} | groups)
         return total
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train; the probe runs the same (prepared) model as the training step."""
         self.recorder.model = self.model
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint:
+            self.statistics.read(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """A checkpoint with the objective's statistics, so that a resumed run goes on with them."""
+        if self.accelerator.is_main_process:
+            self.statistics.write(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+        return super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the last update's measurements to what the Trainer reports to its viewers."""
@@ -121,6 +148,55 @@ class PreferenceTrainer(Trainer):
             own = {k: v for k, v in own.items() if k not in ("step", "epoch", "loss") and v == v}
             logs = own | logs
         super().log(logs, start_time)
+
+
+class Statistics:
+    """The statistics over batches that some objectives keep; each process keeps its own, of its own batches."""
+
+    FILE = "objective_statistics.json"
+
+    def __init__(self, objective: str, hyperparameters: dict[str, Any]) -> None:
+        update = getattr(objectives.module(objective), "statistics", None)
+        known = inspect.signature(update).parameters if update else {}
+        self.update = update and partial(update, **{k: v for k, v in hyperparameters.items() if k in known})
+        self.values: dict[str, float] | None = None
+
+    def __call__(self, stats: PairStats) -> dict[str, Any]:
+        """The objective's keyword `statistics` for this batch, brought up to date; nothing where it keeps none."""
+        if self.update is None:
+            return {}
+        with torch.no_grad():
+            self.values = self.update(stats, self.values)
+        return {"statistics": self.values}
+
+    def write(self, folder: Path) -> None:
+        """Into a checkpoint's folder."""
+        if self.values is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / self.FILE, {k: float(v) for k, v in self.values.items()})
+
+    def read(self, folder: Path) -> None:
+        """From a checkpoint's folder."""
+        if self.update is not None and (folder / self.FILE).exists():
+            self.values = read_json(folder / self.FILE)
+
+
+def incentives(stats: PairStats, losses: Tensor) -> dict[str, Tensor]:
+    """(B,) each: how hard the objective pushes the chosen up and the rejected down, loss per nat.
+
+    d_w = -dL/dz_w and d_l = dL/dz_l (facts of a pairwise loss, arXiv 2604.18239), L the sum of the batch's losses and
+    z the log-prob of a side, as the mean over its completion tokens of the derivative in that token's log-prob. For a
+    loss of summed log-probs that is exactly the derivative in the sum. The part of a KL term is not in it.
+    """
+    sides = [stats.chosen, stats.rejected]
+    found = torch.autograd.grad(
+        losses.sum(), [side.per_token_logps for side in sides], retain_graph=True, allow_unused=True
+    )
+    chosen, rejected = (
+        side.masked_sum(torch.zeros_like(side.per_token_logps) if slope is None else slope) / side.lengths
+        for side, slope in zip(sides, found, strict=True)
+    )
+    return {"chosen_incentive": -chosen, "rejected_incentive": rejected}
 
 
 def group_norms(model: nn.Module) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 
 from diagnostics.engine import head_of
 from diagnostics.errors import UserError
-from diagnostics.forward import pair_stats, run, sequence_stats
+from diagnostics.forward import collisions, pair_stats, prepare, run, sequence_stats, spread
 from diagnostics.tokenized import TokenizedPair
 
 
@@ -114,6 +114,43 @@ def test_gradient_equals_the_plain_way(make_model, make_pairs, make_batch):
     total.backward()
     for a, p in zip(ours, model.parameters()):
         torch.testing.assert_close(a, p.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("tile", [1, 1 << 30])
+def test_kl_with_gradient_is_the_kl_and_its_gradient(tile, make_model, make_pairs, make_batch, monkeypatch):
+    """Against whole logits and autograd in float64, in many tiles (computed again in the backward pass) and in one."""
+    monkeypatch.setattr("diagnostics.forward.TILE_BYTES", tile)
+    policy, reference = make_model("cohere").double(), make_model("cohere", seed=1).double()
+    batch = make_batch(make_pairs(3))
+    prepare(policy)
+    with torch.no_grad():
+        other = run(reference, batch)
+        plain = pair_stats(batch, run(policy, batch), other)
+    stats = pair_stats(batch, run(policy, batch), other, kl_gradient=True)
+    for side in ("chosen", "rejected"):
+        for name in ("per_token_logps", "per_token_kl", "per_token_kl_reverse"):
+            got, expected = (getattr(getattr(s, side), name) for s in (stats, plain))
+            torch.testing.assert_close(got.detach(), expected, rtol=1e-9, atol=1e-12)
+    (stats.chosen.per_token_kl.sum() + stats.rejected.logps.sum()).backward()
+    ours = [p.grad.clone() for p in policy.parameters()]
+    policy.zero_grad()
+    keys = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    logps, refs = (m(**keys).logits[:, :-1].log_softmax(-1) for m in (policy, reference))
+    mask = batch.completion_mask[:, 1:].bool()
+    kl = (refs.detach().exp() * (refs.detach() - logps)).sum(-1)[:3][mask[:3]].sum()
+    taken = logps.gather(-1, batch.input_ids[:, 1:, None])[..., 0][3:][mask[3:]].sum()
+    (kl + taken).backward()
+    for a, p in zip(ours, policy.parameters()):
+        torch.testing.assert_close(a, p.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_collisions_are_the_log_of_summed_squares(make_model, make_pairs, make_batch):
+    model, batch = make_model("llama"), make_batch(make_pairs(2))
+    out = run(model, batch)
+    expected = [math.log(sum(p * p for p in row)) for row in out.logits().double().softmax(-1).tolist()]
+    assert collisions(out).tolist() == pytest.approx(expected, rel=1e-5)
+    chosen, _ = spread(batch, out, collisions(out))
+    assert chosen[batch.completion_mask[:2].bool()].tolist() == pytest.approx(expected[: int((out.rows < 2).sum())])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -385,13 +385,15 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(go, lm_folder, t
         go(model=str(tmp_path / "m"))
 
 
-def test_two_processes_log_what_one_does(lm_folder, pairs_file, tmp_path):
-    """Same pairs, same first loss, whole log from both ranks."""
+@pytest.mark.parametrize("kind", ["live", "precomputed"])
+def test_two_processes_log_what_one_does(kind, lm_folder, pairs_file, tmp_path):
+    """Same pairs, same first loss, whole log from both ranks; they share the scoring of a stored reference."""
     config = {"model": lm_folder, "data": pairs_file, "heldout_pairs": 0, "save_model": False, "max_grad_norm": 0.0}
-    config |= {"learning_rate": 1e-4, "probe_pairs": 4}
+    config |= {"learning_rate": 1e-4, "probe_pairs": 4, "reference": kind}
     logs = {}
     for n in (1, 2):
         run = config | {"output_dir": str(tmp_path / f"run{n}"), "per_device_train_batch_size": 4 // n}
+        run |= {"reference_cache": str(tmp_path / f"cache{n}")}
         (tmp_path / f"{n}.json").write_text(json.dumps(run))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
         command += [str(ROOT / "chesboard.py"), "train", "--config", str(tmp_path / f"{n}.json")]
@@ -400,6 +402,9 @@ def test_two_processes_log_what_one_does(lm_folder, pairs_file, tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("run: ") == 1
         logs[n] = read_run(tmp_path / f"run{n}")
+    if kind == "precomputed":
+        shares = [len(pd.read_parquet(path)) for path in (tmp_path / "cache2").glob("*.parquet")]
+        assert sorted(shares) == [12, 12]
     one, two = (logs[n].pairs[logs[n].pairs["split"] == "train"] for n in (1, 2))
     assert set(one["pair_id"]) == set(two["pair_id"])
     assert logs[2].steps["n"].dropna().eq(4).all()

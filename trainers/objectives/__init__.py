@@ -71,26 +71,26 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> Objective:
-    """The function of one objective. An unknown name raises UserError with the nearest known one."""
+def module(name: str) -> ModuleType:
+    """The file of one objective. An unknown name raises UserError with the nearest known one."""
     if name not in names():
         raise unknown("objective", name, names())
-    return getattr(module(name), name)
-
-
-def module(name: str) -> ModuleType:
-    """The file of one objective."""
     return import_module(f"{__name__}.{name}")
+
+
+def load(name: str) -> Objective:
+    """The function of one objective."""
+    return getattr(module(name), name)
 
 
 def needs(name: str) -> tuple[str, ...]:
     """What the objective reads besides the two sides' log-probs: words of WORDS."""
-    return module(load(name).__name__).NEEDS
+    return module(name).NEEDS
 
 
 def columns(name: str) -> tuple[str, ...]:
     """Names of the data columns that the objective reads."""
-    return getattr(module(load(name).__name__), "COLUMNS", ())
+    return getattr(module(name), "COLUMNS", ())
 
 
 def hyperparameters(name: str) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""What the data gives an objective besides the two answers: columns, phrases, steps, a third answer, a prefix."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from diagnostics.phrases import from_diff, from_tags, mark
+from transformers import PreTrainedTokenizerBase
+
+from diagnostics.errors import DataError
+from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.tokenized import RenderedPair, TokenizedPair, render_pair, tokenize_pair
+from trainers import objectives
+from trainers.ingredients import Given, Marks
+
+Span = tuple[int, int]
+Spans = tuple[list[Span], list[Span]]  # character spans in the texts of chosen and of rejected
+SIDES = ("chosen", "rejected")
+PREFIXES = ("prefix", "initial_reason_steps")
+
+
+def cleaned(table: PairTable, objective: str) -> tuple[PairTable, dict[int, Spans]]:
+    """The pairs without <MASK> tags and with each prefix behind its prompt; also the tagged spans by source row."""
+    pairs, spans = [], {}
+    for pair in table.pairs:
+        texts, found = zip(*(_untagged(table, pair, side) for side in SIDES), strict=True)
+        if any(found):
+            spans[pair.source_row] = found
+            pair = replace(pair, chosen=texts[0], rejected=texts[1])
+        pairs.append(_prefixed(table, pair, objective) if "prefix" in objectives.needs(objective) else pair)
+    return replace(table, pairs=pairs), spans
+
+
+def gather(
+    table: PairTable,
+    kept: Sequence[TokenizedPair],
+    spans: dict[int, Spans],
+    tokenizer: PreTrainedTokenizerBase,
+    objective: str,
+    *,
+    phrase_source: str,
+    settings: dict[str, Any],
+) -> Given:
+    """Everything the objective reads of the kept pairs. A missing column or field ends in a DataError naming it.
+
+    phrase_source: tags, diff, or auto (tags where any row has them). settings: max_length, truncation, append_eos.
+    """
+    needs = objectives.needs(objective)
+    rows = {p.source_row: p for p in table.pairs}
+    tagged = bool(spans) if phrase_source == "auto" else phrase_source == "tags"
+    given = Given()
+    for pair in kept:
+        row, place = rows[pair.source_row], table.where(pair.source_row)
+        names = objectives.columns(objective)
+        given.columns[pair.pair_id] = {n: _number(row, n, f"{place}: objective '{objective}'") for n in names}
+        if "phrases" in needs:
+            given.phrases[pair.pair_id] = _phrases(row, pair, spans, tokenizer, tagged)
+        if "steps" in needs:
+            given.steps[pair.pair_id] = _steps(row, pair, tokenizer, place)
+        if "gold" in needs:
+            given.gold[pair.pair_id] = _gold(row, tokenizer, place, settings)
+    _same_sizes(given, table, kept)
+    return given
+
+
+def _untagged(table: PairTable, pair: PreferencePair, side: str) -> tuple[Text, list[Span]]:
+    """One side's text without its tags, and the spans they marked."""
+    text: Text = getattr(pair, side)
+    content = _content(text)
+    if "<MASK>" not in content and "</MASK>" not in content:
+        return text, []
+    try:
+        plain, spans = from_tags(content)
+    except ValueError as error:
+        raise DataError(f"{table.where(pair.source_row)}: {side}: {error} Correct the tags of that row.") from None
+    return plain if isinstance(text, str) else [*text[:-1], text[-1] | {"content": plain}], spans
+
+
+def _content(text: Text) -> str:
+    """The answer's own text: of a chat, that of its last message."""
+    return text if isinstance(text, str) else str(text[-1].get("content", ""))
+
+
+def _prefixed(table: PairTable, pair: PreferencePair, objective: str) -> PreferencePair:
+    found = next((pair.columns[name] for name in PREFIXES if isinstance(pair.columns.get(name), str)), None)
+    if found is None or not isinstance(pair.prompt, str):
+        raise DataError(
+            f"{table.where(pair.source_row)}: objective '{objective}' reads the text field 'prefix' (the correct steps "
+            "so far) and a prompt that is text. Add the field; it may be empty."
+        )
+    return replace(pair, prompt=pair.prompt + found)
+
+
+def _number(pair: PreferencePair, name: str, where: str) -> float | list[float]:
+    """A data column as a number or a list of numbers."""
+    value = next((pair.columns[n] for n in _spellings(name) if n in pair.columns), None)
+    if value is None:
+        raise DataError(f"{where} reads the column '{name}', which this row does not have. Add it to every row.")
+    try:
+        numbers = [float(v) for v in value] if isinstance(value, list) else [float(value)]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise DataError(f"{where} reads the column '{name}', which holds {str(value)[:40]!r} here. Give a number.")
+    return numbers if isinstance(value, list) else numbers[0]
+
+
+def _spellings(name: str) -> list[str]:
+    """chosen_score is also written score_chosen."""
+    side, _, rest = name.partition("_")
+    return [name, f"{rest}_{side}"] if side in SIDES else [name]
+
+
+def _same_sizes(given: Given, table: PairTable, kept: Sequence[TokenizedPair]) -> None:
+    """A column of lists must hold lists of one length, as a batch stacks them."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for pair in kept:
+        for name, value in given.columns[pair.pair_id].items():
+            size = len(value) if isinstance(value, list) else 0
+            first, row = sizes.setdefault(name, (size, pair.source_row))
+            if size != first:
+                raise DataError(
+                    f"{table.where(pair.source_row)}: column '{name}' has {size or 'no list of'} numbers here, but "
+                    f"{first or 'no list of'} in {table.where(row)}. Give every row as many."
+                )
+
+
+def _phrases(
+    row: PreferencePair,
+    pair: TokenizedPair,
+    spans: dict[int, Spans],
+    tokenizer: PreTrainedTokenizerBase,
+    tagged: bool,
+) -> Marks:
+    if not tagged:
+        chosen, rejected = from_diff(pair.chosen_ids, pair.rejected_ids)
+        return tuple(chosen), tuple(rejected)
+    found = spans.get(row.source_row, ([], []))
+    return _marks(row, pair, found, tokenizer)
+
+
+def _steps(row: PreferencePair, pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase, place: str) -> Marks:
+    """Numbers of steps from the fields chosen_steps and rejected_steps: lists of texts that stand in the answer."""
+    found: list[list[Span]] = []
+    for side in SIDES:
+        texts = row.columns.get(f"{side}_steps")
+        spans = _places(_content(getattr(row, side)), texts if isinstance(texts, list) else [""])
+        if not spans:
+            raise DataError(
+                f"{place}: the field '{side}_steps' must be a list of texts that stand in {side}, in this order."
+            )
+        found.append(spans)
+    return _marks(row, pair, (found[0], found[1]), tokenizer)
+
+
+def _places(answer: str, texts: Sequence[Any]) -> list[Span]:
+    """Where texts stand in an answer, one behind the other; empty where one of them does not."""
+    spans, at = [], 0
+    for text in map(str, texts):
+        start = answer.find(text, at)
+        if start < 0 or not text:
+            return []
+        at = start + len(text)
+        spans.append((start, at))
+    return spans
+
+
+def _marks(row: PreferencePair, pair: TokenizedPair, spans: Spans, tokenizer: PreTrainedTokenizerBase) -> Marks:
+    """Numbers of the tokens that stand in character spans of the two answers."""
+    rendered = render_pair(row, tokenizer)
+    assert isinstance(rendered, RenderedPair)  # the pair was kept
+    made = []
+    for side, each in zip(SIDES, spans, strict=True):
+        text, ids = getattr(rendered, side), getattr(pair, f"{side}_ids")
+        shift = max(0, text.find(_content(getattr(row, side))))  # a chat template may put something in front
+        offsets = _offsets(tokenizer, text, ids)
+        made.append(tuple(mark(offsets, [(a + shift, b + shift) for a, b in each])))
+    return made[0], made[1]
+
+
+def _offsets(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> list[Span]:
+    """Where each token stands in the text; a token that adds no text (EOS) gets an empty span at the end."""
+    if tokenizer.is_fast:
+        found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        known = found["input_ids"]
+        same = min(len(known), len(ids))
+        if list(known[:same]) == list(ids[:same]) and len(ids) - same <= 1:
+            return [*map(tuple, found["offset_mapping"][:same]), *[(len(text), len(text))] * (len(ids) - same)]
+    ends = [min(len(text), len(str(tokenizer.decode(list(ids[: i + 1]))))) for i in range(len(ids))]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _gold(
+    row: PreferencePair, tokenizer: PreTrainedTokenizerBase, place: str, settings: dict[str, Any]
+) -> TokenizedPair:
+    """The text field `gold` as the chosen answer of a pair; its rejected side is one token that costs little."""
+    gold = row.columns.get("gold")
+    if not isinstance(gold, str) or not isinstance(row.prompt, str):
+        raise DataError(f"{place}: the objective reads the text field 'gold' (a third answer). Add it to every row.")
+    other = row.rejected if row.rejected != gold else row.chosen
+    found = tokenize_pair(replace(row, chosen=gold, rejected=other), tokenizer, **settings)
+    if not isinstance(found, TokenizedPair):
+        raise DataError(f"{place}: gold cannot be used ({found.reason}). Shorten it, or raise max_length.")
+    return replace(found, rejected_ids=found.chosen_ids[:1], rejected_has_eos=False)

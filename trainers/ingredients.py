@@ -1,0 +1,168 @@
+"""Ingredients: what an objective reads of each pair besides the log-probs of its two answers.
+
+They are made ready from the data before training (`trainers.given`) and put beside every batch's statistics here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.forward import Outputs, collisions, pair_stats, run, sequence_stats, split, spread
+from diagnostics.stats import PairStats, SequenceStats
+from diagnostics.tokenized import TokenizedPair
+from trainers import objectives
+
+Marks = tuple[tuple[int, ...], tuple[int, ...]]  # a number for each token of chosen and of rejected
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the data gives for each pair, by pair_id; empty where the objective does not read it.
+
+    columns: name -> number or list of numbers. phrases, steps: numbers of tokens, 0 outside. gold: a third answer
+    to the same prompt, as the chosen side of a pair.
+    """
+
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    phrases: dict[str, Marks] = field(default_factory=dict)
+    steps: dict[str, Marks] = field(default_factory=dict)
+    gold: dict[str, TokenizedPair] = field(default_factory=dict)
+
+
+class Ingredients:
+    """Completes a batch's PairStats with what the objective needs.
+
+    groups: the training pairs in the groups that must stay in one batch. reward_model: runs the reward policy.
+    """
+
+    def __init__(
+        self,
+        objective: str,
+        pairs: Sequence[TokenizedPair],
+        *,
+        pad_token_id: int,
+        given: Given | None = None,
+        reward_model: Callable[[PreferenceBatch], Outputs] | None = None,
+    ) -> None:
+        self.needs = frozenset(objectives.needs(objective))
+        self.pairs = {p.pair_id: p for p in pairs}
+        self.given, self.reward_model, self.pad_token_id = given or Given(), reward_model, pad_token_id
+        self.groups = by_prompt(pairs) if "lists" in self.needs else [[p] for p in pairs]
+        self.partners = mismatched(pairs) if "mismatched" in self.needs else {}
+
+    def complete(
+        self, stats: PairStats, batch: PreferenceBatch, policy: Outputs, reference: Callable[..., Any] | None
+    ) -> PairStats:
+        """The batch's statistics with everything that the objective reads."""
+        pairs = [self.pairs[i] for i in batch.pair_ids]
+        columns = self._columns(pairs, batch.input_ids.device)
+        if "mismatched" in self.needs and reference is not None:
+            columns["mismatched_logratios"] = self._mismatched(pairs, policy.model, reference)
+        stats = replace(stats, columns=columns, extra=self._extra(pairs, batch, policy.model))
+        sides: dict[str, list[Tensor]] = {}
+        if "collision" in self.needs:
+            sides["per_token_collision"] = list(spread(batch, policy, collisions(policy)))
+        if "phrases" in self.needs:
+            sides["phrase_mask"] = list(marked(batch, self.given.phrases))
+        if "steps" in self.needs:
+            sides["step_ids"] = list(marked(batch, self.given.steps))
+            similarity = step_similarity(stats, policy, torch.cat(sides["step_ids"]))
+            sides["step_similarity"] = list(spread(batch, policy, similarity))
+        both = [{name: halves[i] for name, halves in sides.items()} for i in (0, 1)]
+        return replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
+
+    def _columns(self, pairs: Sequence[TokenizedPair], device: torch.device) -> dict[str, Tensor]:
+        """(B,) or (B, K) float64 each."""
+        rows = [self.given.columns.get(p.pair_id, {}) for p in pairs]
+        columns = {n: torch.tensor([row[n] for row in rows], dtype=torch.float64, device=device) for n in rows[0]}
+        return columns | (numbered(pairs) if "lists" in self.needs else {})
+
+    def _extra(
+        self, pairs: Sequence[TokenizedPair], batch: PreferenceBatch, model: nn.Module
+    ) -> dict[str, SequenceStats]:
+        extra: dict[str, SequenceStats] = {}
+        if "gold" in self.needs:
+            gold = self._collate([self.given.gold[p.pair_id] for p in pairs], batch.input_ids.device)
+            extra["gold"] = split(sequence_stats(gold, run(model, gold)))[0]
+        if self.reward_model is not None:
+            both = split(sequence_stats(batch, self.reward_model(batch)))
+            extra |= {"reward_chosen": both[0], "reward_rejected": both[1]}
+        return extra
+
+    def _mismatched(self, pairs: Sequence[TokenizedPair], model: nn.Module, reference: Callable[..., Any]) -> Tensor:
+        """(B,) nats: log-ratio of each prompt with another prompt's answers, mean of its two answers; no gradient."""
+        batch = self._collate([self.partners[p.pair_id] for p in pairs], next(model.parameters()).device)
+        with torch.no_grad():
+            stats = pair_stats(batch, run(model, batch), reference(batch), kl=False)
+        sides = objectives.logratios(stats)
+        return (sides[0] + sides[1]) / 2
+
+    def _collate(self, pairs: Sequence[TokenizedPair], device: torch.device) -> PreferenceBatch:
+        return collate(pairs, pad_token_id=self.pad_token_id).to(device)
+
+
+def by_prompt(pairs: Sequence[TokenizedPair]) -> list[list[TokenizedPair]]:
+    """The lists of a data set: pairs that share a prompt, in the order of their first pair."""
+    groups: dict[tuple[int, ...], list[TokenizedPair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.prompt_ids, []).append(pair)
+    return list(groups.values())
+
+
+def numbered(pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+    """Columns `list`, `chosen_item`, `rejected_item`: equal numbers where prompts, or answers to one prompt, are."""
+    prompts = {ids: i for i, ids in enumerate(dict.fromkeys(p.prompt_ids for p in pairs))}
+    answers = chain.from_iterable((p.chosen_ids, p.rejected_ids) for p in pairs)
+    items = {ids: i for i, ids in enumerate(dict.fromkeys(answers))}
+    return {
+        "list": torch.tensor([prompts[p.prompt_ids] for p in pairs]),
+        "chosen_item": torch.tensor([items[p.chosen_ids] for p in pairs]),
+        "rejected_item": torch.tensor([items[p.rejected_ids] for p in pairs]),
+    }
+
+
+def mismatched(pairs: Sequence[TokenizedPair]) -> dict[str, TokenizedPair]:
+    """By pair_id: the pair's prompt with the answers of the next pair in the data that has another prompt."""
+    groups = by_prompt(pairs)
+    found: dict[str, TokenizedPair] = {}
+    for group, other in zip(groups, [*groups[1:], groups[0]], strict=True):
+        for i, pair in enumerate(group):
+            answers = other[i % len(other)]
+            found[pair.pair_id] = replace(answers, pair_id=pair.pair_id, prompt_ids=pair.prompt_ids)
+    return found
+
+
+def marked(batch: PreferenceBatch, marks: dict[str, Marks]) -> tuple[Tensor, Tensor]:
+    """(B, T) each: the numbers of chosen and rejected tokens where those tokens stand in the batch, 0 elsewhere."""
+    numbers = [n for side in (0, 1) for pair_id in batch.pair_ids for n in marks[pair_id][side]]
+    table = torch.zeros_like(batch.completion_mask)
+    table[batch.completion_mask.bool()] = torch.tensor(numbers, device=table.device)
+    half = len(batch.pair_ids)
+    return table[:half], table[half:]
+
+
+def step_similarity(stats: PairStats, policy: Outputs, step_ids: Tensor) -> Tensor:
+    """(N,) for each predicted token the cosine between the mean hidden vector of its step and that of the same step
+    in the list's best answer (highest chosen_score or rejected_score); 0 where either has no such step."""
+    steps = step_ids[policy.rows, policy.columns]
+    most = int(step_ids.max()) + 1
+    hidden = policy.hidden.detach().double()
+    sums = hidden.new_zeros(len(step_ids) * most, hidden.shape[1])
+    means = torch.nn.functional.normalize(sums.index_add(0, policy.rows * most + steps, hidden), dim=-1)
+    means = means.unflatten(0, (-1, most))
+    best = _best(stats)[policy.rows]
+    cosine = torch.linalg.vecdot(means[policy.rows, steps], means[best, steps])
+    return torch.where(steps > 0, cosine, 0.0)
+
+
+def _best(stats: PairStats) -> Tensor:
+    """(2B,) for each sequence the row of the best-scored sequence of its list."""
+    scores = torch.cat([stats.columns["chosen_score"], stats.columns["rejected_score"]])
+    of_row = objectives.lists(stats).of_row.repeat(2)
+    same = of_row[:, None] == of_row
+    return torch.where(same, scores, -torch.inf).argmax(-1)
