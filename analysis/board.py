@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 
 from analysis import runs
-from analysis.intervals import deviation, finite, half_width, mean, spearman
+from analysis.intervals import finite, half_width, mean, spearman
 from analysis.mass import of_kind
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog, read_json
 
 RECORD = "board.json"
-SPLITS = {"probe": "training pairs", "eval": "held-out pairs"}
-KEYS = ["label", "rate"]
+SPLITS = {"probe": "training", "eval": "held-out"}
 # entries of the two published comparisons, and what they are in their words
 RRPO = {
     "dpo": "DPO",
@@ -52,12 +51,21 @@ class Board:
     @property
     def seeds(self) -> int:
         """How many seeds there are."""
-        return int(self.runs["seed"].nunique())
+        return len(set(self.runs["seed"]))
 
     @property
     def several_rates(self) -> bool:
         """Whether any objective was trained with more than one learning rate."""
-        return bool(self.runs.groupby("label")["rate"].nunique().max() > 1)
+        return len(self.entries) > len(set(self.runs["label"]))
+
+    @property
+    def entries(self) -> list[tuple[str, float]]:
+        """(label, learning rate) of every entry, in the order of the runs."""
+        return list(dict.fromkeys(zip(self.runs["label"], self.runs["rate"])))
+
+    def of(self, entry: tuple[str, float]) -> pd.DataFrame:
+        """The runs of one entry."""
+        return self.runs.loc[(self.runs["label"] == entry[0]) & (self.runs["rate"] == entry[1])]
 
 
 def is_board(run: RunLog) -> bool:
@@ -118,12 +126,13 @@ def measured(run: RunLog, rows: pd.DataFrame, split: str) -> dict[str, float]:
     n; chosen, rejected, drift, margin in nats; fell: share of pairs with chosen below the reference by more than the
     rounding found at the start; implicit: share with margin > 0; ranking: share whose chosen answer is the likelier
     one; kl, kl_reverse: nats per chosen response, *_token: per token of it; top: share in which the likeliest token
-    is the chosen one where the sides first differ, prob: its probability; the columns of `lengths`; eos: probability
-    that the chosen answer ends where it does.
+    is the chosen answer's where the sides first differ; sampled: probability of that token; the columns of
+    `lengths`; eos: probability that the chosen answer ends where it does.
     """
     found = {name: mean(rows[name]) for name in ("chosen", "rejected", "drift", "margin")} | {"n": float(len(rows))}
-    found["fell"] = _share(rows["chosen"] < -_noise(run), rows["chosen"])
-    found["implicit"] = _share(rows["margin"] > 0, rows["margin"])
+    chosen, margin = runs.column(rows, "chosen"), runs.column(rows, "margin")
+    found["fell"] = _share(chosen < -_noise(run), chosen)
+    found["implicit"] = _share(margin > 0, margin)
     gap = runs.column(rows, "chosen_logps") - runs.column(rows, "rejected_logps")
     found["ranking"] = _share(gap > 0, gap)
     for name in ("kl", "kl_reverse"):
@@ -150,7 +159,7 @@ def path_rows(run: RunLog) -> pd.DataFrame:
     tables = []
     for split in SPLITS:
         rows = with_ratios(runs.rows(run, split))
-        table = rows.groupby("step")[["chosen", "rejected"]].mean().reset_index()
+        table = rows.pivot_table(index="step", values=list(runs.SIDES), aggfunc="mean").reset_index()
         tables.append(table.assign(split=split, **{k: v for k, v in head(run).items() if k != "run"}))
     return pd.concat(tables, ignore_index=True)
 
@@ -159,8 +168,9 @@ def summary(board: Board, names: Sequence[str]) -> pd.DataFrame:
     """One row an entry and learning rate, in the order given: seeds, mean of each column over seeds, and <name>_half,
     half of its 95 % t interval; <name>_seeds: how many seeds measured it."""
     found = []
-    for key, rows in board.runs.groupby(KEYS, sort=False):
-        row: dict[str, Any] = dict(zip(KEYS, key)) | {"seeds": len(rows)}
+    for label, rate in board.entries:
+        rows = board.of((label, rate))
+        row: dict[str, Any] = {"label": label, "rate": rate, "seeds": len(rows)}
         for name in names:
             values = rows[name]
             row |= {name: mean(values), f"{name}_half": half_width(values), f"{name}_seeds": len(finite(values))}
@@ -181,7 +191,7 @@ def start(board: Board, names: Sequence[str]) -> dict[str, Any]:
 
 def ratios(board: Board, name: str, above: tuple[str, float], below: tuple[str, float]) -> np.ndarray:
     """One entry's value divided by another's, seed by seed; entries are (label, rate)."""
-    top, bottom = (_by_seed(board, key)[name] for key in (above, below))
+    top, bottom = (board.of(entry).set_index("seed")[name] for entry in (above, below))
     values = (top / bottom.where(bottom > 0)).dropna()
     return values.to_numpy(dtype=float)
 
@@ -206,17 +216,6 @@ def mixed(board: Board) -> list[str]:
     return sorted(name for name in found if len(found[name]) > len(seeds[name]))
 
 
-def spread(values: pd.Series) -> float:
-    """SD over seeds; NaN below two."""
-    return deviation(values)
-
-
-def _by_seed(board: Board, key: tuple[str, float]) -> pd.DataFrame:
-    label, rate = key
-    rows = board.runs.loc[(board.runs["label"] == label) & (board.runs["rate"] == rate)]
-    return rows.set_index("seed")
-
-
 def _share(hits: pd.Series, measured: pd.Series) -> float:
     return mean(hits.astype(float).where(measured.notna()))
 
@@ -227,7 +226,7 @@ def _noise(run: RunLog) -> float:
 
 
 def _answers(run: RunLog, rows: pd.DataFrame, split: str) -> dict[str, float]:
-    """top, prob and eos from the mass table at the step of `rows`."""
+    """top, sampled and eos from the mass table at the step of `rows`."""
     step = rows["step"].max() if len(rows) else -1
     mass = of_kind(run.mass, ("chosen", "argmax", "chosen_eos"), split)
     mass = mass.loc[mass["step"] == step]
@@ -236,6 +235,6 @@ def _answers(run: RunLog, rows: pd.DataFrame, split: str) -> dict[str, float]:
         for kind in ("chosen", "argmax", "chosen_eos")
     )
     if chosen.empty:
-        return {"top": math.nan, "prob": math.nan, "eos": mean(eos["prob"])}
+        return {"top": math.nan, "sampled": math.nan, "eos": mean(eos["prob"])}
     same = (chosen["token_id"] == argmax["token_id"].reindex(chosen.index)).astype(float)
-    return {"top": mean(same), "prob": mean(chosen["prob"]), "eos": mean(eos["prob"])}
+    return {"top": mean(same), "sampled": mean(chosen["prob"]), "eos": mean(eos["prob"])}

@@ -30,10 +30,14 @@ from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, rea
 from trainers.demo import facts
 from trainers.demo.main import one_thread
 from trainers.demo.worlds import PLAIN_ADAM
-from trainers.run import train
+from trainers.run import train, try_objective
 
 RECORD = "board.json"  # in a run folder: the run is finished, and what it took
-DEFAULT_OBJECTIVES = ("dpo", "dpo_nll", "ipo_mean", "simpo")
+# two published comparisons: RRPO with its ablations and rivals, and LeanPO with its own
+DEFAULT_OBJECTIVES = (
+    *("dpo", "dpa", "tdpo2", "ddpo_dense", "rrpo", "rrpo:phrases=false", "rrpo:alpha=0"),
+    *("rrpo:alpha=0.1", "rrpo:alpha=0.1:phrases=false", "simpo", "leanpo", "leanpo:dynamic=false"),
+)
 # the embedded world: 48 updates on 256 pairs; 64 of them and 160 held-out pairs are measured every 8 updates
 SETTINGS: dict[str, Any] = PLAIN_ADAM | dict(
     num_train_epochs=3.0,
@@ -131,6 +135,8 @@ def plan(
         folder = str(_folder(out, entry, rate, base))
         own = dict(objective=entry.objective, learning_rate=rate, output_dir=folder) | entry.hyperparameters
         runs.append(make_config(base | own, extras={"board_label": entry.label, "board_world": world}))
+    for run in runs:
+        try_objective(run)
     twice = [name for name, n in Counter(run.output_dir for run in runs).items() if n > 1]
     if twice:
         raise UserError(f"--objectives: two entries would share the folder {twice[0]}; write their values differently.")

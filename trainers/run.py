@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> Path:
     Nothing is written before data, model and settings proved usable.
     """
     quiet()
-    _try_objective(config)
+    try_objective(config)
     arguments = training_arguments(config)
     main = arguments.process_index == 0
     run_dir, checkpoint = _look(config)
@@ -121,7 +121,7 @@ def train(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _try_objective(config: TrainConfig) -> None:
+def try_objective(config: TrainConfig) -> None:
     """A wrong hyperparameter, and a reference of the wrong kind, are refused now, not at the first step."""
     needs = objectives.needs(config.objective)
     if "reference" in needs and config.reference == "none":
