@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from diagnostics.phrases import from_diff, from_tags, mark
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.phrases import from_diff, from_tags, mark
 from diagnostics.tokenized import RenderedPair, TokenizedPair, render_pair, tokenize_pair
 from trainers import objectives
 from trainers.ingredients import Given, Marks
