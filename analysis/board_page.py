@@ -36,7 +36,7 @@ def verdict(board: Board) -> Block:
 
 
 def setting(board: Board) -> Block:
-    """What all runs share: model, data, sizes, seeds."""
+    """What all runs share: model, data, sizes, seeds; and the time they took."""
     config, first = board.logs[0].config, board.runs.iloc[0]
     rows = {
         "objectives and learning rates": str(len(board.entries)),
@@ -48,7 +48,8 @@ def setting(board: Board) -> Block:
         "optimizer": f"{config.get('optim', 'adamw_torch')}, {config.get('lr_scheduler_type', 'linear')} schedule",
         "batch size": config.get("per_device_train_batch_size"),
     }
-    return page.table(pd.DataFrame([{"what": k, "value": v} for k, v in rows.items()]))
+    shared = page.table(pd.DataFrame([{"what": k, "value": v} for k, v in rows.items()]))
+    return page.stack(shared, page.heading("Time"), _table(board, ["seconds", "cpu_seconds"]))
 
 
 def displacement(board: Board) -> Block:
@@ -114,14 +115,10 @@ def accuracy(board: Board) -> Block:
     return _table(board, [*names, "probe_implicit"], begin=True)
 
 
-def rrpo(board: Board) -> Block:
-    """The comparison of the RRPO paper."""
-    return _comparison(board, tables.RRPO)
-
-
-def leanpo(board: Board) -> Block:
-    """The comparison of the LeanPO paper."""
-    return _comparison(board, tables.LEANPO)
+def comparisons(board: Board) -> Block:
+    """The comparisons of the RRPO and of the LeanPO paper, as far as their entries were trained."""
+    made = [(words, _comparison(board, known)) for words, known in (("RRPO", tables.RRPO), ("LeanPO", tables.LEANPO))]
+    return page.stack(*(block for words, table in made for block in (page.heading(words), table)))
 
 
 def lengths(board: Board) -> Block:
@@ -138,11 +135,6 @@ def incentives(board: Board) -> Block:
     columns = [Column(names[0], CHOSEN, "on chosen"), Column(names[1], REJECTED, "on rejected")]
     figure = _dots(board, {"loss per nat, mean over train rows": columns})
     return page.stack(page.picture(figure, "Per-side incentives by objective"), _table(board, names))
-
-
-def time(board: Board) -> Block:
-    """Seconds a run took."""
-    return _table(board, ["seconds", "cpu_seconds"])
 
 
 HEADS = {
