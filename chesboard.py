@@ -312,11 +312,26 @@ def gate(
 
 
 @app.command(name="list")
-def list_all() -> None:
-    """Every objective, measure and notebook with its paper, read from their own docstrings."""
+def list_all(
+    what: Annotated[str | None, typer.Argument(help="objectives, measures or notebooks; default is all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One of them: its card.")] = None,
+) -> None:
+    """Every objective, measure and notebook with its paper, read from their own docstrings.
+
+    An objective's card adds how it pushes the two answers, computed from its function: the incentives at several
+    margins, their ratio as the rejected answer fades, and whether the absolute chosen likelihood enters.
+
+    Examples:
+
+        chesboard list
+
+        chesboard list objectives
+
+        chesboard list objectives dpo
+    """
     from reports.console import show_list
 
-    show_list()
+    show_list(what, name)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from diagnostics import measures
+from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
 from diagnostics.finding import Finding
 from reports import gate
 from trainers import objectives
+from trainers.card import Card, Push, card
 
 SHOWN = 10  # rows of the flag table
+CARD_NOTES = (
+    "d_w = -dL/dz_w and d_l = dL/dz_l, z a summed log-prob in nats: above 0, chosen is raised and rejected lowered. "
+    "To first order in a small step, chosen rises only if d_w / d_l > <s_w, s_l> / |s_w|^2, and rejected falls only if "
+    "d_w / d_l < |s_l|^2 / <s_w, s_l>; s is the gradient of z in the weights, <s_w, s_l> > 0 (arXiv:2604.18239). "
+    "A push on X is -dL/dX: above 0 raises X. A dash is no number.",
+    "One standard pair, nothing sampled: 10 tokens a side, reference log-prob -1 a token, margins split evenly, v the "
+    "rejected answer's log-ratio. All else is neutral: KL 0, every token in one phrase, a batch of equal pairs.",
+)
 _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -67,28 +78,121 @@ def show_gates(findings: Sequence[Finding]) -> bool:
     return not gate.failed(findings)
 
 
-def show_list() -> None:
-    """Every objective, measure and notebook with its paper, from the docstrings and the notebooks' first cells."""
+def show_list(what: str | None = None, name: str | None = None) -> None:
+    """The tables of objectives, measures and notebooks, one of them, or what one name in it stands for."""
+    kinds = ("objectives", "measures", "notebooks")
+    if what is not None and what not in kinds:
+        raise measures.unknown("list", what, kinds)
+    if name is None:
+        _show_tables(kinds if what is None else (what,))
+    elif what == "objectives":
+        show_card(card(name))
+    else:
+        _show_text(*(_measure_text(name) if what == "measures" else _notebook_text(name)))
+
+
+def _show_tables(kinds: Sequence[str]) -> None:
+    """From the docstrings and the notebooks' first cells."""
     console = Console()
-    for title, rows in (("objectives", _objectives()), ("measures", _measures()), ("notebooks", _notebooks())):
-        table = _table(title, "what it is", "source")
-        for name, text, source in rows:
-            _add(table, name, text, source)
+    for kind in kinds:
+        if kind == "objectives":
+            console.print(_objective_table())
+            continue
+        table = _table(kind, "what it is", "source")
+        for row in _measures() if kind == "measures" else _notebooks():
+            _add(table, *row)
         console.print(table)
+    if "objectives" in kinds:
+        console.print("one objective's card: chesboard list objectives NAME", highlight=False)
 
 
-def _objectives() -> list[tuple[str, str, str]]:
-    found = []
+def _objective_table() -> Table:
+    """Every objective: what it is, what it reads, how sure its formula is, its paper."""
+    table = _table("objective", "what it is", "needs", "formula", "paper")
     for name in objectives.names():
         function = objectives.load(name)
-        parameters = inspect.signature(function).parameters.items()
-        settings = ", ".join(f"{k}={p.default}" for k, p in parameters if p.kind is p.KEYWORD_ONLY)
-        found.append((name, f"{_summary(function.__doc__)} [{settings}]", _sources(function)))
-    return found
+        reads = ", ".join([*objectives.needs(name), *(f"column {c}" for c in objectives.columns(name))])
+        said = re.split(r"\. (?:arXiv|Source)", summary(function.__doc__))[0].rstrip(".")
+        sure = objectives.module(name).PROVENANCE
+        _add(table, name, said, reads or "-", sure, ", ".join(p[6:] for p in sources(function)))
+    for column in (table.columns[0], table.columns[4]):
+        column.no_wrap = True
+    table.caption = "paper: arXiv number; formula: " + "; ".join(objectives.PROVENANCES.values())
+    return table
+
+
+def show_card(shown: Card) -> None:
+    """One objective: its formula, what it reads, how sure it is, and how it pushes the two answers."""
+    _show_text(shown.name, shown.formula, _says(shown))
+    console = Console()
+    if shown.margins:
+        console.print(_push_table(shown.margins, "margin (nats)", "incentives and the margin of log-ratios"))
+        console.print(_push_table(shown.far[::3], "v (nats)", "incentives as the rejected answer fades (u = 0)"))
+    table = _table("by autograd", "value", "meaning", title="does it displace by construction?")
+    for question, fact in (
+        ("d_w / d_l as rejected -> 0", shown.far_ratio),
+        ("d_l bounded as rejected -> 0", shown.far_rejected),
+        ("absolute chosen likelihood enters", shown.common_fall),
+        ("argmin f (f-divergence)", shown.argmin),
+    ):
+        _add(table, question, _number(fact.value), fact.words)
+    console.print(table)
+    for line in CARD_NOTES:
+        console.print(line, markup=False, highlight=False)
+
+
+def _says(card: Card) -> list[tuple[str, str]]:
+    """What the objective's file says beside its formula."""
+    rows = [("needs", f"{word}: {objectives.WORDS[word]}") for word in card.needs] or [("needs", "nothing more")]
+    rows += [("column", f"{name} (here at {value:g})") for name, value in card.columns.items()]
+    rows += [("formula", objectives.PROVENANCES[card.provenance])]
+    rows += [("defaults", ", ".join(f"{k}={v}" for k, v in card.defaults.items()) or "none")]
+    return [*rows, ("paper", ", ".join(card.papers) or "none")]
+
+
+def _push_table(pushes: Sequence[Push], where: str, title: str) -> Table:
+    others = sorted({name for p in pushes for name in p.others})
+    table = _table(where, "loss", "d_w", "d_l", "d_w / d_l", *(f"push on {name}" for name in others), title=title)
+    for p in pushes:
+        _add(table, f"{p.at:g}", *map(_number, (p.loss, p.chosen, p.rejected, p.ratio)), *(
+            _number(p.others.get(name, 0.0)) for name in others
+        ))  # fmt: skip
+    return table
+
+
+def _number(value: float) -> str:
+    value += 0.0  # -0 is 0
+    return "-" if value != value else "infinite" if value == inf else "-infinite" if value == -inf else f"{value:.4g}"
+
+
+def _show_text(name: str, text: str, rows: Sequence[tuple[str, str]]) -> None:
+    """A docstring as it stands, then what goes with it."""
+    console = Console()
+    for line in (name, "", *text.splitlines(), ""):
+        console.print(printable(line), markup=False, highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        _add(table, *row)
+    console.print(table)
+
+
+def _measure_text(name: str) -> tuple[str, str, list[tuple[str, str]]]:
+    function = measures.load(name)
+    rows = [("needs", ", ".join(sorted(measures.needs(name)))), ("paper", ", ".join(sources(function)))]
+    return name, inspect.getdoc(function) or "", rows
+
+
+def _notebook_text(name: str) -> tuple[str, str, list[tuple[str, str]]]:
+    known = {row[0]: row for row in _notebooks()}
+    if name not in known:
+        raise measures.unknown("notebook", name, known)
+    return name, known[name][1], [("paper", known[name][2])]
 
 
 def _measures() -> list[tuple[str, str, str]]:
-    return [(n, _summary(measures.load(n).__doc__), _sources(measures.load(n))) for n in measures.names()]
+    return [(n, summary(measures.load(n).__doc__), ", ".join(sources(measures.load(n)))) for n in measures.names()]
 
 
 def _notebooks() -> list[tuple[str, str, str]]:
@@ -96,25 +200,8 @@ def _notebooks() -> list[tuple[str, str, str]]:
     for path in sorted(_NOTEBOOKS.glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "".join(cells[0]["source"]) if cells else ""
-        found.append((path.stem, _summary(text.lstrip("# ")), ", ".join(_papers("".join(map(str, cells))))))
+        found.append((path.stem, summary(text.lstrip("# ")), ", ".join(papers("".join(map(str, cells))))))
     return found
-
-
-def _sources(function: object) -> str:
-    """Papers named in the function's docstring, else in its file's."""
-    return ", ".join(
-        _papers(inspect.getdoc(function) or "") or _papers(inspect.getdoc(inspect.getmodule(function)) or "")
-    )
-
-
-def _papers(text: str) -> list[str]:
-    """arXiv numbers in the order they are named."""
-    return list(dict.fromkeys(f"arXiv:{n}" for n in re.findall(r"arXiv[: ](\d{4}\.\d{5})", text)))
-
-
-def _summary(text: str | None) -> str:
-    """First paragraph on one line."""
-    return " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split())
 
 
 def _table(*columns: str, title: str | None = None) -> Table:

@@ -148,7 +148,8 @@ def marked(batch: PreferenceBatch, marks: dict[str, Marks]) -> tuple[Tensor, Ten
 
 def step_similarity(stats: PairStats, policy: Outputs, step_ids: Tensor) -> Tensor:
     """(N,) for each predicted token the cosine between the mean hidden vector of its step and that of the same step
-    in the list's best answer (highest chosen_score or rejected_score); 0 where either has no such step."""
+    in the list's best answer (highest chosen_score or rejected_score); -1 where that one has no such step, so that
+    the step weighs nothing, and 0 outside steps."""
     steps = step_ids[policy.rows, policy.columns]
     most = int(step_ids.max()) + 1
     hidden = policy.hidden.detach().double()
@@ -157,7 +158,8 @@ def step_similarity(stats: PairStats, policy: Outputs, step_ids: Tensor) -> Tens
     means = means.unflatten(0, (-1, most))
     best = _best(stats)[policy.rows]
     cosine = torch.linalg.vecdot(means[policy.rows, steps], means[best, steps])
-    return torch.where(steps > 0, cosine, 0.0)
+    there = torch.zeros_like(means[..., 0], dtype=torch.bool).index_put((policy.rows, steps), torch.tensor(True))
+    return torch.where(steps > 0, torch.where(there[best, steps], cosine, -1.0), 0.0)
 
 
 def _best(stats: PairStats) -> Tensor:

@@ -137,11 +137,33 @@ class Lists(NamedTuple):
     list_of: Tensor
     of_row: Tensor
 
+    def items(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """(I,) the items' values from the (B,) values of both sides."""
+        return torch.cat((chosen, rejected))[self.rows]
+
+    def together(self) -> Tensor:
+        """(I, I) True where two items are of one list."""
+        return self.list_of[:, None] == self.list_of
+
+    def log_softmax(self, values: Tensor) -> Tensor:
+        """(I,) log-softmax of each item's value within its list."""
+        return values - torch.where(self.together(), values, -torch.inf).logsumexp(-1)
+
+    def ranks(self, values: Tensor) -> Tensor:
+        """(I,) place of each item in its list by falling value, from 1; ties in the order of the items."""
+        place = torch.arange(len(values), device=values.device)
+        ahead = (values > values[:, None]) | ((values == values[:, None]) & (place < place[:, None]))
+        return 1 + (ahead & self.together()).sum(-1, dtype=values.dtype)  # the log of integers would be float32
+
+    def totals(self, terms: Tensor) -> Tensor:
+        """(B,) for each row the sum of its list's (I,) terms."""
+        return torch.where(self.of_row[:, None] == self.list_of, terms, 0.0).sum(-1)
+
 
 def lists(pair: PairStats) -> Lists:
     """The lists of a batch, from its columns `list`, `chosen_item`, `rejected_item`: whole numbers that are equal
     where rows share a prompt, and where answers within a list are the same text. Without these columns each row is
-    a list of two."""
+    a list of two. Items stand in the order of their numbers, whatever the order of the rows."""
     size = len(pair.chosen.completion_mask)
     alone = torch.arange(size)
     of_row = pair.columns.get("list", alone).long()
@@ -152,9 +174,10 @@ def lists(pair: PairStats) -> Lists:
     for row, key in enumerate(zip([*of_row.tolist()] * 2, [*chosen.tolist(), *rejected.tolist()], strict=True)):
         seen.setdefault(key, row)
     device = pair.chosen.per_token_logps.device
+    items = sorted(seen)
     return Lists(
-        torch.tensor(list(seen.values()), device=device),
-        torch.tensor([number[key[0]] for key in seen], device=device),
+        torch.tensor([seen[key] for key in items], device=device),
+        torch.tensor([number[key[0]] for key in items], device=device),
         torch.tensor([number[value] for value in of_row.tolist()], device=device),
     )
 

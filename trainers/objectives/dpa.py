@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from diagnostics.stats import PairStats, SequenceStats, wide
 from trainers.objectives import ObjectiveOutput, part, require_not_negative
@@ -44,7 +44,7 @@ def _contrast(pair: PairStats) -> Tensor:
     numbers = torch.arange(1, int(max(m.max() for m in marks)) + 1, device=marks[0].device)
     chosen, rejected = (_scores(side, numbers) for side in (pair.chosen, pair.rejected))
     there = torch.cat(marks, dim=1)[:, :, None].eq(numbers).any(1)
-    mean = torch.where(there, softplus(rejected - chosen), 0.0).sum(-1) / there.sum(-1).clamp(min=1)
+    mean = torch.where(there, -logsigmoid(chosen - rejected), 0.0).sum(-1) / there.sum(-1).clamp(min=1)
     return torch.where(there.any(-1), mean, math.log(2))
 
 

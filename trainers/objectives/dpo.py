@@ -1,5 +1,6 @@
 """Direct preference optimization. arXiv 2305.18290, Eq. 7."""
 
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diagnostics.stats import PairStats
@@ -20,3 +21,8 @@ def dpo(pair: PairStats, *, beta: float = 0.1) -> ObjectiveOutput:
     chosen, rejected = logratios(pair)
     losses = -logsigmoid(beta * (chosen - rejected))
     return ObjectiveOutput(losses, (beta * chosen).detach(), (beta * rejected).detach())
+
+
+def divergence(t: Tensor) -> Tensor:
+    """f(t) = t log t, t = policy / reference: DPO is f-DPO with the reverse KL. arXiv 2309.16240."""
+    return t * t.log()

@@ -1,0 +1,108 @@
+"""EXO on rewards: a worked value, lists by hand, no loss at the target."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diagnostics.errors import UserError
+from trainers.objectives.exo import exo
+
+# list 7: answers 0-3, 1 twice chosen and 3 also rejected; list 3: three answers; list 5: the same answer on both sides
+ROWS = [(7, 1, 0), (3, 0, 2), (7, 1, 3), (5, 0, 0), (7, 3, 2), (3, 0, 1)]
+# (list, answer): log-prob, reference's log-prob, score
+ANSWERS = {
+    (7, 0): (-3.0, -2.0, 0.5),
+    (7, 1): (-1.0, -2.5, 2.0),
+    (7, 2): (-4.0, -3.0, 0.0),
+    (7, 3): (-2.0, -2.5, 1.0),
+    (3, 0): (-1.0, -0.5, 3.0),
+    (3, 1): (-6.0, -4.0, 1.5),
+    (3, 2): (-2.0, -4.0, 0.2),
+    (5, 0): (-1.0, -1.5, 1.0),
+}
+
+
+@pytest.fixture
+def listed(make_pair):
+    """Some of the ROWS, in a given order, as a batch of one-token answers with the columns of lists."""
+
+    def make(order):
+        sides = [[ANSWERS[ROWS[row][0], ROWS[row][k]] for row in order] for k in (1, 2)]
+        pair = make_pair(*([[answer[i]] for answer in side] for i in (0, 1) for side in sides))
+        named = dict(zip(("list", "chosen_item", "rejected_item"), zip(*(ROWS[row] for row in order))))
+        named |= {f"{k}_score": [a[2] for a in side] for k, side in zip(("chosen", "rejected"), sides)}
+        return replace(pair, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in named.items()})
+
+    return make
+
+
+def by_hand(answers) -> float:
+    """beta 0.5, beta_r 0.7."""
+    t, g = ([math.exp(s / 0.7) for *_, s in answers], [math.exp(0.5 * (p - q)) for p, q, _ in answers])
+    return sum(y / sum(g) * math.log(y / sum(g) * sum(t) / x) for x, y in zip(t, g, strict=True))
+
+
+def scored(pair, chosen: float, rejected: float):
+    columns = {"chosen_score": torch.tensor([chosen]), "rejected_score": torch.tensor([rejected])}
+    return replace(pair, columns=columns)
+
+
+def test_worked_value(worked):
+    """beta 0.1: g = sigmoid(0.3) = 0.5744425; scores 1 and 0, beta_r 1: t = 0.7310586.
+
+    0.5744425 log(0.5744425 / 0.7310586) + 0.4255575 log(0.4255575 / 0.2689414) = 0.0567967.
+    """
+    output = exo(scored(worked, 1.0, 0.0), beta=0.1, beta_r=1.0)
+    assert output.losses.tolist() == pytest.approx([0.056796681281534395], abs=1e-14)
+    assert output.chosen_rewards.tolist() == pytest.approx([0.1], abs=1e-15)
+    assert output.rejected_rewards.tolist() == pytest.approx([-0.2], abs=1e-15)
+
+
+def test_lists_against_plain_python(listed):
+    output = exo(listed(range(6)), beta=0.5, beta_r=0.7)
+    expected = {name: by_hand([a for key, a in ANSWERS.items() if key[0] == name]) for name in (7, 3, 5)}
+    assert output.losses.tolist() == pytest.approx([expected[row[0]] for row in ROWS], abs=1e-13)
+    assert len(set(expected.values())) == 3
+
+
+def test_neither_the_order_of_rows_nor_the_other_lists_matter(listed):
+    whole = exo(listed(range(6)), beta=0.5, beta_r=0.7)
+    for order in ([5, 4, 3, 2, 1, 0], [4, 2, 0], [1, 5], [3]):
+        for value, expected in zip(exo(listed(order), beta=0.5, beta_r=0.7), whole, strict=True):
+            torch.testing.assert_close(value, expected[order], rtol=0, atol=1e-13)
+
+
+def test_a_list_of_one_answer_is_finite(listed):
+    pair = listed([3])
+    output = exo(pair, beta=0.5, beta_r=0.7)
+    sides = [pair.chosen.per_token_logps, pair.rejected.per_token_logps]
+    gradients = torch.autograd.grad(output.losses.sum(), sides, allow_unused=True)
+    assert output.losses.isfinite().all()
+    assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_is_the_pairwise_exo_with_smoothed_targets(worked):
+    """Score gap beta_r * log((1 - e) / e) makes t = (1 - e, e); a = sigmoid(0.3), e = 0.01."""
+    a, e = 0.574442516811659, 0.01
+    expected = a * (math.log(a) - math.log(1 - e)) + (1 - a) * (math.log(1 - a) - math.log(e))
+    columns = {"chosen_score": [0.2 * math.log((1 - e) / e)], "rejected_score": [0.0]}
+    pair = replace(worked, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in columns.items()})
+    assert exo(pair, beta=0.1, beta_r=0.2).losses.tolist() == pytest.approx([expected], abs=1e-13)
+
+
+def test_no_loss_and_no_gradient_where_rewards_differ_as_the_scores_do(worked):
+    """beta * (u - v) = 0.1 * 3 = score gap / beta_r = 0.15 / 0.5."""
+    columns = {k: torch.tensor([v], dtype=torch.float64) for k, v in (("chosen_score", 0.15), ("rejected_score", 0.0))}
+    pair = replace(worked, columns=columns)
+    losses = exo(pair, beta=0.1, beta_r=0.5).losses
+    (slope,) = torch.autograd.grad(losses.sum(), pair.chosen.per_token_logps)
+    assert losses.item() == pytest.approx(0, abs=1e-15)
+    assert slope.abs().max().item() == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["beta", "beta_r"])
+def test_wrong_hyperparameters_are_refused_by_name(worked, name):
+    with pytest.raises(UserError, match=f"{name} is 0"):
+        exo(worked, **{name: 0})

@@ -1,0 +1,130 @@
+"""In-context IRPO: a worked value, lists by hand, two answers and DPO, ties."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diagnostics.errors import UserError
+from trainers.objectives.dpo import dpo
+from trainers.objectives.irpo import irpo
+
+# list 7: answers 0-3, 1 twice chosen and 3 also rejected; list 3: three answers; list 5: the same answer on both sides
+ROWS = [(7, 1, 0), (3, 0, 2), (7, 1, 3), (5, 0, 0), (7, 3, 2), (3, 0, 1)]
+# (list, answer): log-prob, reference's log-prob, relevance
+ANSWERS = {
+    (7, 0): (-3.0, -2.0, 0.5),
+    (7, 1): (-1.0, -2.5, 2.0),
+    (7, 2): (-4.0, -3.0, 0.0),
+    (7, 3): (-2.0, -2.5, 1.0),
+    (3, 0): (-1.0, -0.5, 3.0),
+    (3, 1): (-6.0, -4.0, 1.5),
+    (3, 2): (-2.0, -4.0, 0.2),
+    (5, 0): (-1.0, -1.5, 1.0),
+}
+
+
+@pytest.fixture
+def listed(make_pair):
+    """Some of the ROWS, in a given order, as a batch of one-token answers with the columns of lists."""
+
+    def make(order):
+        sides = [[ANSWERS[ROWS[row][0], ROWS[row][k]] for row in order] for k in (1, 2)]
+        pair = make_pair(*([[answer[i]] for answer in side] for i in (0, 1) for side in sides))
+        named = dict(zip(("list", "chosen_item", "rejected_item"), zip(*(ROWS[row] for row in order))))
+        named |= {f"{k}_relevance": [a[2] for a in side] for k, side in zip(("chosen", "rejected"), sides)}
+        return replace(pair, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in named.items()})
+
+    return make
+
+
+def by_hand(answers) -> float:
+    """beta 0.5."""
+    if len(answers) == 1:
+        return 0.0
+    ordered = sorted(answers, key=lambda answer: -answer[2])
+    s = [math.exp(0.5 * (p - q)) for p, q, _ in ordered]
+    terms = []
+    for rank, (mine, (*_, relevance)) in enumerate(zip(s, ordered, strict=True), start=1):
+        mean = (sum(s) - mine) / mine / (len(s) - 1)
+        terms.append((2**relevance - 1) / math.log2(1 + rank) * -math.log(1 / (1 + mean)))
+    return sum(terms) / len(s)
+
+
+def relevant(pair, chosen: float, rejected: float):
+    columns = {"chosen_relevance": chosen, "rejected_relevance": rejected}
+    n = len(pair.chosen.lengths)
+    return replace(pair, columns={k: torch.full((n,), v, dtype=torch.float64) for k, v in columns.items()})
+
+
+def test_worked_value(worked):
+    """Relevances 2 and 1: weights (4 - 1) / log2(2) = 3 and (2 - 1) / log2(3) = 0.6309298; beta 0.1, margin 0.3.
+
+    (3 L(0.3) + 0.6309298 L(-0.3)) / 2 = (1.6630657 + 0.5390381) / 2 = 1.1010519.
+    """
+    output = irpo(relevant(worked, 2.0, 1.0), beta=0.1)
+    assert output.losses.tolist() == pytest.approx([1.1010519386302957], abs=1e-14)
+    assert output.chosen_rewards.tolist() == pytest.approx([0.1], abs=1e-15)
+    assert output.rejected_rewards.tolist() == pytest.approx([-0.2], abs=1e-15)
+
+
+def test_lists_against_plain_python(listed):
+    output = irpo(listed(range(6)), beta=0.5)
+    expected = {name: by_hand([a for key, a in ANSWERS.items() if key[0] == name]) for name in (7, 3, 5)}
+    assert output.losses.tolist() == pytest.approx([expected[row[0]] for row in ROWS], abs=1e-13)
+    assert len(set(expected.values())) == 3
+
+
+def test_neither_the_order_of_rows_nor_the_other_lists_matter(listed):
+    whole = irpo(listed(range(6)), beta=0.5)
+    for order in ([5, 4, 3, 2, 1, 0], [4, 2, 0], [1, 5], [3]):
+        for value, expected in zip(irpo(listed(order), beta=0.5), whole, strict=True):
+            torch.testing.assert_close(value, expected[order], rtol=0, atol=1e-13)
+
+
+def test_a_list_of_one_answer_is_finite(listed):
+    pair = listed([3])
+    output = irpo(pair, beta=0.5)
+    sides = [pair.chosen.per_token_logps, pair.rejected.per_token_logps]
+    gradients = torch.autograd.grad(output.losses.sum(), sides, allow_unused=True)
+    assert output.losses.isfinite().all()
+    assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_two_answers_are_half_of_weighted_dpo_both_ways(random_pair):
+    """Relevances 1 and 0: exactly half of DPO. In general w_chosen and w_rejected weigh DPO and DPO exchanged."""
+    p = random_pair
+    there, back = (
+        dpo(p, beta=0.3),
+        dpo(
+            replace(p, chosen=p.rejected, rejected=p.chosen, ref_chosen=p.ref_rejected, ref_rejected=p.ref_chosen),
+            beta=0.3,
+        ),
+    )
+    for (chosen, rejected), expected in (
+        ((1.0, 0.0), there.losses / 2),
+        ((0.0, 1.0), back.losses / 2),
+        ((2.0, 1.0), (3 * there.losses + back.losses / math.log2(3)) / 2),
+    ):
+        output = irpo(relevant(p, chosen, rejected), beta=0.3)
+        torch.testing.assert_close(output.losses, expected, rtol=0, atol=1e-13)
+        assert output.chosen_rewards.tolist() == there.chosen_rewards.tolist()
+    slopes = (
+        torch.autograd.grad(x.sum(), p.chosen.per_token_logps, retain_graph=True)[0] for x in (output.losses, expected)
+    )
+    torch.testing.assert_close(*slopes, rtol=0, atol=1e-14)
+
+
+def test_ties_rank_in_the_order_of_items_whatever_the_order_of_rows(listed, monkeypatch):
+    for key in ((7, 0), (7, 2), (7, 3)):
+        monkeypatch.setitem(ANSWERS, key, (*ANSWERS[key][:2], 1.0))
+    expected = by_hand([ANSWERS[7, i] for i in range(4)])
+    for order in ([0, 2, 4], [4, 2, 0], [2, 4, 0]):
+        assert irpo(listed(order), beta=0.5).losses.tolist() == pytest.approx([expected] * 3, abs=1e-13)
+
+
+@pytest.mark.parametrize("name", ["beta"])
+def test_wrong_hyperparameters_are_refused_by_name(worked, name):
+    with pytest.raises(UserError, match=f"{name} is 0"):
+        irpo(worked, **{name: 0})
