@@ -181,7 +181,7 @@ def _table(board: Board, names: Sequence[str], *, begin: bool = False, plain: bo
 
 
 def _comparison(board: Board, known: Mapping[str, str]) -> Block:
-    names = ["eval_kl", "probe_fell", "probe_chosen", "eval_sampled", "eval_top", "eval_margin"]
+    names = ["eval_kl", "probe_fell", "probe_chosen", "eval_sampled", "eval_top"]
     summary = tables.summary(board, names)
     rows = []
     for row in summary.loc[summary["label"].isin(known)].sort_values("rate", kind="stable").to_dict("records"):

@@ -186,4 +186,5 @@ def test_the_report_has_one_page_for_the_board(make_board):
         assert read_json(folder / "config.json")["board_label"] in page
     assert "−4.75" in page
     content = json.loads((index.parent / "report.json").read_text(), parse_constant=pytest.fail)
+    assert [e["name"] for e in content["entries"]] == ["The board"]
     assert content["verdict"].startswith("Of 2 objectives, over 1 seed: 1 displaced (dpo)")
