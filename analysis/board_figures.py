@@ -76,6 +76,8 @@ def trajectories(paths: pd.DataFrame, labels: Sequence[str], ylabel: str) -> Fig
     figure, axes = panels(len(labels), height=2.35, width=11, rows=rows)
     means = paths.pivot_table(index=["label", "rate", "step"], values="chosen", aggfunc="mean").reset_index()
     rates = sorted(set(paths["rate"]))
+    values = finite([0.0, *paths["chosen"]])
+    low, high = 1.08 * float(values.min()) - 0.05, 1.08 * float(values.max()) + 0.05
     strengths = [0.25 + 0.75 * (k + 1) / len(rates) for k in range(len(rates))]
     for i, (axis, label) in enumerate(zip(axes, labels)):
         for _, line in means.loc[means["label"] != label].groupby(["label", "rate"]):
@@ -87,10 +89,10 @@ def trajectories(paths: pd.DataFrame, labels: Sequence[str], ylabel: str) -> Fig
             axis.plot(line["step"], line["chosen"], color=CHOSEN, lw=2.2, alpha=strength)
         axis.axhline(0, color=DARK, lw=0.8)
         axis.set_title(for_plot(label, 30), fontsize=9.5)
-        axis.sharey(axes[0])
+        axis.set_ylim(low, high)
+        _scale(axis, "far", "y")
         if i % columns:
             axis.tick_params(labelleft=False)
-    _scale(axes[0], "far", "y")
     if len(rates) > 1:
         lines = [Line2D([], [], color=CHOSEN, lw=2.2, alpha=a, label=f"{r:g}") for r, a in zip(rates, strengths)]
         figure.legend(handles=lines, title="learning rate", loc="outside upper right", ncol=len(rates), fontsize=9)

@@ -13,6 +13,7 @@ from analysis import page, runs
 from analysis.board import Board
 from analysis.board_figures import Column
 from analysis.figures import CHOSEN, REJECTED
+from analysis.intervals import geometric_mean
 from analysis.page import Block
 
 SHARES = ("fell", "implicit", "ranking", "top", "sampled")
@@ -196,12 +197,12 @@ def _comparison(board: Board, known: Mapping[str, str]) -> Block:
 
 
 def _over(board: Board, row: Mapping[Any, Any]) -> str:
-    """KL of DPO at the same learning rate, divided by this entry's, mean over seeds."""
+    """KL of DPO at the same learning rate, divided by this entry's: geometric mean and range over seeds."""
     rate = row["rate"]
     if ("dpo", rate) not in board.entries or row["label"] == "dpo":
         return "–"
     values = tables.ratios(board, "eval_kl", ("dpo", rate), (str(row["label"]), rate))
-    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})" if len(values) else "–"
+    return f"{geometric_mean(values):.1f} ({values.min():.1f} to {values.max():.1f})" if len(values) else "–"
 
 
 def _shown(row: Mapping[Any, Any], names: Sequence[str]) -> dict[str, Any]:

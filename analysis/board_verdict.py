@@ -3,11 +3,9 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from analysis import board as tables
 from analysis.board import Board
-from analysis.intervals import finite, half_width, mean
+from analysis.intervals import finite, geometric_mean, half_width, mean
 from analysis.wording import count, number, percent
 from diagnostics.finding import Finding
 
@@ -125,7 +123,7 @@ def _ratio(board: Board, above: str, below: str, rate: float) -> Finding:
     name = f"kl ratio/{entry_name(board, (above, rate))}/{below}"
     if not len(values):
         return Finding(name, math.nan, 0, None, None, None, "not measured")
-    middle, low, high = float(np.exp(np.log(values).mean())), float(values.min()), float(values.max())
+    middle, low, high = geometric_mean(values), float(values.min()), float(values.max())
     over = f"geometric mean of {len(values)} seeds, {number(low)} to {number(high)}" if len(values) > 1 else "one seed"
     at = f" at learning rate {rate:g}" if board.several_rates else ""
     return Finding(name, middle, len(values), (low, high), None, None, f"{number(middle)}{at} ({over})")

@@ -55,6 +55,12 @@ def mean_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def geometric_mean(values: ArrayLike) -> float:
+    """Geometric mean of the finite values, for ratios; NaN where there is none or one is not above 0."""
+    array = finite(values)
+    return float(np.exp(np.log(array).mean())) if len(array) and (array > 0).all() else math.nan
+
+
 def half_width(values: ArrayLike) -> float:
     """Half of the 95 % Student t interval of the mean, t(n - 1) * SD / sqrt(n); NaN below two values.
 
