@@ -3,13 +3,14 @@
 Skipped are rows that cannot be trained on or scored at all: unreadable ones, empty or identical completions (no
 preference to learn), completions without tokens, and rows over max_length where the truncation says so. All else is
 kept with its doubts, since only a person can tell whether a duplicate, a cut or a special token is meant.
+Pairs whose answers differ much in length are skipped only where a run asks for it.
 """
 
 import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -44,6 +45,7 @@ SKIPS = {
     "prompt_over_length": "the prompt alone fills max_length",
     "completion_over_length": "a completion alone fills max_length",
     "over_length": "prompt and completion together are over max_length",
+    "length_gap": "the answers differ by more tokens than max_length_gap",
 }
 DOUBTS = {
     "prompt_truncated": "the start of the prompt was cut to fit max_length",
@@ -121,6 +123,19 @@ def audit_pairs(
     agreements = [_scores_agree(p) for p in table.pairs]
     scored = [a for a in agreements if a is not None]
     return Audit(table, frame, kept, _count(frame), len(scored), scored.count(False))
+
+
+def skip_length_gaps(audit: Audit, most: int) -> Audit:
+    """The audit with every kept pair skipped whose answers differ by more than `most` tokens."""
+    frame = audit.frame.copy()
+    gaps = (frame["chosen_length"] - frame["rejected_length"]).abs()
+    wide = (frame["status"] == "kept") & (gaps > most)
+    frame.loc[wide, ["status", "doubts"]] = ["skipped", ""]
+    frame.loc[wide, ["chosen_has_eos", "rejected_has_eos"]] = pd.NA
+    frame.loc[wide, "reason"] = [f"length_gap: the answers differ by {n:.0f} tokens, over {most}" for n in gaps[wide]]
+    kept = set(frame.loc[frame["status"] == "kept", "source_row"])
+    tokenized = [p for p in audit.tokenized if p.source_row in kept]
+    return replace(audit, frame=frame, tokenized=tokenized, counts=_count(frame))
 
 
 def counts_table(audit: Audit) -> pd.DataFrame:

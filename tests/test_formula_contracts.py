@@ -214,9 +214,16 @@ def test_needs_says_exactly_what_a_measure_needs(name, pair):
 
 
 def gradients(objective, pair: PairStats, **options) -> list[Tensor]:
-    """Gradients of the summed losses in the per-token log-probs of chosen and rejected."""
+    """Gradients of the summed losses in the per-token log-probs of chosen and rejected; 0 for a side not read."""
     sides = [pair.chosen.per_token_logps, pair.rejected.per_token_logps]
-    return list(torch.autograd.grad(objective(pair, **options).losses.sum(), sides))
+    return list(torch.autograd.grad(objective(pair, **options).losses.sum(), sides, materialize_grads=True))
+
+
+def reads(objective, pair: PairStats, side: str, **options) -> bool:
+    """Whether the losses depend on the log-probs of a side."""
+    values = getattr(pair, side)
+    moved = replace(pair, **{side: replace(values, per_token_logps=values.per_token_logps - 0.1)})
+    return not torch.equal(objective(moved, **options).losses, objective(pair, **options).losses)
 
 
 def fresh(pair: PairStats) -> PairStats:
@@ -297,12 +304,15 @@ def test_padding_changes_neither_losses_nor_gradients(name, options, garbage, pa
         padded = fresh(pad(pair, left=left, right=right, garbage=garbage))
         for value, expected in zip(objective(padded, **options), objective(pair, **options), strict=True):
             same(value, expected)
-        for side, gradient, expected in zip(
-            (padded.chosen, padded.rejected), gradients(objective, padded, **options), plain, strict=True
+        assert reads(objective, pair, "chosen", **options)
+        for name, gradient, expected in zip(
+            ("chosen", "rejected"), gradients(objective, padded, **options), plain, strict=True
         ):
+            side = getattr(padded, name)
             same(gradient[:, left : left + expected.shape[1]], expected)
             assert (gradient[side.completion_mask == 0] == 0).all()
-            assert (gradient[side.completion_mask == 1] != 0).any()
+            moves = (gradient[side.completion_mask == 1] != 0).any()
+            assert moves == reads(objective, pair, name, **options), "a gradient on each side that the loss reads"
 
 
 @pytest.mark.parametrize(("name", "options"), SINGLE + BATCH_COUPLED)

@@ -31,7 +31,7 @@ from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, rea
 from trainers.demo import facts
 from trainers.demo.main import one_thread
 from trainers.demo.worlds import PLAIN_ADAM
-from trainers.run import train, try_objective
+from trainers.run import check, train
 
 RATES = (1e-4, 3e-4)  # of the embedded world
 RECORD = "board.json"  # in a run folder: the run is finished, and what it took
@@ -138,7 +138,7 @@ def plan(
         own = dict(objective=entry.objective, learning_rate=rate, output_dir=folder) | entry.hyperparameters
         runs.append(make_config(base | own, extras={"board_label": entry.label, "board_world": world}))
     for run in runs:
-        try_objective(run)
+        check(run)
     twice = [name for name, n in Counter(run.output_dir for run in runs).items() if n > 1]
     if twice:
         raise UserError(f"--objectives: two entries would share the folder {twice[0]}; write their values differently.")

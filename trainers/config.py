@@ -54,6 +54,8 @@ TEXTS = (
     "heldout_data",
     "split",
     "track",
+    "pair_weights",
+    "weight_by",
 )
 
 CHOICES = {
@@ -63,6 +65,7 @@ CHOICES = {
     "tokens": ("ends", "all", "none"),
     "phrase_source": ("auto", "tags", "diff"),
     "dtype": ("float32", "bfloat16", "float16"),
+    "curriculum": ("none", "score_gap"),
 }
 
 
@@ -88,6 +91,16 @@ class TrainConfig:
         probe_every steps and at the end. probe_every 0: about ten times in the run.
     tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
     track: JSON file of prompts and token groups whose probability is followed.
+    max_length_gap: train only on pairs whose two answers differ by at most so many tokens; the others stand in
+        audit.parquet as skipped (length_gap), and a held-out share is drawn from what is left.
+    pair_weights: a scores.parquet of `chesboard flag`; each pair's loss is multiplied by a weight of mean 1 that falls
+        with the pair's rank in the column weight_by among the training pairs (source: own, `recipes.rank_weights`).
+        The logged loss is the loss as trained, and the column `weight` of pairs says the factor.
+    curriculum: score_gap trains from easy (largest chosen_score - rejected_score) to hard (arXiv 2403.07230), none in
+        random order. rounds: how many rounds it has, one after the other, each num_train_epochs times and shuffled
+        inside; each begins with the reference renewed (recall). With 1 round, strictly by gap.
+    renew_reference: after every so many steps the live reference becomes a copy of the policy (DNO, arXiv 2404.03715);
+        0 never. Log-ratios restart from 0 then: `reference_renewed` in steps.jsonl is 1. Checkpoints hold its weights.
     parity: what to do when policy and reference differ at step 0. save_model: keep the trained weights.
     resume: go on from the run folder's last checkpoint (or a given one).
     extras: further keys kept in config.json for whoever reads the run.
@@ -117,6 +130,12 @@ class TrainConfig:
     probe_every: int = 0
     tokens: str = "ends"
     track: str | None = None
+    max_length_gap: int | None = None
+    pair_weights: str | None = None
+    weight_by: str = "ln_ches_score"
+    curriculum: str = "none"
+    rounds: int = 1
+    renew_reference: int = 0
     parity: str = "stop"
     save_model: bool = True
     seed: int = 0
@@ -281,7 +300,8 @@ def _check_choices(values: dict[str, Any]) -> None:
             raise UserError(f"{key} is '{values[key]}'; it must be one of {', '.join(allowed)}.")
     kinds = {f.name: f.type for f in (*fields(TrainingArguments), *fields(TrainConfig))}
     for key, value in values.items():
-        _check_type(key, value, kinds.get(key))
+        kind = kinds.get(key)
+        _check_type(key, value, int if kind == int | None and value is not None else kind)
 
 
 def _check_type(key: str, value: Any, kind: Any) -> None:
@@ -293,7 +313,7 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
         raise UserError(f"{key} is '{value}'; it must be a number.")
     if kind is int and not (number and value == int(value)):
         raise UserError(f"{key} is '{value}'; it must be a whole number.")
-    least = 1 if key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length") else 0
+    least = 1 if key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "rounds") else 0
     if number and value < least and (least or key in {f.name for f in fields(TrainConfig)}):
         raise UserError(f"{key} is '{value}'; it must be a whole number, {least} or more.")
 

@@ -64,6 +64,18 @@ def gather(
     return given
 
 
+def score_gaps(table: PairTable, kept: Sequence[TokenizedPair]) -> list[float]:
+    """chosen_score - rejected_score of each kept pair, as a curriculum orders them."""
+    rows, gaps = {p.source_row: p for p in table.pairs}, []
+    for pair in kept:
+        where = f"{table.where(pair.source_row)}: curriculum 'score_gap'"
+        chosen, rejected = (_number(rows[pair.source_row], f"{side}_score", where) for side in SIDES)
+        if isinstance(chosen, list) or isinstance(rejected, list):
+            raise DataError(f"{where} reads chosen_score and rejected_score, which hold lists here. Give numbers.")
+        gaps.append(chosen - rejected)
+    return gaps
+
+
 def _untagged(table: PairTable, pair: PreferencePair, side: str) -> tuple[Text, list[Span]]:
     """One side's text without its tags, and the spans they marked."""
     text: Text = getattr(pair, side)

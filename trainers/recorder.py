@@ -71,6 +71,7 @@ class Recorder(TrainerCallback):
         self.probe_every = probe_every
         self.model: Any = None  # set by the trainer: the model that is really run
         self.last_step: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}  # what a recipe says about the update, into its row of steps.jsonl
         self._rows: list[dict[str, Any]] = []
         self._norms: dict[str, float] = {}
         self._learning_rate = NAN
@@ -137,7 +138,13 @@ class Recorder(TrainerCallback):
         self._rows = []
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
-        return summary | means(everywhere, self.noise) | dict.fromkeys(UNMEASURED, NAN) | {"n": len(everywhere)}
+        return (
+            summary
+            | means(everywhere, self.noise)
+            | dict.fromkeys(UNMEASURED, NAN)
+            | self.notes
+            | {"n": len(everywhere)}
+        )
 
     def _run_probe(self, step: int, epoch: float, *, last: bool) -> dict[str, Any]:
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))

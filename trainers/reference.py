@@ -85,17 +85,17 @@ def precompute(
     Several processes share the missing pairs, and read one another's numbers from the folder.
     """
     cache = Cache(Path(folder), hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:24])
+    state = PartialState()
     known = cache.read()
     cached = [p for p in pairs if content_key(p) in known]
-    if cached and not _all_agree(lambda: _agrees(model, cached, known, pad_token_id, cache)):
+    # asked of all, also where nothing is cached: so every process has read before any writes
+    if not _all_agree(lambda: not cached or _agrees(model, cached, known, pad_token_id, cache)):
         share(cache.forget)
         known = {}
-    missing = [p for p in pairs if content_key(p) not in known]
-    state = PartialState()
-    mine = missing[state.process_index :: state.num_processes]
+    mine = [p for p in pairs[state.process_index :: state.num_processes] if content_key(p) not in known]
     if mine:
         known |= _score(model, mine, pad_token_id, cache)
-    if missing and state.num_processes > 1:
+    if state.num_processes > 1:
         state.wait_for_everyone()
         known = cache.read() | known
         alone = [p for p in pairs if content_key(p) not in known]  # the others write to a disk of their own

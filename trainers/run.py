@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from diagnostics.audit import audit_pairs
+from diagnostics.audit import audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.forward import prepare
@@ -25,9 +25,9 @@ from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, wri
 from diagnostics.scoring import score
 from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
-from trainers import objectives
+from trainers import objectives, recipes
 from trainers.config import TrainConfig, read_track, training_arguments
-from trainers.given import cleaned, gather
+from trainers.given import cleaned, gather, score_gaps
 from trainers.ingredients import Given, Ingredients
 from trainers.models import (
     adapter_off,
@@ -57,6 +57,7 @@ class Splits:
     probe: list[TokenizedPair]
     heldout: list[TokenizedPair]
     given: Given
+    gaps: list[float]  # score gaps of the training pairs; empty unless a curriculum orders them
 
 
 def train(config: TrainConfig) -> Path:
@@ -65,7 +66,7 @@ def train(config: TrainConfig) -> Path:
     Nothing is written before data, model and settings proved usable.
     """
     quiet()
-    try_objective(config)
+    check(config)
     arguments = training_arguments(config)
     main = arguments.process_index == 0
     run_dir, checkpoint = _look(config)
@@ -75,7 +76,9 @@ def train(config: TrainConfig) -> Path:
     track = read_track(config.track) if config.track else None
     splits, audits = _data(config, tokenizer, model_limit(model))
     check_ids(model, [*splits.train, *splits.heldout])
+    recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": file_hash(config.data)}
+    started |= {"pair_weights": file_hash(config.pair_weights)} if config.pair_weights else {}
     share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
 
     policy = model
@@ -102,10 +105,20 @@ def train(config: TrainConfig) -> Path:
     trainer = _trainer(
         policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
         objective=config.objective, hyperparameters=config.hyperparameters, ingredients=ingredients,
-        reference=reference, recorder=recorder, log_kl=config.log_kl,
+        reference=reference, recorder=recorder, log_kl=config.log_kl, recipe=recipe,
+        renewal=recipes.renewal(config, recipe, reference, recorder),
     )  # fmt: skip
     if main and not checkpoint:
-        write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started, engine_of(policy).name))
+        about = _manifest(config, arguments, splits, started, engine_of(policy).name)
+        write_json(run_dir / "manifest.json", about | {"recipes": recipe.said})
+    _fit(trainer, writer, config, checkpoint)
+    PartialState().print(f"run: {run_dir}")
+    return run_dir
+
+
+def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, checkpoint: str | None) -> None:
+    """Train, close the log and save the weights."""
+    run_dir, main = Path(config.output_dir), PartialState().is_main_process
     with _one_sentence(run_dir):
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -117,11 +130,15 @@ def train(config: TrainConfig) -> Path:
             trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
-    PartialState().print(f"run: {run_dir}")
-    return run_dir
 
 
-def try_objective(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> None:
+    """Everything about a config that can be refused without reading data or model."""
+    _try_objective(config)
+    recipes.check(config)
+
+
+def _try_objective(config: TrainConfig) -> None:
     """A wrong hyperparameter, and a reference of the wrong kind, are refused now, not at the first step."""
     needs = objectives.needs(config.objective)
     if "reference" in needs and config.reference == "none":
@@ -243,6 +260,8 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
     settings["append_eos"] = config.append_eos
     table, spans = cleaned(read_pairs(config.data, split=config.split), config.objective)
     audit = audit_pairs(table, tokenizer, **settings)
+    if config.max_length_gap is not None:
+        audit = skip_length_gaps(audit, config.max_length_gap)
     pairs = list(audit.require_kept())
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
@@ -260,7 +279,8 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
     given = gather(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
-    return Splits(train, probe, heldout, given), audits
+    gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
+    return Splits(train, probe, heldout, given, gaps), audits
 
 
 def _reference(

@@ -18,12 +18,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.errors import UserError
 from diagnostics.forward import pair_stats, prepare, run
 from diagnostics.runlog import read_json, write_json
 from diagnostics.stats import PairStats
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
 from trainers.ingredients import Ingredients
+from trainers.objectives import ObjectiveOutput
+from trainers.recipes import Ordered, Recipe, Renewal
 from trainers.recorder import Recorder
 
 
@@ -48,6 +51,7 @@ class PreferenceTrainer(Trainer):
         only where the objective needs it; the probe always.
     ingredients: what the objective reads of each pair besides the two answers.
     log_kl: take the KL over the vocabulary in every step, also where the objective does not need it.
+    recipe: weights and order of the pairs; renewal: of the reference.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class PreferenceTrainer(Trainer):
         hyperparameters: dict[str, Any] | None = None,
         ingredients: Ingredients | None = None,
         log_kl: bool = True,
+        recipe: Recipe | None = None,
+        renewal: Renewal | None = None,
     ) -> None:
         def collator(groups: list[Sequence[TokenizedPair]]) -> dict[str, Any]:
             return vars(collate([pair for group in groups for pair in group], pad_token_id=pad_token_id))
@@ -75,7 +81,7 @@ class PreferenceTrainer(Trainer):
             args=args,
             train_dataset=PairDataset(self.ingredients.groups),
             data_collator=collator,
-            callbacks=[recorder],
+            callbacks=[recorder, *([renewal] if renewal else [])],
             processing_class=tokenizer,
         )
         self.remove_callback(PrinterCallback)  # the recorder shows progress
@@ -83,10 +89,15 @@ class PreferenceTrainer(Trainer):
         self.statistics = Statistics(objective, hyperparameters or {})
         self.needs = frozenset(objectives.needs(objective))
         self.reference, self.recorder, self.log_kl = reference, recorder, log_kl
+        self.recipe, self.renewal = recipe or Recipe(), renewal
         recorder.report = lambda values: Trainer.log(self, dict(values))  # the probe, to every viewer
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the update's pairs itself
         self.loss_is_scaled_for_ga = True
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if sharded and renewal:
+            raise UserError(
+                "the reference can be renewed only where models are not sharded: leave out FSDP, DeepSpeed."
+            )
         if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
             for each in (model, getattr(reference, "model", model)):
                 prepare(each)
@@ -103,10 +114,24 @@ class PreferenceTrainer(Trainer):
         stats = pair_stats(batch, policy, reference, kl=self.log_kl, kl_gradient="kl" in self.needs)
         stats = self.ingredients.complete(stats, batch, policy, self.reference)
         output = self.objective(stats, **self.statistics(stats))
-        self.recorder.add(batch.pair_ids, stats, output, incentives(stats, output.losses))
+        output, more = self._weigh(batch, output)
+        self.recorder.add(batch.pair_ids, stats, output, incentives(stats, output.losses) | more)
         pairs = num_items_in_batch if num_items_in_batch is not None else len(output.losses)
         loss = (output.losses.sum() * self.accelerator.num_processes / pairs).float()
         return (loss, output) if return_outputs else loss
+
+    def _weigh(self, batch: PreferenceBatch, output: ObjectiveOutput) -> tuple[ObjectiveOutput, dict[str, Tensor]]:
+        """The losses times the pairs' weights, and these as a column; both as they are where no weights are given."""
+        if not self.recipe.weights:
+            return output, {}
+        weight = output.losses.new_tensor([self.recipe.weights[i] for i in batch.pair_ids])
+        return output._replace(losses=output.losses * weight), {"weight": weight}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order's sampler, where an order is given."""
+        if self.recipe.order is None:
+            return super()._get_train_sampler(train_dataset)
+        return Ordered(self.recipe.order, lambda: self.state.global_step)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Pairs in the whole update, over all micro-batches and processes."""
@@ -128,13 +153,19 @@ class PreferenceTrainer(Trainer):
         """Train; the probe runs the same (prepared) model as the training step."""
         self.recorder.model = self.model
         if resume_from_checkpoint:
-            self.statistics.read(Path(resume_from_checkpoint))
+            folder = Path(resume_from_checkpoint)
+            self.statistics.read(folder)
+            if self.renewal:
+                self.renewal.read(folder, int(read_json(folder / "trainer_state.json")["global_step"]))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """A checkpoint with the objective's statistics, so that a resumed run goes on with them."""
+        """A checkpoint with the objective's statistics and a renewed reference, to go on with them when resumed."""
         if self.accelerator.is_main_process:
-            self.statistics.write(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            self.statistics.write(folder)
+            if self.renewal:
+                self.renewal.write(folder)
         return super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,5 +1,8 @@
 """The cache of reference log-probs: content decides, a stop loses little, wrong rows are noticed, runs can share it."""
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import torch
 
 from trainers import reference
 from trainers.reference import precompute
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -142,3 +147,38 @@ def test_runs_that_share_a_cache_lose_no_row(make_model, make_pairs, tmp_path, s
     keys = {k for path in Path(tmp_path).glob("*.parquet") for k in pd.read_parquet(path)["key"]}
     assert keys == {reference.content_key(p) for p in pairs}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+LATE = """
+import os, sys, time
+from accelerate import PartialState
+from trainers.models import load_model, load_tokenizer, quiet
+from trainers.reference import precompute
+from diagnostics.audit import audit_pairs
+from diagnostics.pairs import read_pairs
+quiet()
+data, lm, folder = sys.argv[1:]
+state = PartialState(cpu=True)
+pairs = audit_pairs(read_pairs(data), load_tokenizer(lm), max_length=None, truncation="drop").tokenized
+time.sleep(3 * (state.process_index == 0))
+stored = precompute(load_model(lm), pairs, pad_token_id=0, folder=folder, key={"model": "m"})
+assert len(stored.logps) == len(pairs) == 24
+state.wait_for_everyone()
+state.destroy_process_group()
+"""
+
+
+def test_a_process_that_comes_late_does_not_take_the_others_rows_for_an_old_cache(lm_folder, pairs_file, tmp_path):
+    """Else one process would ask the other whether the cache is still good, who waits for the scores instead."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(LATE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
+    done = subprocess.run(
+        [*command, pairs_file, lm_folder, str(tmp_path / "cache")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(len(pd.read_parquet(path)) for path in (tmp_path / "cache").glob("*.parquet")) == [12, 12]
