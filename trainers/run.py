@@ -1,6 +1,5 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -67,8 +66,7 @@ def train(config: TrainConfig) -> Path:
     Nothing is written before data, model and settings proved usable.
     """
     quiet()
-    _try_objective(config)
-    recipes.check(config)
+    check(config)
     arguments = training_arguments(config)
     main = arguments.process_index == 0
     run_dir, checkpoint = _look(config)
@@ -132,6 +130,12 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
             trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
+
+
+def check(config: TrainConfig) -> None:
+    """Everything about a config that can be refused without reading data or model."""
+    _try_objective(config)
+    recipes.check(config)
 
 
 def _try_objective(config: TrainConfig) -> None:
@@ -243,9 +247,7 @@ def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -
 
 
 def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) -> None:
-    now = json.loads(json.dumps(config.flat(), default=str))
-    free = {"resume", "output_dir", "report_to", "save_model"}
-    changed = sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
+    changed = config.changed(written)
     if changed:
         raise UserError(
             f"{run_dir}: this run was started with other settings ({', '.join(changed)}). Resume with the run's own "

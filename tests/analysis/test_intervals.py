@@ -7,6 +7,7 @@ from scipy import stats
 from analysis.intervals import (
     auroc,
     deviation,
+    geometric_mean,
     mean,
     mean_interval,
     partial_spearman,
@@ -85,3 +86,9 @@ def test_auroc_worked_value():
     assert auroc([1, 1], [True, False]) == 0.5
     assert math.isnan(auroc([1, 2], [True, True]))
     assert auroc([3, math.nan, 0], [True, True, False]) == 1.0
+
+
+def test_geometric_mean_of_ratios():
+    assert geometric_mean([2.0, 8.0, math.nan]) == pytest.approx(4.0)
+    assert math.isnan(geometric_mean([]))
+    assert math.isnan(geometric_mean([0.0, 1.0]))
