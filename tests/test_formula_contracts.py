@@ -25,7 +25,11 @@ HIDDEN = ("hidden_sum", "last_hidden")
 # an objective that says "whole batch" may let a pair's loss depend on the others; see its docstring
 COUPLED = [name for name in objectives.names() if "whole batch" in objectives.needs(name)]
 SINGLE = [(name, {}) for name in objectives.names() if name not in COUPLED] + [("dpo_nll", {"normalization": "sum"})]
-BATCH_COUPLED = [(name, {}) for name in COUPLED] + [("dpo_nll", {"normalization": "batch_token_mean"})]
+BATCH_COUPLED = [(name, {}) for name in COUPLED] + [
+    (name, {"normalization": "batch_token_mean"})
+    for name in objectives.names()
+    if "normalization" in objectives.hyperparameters(name)
+]
 
 
 def random_side(lengths: list[int], seed: int) -> SequenceStats:

@@ -310,38 +310,52 @@ CPO = {
 }  # fmt: skip
 
 
-def one_by_one(trainer: Any, case: Case) -> Tensor:
-    """The mean of a CPO or ORPO trainer's losses of each pair alone, as a batch of one.
+def batches(case: Case, *, whole: bool) -> list[Rows]:
+    """All pairs as one batch, or each pair as a batch of its own; groups stand one below the other.
 
-    Their likelihood term is a mean over all tokens of a batch, ours over a pair's tokens: one pair is where both agree.
+    TRL's likelihood term is one mean over all tokens of a batch: batch_token_mean, and any mean of one pair alone.
     """
+    return [case.rows] if whole else [case.rows.pair(i) for i in range(PAIRS)]
+
+
+def ours_in(case: Case, name: str, settings: dict[str, Any], *, whole: bool) -> Tensor:
+    """Our mean loss, with the likelihood as these batches have it."""
+    known = "normalization" in objectives.hyperparameters(name)
+    normalization = {"normalization": "batch_token_mean" if whole else "sequence_mean"} if known else {}
+    return case.ours(name, settings | normalization)
+
+
+def sides_loss(trainer: Any, case: Case, *, whole: bool) -> Tensor:
+    """The mean over batches of a CPO or ORPO trainer's loss."""
     losses = []
-    for i in range(PAIRS):
-        rows = case.rows.pair(i)
+    for rows in batches(case, whole=whole):
         labels = rows.ids.masked_fill(rows.completion == 0, -100)
         parts = {"input_ids": rows.ids, "attention_mask": rows.attention, "labels": labels}
-        inputs = {f"{side}_{key}": part[k : k + 1] for k, side in enumerate(GROUPS[:2]) for key, part in parts.items()}
+        groups = {key: part.chunk(len(GROUPS)) for key, part in parts.items()}
+        inputs = {f"{side}_{key}": group[k] for k, side in enumerate(GROUPS[:2]) for key, group in groups.items()}
         losses.append(trainer.compute_loss(Said(case.policy), inputs))
     return torch.stack(losses).mean()
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["whole batch", "one by one"])
 @pytest.mark.parametrize(("theirs", "name", "settings"), CPO.values(), ids=CPO)
-def test_cpo_trainer(trainer_of, theirs, name, settings):
+def test_cpo_trainer(trainer_of, theirs, name, settings, whole):
     """Every loss type of CPOTrainer, which has no reference: where ours has one, it gives every answer log-prob 0."""
     from trl.experimental import cpo
 
     case = random_case(free=True)
     trainer = trainer_of(cpo.CPOTrainer, cpo.CPOConfig, **theirs)
-    assert_agree(case, case.ours(name, settings), one_by_one(trainer, case))
+    assert_agree(case, ours_in(case, name, settings, whole=whole), sides_loss(trainer, case, whole=whole))
 
 
-def test_orpo_trainer(trainer_of):
+@pytest.mark.parametrize("whole", [True, False], ids=["whole batch", "one by one"])
+def test_orpo_trainer(trainer_of, whole):
     """TRL's NLL is of prompt and response, ours of the response: prompts of one token are where both agree."""
     from trl.experimental import orpo
 
     case = random_case(longest_prompt=1)
     trainer = trainer_of(orpo.ORPOTrainer, orpo.ORPOConfig, beta=0.3)
-    assert_agree(case, case.ours("orpo", {"beta": 0.3}), one_by_one(trainer, case))
+    assert_agree(case, ours_in(case, "orpo", {"beta": 0.3}, whole=whole), sides_loss(trainer, case, whole=whole))
 
 
 TPO = {
@@ -355,23 +369,20 @@ TPO = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["whole batch", "one by one"])
 @pytest.mark.parametrize(("theirs", "name", "settings"), TPO.values(), ids=TPO)
-def test_tpo_trainer(trainer_of, theirs, name, settings):
-    """Every loss type of TPOTrainer, pair by pair: its NLL is a mean over all gold tokens of a batch, ours of a pair.
-
-    It has no reference model: where ours has one, it gives every answer log-prob 0.
-    """
+def test_tpo_trainer(trainer_of, theirs, name, settings, whole):
+    """Every loss type of TPOTrainer, which has no reference: where ours has one, it gives every answer log-prob 0."""
     from trl.experimental import tpo
 
     case = random_case(free=True)
     trainer = trainer_of(tpo.TPOTrainer, tpo.TPOConfig, **theirs)
     losses = []
-    for i in range(PAIRS):
-        rows = case.rows.pair(i)
-        k = 3 if theirs["tpo_alpha"] else 2
-        inputs = {"input_ids": rows.ids[:k], "attention_mask": rows.attention[:k]}
-        losses.append(trainer.compute_loss(Said(case.policy), inputs | {"completion_mask": rows.completion[:k]}))
-    assert_agree(case, case.ours(name, settings), torch.stack(losses).mean())
+    for rows in batches(case, whole=whole):
+        n = len(rows.ids) // len(GROUPS) * (3 if theirs["tpo_alpha"] else 2)
+        inputs = {"input_ids": rows.ids[:n], "attention_mask": rows.attention[:n]}
+        losses.append(trainer.compute_loss(Said(case.policy), inputs | {"completion_mask": rows.completion[:n]}))
+    assert_agree(case, ours_in(case, name, settings, whole=whole), torch.stack(losses).mean())
 
 
 STEPS = 3

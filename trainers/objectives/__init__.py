@@ -5,6 +5,7 @@ File name = function name = the name to configure. An objective is
 
     NEEDS       what it reads besides the two sides' log-probs: words of WORDS below
     COLUMNS     names of the data columns it reads (only where there are any)
+    OPTIONAL_COLUMNS  names of the data columns it reads where the data has them (only where there are any)
     PROVENANCE  how sure its formula is: a word of PROVENANCES below
 
 An objective that keeps statistics over batches has two more functions: `statistics(pair, previous, *,
@@ -19,7 +20,7 @@ from importlib import import_module
 from math import inf
 from numbers import Real
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from torch import Tensor
 from diagnostics.errors import UserError
 from diagnostics.measures import unknown
 from diagnostics.measures.logratios import chosen_logratios, rejected_logratios
-from diagnostics.stats import PairStats, SequenceStats
+from diagnostics.stats import PairStats, SequenceStats, wide
 
 WORDS = {
     "reference": "log-probs of a reference model",
@@ -64,6 +65,9 @@ class ObjectiveOutput(NamedTuple):
 
 
 Objective = Callable[..., ObjectiveOutput]
+
+Mean = Literal["sequence_mean", "batch_token_mean"]
+Normalization = Literal[Mean, "sum"]
 
 
 def names() -> list[str]:
@@ -112,10 +116,11 @@ def logratios(pair: PairStats) -> tuple[Tensor, Tensor]:
 
 
 def column(pair: PairStats, name: str) -> Tensor:
-    """(B,) or (B, K) float64: one data column of the batch, without gradient."""
+    """(B,) or (B, K) float64 (float32 where the device has no wider one): a data column, without gradient."""
     if name not in pair.columns:
         raise UserError(f"this objective reads the data column '{name}', which the data does not have.")
-    return pair.columns[name].detach().to(torch.float64)
+    values = pair.columns[name].detach()
+    return values.to(wide(values.device))
 
 
 def part(sequence: SequenceStats, name: str) -> Tensor:
@@ -124,6 +129,28 @@ def part(sequence: SequenceStats, name: str) -> Tensor:
     if values is None:
         raise UserError(f"this objective reads {name}, which was not measured.")
     return values
+
+
+def nll(sequence: SequenceStats, normalization: Normalization) -> Tensor:
+    """(B,) negative log-likelihood of an answer, P its log-prob (nats) summed over its n completion tokens.
+
+    - sequence_mean: -P / n. Every answer weighs the same. NaN where n = 0.
+    - batch_token_mean: -P * B / (sum of n over the batch). The mean over the B pairs is the mean over all tokens of the
+      batch, so that every token weighs the same and long answers weigh more. It is batch-coupled: a pair's loss
+      depends on its batch, and gradient accumulation changes it.
+    - sum: -P.
+    """
+    require_choice(get_args(Normalization), normalization=normalization)
+    if normalization == "sequence_mean":
+        return -sequence.avg_logps
+    if normalization == "batch_token_mean":
+        return -sequence.logps * len(sequence.lengths) / sequence.lengths.sum()
+    return -sequence.logps
+
+
+def require_mean(normalization: str) -> None:
+    """Raise UserError unless it is one of the two means, where no source has the sum."""
+    require_choice(get_args(Mean), normalization=normalization)
 
 
 def rewarded(losses: Tensor, chosen: Tensor, rejected: Tensor) -> ObjectiveOutput:

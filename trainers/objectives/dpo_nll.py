@@ -1,18 +1,11 @@
 """DPO with a negative log-likelihood term on the chosen answer. arXiv 2404.19733 and arXiv 2405.16436."""
 
-from typing import Literal
-
-from torch import Tensor
-
-from diagnostics.errors import UserError
-from diagnostics.stats import PairStats, SequenceStats
-from trainers.objectives import ObjectiveOutput, require_not_negative
+from diagnostics.stats import PairStats
+from trainers.objectives import Normalization, ObjectiveOutput, nll, require_not_negative
 from trainers.objectives.dpo import dpo
 
 NEEDS = ("reference",)
 PROVENANCE = "code"
-
-Normalization = Literal["sequence_mean", "sum", "batch_token_mean"]
 
 
 def dpo_nll(
@@ -34,16 +27,4 @@ def dpo_nll(
     """
     require_not_negative(alpha=alpha)
     preference = dpo(pair, beta=beta)
-    losses = preference.losses + alpha * _nll(pair.chosen, normalization)
-    return preference._replace(losses=losses)
-
-
-def _nll(chosen: SequenceStats, normalization: str) -> Tensor:
-    """(B,) negative log-likelihood of the chosen answer, normalised in one of the three published ways."""
-    if normalization == "sequence_mean":
-        return -chosen.avg_logps
-    if normalization == "sum":
-        return -chosen.logps
-    if normalization == "batch_token_mean":
-        return -chosen.logps * len(chosen.lengths) / chosen.lengths.sum()
-    raise UserError(f"normalization is '{normalization}'; it must be sequence_mean, sum or batch_token_mean.")
+    return preference._replace(losses=preference.losses + alpha * nll(pair.chosen, normalization))

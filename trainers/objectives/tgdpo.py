@@ -7,7 +7,7 @@ import torch
 
 from diagnostics.errors import UserError
 from diagnostics.stats import PairStats
-from trainers.objectives import ObjectiveOutput, logratios, require_not_negative, require_positive
+from trainers.objectives import ObjectiveOutput, logratios, require_not_negative, require_positive, rewarded
 from trainers.objectives.dpo import dpo
 
 NEEDS = ("reference", "reward model")
@@ -24,15 +24,16 @@ def tgdpo(pair: PairStats, *, beta: float = 0.1, alpha: float = 0.5) -> Objectiv
     The reward policy (key reward_model, a model already trained by DPO or SimPO with the same tokenizer) is
     PairStats.extra["reward_chosen"] and ["reward_rejected"]; g has no gradient. Where alpha * |g_t| is above 1 a
     token's weight changes its sign, as published.
-    alpha is how much the token rewards count; 0 is dpo. rewards = beta * the two weighted sums.
+    alpha is how much the token rewards count; 0 is dpo. rewards = beta * the plain sums of u_t and of v_t, without the
+    weights, as the authors log them.
     beta 0.1 and alpha 0.5 are the authors' defaults. It does not stop displacement: it moves the change to tokens
     that the reward policy finds good (chosen) or bad (rejected).
     """
     require_positive(beta=beta)
     require_not_negative(alpha=alpha)
-    logratios(pair)  # refuses a missing reference
+    chosen, rejected = logratios(pair)
     sides = _weigh(pair, "chosen", beta * alpha) | _weigh(pair, "rejected", -beta * alpha)
-    return dpo(replace(pair, **sides), beta=beta)
+    return rewarded(dpo(replace(pair, **sides), beta=beta).losses, beta * chosen, beta * rejected)
 
 
 def _weigh(pair: PairStats, name: str, scale: float) -> dict[str, Any]:

@@ -20,9 +20,10 @@ def tpo_tree(pair: PairStats, *, beta: float = 0.5) -> ObjectiveOutput:
     over the different answers of the row's prompt, s their scores, rank 1 for the highest score, natural log; (B,),
     lower is better. r = beta * weighted mean over the answer's steps of the mean log-ratio (policy - reference, nats
     per token) of the step's tokens; a step's weight is 1 + step_similarity, from 0 to 2. Tokens outside steps do not
-    count; NaN for an answer without any step. Only the scores say which answer is better; keep them small, for 2^s
-    grows fast. Every row carries its list's loss, so a list of n rows weighs n in the mean; an answer in several rows
-    is one item, with the score of the first. rewards = r of the row's chosen and rejected answer.
+    count; r is NaN for an answer without any step, and 0 where all its steps weigh 0 (the best answer has none of
+    them). Only the scores say which answer is better; keep them small, for 2^s grows fast. Every row carries its list's
+    loss, so a list of n rows weighs n in the mean; an answer in several rows is one item, with the score of the first.
+    rewards = r of the row's chosen and rejected answer.
     Not read again (recall): the ranking loss is the standard LambdaRank and the paper's own ranks, logarithm and
     scaling of scores are uncertain; step rewards and beta 0.5 are those of the authors' code. Do not compare with
     that code's loss: it has no such weights and falls as the ranking gets worse.
@@ -58,4 +59,6 @@ def _step_reward(policy: SequenceStats, reference: SequenceStats | None) -> Tens
 
     weights = torch.where(counts > 0, 1 + step_mean(part(policy, "step_similarity").detach()), 0.0)
     means = step_mean(policy.per_token_logps - reference.per_token_logps)
-    return (weights * means).sum(-1) / weights.sum(-1)
+    total = weights.sum(-1)
+    rewards = (weights * means).sum(-1) / torch.where(total == 0, 1.0, total)  # 0 / 0 would be NaN
+    return torch.where((counts > 0).any(-1), rewards, torch.nan)

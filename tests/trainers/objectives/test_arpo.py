@@ -49,13 +49,28 @@ def test_equal_means_turn_the_sign_of_the_rejected_term(make_pair):
     assert losses.item() == pytest.approx(math.log1p(math.exp(0.24)), abs=1e-14)
 
 
+def test_batch_token_mean_is_the_mean_over_all_chosen_tokens_of_the_batch(make_pair):
+    """3 and 4 nats in 3 tokens of 2 pairs: 3 * 2/3 = 2 and 4 * 2/3 = 8/3; each pair's own mean is 1.5 and 4."""
+    pair = make_pair([[-1.0, -2.0], [-4.0]], [[-3.0], [-4.0]])
+    for normalization, nll in (("batch_token_mean", [2.0, 8 / 3]), ("sequence_mean", [1.5, 4.0])):
+        added = arpo(pair, normalization=normalization).losses - arpo(pair, alpha=0).losses
+        assert added.tolist() == pytest.approx(nll, abs=1e-12)
+
+
 def test_no_reference_is_read_and_an_empty_completion_gives_nan(make_pair, worked):
     assert arpo(PairStats(worked.chosen, worked.rejected)).losses.tolist() == arpo(worked).losses.tolist()
     assert arpo(make_pair([[-1.0], [-1.0]], [[], [-2.0]])).losses.isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("beta", 0), ("alpha", -1), ("relax_coefficient_1", -1), ("relax_coefficient_2", math.nan)]
+    ("name", "value"),
+    [
+        ("beta", 0),
+        ("alpha", -1),
+        ("relax_coefficient_1", -1),
+        ("relax_coefficient_2", math.nan),
+        ("normalization", "sum"),
+    ],
 )
 def test_wrong_hyperparameters_are_refused_by_name(worked, name, value):
     with pytest.raises(UserError, match=f"{name} is"):

@@ -36,12 +36,19 @@ def test_the_likelihood_is_a_mean_over_the_tokens_of_each_pair(make_pair):
     assert added.tolist() == pytest.approx([3.0, 8.0], abs=1e-12)
 
 
+def test_batch_token_mean_is_the_mean_over_all_chosen_tokens_of_the_batch(make_pair):
+    """3 and 4 nats in 3 tokens of 2 pairs: 3 * 2/3 = 2 and 4 * 2/3 = 8/3, mean 7/3."""
+    pair = make_pair([[-1.0, -2.0], [-4.0]], [[-3.0], [-4.0]])
+    added = cpo(pair, alpha=2.0, normalization="batch_token_mean").losses - cpo(pair, alpha=0).losses
+    assert added.tolist() == pytest.approx([4.0, 16 / 3], abs=1e-12)
+
+
 def test_an_empty_chosen_answer_gives_nan_for_its_pair_alone_and_no_reference_is_read(make_pair, worked):
     assert cpo(make_pair([[], [-1.0]], [[-1.0], [-2.0]])).losses.isnan().tolist() == [True, False]
     assert cpo(PairStats(worked.chosen, worked.rejected)).losses.tolist() == cpo(worked).losses.tolist()
 
 
-@pytest.mark.parametrize(("name", "value"), [("beta", 0), ("alpha", -1)])
+@pytest.mark.parametrize(("name", "value"), [("beta", 0), ("alpha", -1), ("normalization", "sum")])
 def test_wrong_hyperparameters_are_refused_by_name(worked, name, value):
     with pytest.raises(UserError, match=f"{name} is"):
         cpo(worked, **{name: value})

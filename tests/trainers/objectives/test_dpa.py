@@ -1,4 +1,4 @@
-"""DPA: a worked value and gradients, how phrases are paired, pairs without phrases, padding."""
+"""DPA: a worked value and gradients, how phrases are paired and weighed over the batch, no phrases, padding."""
 
 import math
 from dataclasses import replace
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from diagnostics.errors import UserError
-from diagnostics.stats import PairStats
-from trainers.objectives.dpa import dpa
+from diagnostics.stats import PairStats, SequenceStats
+from trainers.objectives.dpa import dpa, statistics
 
-LOG2 = 0.6931471805599453
+SIDES = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 
 
 def mark(pair: PairStats, chosen: list[list[int]], rejected: list[list[int]], kl: float = 0.0) -> PairStats:
@@ -51,23 +51,50 @@ def test_phrases_are_paired_by_number_and_their_tokens_summed(worked):
     assert dpa(mark(worked, [[1, 2]], [[1, 2, 2]])).losses.tolist() == pytest.approx([turned], abs=1e-14)
 
 
-def test_a_pair_without_phrases_has_log_2_plus_the_kl_and_no_gradient_of_the_contrast(worked):
+def test_a_batch_without_phrases_has_the_kl_alone_and_no_gradient_of_the_contrast(worked):
     pair = mark(worked, [[0, 0]], [[0, 0, 0]], kl=0.25)
     output = dpa(pair, alpha=0.4)
-    assert output.losses.tolist() == pytest.approx([LOG2 + 0.2], abs=1e-15)
+    assert output.losses.tolist() == pytest.approx([0.2], abs=1e-15)
     leaves = [pair.chosen.per_token_logps, pair.rejected.per_token_logps, pair.chosen.per_token_kl]
     chosen, rejected, kl = torch.autograd.grad(output.losses.sum(), leaves, allow_unused=True)
     assert not any(g is not None and g.any() for g in (chosen, rejected))
     assert kl.tolist() == [[0.4, 0.4]]
 
 
-def test_phrases_of_other_pairs_do_not_dilute_the_mean(make_pair):
-    """One, three and no phrases: log(1 + e^-1), the mean of three of them, log 2."""
-    chosen, rejected = [[-1.0] * 3] * 3, [[-2.0] * 3] * 3
+@pytest.fixture
+def ragged(make_pair) -> PairStats:
+    """One, three and no phrases, of one token each: -1 against -2, -1, -0.5 and -3, nothing."""
+    chosen, rejected = [[-1.0] * 3] * 3, [[-2.0] * 3, [-1.0, -0.5, -3.0], [-2.0] * 3]
     marks = [[1, 0, 0], [1, 2, 3], [0, 0, 0]]
-    pair = mark(make_pair(chosen, rejected, chosen, rejected), marks, marks)
-    once = math.log1p(math.exp(-1))
-    assert dpa(pair).losses.tolist() == pytest.approx([once, once, LOG2], abs=1e-14)
+    return mark(make_pair(chosen, rejected, chosen, rejected), marks, marks, kl=0.25)
+
+
+def test_every_phrase_of_the_batch_weighs_the_same(ragged):
+    """4 phrases, 3 pairs: the sums log(1 + e^-1), log 2 + log(1 + e^0.5) + log(1 + e^-2), 0, each times 3/4."""
+    terms = [math.log1p(math.exp(x)) for x in (-1, 0, 0.5, -2)]
+    losses = dpa(ragged, alpha=0).losses
+    assert losses.tolist() == pytest.approx([terms[0] * 0.75, sum(terms[1:]) * 0.75, 0.0], abs=1e-14)
+    assert losses.mean().item() == pytest.approx(sum(terms) / 4, abs=1e-14)
+    assert dpa(ragged, alpha=0.4).losses[2].item() == pytest.approx(0.4 * 0.75, abs=1e-14)
+    sides = [ragged.chosen.per_token_logps, ragged.rejected.per_token_logps]
+    chosen, rejected = torch.autograd.grad(losses.mean(), sides)
+    slopes = [[-1 / (1 + math.exp(-x)) / 4 for x in row] for row in ([-1], [0, 0.5, -2])]
+    assert chosen.tolist() == [pytest.approx(row, abs=1e-15) for row in ([*slopes[0], 0, 0], slopes[1], [0, 0, 0])]
+    torch.testing.assert_close(chosen, -rejected, rtol=0, atol=1e-15)
+
+
+def test_statistics_of_the_whole_batch_make_micro_batches_the_batch(ragged):
+    """4 phrases in 3 pairs, whatever came before; pair by pair with them, the mean of the batch is the same."""
+    found = statistics(ragged, {"phrases": 9.0})
+    assert found == {"phrases": 4 / 3}
+
+    def row(side: SequenceStats, i: int) -> SequenceStats:
+        return SequenceStats(**{k: v[i : i + 1] for k, v in vars(side).items() if v is not None})
+
+    singles = [replace(ragged, **{k: row(getattr(ragged, k), i) for k in SIDES}) for i in range(3)]
+    assert [statistics(single, None)["phrases"] for single in singles] == [1.0, 3.0, 0.0]
+    parts = [dpa(single, statistics=found).losses.item() for single in singles]
+    assert parts == pytest.approx(dpa(ragged).losses.tolist(), abs=1e-15)
 
 
 def test_a_number_that_is_missing_on_both_sides_is_no_phrase(worked):

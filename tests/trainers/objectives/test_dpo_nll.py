@@ -6,8 +6,9 @@ import torch
 from diagnostics.errors import UserError
 from diagnostics.stats import PairStats
 from trainers import objectives
+from trainers.objectives import Normalization
 from trainers.objectives.dpo import dpo
-from trainers.objectives.dpo_nll import Normalization, dpo_nll
+from trainers.objectives.dpo_nll import dpo_nll
 
 WAYS: list[Normalization] = ["sequence_mean", "sum", "batch_token_mean"]
 LOG2 = 0.6931471805599453
@@ -94,7 +95,9 @@ def test_gradient_check(random_pair, check_gradient, way):
 
 
 def test_wrong_hyperparameters_are_refused_by_name(worked):
-    with pytest.raises(UserError, match="normalization is 'mean'; it must be sequence_mean, sum or"):
+    with pytest.raises(
+        UserError, match="normalization is 'mean'; it must be one of sequence_mean, batch_token_mean, sum"
+    ):
         objectives.load("dpo_nll")(worked, normalization="mean")
     with pytest.raises(UserError, match="alpha is -1"):
         dpo_nll(worked, alpha=-1)

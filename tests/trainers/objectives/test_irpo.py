@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from diagnostics.errors import UserError
+from trainers import objectives
 from trainers.objectives.dpo import dpo
-from trainers.objectives.irpo import irpo
+from trainers.objectives.irpo import OPTIONAL_COLUMNS, irpo
 
 # list 7: answers 0-3, 1 twice chosen and 3 also rejected; list 3: three answers; list 5: the same answer on both sides
 ROWS = [(7, 1, 0), (3, 0, 2), (7, 1, 3), (5, 0, 0), (7, 3, 2), (3, 0, 1)]
@@ -122,6 +123,55 @@ def test_ties_rank_in_the_order_of_items_whatever_the_order_of_rows(listed, monk
     expected = by_hand([ANSWERS[7, i] for i in range(4)])
     for order in ([0, 2, 4], [4, 2, 0], [2, 4, 0]):
         assert irpo(listed(order), beta=0.5).losses.tolist() == pytest.approx([expected] * 3, abs=1e-13)
+
+
+def ranked(pair, chosen: float, rejected: float):
+    columns = {"chosen_rank": chosen, "rejected_rank": rejected}
+    return replace(pair, columns=pair.columns | {k: torch.tensor([v]) for k, v in columns.items()})
+
+
+def test_ranks_of_the_data_come_before_those_by_relevance(worked):
+    """Relevances 2 and 1, ranks 3 and 1: weights 3 / log2(4) = 1.5 and 1 / log2(2) = 1.
+
+    (1.5 L(0.3) + L(-0.3)) / 2; ranks 1 and 2 are those by relevance.
+    """
+    pair = relevant(worked, 2.0, 1.0)
+    expected = (1.5 * math.log1p(math.exp(-0.3)) + math.log1p(math.exp(0.3))) / 2
+    assert irpo(ranked(pair, 3, 1), beta=0.1).losses.tolist() == pytest.approx([expected], abs=1e-14)
+    assert irpo(ranked(pair, 1, 2), beta=0.1).losses.tolist() == irpo(pair, beta=0.1).losses.tolist()
+
+
+def test_ranks_go_with_the_items_of_lists(listed):
+    """Ranks by falling relevance, given with the rows, change nothing; turned round in one list, that one alone."""
+    place = {(7, 1): 1, (7, 3): 2, (7, 0): 3, (7, 2): 4, (3, 0): 1, (3, 1): 2, (3, 2): 3, (5, 0): 1}
+    pair = listed(range(6))
+    whole = irpo(pair).losses
+
+    def given(place):
+        named = zip(OPTIONAL_COLUMNS, (1, 2), strict=True)
+        ranks = {name: torch.tensor([place[row[0], row[k]] for row in ROWS]) for name, k in named}
+        return irpo(replace(pair, columns=pair.columns | ranks)).losses
+
+    torch.testing.assert_close(given(place), whole, rtol=0, atol=1e-14)
+    turned = given(place | {(3, 0): 3, (3, 2): 1})
+    assert [bool(same) for same in (turned - whole).abs() < 1e-12] == [row[0] != 3 for row in ROWS]
+
+
+def test_wrong_ranks_are_a_sentence(worked):
+    pair = relevant(worked, 2.0, 1.0)
+    for wrong in (0.0, math.nan):
+        with pytest.raises(UserError, match="chosen_rank and rejected_rank must be numbers from 1 on"):
+            irpo(ranked(pair, 1.0, wrong))
+    with pytest.raises(UserError, match="'rejected_rank'"):
+        irpo(replace(pair, columns=pair.columns | {"chosen_rank": torch.ones(1)}))
+
+
+def test_columns_are_read_in_the_widest_dtype_of_their_device(worked, monkeypatch):
+    """MPS has no float64."""
+    pair = relevant(worked, 2.0, 1.0)
+    assert objectives.column(pair, "chosen_relevance").dtype == torch.float64
+    monkeypatch.setattr(objectives, "wide", lambda device: torch.float32)
+    assert objectives.column(pair, "chosen_relevance").dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["beta"])

@@ -30,6 +30,14 @@ def test_without_odds_it_is_the_likelihood_of_the_chosen_token_by_token(worked):
     assert rejected.tolist() == [[0.0, 0.0, 0.0]]
 
 
+def test_batch_token_mean_is_the_mean_over_all_chosen_tokens_of_the_batch(make_pair):
+    """3 and 4 nats in 3 tokens of 2 pairs: 3 * 2/3 = 2 and 4 * 2/3 = 8/3. The odds stay those of each pair's means."""
+    pair = make_pair([[-1.0, -2.0], [-4.0]], [[-3.0], [-4.0]])
+    assert orpo(pair, beta=0, normalization="batch_token_mean").losses.tolist() == pytest.approx([2, 8 / 3], abs=1e-14)
+    by_pair, by_batch = (orpo(pair, normalization=way).losses for way in ("sequence_mean", "batch_token_mean"))
+    assert (by_batch - by_pair).tolist() == pytest.approx([2 - 1.5, 8 / 3 - 4], abs=1e-13)
+
+
 def test_the_odds_ratio_is_that_of_plain_probabilities(make_pair):
     """Probabilities 3/4 and 1/5: odds 3 and 1/4, ratio 12, -log(12 / 13)."""
     pair = make_pair([[math.log(0.75)]], [[math.log(0.2)]])
@@ -66,6 +74,7 @@ def test_an_empty_completion_gives_nan_for_its_pair_alone_and_no_reference_is_re
     assert orpo(PairStats(worked.chosen, worked.rejected)).losses.tolist() == orpo(worked).losses.tolist()
 
 
-def test_a_wrong_beta_is_refused_by_name(worked):
-    with pytest.raises(UserError, match="beta is -1"):
-        orpo(worked, beta=-1)
+@pytest.mark.parametrize(("name", "value"), [("beta", -1), ("normalization", "sum")])
+def test_wrong_hyperparameters_are_refused_by_name(worked, name, value):
+    with pytest.raises(UserError, match=f"{name} is"):
+        orpo(worked, **{name: value})

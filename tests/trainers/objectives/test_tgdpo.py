@@ -28,11 +28,12 @@ def test_worked_value(pair):
     """beta 0.1, alpha 0.5: chosen weights 1 + 0.05 * (1, 0), rejected weights 1 - 0.05 * (-2, 0, 1).
 
     1.05 * 0.5 + 1 * 0.5 = 1.025; 1.1 * -1 + 1 * 0 + 0.95 * -1 = -2.05; loss log(1 + e^(-0.1 * 3.075)) = 0.5511704.
+    Rewards are without weights, 0.1 * 1 and 0.1 * -2.
     """
     output = tgdpo(pair, beta=0.1, alpha=0.5)
     assert output.losses.tolist() == pytest.approx([0.5511704361604955], abs=1e-14)
-    assert output.chosen_rewards.tolist() == pytest.approx([0.1025], abs=1e-15)
-    assert output.rejected_rewards.tolist() == pytest.approx([-0.205], abs=1e-15)
+    assert output.chosen_rewards.tolist() == pytest.approx([0.1], abs=1e-15)
+    assert output.rejected_rewards.tolist() == pytest.approx([-0.2], abs=1e-15)
 
 
 def test_tokens_get_the_gradient_in_proportion_to_their_weights(pair):
@@ -47,6 +48,14 @@ def test_tokens_get_the_gradient_in_proportion_to_their_weights(pair):
 def test_the_reward_policy_gets_no_gradient(pair):
     rewards = [side.per_token_logps for side in pair.extra.values()]
     assert torch.autograd.grad(tgdpo(pair).losses.sum(), rewards, allow_unused=True) == (None, None)
+
+
+def test_rewards_are_those_of_dpo_whatever_the_weights(pair):
+    output, plain = tgdpo(pair, beta=0.3, alpha=2.0), dpo(pair, beta=0.3)
+    assert output.losses.tolist() != plain.losses.tolist()
+    assert output.chosen_rewards.tolist() == plain.chosen_rewards.tolist()
+    assert output.rejected_rewards.tolist() == plain.rejected_rewards.tolist()
+    assert not output.chosen_rewards.requires_grad
 
 
 def test_alpha_0_or_a_reward_policy_that_is_the_reference_is_dpo(pair):

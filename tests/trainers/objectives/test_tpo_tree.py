@@ -137,6 +137,20 @@ def test_an_answer_without_steps_is_nan(stepped):
     assert tpo_tree(pair).losses.isnan().all()
 
 
+def test_an_answer_whose_steps_the_best_one_lacks_has_reward_0(stepped):
+    """Similarity -1 makes every weight 0: r = 0, margin 0.25, loss 2 * 0.5324558 * L(0.25); no NaN gradient."""
+    pair = replace(stepped, rejected=with_steps(stepped.rejected, [[1, 1, 2]], [[-1.0, -1.0, -1.0]]))
+    output = tpo_tree(pair, beta=0.5)
+    assert output.rejected_rewards.tolist() == [0.0]
+    expected = 2 * (1 / math.log(2) - 1 / math.log(3)) * math.log1p(math.exp(-0.25))
+    assert output.losses.tolist() == pytest.approx([expected], abs=1e-14)
+    sides = pair.chosen.per_token_logps, pair.rejected.per_token_logps
+    chosen, rejected = torch.autograd.grad(output.losses.sum(), sides)
+    assert chosen.isfinite().all()
+    assert chosen.any()
+    assert rejected.tolist() == [[0.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize(
     ("gone", "name"), [({"step_ids": None}, "step_ids"), ({"step_similarity": None}, "step_similarity")]
 )

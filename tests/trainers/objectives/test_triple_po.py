@@ -46,6 +46,17 @@ def test_the_gold_answer_gets_minus_alpha_over_its_length(triple):
         assert gradient.tolist() == [pytest.approx([-0.2] * 4, abs=1e-15)]
 
 
+def test_batch_token_mean_is_the_mean_over_all_gold_tokens_of_the_batch(make_pair):
+    """3 and 4 nats in 3 tokens of 2 gold answers: 3 * 2/3 = 2 and 4 * 2/3 = 8/3; each one's own mean is 1.5 and 4."""
+    gold = make_pair([[-1.0, -2.0], [-4.0]], [[-1.0]]).chosen
+    pair = replace(make_pair([[-1.0] * 3, [-2.0]], [[-3.0], [-4.0]]), extra={"gold": gold})
+    for normalized in (False, True):
+        plain = triple_po(pair, alpha=0, length_normalized=normalized).losses
+        for way, nll in (("batch_token_mean", [2.0, 8 / 3]), ("sequence_mean", [1.5, 4.0])):
+            losses = triple_po(pair, alpha=0.5, length_normalized=normalized, normalization=way).losses
+            assert (losses - plain).tolist() == pytest.approx([value / 2 for value in nll], abs=1e-13)
+
+
 def test_means_without_the_gold_answer_are_simpo(random_pair):
     pair = replace(random_pair, extra={"gold": random_pair.chosen})
     normalized = triple_po(pair, beta=2.0, gamma=1.0, alpha=0, length_normalized=True)
@@ -70,6 +81,6 @@ def test_gradient_check_of_means(triple):
 
 
 def test_wrong_hyperparameters_are_refused_by_name(triple):
-    for wrong in ({"beta": 0}, {"alpha": -1}, {"gamma": -1}, {"length_normalized": "false"}):
+    for wrong in ({"beta": 0}, {"alpha": -1}, {"gamma": -1}, {"length_normalized": "false"}, {"normalization": "sum"}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is "):
             objectives.load("triple_po")(triple, **wrong)
