@@ -38,6 +38,12 @@ MEANS = {
     "incentive/rejected": "rejected_incentive",
     "displacement/chosen": "chosen_logratios",
     "displacement/frac": "displaced",
+    "common_mode": "common_mode",
+    "differential_mode": "logratio_margin",
+    "quadrant/separated": "separated",
+    "quadrant/both_fell": "both_fell",
+    "quadrant/both_rose": "both_rose",
+    "quadrant/inverted": "inverted",
 }
 # order of the columns of pairs; other measures follow in alphabetical order
 FIRST = (
@@ -201,4 +207,19 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
         "displaced": NAN if math.isnan(ratio) else float(ratio < -noise),
         "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
         "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
-    }
+    } | quadrant(row["chosen_logratios"], row["rejected_logratios"], noise)
+
+
+def quadrant(chosen: float, rejected: float, noise: float = 0.0) -> dict[str, float]:
+    """1 for what became of a pair, 0 for the other three, by the signs of its log-ratios; NaN without a reference.
+
+    separated: chosen held or rose, rejected fell. both_fell. both_rose (or held). inverted: chosen fell, rejected held
+    or rose. A log-ratio within the noise has not moved.
+    """
+    names = ("separated", "both_fell", "both_rose", "inverted")
+    if math.isnan(chosen + rejected):
+        return dict.fromkeys(names, NAN)
+    chosen_fell, rejected_fell = chosen < -noise, rejected < -noise
+    fallen = "both_fell" if rejected_fell else "inverted"
+    held = "separated" if rejected_fell else "both_rose"
+    return dict.fromkeys(names, 0.0) | {fallen if chosen_fell else held: 1.0}
