@@ -26,6 +26,7 @@ from diagnostics.tokenized import TokenizedPair
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
 GPU_TILE_BYTES = 512 << 20  # the same on a GPU, which small products leave idle (a plain choice, not measured)
+TOP = 10  # most likely tokens whose entropy and mass are taken
 BLOCK_BYTES = 1 << 20  # logits that one softmax works through on a CPU: they stay in the cache of one core
 
 
@@ -203,6 +204,29 @@ def collisions(out: Outputs) -> Tensor:
         return torch.cat([(2 * out.logits(t).log_softmax(-1)).logsumexp(-1) for t in out.tiles()])
 
 
+def top_tokens(out: Outputs, k: int = TOP) -> tuple[Tensor, Tensor]:
+    """(N,) each: entropy H_k (nats) and mass M_k of the k most likely tokens where a token is predicted. No gradient.
+
+    H_k = - sum_{i <= k} p_i log p_i and M_k = sum_{i <= k} p_i, with the model's own p_i: they are not made to add up
+    to 1. With k or fewer tokens in the vocabulary that is the whole entropy, and M_k = 1.
+    Source: arXiv 2410.11677 (entropy and mass over the top k as signs of over-optimisation; k = 10 is our choice).
+    """
+    with torch.no_grad():
+        parts = [_top_tokens(out.logits(tile), k) for tile in out.tiles()]
+    entropy, mass = (torch.cat(part) for part in zip(*parts, strict=True))
+    return entropy, mass
+
+
+def with_top_tokens(batch: PreferenceBatch, out: Outputs, stats: PairStats) -> PairStats:
+    """The same stats with H_k and M_k of every predicted token of the policy, on both sides."""
+    entropy, mass = (spread(batch, out, values) for values in top_tokens(out))
+    chosen, rejected = (
+        replace(side, per_token_top_entropy=h, per_token_top_mass=m)
+        for side, h, m in zip((stats.chosen, stats.rejected), entropy, mass, strict=True)
+    )
+    return replace(stats, chosen=chosen, rejected=rejected)
+
+
 def spread(batch: PreferenceBatch, out: Outputs, values: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) values of the predicted tokens as (B, T) of chosen and (B, T) of rejected, 0 elsewhere."""
     both = _spread(batch, out, values)
@@ -339,6 +363,13 @@ def _compare_block(policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[
         forward, reverse = _kl(policy.log_softmax(-1), reference.log_softmax(-1))
     logps = policy.gather(-1, targets)[:, 0] - policy_sum, reference.gather(-1, targets)[:, 0] - ref_sum
     return *logps, forward, reverse
+
+
+def _top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    logps = logits.topk(min(k, logits.shape[-1]), -1).values - logits.logsumexp(-1, keepdim=True)
+    probs = logps.exp()
+    # a token that is ruled out (log-prob -inf) adds nothing
+    return -torch.where(probs > 0, probs * logps, 0.0).sum(-1), probs.sum(-1)
 
 
 def _kl(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

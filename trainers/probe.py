@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.batch import PreferenceBatch
 from diagnostics.errors import DataError
-from diagnostics.forward import Outputs, run
+from diagnostics.forward import Outputs, run, with_top_tokens
 from diagnostics.pairs import PreferencePair
 from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.tokenized import TokenizedPair, tokenize_pair
@@ -60,7 +60,8 @@ class Probe:
         for name, pairs in self.pairs.items():
             head = {"step": step, "epoch": epoch, "split": name}
             for scored in score(model, pairs, pad_token_id=self.pad_token_id, reference=self.reference):
-                out.pairs += [head | row for row in rows(scored.pairs, scored.stats)]
+                stats = with_top_tokens(scored.batch, scored.policy, scored.stats)
+                out.pairs += [head | row for row in rows(scored.pairs, stats)]
                 out.mass += self._mass(scored, step, name)
                 if tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)

@@ -44,6 +44,10 @@ MEANS = {
     "quadrant/both_fell": "both_fell",
     "quadrant/both_rose": "both_rose",
     "quadrant/inverted": "inverted",
+    "topk_entropy/chosen": "chosen_topk_entropy",
+    "topk_entropy/rejected": "rejected_topk_entropy",
+    "topk_mass/chosen": "chosen_topk_mass",
+    "topk_mass/rejected": "rejected_topk_mass",
 }
 # order of the columns of pairs; other measures follow in alphabetical order
 FIRST = (
