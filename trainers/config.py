@@ -85,6 +85,8 @@ class TrainConfig:
     lora_r: rank of a LoRA adapter, 0 for full fine-tuning; lora_alpha, lora_targets as in peft.
     probe_pairs, heldout_pairs: how many training and held-out pairs are measured at step 0, every
         probe_every steps and at the end. probe_every 0: about ten times in the run.
+    response_types: of how many probe pairs further answers are followed at every probe: the model's own at the start,
+        another prompt's chosen, the chosen with its tokens shuffled. 0: none.
     tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
     track: JSON file of prompts and token groups whose probability is followed.
     parity: what to do when policy and reference differ at step 0. save_model: keep the trained weights.
@@ -114,6 +116,7 @@ class TrainConfig:
     probe_pairs: int = 64
     heldout_pairs: int = 64
     probe_every: int = 0
+    response_types: int = 16
     tokens: str = "ends"
     track: str | None = None
     parity: str = "stop"

@@ -168,7 +168,8 @@ class Recorder(TrainerCallback):
 
 
 def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
-    """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass."""
+    """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass;
+    probe/response/<type>: mean log-prob a token of the followed answers."""
     out: dict[str, Any] = {}
     for split in dict.fromkeys(row["split"] for row in found.pairs):
         chosen = [row for row in found.pairs if row["split"] == split]
@@ -178,6 +179,9 @@ def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
     for row in found.mass:
         if row["kind"] == "group":
             groups.setdefault(f"track/{row['split']}/{row['name']}", []).append(row["prob"])
+        elif row["kind"] == "response":
+            logp = math.log(row["prob"]) if row["prob"] else -math.inf
+            groups.setdefault(f"{row['split']}/response/{row['name']}", []).append(logp)
     return out | {name: mean(values) for name, values in groups.items()}
 
 

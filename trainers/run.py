@@ -93,6 +93,7 @@ def train(config: TrainConfig) -> Path:
         Probe(
             {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
             reference=reference, track=track, start=run_dir / "probe_start.safetensors",
+            responses=config.response_types, seed=config.seed,
         ),
         probe_every=config.probe_every or max(1, _total_steps(arguments, len(ingredients.groups)) // 10),
         tokens=config.tokens,
