@@ -17,6 +17,8 @@ from transformers import TrainingArguments
 
 from diagnostics.errors import DataError, UserError
 from trainers import objectives
+from trainers.alarm import parse
+from trainers.recorder import PROBE_KEYS, STEP_KEYS
 
 # what a DPO run needs other than transformers' own defaults
 DEFAULTS: dict[str, Any] = {
@@ -61,6 +63,7 @@ CHOICES = {
     "parity": ("stop", "warn", "off"),
     "tokens": ("ends", "all", "none"),
     "phrase_source": ("auto", "tags", "diff"),
+    "alarm_action": ("warn", "stop"),
     "dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -89,6 +92,9 @@ class TrainConfig:
         another prompt's chosen, the chosen with its tokens shuffled. 0: none.
     tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
     track: JSON file of prompts and token groups whose probability is followed.
+    alarm: conditions on logged keys, judged whenever they are measured: "displacement/frac > 0.8 for 3" means at three
+        evaluations in a row (several: separated by ;). A key that the probe measures means probe/KEY; after --resume
+        the count starts anew. alarm_action: warn says it and logs it; stop also saves and ends the training.
     parity: what to do when policy and reference differ at step 0. save_model: keep the trained weights.
     resume: go on from the run folder's last checkpoint (or a given one).
     extras: further keys kept in config.json for whoever reads the run.
@@ -119,6 +125,8 @@ class TrainConfig:
     response_types: int = 16
     tokens: str = "ends"
     track: str | None = None
+    alarm: str | None = None
+    alarm_action: str = "warn"
     parity: str = "stop"
     save_model: bool = True
     seed: int = 0
@@ -152,7 +160,7 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
     _check_choices(values)
     for key in hyper.keys() & values.keys():
         _check_type(key, values[key], bool if isinstance(hyper[key], bool) else None)
-    values = _without_eos(values)
+    values = _with_alarm(_without_eos(values))
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own_names},
         hyperparameters=hyper | {k: v for k, v in values.items() if k in hyper},
@@ -169,6 +177,14 @@ def _without_eos(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("append_eos"):
         raise UserError(f"append_eos is true, but objective '{name}' is defined without EOS; leave append_eos out.")
     return values | {"append_eos": False}
+
+
+def _with_alarm(values: dict[str, Any]) -> dict[str, Any]:
+    """The alarm as one text, which can be read."""
+    if not values.get("alarm"):
+        return values | {"alarm": None}
+    conditions = parse(values["alarm"], probed=PROBE_KEYS, steps=STEP_KEYS)
+    return values | {"alarm": "; ".join(map(str, conditions))}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

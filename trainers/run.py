@@ -27,6 +27,7 @@ from diagnostics.scoring import score
 from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
+from trainers.alarm import Alarms, parse
 from trainers.config import TrainConfig, read_track, training_arguments
 from trainers.given import cleaned, gather
 from trainers.ingredients import Given, Ingredients
@@ -43,7 +44,7 @@ from trainers.models import (
     weights_hash,
 )
 from trainers.probe import Probe
-from trainers.recorder import Recorder
+from trainers.recorder import PROBE_KEYS, STEP_KEYS, Recorder
 from trainers.reference import LiveReference, precompute
 from trainers.trainer import PreferenceTrainer
 
@@ -100,6 +101,7 @@ def train(config: TrainConfig) -> Path:
         main=main,
         before=lambda model: _check_parity(config, arguments, model, reference, splits, pad_id(tokenizer)),
         noise=_known_noise(run_dir, reference) if checkpoint else 0.0,
+        alarms=_alarms(config),
     )  # fmt: skip
     trainer = _trainer(
         policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
@@ -119,8 +121,18 @@ def train(config: TrainConfig) -> Path:
             trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
+    if recorder.stopped:
+        PartialState().print(
+            f"stopped by its alarm: {recorder.stopped}. The log is whole and a checkpoint is saved; --resume goes on "
+            "from it, with or without the alarm, and counts anew."
+        )
     PartialState().print(f"run: {run_dir}")
     return run_dir
+
+
+def _alarms(config: TrainConfig) -> Alarms:
+    conditions = parse(config.alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
+    return Alarms(conditions, stop=config.alarm_action == "stop")
 
 
 def _try_objective(config: TrainConfig) -> None:
@@ -232,7 +244,7 @@ def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -
 
 def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) -> None:
     now = json.loads(json.dumps(config.flat(), default=str))
-    free = {"resume", "output_dir", "report_to", "save_model"}
+    free = {"resume", "output_dir", "report_to", "save_model", "alarm", "alarm_action"}
     changed = sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
     if changed:
         raise UserError(
