@@ -65,8 +65,9 @@ def frontier(table: pd.DataFrame, title: str) -> Figure:
         error = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
         axis.errorbar(table["deviation"], table[name], error, fmt="o-", ms=3, color=CHOSEN, ecolor="#bcd3df", lw=1.2)
         for row in table.iloc[[0, -1]].to_dict("records"):
-            axis.annotate(f" step {row['step']:.0f}", (row["deviation"], row[name]), fontsize=9)
-        axis.set(xlabel="√KL(policy || reference), nats per response", ylabel=label)
+            at = (row["deviation"], row[name])
+            axis.annotate(f"step {row['step']:.0f}", at, (4, 5), textcoords="offset points", fontsize=9)
+        axis.set(xlabel="√KL(policy || reference), KL in nats per response", ylabel=label)
         axis.margins(x=0.15)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure

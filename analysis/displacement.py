@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.intervals import NOTHING, finite, mean_interval, wilson
+from analysis.intervals import finite, mean_interval, wilson
 
 FEW = 5
 OUTCOMES = ("separated", "both fell", "both rose", "inverted")
@@ -98,19 +98,19 @@ def quadrants_by_step(rows: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class MonotoneFall:
-    """Of the n pairs whose chosen response fell between step 0 and `first`, `again` fell at every later measurement.
+    """Of the n pairs whose chosen response fell between step 0 and `first`, `again` fell at every later measurement and
+    `lower` are lower at the last one than at `first`.
 
-    last: the last measured step; checks: how many later measurements there were; share = again / n with its 95 %
-    Wilson interval; NaN where n is 0 or nothing was measured after `first`.
+    last: the last measured step; checks: how many later measurements there were. first is NaN where nothing was
+    measured after it.
     """
 
     n: int
     again: int
+    lower: int
     first: float
     last: float
     checks: int
-    share: float
-    interval: tuple[float, float]
 
 
 def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
@@ -125,13 +125,15 @@ def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
     )
     steps = [s for s in table.columns if s > 0]
     if len(steps) < 2:
-        return MonotoneFall(0, 0, math.nan, math.nan, 0, math.nan, NOTHING)
+        return MonotoneFall(0, 0, 0, math.nan, math.nan, 0)
     epochs = rows.groupby("step")["epoch"].first() if "epoch" in rows else pd.Series(dtype=float)
     first = next((s for s in steps[:-1] if epochs.get(s, math.nan) >= 1), steps[0])
     later = table.loc[table[first] < 0, [s for s in steps if s >= first]].dropna()
-    again, n = int((later.diff(axis=1).iloc[:, 1:] < 0).all(axis=1).sum()), len(later)
-    share = again / n if n else math.nan
-    return MonotoneFall(n, again, float(first), float(steps[-1]), later.shape[1] - 1, share, wilson(again, n))
+    again = (later.diff(axis=1).iloc[:, 1:] < 0).all(axis=1)
+    lower = later.iloc[:, -1] < later.iloc[:, 0]
+    return MonotoneFall(
+        len(later), int(again.sum()), int(lower.sum()), float(first), float(steps[-1]), later.shape[1] - 1
+    )
 
 
 def worst(ends: pd.DataFrame, count: int) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from analysis.curves import Change
 from analysis.displacement import FEW, MonotoneFall
+from analysis.intervals import wilson
 from analysis.mass import RESPONSES
 from analysis.wording import ABSENT, count, percent, signed, span
 
@@ -87,10 +88,15 @@ def monotone_fall(fall: MonotoneFall) -> str:
         return "Monotone fall: not measured; it takes two probes after the start."
     if not fall.n:
         return f"Monotone fall: no chosen response had fallen by step {fall.first:.0f}."
+    again, lower = (
+        f"{percent(hits / fall.n)} (95 % interval {span(wilson(hits, fall.n), percent)})"
+        for hits in (fall.again, fall.lower)
+    )
+    later = count(fall.checks, "later probe")
     return (
         f"Monotone fall: of {count(fall.n, 'probe pair')} whose chosen response had fallen by step {fall.first:.0f}, "
-        f"{percent(fall.share)} (95 % interval {span(fall.interval, percent)}) fell again at every one of the "
-        f"{count(fall.checks, 'later probe')}, up to step {fall.last:.0f}."
+        f"{again} fell again at every one of the {later}; at the end, step {fall.last:.0f}, "
+        f"{lower} are lower than they were then."
     )
 
 

@@ -114,9 +114,7 @@ def test_monotone_fall_counts_pairs_that_fell_at_every_later_measurement():
     """a and b fell by step 2; a fell at 4 and 6 too, b rose at 6; c fell later only and is not counted."""
     rows = _rows({0: (0, 0, 0), 2: (-1.0, -1.0, 1.0), 4: (-2.0, -3.0, 0.5), 6: (-2.5, -2.0, -9.0)})
     fall = displacement.monotone_fall(rows)
-    assert (fall.n, fall.again, fall.first, fall.last, fall.checks) == (2, 1, 2, 6, 2)
-    assert fall.share == 0.5
-    assert fall.interval == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson of 1 in 2
+    assert (fall.n, fall.again, fall.lower, fall.first, fall.last, fall.checks) == (2, 1, 2, 2, 6, 2)
 
 
 def test_monotone_fall_starts_after_the_first_epoch_where_something_follows_it():
@@ -132,9 +130,8 @@ def test_monotone_fall_starts_after_the_first_epoch_where_something_follows_it()
 def test_monotone_fall_of_too_little_is_nan():
     fall = displacement.monotone_fall(_rows({0: (0, 0, 0), 2: (-1.0, -1.0, 1.0)}))
     assert fall.n == 0
-    assert math.isnan(fall.share)
+    assert math.isnan(fall.first)
     risen = displacement.monotone_fall(_rows({0: (0, 0, 0), 2: (1.0, 1.0, 1.0), 4: (-1.0, 1.0, 1.0)}))
-    assert risen.n == 0
-    assert math.isnan(risen.share)
+    assert (risen.n, risen.first) == (0, 2)
     missing = _rows({0: (0, 0, 0), 2: (-1.0, -1.0, -1.0), 4: (-2.0, math.nan, -2.0)})
     assert displacement.monotone_fall(missing).n == 2

@@ -55,12 +55,13 @@ def test_squeezing_is_when_everything_fell_but_the_own_answer():
     moves = {"chosen": -0.5, "rejected": -1.0, "own": 0.4, "other": -0.3, "shuffled": -0.2}
     said = readings.responses(table(moves))
     assert said.startswith("Squeezing: ")
-    assert (
-        "fell: chosen −0.50, rejected −1.00, another prompt's chosen −0.30, chosen, tokens shuffled −0.20; rose" in said
-    )
+    listed = "chosen −0.50, rejected −1.00, another prompt's chosen −0.30, chosen with its tokens shuffled −0.20"
+    assert f"Fell: {listed}; rose: the model's own answer at the start +0.40 (nats per token, 8 pairs)." in said
     for changed in ({"own": -0.4}, {"chosen": 0.5}, {"shuffled": 0.05}):
         assert not readings.responses(table(moves | changed)).startswith("Squeezing")
-    assert "no clear change: chosen, tokens shuffled +0.05" in readings.responses(table(moves | {"shuffled": 0.05}))
+    assert "no clear change: chosen with its tokens shuffled +0.05" in readings.responses(
+        table(moves | {"shuffled": 0.05})
+    )
     assert readings.responses(table(moves, n=3)).startswith("No reading: there are fewer than five pairs")
 
 
@@ -75,12 +76,11 @@ def test_the_frontier_names_the_best_point_and_the_end():
 
 
 def test_monotone_fall_in_words():
-    fall = MonotoneFall(10, 8, 5.0, 20.0, 3, 0.8, (0.49, 0.94))
+    fall = MonotoneFall(10, 8, 9, 5.0, 20.0, 3)
     assert readings.monotone_fall(fall) == (
-        "Monotone fall: of 10 probe pairs whose chosen response had fallen by step 5, 80 % (95 % interval 49 % to 94 %) "
-        "fell again at every one of the 3 later probes, up to step 20."
+        "Monotone fall: of 10 probe pairs whose chosen response had fallen by step 5, 80 % (95 % interval 49 % to "
+        "94 %) fell again at every one of the 3 later probes; at the end, step 20, 90 % (95 % interval 60 % to 98 %) "
+        "are lower than they were then."
     )
-    assert "no chosen response had fallen by step 5" in readings.monotone_fall(
-        MonotoneFall(0, 0, 5.0, 20.0, 3, math.nan, NOTHING)
-    )
-    assert "takes two probes" in readings.monotone_fall(MonotoneFall(0, 0, math.nan, math.nan, 0, math.nan, NOTHING))
+    assert "no chosen response had fallen by step 5" in readings.monotone_fall(MonotoneFall(0, 0, 0, 5.0, 20.0, 3))
+    assert "takes two probes" in readings.monotone_fall(MonotoneFall(0, 0, 0, math.nan, math.nan, 0))

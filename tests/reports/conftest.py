@@ -47,10 +47,9 @@ def _response_rows(step: int, i: int) -> list[dict]:
     """Every answer falls by up to a nat a token, but the model's own rises by half of that."""
     base = dict(step=step, split="probe", pair_id=f"p{i}", kind="response", rank=0, token_id=-1, token="")
     base |= dict(prob_start=math.nan, change=math.nan)
-    moves = {"chosen": -1.0, "rejected": -1.5, "own": 0.5, "other": -0.8, "shuffled": -0.3}
-    return [
-        base | dict(name=name, prob=math.exp(-2.0 + move * (1 + i / 20) * step / 20)) for name, move in moves.items()
-    ]
+    moves = {"chosen": -1.2, "rejected": -1.5, "own": 0.4, "other": -0.8, "shuffled": -0.3}
+    moved = {name: move * (1 + i / 20) * step / 20 for name, move in moves.items()}
+    return [base | dict(name=name, prob=math.exp(-2.0 + move)) for name, move in moved.items()]
 
 
 def _group_rows(step: int) -> list[dict]:

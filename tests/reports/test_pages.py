@@ -98,8 +98,8 @@ def test_the_page_says_who_fell_and_who_rose_and_whether_it_harms(make_run):
     """Every type moves by its rate times 1 + mean(i) / 20 = 1.275; H_k rises by .5, M_k stays; see conftest."""
     run = run_page.load(make_run())
     html = unescape(run_page.where_mass_went(run).html)
-    assert "Squeezing: everything fell but what the model would have said anyway. fell: chosen −1.27" in html
-    assert "rose: the model's own answer at the start +0.64 (nats per token, 12 pairs)." in html
+    assert "Squeezing: everything fell but what the model would have said anyway. Fell: chosen −1.53" in html
+    assert "rose: the model's own answer at the start +0.51 (nats per token, 12 pairs)." in html
     assert "Benign so far" in html
     assert "top-k entropy +0.50 (+0.50 to +0.50) nats, top-k mass 0.00 (0.00 to 0.00) (12 pairs)" in html
     cost = unescape(run_page.divergence(run).html)
