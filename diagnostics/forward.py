@@ -69,6 +69,26 @@ def run(model: nn.Module, batch: PreferenceBatch, *, head: bool = True) -> Outpu
     return _run(model, batch, head=head, packed=packed, tiled=engine.tiled)
 
 
+def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+    """(B, V) logits of the token after each row, and the cache that saves the next call the rows so far (or None).
+
+    ids: (B, T) the tokens that past has not seen, ending at the last column; mask: (B, all so far), 0 on padding, which
+    stands on the left. For a model that keeps no such cache, past is None and ids are all tokens, without padding.
+    """
+    height, width = ids.shape
+    last = torch.arange(height, device=ids.device) * width + width - 1
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]}
+    cache = {"past_key_values": past, "use_cache": True} if caches(model) else {}
+    with _select(head_of(model), last, True), _attention(model, packed=False):
+        output = model(**(_accepted(model, inputs) | cache))
+    return output.logits.flatten(0, 1), output.past_key_values if cache else None
+
+
+def caches(model: nn.Module) -> bool:
+    """Whether a model's forward takes back the keys and values of what it has read."""
+    return "past_key_values" in inspect.signature(innermost(model).forward).parameters
+
+
 def prepare(model: nn.Module) -> Engine:
     """Choose the fastest way that gives this model's plain results, by trying each on a small random batch."""
     inner = innermost(model)

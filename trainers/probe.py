@@ -56,7 +56,8 @@ class Probe:
         self.reference = reference
         self.start_file = start
         self.start: dict[str, Tensor] = load_file(start) if start.exists() else {}
-        followed, eos = pairs.get("probe", ())[:responses], tokenizer.eos_token_id
+        eos: Any = tokenizer.eos_token_id
+        followed = pairs.get("probe", ())[:responses]
         self.responses = Responses(followed, pad_token_id=pad_token_id, eos=eos, seed=seed)
         self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
         self.prompts = [_prompt_pair(p, tokenizer) for p in track["prompts"]] if track else []

@@ -12,13 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from diagnostics.batch import collate
-from diagnostics.engine import device_of, engine_of
-from diagnostics.forward import run
+from diagnostics.engine import device_of
+from diagnostics.forward import caches, decode
 from diagnostics.scoring import batches, score, token_budget, width
 from diagnostics.tokenized import TokenizedPair
 
-OWN_TOKENS = 32  # the own answer is cut here: each of its tokens costs a forward pass, once in a run
+OWN_TOKENS = 32  # the own answer is cut here
 
 
 class Responses:
@@ -66,17 +65,42 @@ class Responses:
         return asked
 
     def _generate(self, model: nn.Module, pairs: Sequence[TokenizedPair]) -> dict[str, tuple[int, ...]]:
-        """Greedy answers: the most likely token each time, until EOS, the limit, or the longest pair's length."""
-        answers: dict[str, tuple[int, ...]] = {p.pair_id: () for p in pairs}
-        going = list(pairs)
-        while going:
-            for pair, token in _next_tokens(model, going, answers, self.pad_token_id):
-                answers[pair.pair_id] += (token,)
-            going = [p for p in going if self._goes_on(p, answers[p.pair_id])]
-        return answers
+        """The own answers: greedy, until EOS, the limit, or the longest pair's length."""
+        budget = token_budget(model, pairs) if caches(model) else 1  # without a cache one at a time, free of padding
+        found = {}
+        for group in batches(pairs, budget):
+            limits = [min(OWN_TOKENS, self.rooms[p.pair_id]) for p in group]
+            answers = greedy(model, [p.prompt_ids for p in group], limits, pad=self.pad_token_id, eos=self.eos)
+            found |= {p.pair_id: ids for p, ids in zip(group, answers, strict=True)}
+        return found
 
-    def _goes_on(self, pair: TokenizedPair, answer: tuple[int, ...]) -> bool:
-        return answer[-1] != self.eos and len(answer) < min(OWN_TOKENS, self.rooms[pair.pair_id])
+
+def greedy(
+    model: nn.Module, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], *, pad: int, eos: int | None
+) -> list[tuple[int, ...]]:
+    """After each prompt the most likely token, again and again, until EOS (which is kept) or the row's limit."""
+    width, device, training = max(map(len, prompts)), device_of(model), model.training
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    answers: list[tuple[int, ...]] = [()] * len(prompts)
+    new, past = ids, None
+    model.eval()
+    try:
+        while any(_goes_on(a, limit, eos) for a, limit in zip(answers, limits, strict=True)):
+            with torch.no_grad():
+                logits, past = decode(model, new, mask, past)
+            tokens = logits.argmax(-1, keepdim=True)
+            for i, token in enumerate(tokens[:, 0].tolist()):
+                answers[i] += (token,) if _goes_on(answers[i], limits[i], eos) else ()
+            ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
+            new = ids if past is None else tokens
+    finally:
+        model.train(training)
+    return answers
+
+
+def _goes_on(answer: tuple[int, ...], limit: int, eos: int | None) -> bool:
+    return len(answer) < limit and (not answer or answer[-1] != eos)
 
 
 def others(pairs: Sequence[TokenizedPair]) -> dict[str, tuple[int, ...]]:
@@ -99,24 +123,3 @@ def shuffled(pair: TokenizedPair, seed: int) -> tuple[int, ...]:
     while mixed == text:
         rng.shuffle(mixed)
     return (*mixed, *end)
-
-
-def _next_tokens(
-    model: nn.Module, pairs: Sequence[TokenizedPair], answers: dict[str, tuple[int, ...]], pad: int
-) -> list[tuple[TokenizedPair, int]]:
-    """The most likely token after each prompt and what is answered so far."""
-    # one token of any kind marks the position that is asked for
-    asked = {
-        replace(p, prompt_ids=(*p.prompt_ids, *answers[p.pair_id]), chosen_ids=(pad,), rejected_ids=(pad,)): p
-        for p in pairs
-    }
-    found, training = [], model.training
-    model.eval()
-    try:
-        for group in batches(list(asked), token_budget(model, list(asked)), engine_of(model)):
-            with torch.no_grad():
-                logits = run(model, collate(group, pad_token_id=pad).to(device_of(model))).logits()
-            found += [(asked[p], int(t)) for p, t in zip(group, logits[: len(group)].argmax(-1), strict=True)]
-    finally:
-        model.train(training)
-    return found

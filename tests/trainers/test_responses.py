@@ -36,10 +36,9 @@ def follow(pairs, **settings) -> Responses:
     return Responses(pairs, **(dict(pad_token_id=0, eos=EOS, seed=0) | settings))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_own_answer_is_greedy_decoding(name, packed, make_model, make_pairs):
-    model, pairs = make_model(name), make_pairs(6)
+def test_the_own_answer_is_greedy_decoding(architecture, packed, make_model, make_pairs):
+    model, pairs = make_model(architecture), make_pairs(6)
     longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
     expected = {p.pair_id: greedy(model, p.prompt_ids, longest - len(p.prompt_ids)) for p in pairs}
     assert len({len(ids) for ids in expected.values()}) > 1
