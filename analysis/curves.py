@@ -47,7 +47,7 @@ def change(rows: pd.DataFrame, column: str) -> Change:
     """How far a pair column moved, pair by pair; NaN where it was measured at fewer than two steps."""
     values = runs.column(rows, column)
     measured = rows.assign(value=values).loc[values.notna()]
-    if measured["step"].nunique() < 2:
+    if len(set(measured["step"])) < 2:
         return Change(0, math.nan, NOTHING)
     first, last = (
         measured.loc[measured["step"] == s].drop_duplicates("pair_id").set_index("pair_id")["value"]
@@ -73,7 +73,7 @@ def frontier(rows: pd.DataFrame) -> pd.DataFrame:
     """
     divergence = (runs.column(rows, "chosen_kl_reverse") + runs.column(rows, "rejected_kl_reverse")) / 2
     measured = rows.assign(kl=divergence).loc[divergence.notna() & rows["margin_change"].notna() & (rows["step"] > 0)]
-    found = [_on_frontier(int(step), group) for step, group in measured.groupby("step")]
+    found = [_on_frontier(s, measured.loc[measured["step"] == s]) for s in sorted(measured["step"].unique())]
     return pd.DataFrame(found, columns=_FRONTIER)
 
 
@@ -82,10 +82,10 @@ _FRONTIER += ["margin", "margin_low", "margin_high"]
 
 
 def _on_frontier(step: int, group: pd.DataFrame) -> tuple[float, ...]:
-    margin, n = group["margin_change"], len(group)
+    margin, n = finite(group["margin_change"]), len(group)
     right = int((margin > 0).sum())
-    deviation = math.sqrt(max(0.0, float(group["kl"].mean())))
-    return (step, n, deviation, right / n, *wilson(right, n), float(margin.mean()), *mean_interval(margin))
+    deviation = math.sqrt(max(0.0, mean(group["kl"])))
+    return (step, n, deviation, right / n, *wilson(right, n), mean(margin), *mean_interval(margin))
 
 
 def kl(rows: pd.DataFrame) -> pd.DataFrame:

@@ -126,7 +126,7 @@ def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
     steps = [s for s in table.columns if s > 0]
     if len(steps) < 2:
         return MonotoneFall(0, 0, 0, math.nan, math.nan, 0)
-    epochs = rows.groupby("step")["epoch"].first() if "epoch" in rows else pd.Series(dtype=float)
+    epochs = dict(zip(rows["step"], rows["epoch"])) if "epoch" in rows else {}
     first = next((s for s in steps[:-1] if epochs.get(s, math.nan) >= 1), steps[0])
     later = table.loc[table[first] < 0, [s for s in steps if s >= first]].dropna()
     again = (later.diff(axis=1).iloc[:, 1:] < 0).all(axis=1)

@@ -1,6 +1,8 @@
 """What the curves of a run say, in one sentence each: judged here, measured in curves, mass and displacement."""
 
 import math
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -70,14 +72,15 @@ def _group(words: str, names: list[str], changes: dict[str, float]) -> str:
 
 def frontier(table: pd.DataFrame, pairs: str) -> str:
     """Where accuracy is highest and where the run ends. table: curves.frontier; pairs: which pairs, in words."""
-    best, last = table.loc[table["accuracy"].idxmax()], table.iloc[-1]
+    points = table.to_dict("records")
+    best, last = max(points, key=lambda point: point["accuracy"]), points[-1]
     whose = f"Preference accuracy on {count(int(last['n']), pairs)}"
     if best["accuracy"] == last["accuracy"]:
         return f"{whose} ends at its highest: {_point(last)}."
     return f"{whose} is highest at {_point(best)}; it ends at {_point(last)}."
 
 
-def _point(row: pd.Series) -> str:
+def _point(row: Mapping[Hashable, Any]) -> str:
     interval = span((row["accuracy_low"], row["accuracy_high"]), percent)
     return f"{percent(row['accuracy'])} ({interval}) at step {row['step']:.0f}, √KL {row['deviation']:.2f}"
 

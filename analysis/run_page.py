@@ -201,7 +201,7 @@ _SPREAD = {"avg_logps": "log-likelihood (nats)", "topk_entropy": "top-k entropy 
 
 def _responses(run: RunLog) -> Block:
     table = mass.responses(run.mass)
-    if table["step"].nunique() < 2:
+    if len(set(table["step"])) < 2:
         return page.note("Response types were not followed in this run.", "quiet")
     title = "Five kinds of answers to the same prompts: mean change with 95 % interval"
     last = table.loc[table["step"] == table["step"].max()]
