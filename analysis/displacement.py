@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -80,6 +81,59 @@ def quadrants(ends: pd.DataFrame) -> pd.DataFrame:
     total = len(names)
     table = [(o, k, k / total if total else math.nan, *wilson(k, total)) for o, k in counts]
     return pd.DataFrame(table, columns=["outcome", "n", "share", "low", "high"])
+
+
+def quadrants_by_step(rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of each outcome by step (index), columns in the order of OUTCOMES; steps without a measured pair left out.
+
+    rows: from runs.rows. At the start nothing has moved, so every pair counts as both rose (or held).
+    """
+    found = {}
+    for step in sorted(rows["step"].unique()):
+        names = outcome(rows.loc[rows["step"] == step]).dropna()
+        if len(names):
+            found[step] = [float((names == o).mean()) for o in OUTCOMES]
+    return pd.DataFrame.from_dict(found, orient="index", columns=list(OUTCOMES)).rename_axis("step")
+
+
+@dataclass(frozen=True)
+class MonotoneFall:
+    """Of the n pairs whose chosen response fell between step 0 and `first`, `again` fell at every later measurement and
+    `lower` are lower at the last one than at `first`.
+
+    last: the last measured step; checks: how many later measurements there were. first is NaN where nothing was
+    measured after it.
+    """
+
+    n: int
+    again: int
+    lower: int
+    first: float
+    last: float
+    checks: int
+
+
+def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
+    """The monotone-fall fraction of arXiv 2602.06788, with measurements in the place of epochs.
+
+    rows: probe rows from runs.rows. `first` is the first measurement after one epoch that has a later one, or else the
+    first after the start. A pair fell again at a step if its chosen likelihood is below that at the step before; a pair
+    that was not measured at every step from `first` on is left out.
+    """
+    table = rows.pivot_table(index="pair_id", columns="step", values="chosen_change", aggfunc="first").sort_index(
+        axis=1
+    )
+    steps = [s for s in table.columns if s > 0]
+    if len(steps) < 2:
+        return MonotoneFall(0, 0, 0, math.nan, math.nan, 0)
+    epochs = dict(zip(rows["step"], rows["epoch"])) if "epoch" in rows else {}
+    first = next((s for s in steps[:-1] if epochs.get(s, math.nan) >= 1), steps[0])
+    later = table.loc[table[first] < 0, [s for s in steps if s >= first]].dropna()
+    again = (later.diff(axis=1).iloc[:, 1:] < 0).all(axis=1)
+    lower = later.iloc[:, -1] < later.iloc[:, 0]
+    return MonotoneFall(
+        len(later), int(again.sum()), int(lower.sum()), float(first), float(steps[-1]), later.shape[1] - 1
+    )
 
 
 def worst(ends: pd.DataFrame, count: int) -> pd.DataFrame:

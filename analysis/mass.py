@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
+from analysis.intervals import finite, mean, mean_interval
 from diagnostics.runlog import RunLog
 
 LEDGER = ("chosen", "rejected", "argmax", "other")
@@ -58,6 +60,32 @@ def tracked(mass: pd.DataFrame) -> pd.DataFrame:
     """Mean probability of each tracked group over the prompts of its set: columns `set: group`, by step."""
     rows = of_kind(mass, ("group",), split=None)
     return mean_by_step(rows.assign(label=rows["split"].astype(str) + ": " + rows["name"].astype(str)), "label")
+
+
+RESPONSES = {
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "own": "the model's own answer at the start",
+    "other": "another prompt's chosen",
+    "shuffled": "chosen with its tokens shuffled",
+}
+
+
+def responses(mass: pd.DataFrame) -> pd.DataFrame:
+    """The followed response types by step: name, step, n, logp, change, low, high.
+
+    logp: mean over pairs of the log-prob a token, in nats (the table holds its exponential); change: its mean change
+    since the pair's first measurement, with its 95 % interval. Types in the order of RESPONSES.
+    """
+    rows = of_kind(mass, ("response",))
+    found = []
+    for name in RESPONSES:
+        mine = rows.loc[rows["name"] == name]
+        table = np.log(mine.pivot_table(index="pair_id", columns="step", values="prob").astype(float))
+        for step in table.columns:
+            logps, moved = finite(table[step]), finite(table[step] - table[table.columns[0]])
+            found.append((name, step, len(logps), mean(logps), mean(moved), *mean_interval(moved)))
+    return pd.DataFrame(found, columns=["name", "step", "n", "logp", "change", "low", "high"])
 
 
 def first_and_last(table: pd.DataFrame, name: str) -> tuple[float, float]:

@@ -4,7 +4,19 @@ from html import escape
 
 import pandas as pd
 
-from analysis import curves, displacement, figures, mass, page, predictors, runs, tokens, verdict
+from analysis import (
+    curve_figures,
+    curves,
+    displacement,
+    figures,
+    mass,
+    page,
+    predictors,
+    readings,
+    runs,
+    tokens,
+    verdict,
+)
 from analysis.page import Block
 from analysis.wording import ABSENT, clip, correlation, number, percent, signed, span, visible
 from diagnostics.runlog import RunLog
@@ -23,7 +35,8 @@ def summary(run: RunLog) -> Block:
     first = found[0]
     kind = "note" if first.passed is None else "good" if first.passed else "bad"
     name = page.note(f"Run {run.name}: {run.config.get('objective', 'objective unknown')}", "quiet")
-    return page.stack(name, page.note(first.meaning, f"verdict {kind}"), page.findings(found[1:]))
+    verdict_note = page.note(first.meaning, f"verdict {kind}")
+    return page.stack(name, verdict_note, *_alarms(run), page.findings(found[1:]))
 
 
 def trajectories(run: RunLog) -> Block:
@@ -45,8 +58,9 @@ def trajectories(run: RunLog) -> Block:
 
 
 def quadrants(run: RunLog) -> Block:
-    """What became of each pair: separated, both fell, both rose, inverted."""
-    ends = runs.ends(runs.rows(run, "probe"))
+    """What became of each pair (separated, both fell, both rose, inverted), at the end and by step."""
+    rows = runs.rows(run, "probe")
+    ends = runs.ends(rows)
     if ends.empty:
         return page.missing("Outcomes", PROBE)
     shares = displacement.quadrants(ends)
@@ -54,7 +68,10 @@ def quadrants(run: RunLog) -> Block:
     shown = shares.assign(interval=[span(i, percent) for i in zip(shares["low"], shares["high"])])
     shown = shown.drop(columns=["low", "high"])
     table = page.table(shown, {"share": percent}, {"interval": "95 % interval"})
-    return page.stack(page.picture(figure, "Chosen against rejected change of every probe pair"), table)
+    steadily = page.note(readings.monotone_fall(displacement.monotone_fall(rows)))
+    return page.stack(
+        page.picture(figure, "Chosen against rejected change of every probe pair"), table, _modes(rows), steadily
+    )
 
 
 def scorecard(run: RunLog) -> Block:
@@ -87,11 +104,11 @@ _CARD = {
 
 
 def divergence(run: RunLog) -> Block:
-    """Exact KL between policy and reference on the probe responses."""
+    """Exact KL between policy and reference on the probe responses, and what the preference cost in it."""
     table = curves.kl(runs.rows(run, "probe"))
     if table.empty:
         return page.missing("KL", "The run has no reference, or KL was switched off.")
-    return page.picture(figures.divergence(table), "KL over steps, both directions, both sides")
+    return page.stack(page.picture(figures.divergence(table), "KL over steps, both directions, both sides"), _cost(run))
 
 
 def gradients(run: RunLog) -> Block:
@@ -103,10 +120,18 @@ def gradients(run: RunLog) -> Block:
 
 
 def where_mass_went(run: RunLog) -> Block:
-    """The ledger at the first differing token, the tokens that gained and lost most, EOS, tracked groups."""
+    """Top-k entropy and mass, the response types, the ledger at the first differing token, gainers, EOS, groups."""
     if run.mass.empty:
         return page.missing("Where the mass went", "The run log has no mass table.")
-    made = [_ledger(run), _movers(run, "gained"), _movers(run, "lost"), _eos(run), _groups(run)]
+    made = [
+        _spread(run),
+        _responses(run),
+        _ledger(run),
+        _movers(run, "gained"),
+        _movers(run, "lost"),
+        _eos(run),
+        _groups(run),
+    ]
     return page.stack(*made)
 
 
@@ -127,6 +152,72 @@ def settings(run: RunLog) -> Block:
     shown = {"Conventions": run.manifest.get("conventions") or {}, "Settings": run.config}
     shown["Manifest"] = {k: v for k, v in run.manifest.items() if k != "conventions"}
     return page.stack(*(_dictionary(name, content) for name, content in shown.items()))
+
+
+def _alarms(run: RunLog) -> list[Block]:
+    """What the run's alarms said."""
+    if "alarm" not in run.steps:
+        return []
+    said = run.steps.dropna(subset=["alarm"])
+    return [page.note(f"Alarm: {text}", "bad") for text in said["alarm"]]
+
+
+def _modes(rows: pd.DataFrame) -> Block:
+    shares = displacement.quadrants_by_step(rows)
+    if shares.empty:
+        return page.note("Outcomes by step: a side was not measured.", "quiet")
+    both = rows.assign(common=(rows["chosen_change"] + rows["rejected_change"]) / 2)
+    common, differential = (curves.means(both, column) for column in ("common", "margin_change"))
+    ends = [signed(table["mean"].iloc[-1]) for table in (common, differential)]
+    title = f"Both sides together moved by {ends[0]} nats, apart by {ends[1]} (mean of probe pairs)"
+    return page.picture(curve_figures.outcomes(shares, common, differential, title), title)
+
+
+def _cost(run: RunLog) -> Block:
+    held = runs.rows(run, "eval")
+    rows, pairs = (held, "held-out pair") if len(held) else (runs.rows(run, "probe"), "probe pair")
+    table = curves.frontier(rows)
+    if table.empty:
+        return page.note("The frontier of accuracy and KL needs a probe after step 0 with KL.", "quiet")
+    sentence = readings.frontier(table, pairs)
+    title = f"What the preference cost: accuracy and margin of {pairs}s against the distance from the reference"
+    return page.stack(page.picture(curve_figures.frontier(table, title), title), page.note(sentence))
+
+
+def _spread(run: RunLog) -> Block:
+    rows = curves.per_token(runs.rows(run, "probe"))
+    measured = [curves.change(rows, f"chosen_{name}") for name in _SPREAD]
+    if not measured[-1].n:
+        return page.note("Top-k entropy and mass were not logged in this run.", "quiet")
+    tables = {
+        label: {side: curves.means(rows, f"{side}_{name}") for side in runs.SIDES} for name, label in _SPREAD.items()
+    }
+    title = "Along both responses: likelihood, and entropy and mass of the ten most likely tokens"
+    return page.stack(page.note(readings.spread(*measured)), page.picture(curve_figures.spread(tables, title), title))
+
+
+_SPREAD = {"avg_logps": "log-likelihood (nats)", "topk_entropy": "top-k entropy (nats)", "topk_mass": "top-k mass"}
+
+
+def _responses(run: RunLog) -> Block:
+    table = mass.responses(run.mass)
+    if len(set(table["step"])) < 2:
+        return page.note("Response types were not followed in this run.", "quiet")
+    title = "Five kinds of answers to the same prompts: mean change with 95 % interval"
+    last = table.loc[table["step"] == table["step"].max()]
+    shown = pd.DataFrame(
+        {
+            "answer": [mass.RESPONSES[t] for t in last["name"]],
+            "pairs": last["n"].to_list(),
+            "nats per token at the end": last["logp"].to_list(),
+            "change": last["change"].to_list(),
+            "95 % interval": [span(i, signed) for i in zip(last["low"], last["high"])],
+        }
+    )
+    made = page.table(shown, {"nats per token at the end": number, "change": signed})
+    return page.stack(
+        page.note(readings.responses(table)), page.picture(curve_figures.responses(table, title), title), made
+    )
 
 
 def _last(table: pd.DataFrame) -> float:

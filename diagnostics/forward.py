@@ -26,6 +26,7 @@ from diagnostics.tokenized import TokenizedPair
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
 GPU_TILE_BYTES = 512 << 20  # the same on a GPU, which small products leave idle (a plain choice, not measured)
+TOP = 10  # most likely tokens whose entropy and mass are taken
 BLOCK_BYTES = 1 << 20  # logits that one softmax works through on a CPU: they stay in the cache of one core
 
 
@@ -66,6 +67,26 @@ def run(model: nn.Module, batch: PreferenceBatch, *, head: bool = True) -> Outpu
     if packed and engine.longest is not None:
         packed = batch.input_ids.shape[1] <= engine.longest
     return _run(model, batch, head=head, packed=packed, tiled=engine.tiled)
+
+
+def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+    """(B, V) logits of the token after each row, and the cache that saves the next call the rows so far (or None).
+
+    ids: (B, T) the tokens that past has not seen, ending at the last column; mask: (B, all so far), 0 on padding, which
+    stands on the left. For a model that keeps no such cache, past is None and ids are all tokens, without padding.
+    """
+    height, width = ids.shape
+    last = torch.arange(height, device=ids.device) * width + width - 1
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]}
+    cache = {"past_key_values": past, "use_cache": True} if caches(model) else {}
+    with _select(head_of(model), last, True), _attention(model, packed=False):
+        output = model(**(_accepted(model, inputs) | cache))
+    return output.logits.flatten(0, 1), output.past_key_values if cache else None
+
+
+def caches(model: nn.Module) -> bool:
+    """Whether a model's forward takes back the keys and values of what it has read."""
+    return "past_key_values" in inspect.signature(innermost(model).forward).parameters
 
 
 def prepare(model: nn.Module) -> Engine:
@@ -201,6 +222,29 @@ def collisions(out: Outputs) -> Tensor:
     """(N,) nats: log of the sum over the vocabulary of squared probabilities. No gradient."""
     with torch.no_grad():
         return torch.cat([(2 * out.logits(t).log_softmax(-1)).logsumexp(-1) for t in out.tiles()])
+
+
+def top_tokens(out: Outputs, k: int = TOP) -> tuple[Tensor, Tensor]:
+    """(N,) each: entropy H_k (nats) and mass M_k of the k most likely tokens where a token is predicted. No gradient.
+
+    H_k = - sum_{i <= k} p_i log p_i and M_k = sum_{i <= k} p_i, with the model's own p_i: they are not made to add up
+    to 1. With k or fewer tokens in the vocabulary that is the whole entropy, and M_k = 1.
+    Source: arXiv 2410.11677 (entropy and mass over the top k as signs of over-optimisation; k = 10 is our choice).
+    """
+    with torch.no_grad():
+        parts = [_top_tokens(out.logits(tile), k) for tile in out.tiles()]
+    entropy, mass = (torch.cat(part) for part in zip(*parts, strict=True))
+    return entropy, mass
+
+
+def with_top_tokens(batch: PreferenceBatch, out: Outputs, stats: PairStats) -> PairStats:
+    """The same stats with H_k and M_k of every predicted token of the policy, on both sides."""
+    entropy, mass = (spread(batch, out, values) for values in top_tokens(out))
+    chosen, rejected = (
+        replace(side, per_token_top_entropy=h, per_token_top_mass=m)
+        for side, h, m in zip((stats.chosen, stats.rejected), entropy, mass, strict=True)
+    )
+    return replace(stats, chosen=chosen, rejected=rejected)
 
 
 def spread(batch: PreferenceBatch, out: Outputs, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -339,6 +383,13 @@ def _compare_block(policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[
         forward, reverse = _kl(policy.log_softmax(-1), reference.log_softmax(-1))
     logps = policy.gather(-1, targets)[:, 0] - policy_sum, reference.gather(-1, targets)[:, 0] - ref_sum
     return *logps, forward, reverse
+
+
+def _top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    logps = logits.topk(min(k, logits.shape[-1]), -1).values - logits.logsumexp(-1, keepdim=True)
+    probs = logps.exp()
+    # a token that is ruled out (log-prob -inf) adds nothing
+    return -torch.where(probs > 0, probs * logps, 0.0).sum(-1), probs.sum(-1)
 
 
 def _kl(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

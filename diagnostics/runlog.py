@@ -26,6 +26,7 @@ TABLES = ("pairs", "mass", "tokens")
 
 _INTS = ("step", "rank", "token_id", "position", "source_row")
 _STRINGS = ("split", "pair_id", "kind", "name", "token", "side")
+_TEXTS = ("alarm",)  # keys of steps.jsonl that hold words
 _SORT = {
     "pairs": ["step", "split", "pair_id"],
     "mass": ["step", "split", "pair_id", "kind", "rank"],
@@ -231,7 +232,9 @@ def _jsonable(value: Any) -> Any:
 
 def _steps_frame(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame(_read_jsonl(path) if path.exists() else [])
-    return pd.DataFrame({name: pd.to_numeric(frame[name], errors="coerce") for name in frame})
+    return pd.DataFrame(
+        {k: frame[k] if k in _TEXTS else pd.to_numeric(frame[k], errors="coerce") for k in frame.columns}
+    )
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ class SequenceStats:
     step_ids: (B, T) integers, 0 outside reasoning steps and k > 0 on the tokens of the row's k-th step.
     step_similarity: (B, T) cosine of the mean hidden vector of a token's step with that of the same step in the best
         answer to the prompt. No gradient.
+    per_token_top_entropy, per_token_top_mass: (B, T) H_k in nats and M_k in [0, 1] of the most likely tokens where
+        token t is predicted (see forward.top_tokens). No gradient.
     """
 
     per_token_logps: Tensor
@@ -42,6 +44,8 @@ class SequenceStats:
     per_token_collision: Tensor | None = None
     step_ids: Tensor | None = None
     step_similarity: Tensor | None = None
+    per_token_top_entropy: Tensor | None = None
+    per_token_top_mass: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.per_token_logps.ndim != 2 or self.per_token_logps.shape != self.completion_mask.shape:

@@ -17,7 +17,8 @@ from trainers import objectives
 ROOT = Path(__file__).parents[1]
 SIDES = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 LENGTHS = {"chosen": [3, 1, 5, 2, 4], "rejected": [2, 6, 1, 3, 4]}
-PER_TOKEN = ("per_token_logps", "per_token_kl", "per_token_kl_reverse", "per_token_collision", "step_similarity")
+TOP = ("per_token_top_entropy", "per_token_top_mass")
+PER_TOKEN = ("per_token_logps", "per_token_kl", "per_token_kl_reverse", "per_token_collision", "step_similarity", *TOP)
 MARKS = ("phrase_mask", "step_ids")
 GARBAGE = (0.0, torch.nan, torch.inf, -torch.inf, 1e30)
 HIDDEN = ("hidden_sum", "last_hidden")
@@ -50,6 +51,8 @@ def random_side(lengths: list[int], seed: int) -> SequenceStats:
         phrase_mask=mask * torch.tensor([1, 1, 0, 2, 2, 0])[: max(lengths)],
         step_ids=mask * torch.tensor([1, 1, 2, 2, 3, 3])[: max(lengths)],
         step_similarity=table(max(lengths)),
+        per_token_top_entropy=table(max(lengths)),
+        per_token_top_mass=table(max(lengths)),
         hidden_sum=table(4) - 0.5,
         last_hidden=table(4) - 0.5,
         text_ids=torch.where(mask.bool(), ids, -1),
@@ -194,6 +197,7 @@ def strip(pair: PairStats, kinds: set[str]) -> PairStats:
     gone = {k: None for k in HIDDEN if "hidden" in kinds}
     gone |= {k: None for k in ("per_token_kl", "per_token_kl_reverse") if "kl" in kinds}
     gone |= {"text_ids": None} if "text" in kinds else {}
+    gone |= {k: None for k in TOP if "top" in kinds}
     pair = apply(pair, lambda s: replace(s, **gone))
     if "logps" in kinds:  # the forward pass without the head fills them with NaN
         pair = apply(pair, lambda s: replace(s, per_token_logps=torch.full_like(s.per_token_logps, torch.nan)))
@@ -204,7 +208,7 @@ def strip(pair: PairStats, kinds: set[str]) -> PairStats:
 def test_needs_says_exactly_what_a_measure_needs(name, pair):
     """Without any one of them it is NaN for every pair; without all the others it is what it was."""
     measure, needs = measures.load(name), measures.needs(name)
-    kinds = {"hidden", "logps", "reference", "kl", "text"}
+    kinds = {"hidden", "logps", "reference", "kl", "text", "top"}
     assert needs
     assert needs <= kinds
     same(measure(strip(pair, kinds - needs)), measure(pair))

@@ -18,6 +18,8 @@ from transformers import TrainingArguments
 
 from diagnostics.errors import DataError, UserError
 from trainers import objectives
+from trainers.alarm import parse
+from trainers.recorder import PROBE_KEYS, STEP_KEYS
 
 # what a DPO run needs other than transformers' own defaults
 DEFAULTS: dict[str, Any] = {
@@ -64,6 +66,7 @@ CHOICES = {
     "parity": ("stop", "warn", "off"),
     "tokens": ("ends", "all", "none"),
     "phrase_source": ("auto", "tags", "diff"),
+    "alarm_action": ("warn", "stop"),
     "dtype": ("float32", "bfloat16", "float16"),
     "curriculum": ("none", "score_gap"),
 }
@@ -89,6 +92,8 @@ class TrainConfig:
     lora_r: rank of a LoRA adapter, 0 for full fine-tuning; lora_alpha, lora_targets as in peft.
     probe_pairs, heldout_pairs: how many training and held-out pairs are measured at step 0, every
         probe_every steps and at the end. probe_every 0: about ten times in the run.
+    response_types: of how many probe pairs further answers are followed at every probe: the model's own at the start,
+        another prompt's chosen, the chosen with its tokens shuffled. 0: none.
     tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
     track: JSON file of prompts and token groups whose probability is followed.
     max_length_gap: train only on pairs whose two answers differ by at most so many tokens; the others stand in
@@ -101,6 +106,9 @@ class TrainConfig:
         inside; each begins with the reference renewed (recall). With 1 round, strictly by gap.
     renew_reference: after every so many steps the live reference becomes a copy of the policy (DNO, arXiv 2404.03715);
         0 never. Log-ratios restart from 0 then: `reference_renewed` in steps.jsonl is 1. Checkpoints hold its weights.
+    alarm: conditions on logged keys, judged whenever they are measured: "displacement/frac > 0.8 for 3" means at three
+        evaluations in a row (several: separated by ;). A key that the probe measures means probe/KEY; after --resume
+        the count starts anew. alarm_action: warn says it and logs it; stop also saves and ends the training.
     parity: what to do when policy and reference differ at step 0. save_model: keep the trained weights.
     resume: go on from the run folder's last checkpoint (or a given one).
     extras: further keys kept in config.json for whoever reads the run.
@@ -128,6 +136,7 @@ class TrainConfig:
     probe_pairs: int = 64
     heldout_pairs: int = 64
     probe_every: int = 0
+    response_types: int = 16
     tokens: str = "ends"
     track: str | None = None
     max_length_gap: int | None = None
@@ -136,6 +145,8 @@ class TrainConfig:
     curriculum: str = "none"
     rounds: int = 1
     renew_reference: int = 0
+    alarm: str | None = None
+    alarm_action: str = "warn"
     parity: str = "stop"
     save_model: bool = True
     seed: int = 0
@@ -153,7 +164,7 @@ class TrainConfig:
     def changed(self, written: dict[str, Any]) -> list[str]:
         """Keys whose value is another than in a config.json; where a run lies and what it reports to does not count."""
         now = json.loads(json.dumps(self.flat(), default=str))
-        free = {"resume", "output_dir", "report_to", "save_model"}
+        free = {"resume", "output_dir", "report_to", "save_model", "alarm", "alarm_action"}
         return sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
 
 
@@ -175,7 +186,7 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
     _check_choices(values)
     for key in hyper.keys() & values.keys():
         _check_type(key, values[key], bool if isinstance(hyper[key], bool) else None)
-    values = _without_eos(values)
+    values = _with_alarm(_without_eos(values))
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own_names},
         hyperparameters=hyper | {k: v for k, v in values.items() if k in hyper},
@@ -192,6 +203,14 @@ def _without_eos(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("append_eos"):
         raise UserError(f"append_eos is true, but objective '{name}' is defined without EOS; leave append_eos out.")
     return values | {"append_eos": False}
+
+
+def _with_alarm(values: dict[str, Any]) -> dict[str, Any]:
+    """The alarm as one text, which can be read."""
+    if not values.get("alarm"):
+        return values | {"alarm": None}
+    conditions = parse(values["alarm"], probed=PROBE_KEYS, steps=STEP_KEYS)
+    return values | {"alarm": "; ".join(map(str, conditions))}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The probe: fixed pairs and prompts measured again and again, to see where the probability went."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.batch import PreferenceBatch
 from diagnostics.errors import DataError
-from diagnostics.forward import Outputs, run
+from diagnostics.forward import Outputs, run, with_top_tokens
 from diagnostics.pairs import PreferencePair
 from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.tokenized import TokenizedPair, tokenize_pair
+from trainers.responses import Responses
 
+OWN = "own/"  # before the pair_id of a kept own answer
 TOP = 10  # tokens kept at each end: most gained and most lost
 
 
@@ -33,7 +36,8 @@ class ProbeRows:
 class Probe:
     """Measures fixed pairs (split `probe`: training pairs, `eval`: held-out pairs) and tracked prompts.
 
-    start: where the step-0 distributions are kept, so that a resumed run compares with the same start.
+    start: where the step-0 distributions (and the model's own answers) are kept, so that a resumed run compares with
+        the same start. responses: of how many probe pairs further answers are followed (see Responses); seed: of them.
     """
 
     def __init__(
@@ -45,11 +49,16 @@ class Probe:
         reference: Callable[[PreferenceBatch], Any] | None,
         track: dict[str, Any] | None,
         start: Path,
+        responses: int = 0,
+        seed: int = 0,
     ) -> None:
         self.pairs, self.tokenizer, self.pad_token_id = pairs, tokenizer, pad_token_id
         self.reference = reference
         self.start_file = start
         self.start: dict[str, Tensor] = load_file(start) if start.exists() else {}
+        eos: Any = tokenizer.eos_token_id
+        followed = pairs.get("probe", ())[:responses]
+        self.responses = Responses(followed, pad_token_id=pad_token_id, eos=eos, seed=seed)
         self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
         self.prompts = [_prompt_pair(p, tokenizer) for p in track["prompts"]] if track else []
         self.sets = {p["id"]: p["set"] for p in track["prompts"]} if track else {}
@@ -60,11 +69,12 @@ class Probe:
         for name, pairs in self.pairs.items():
             head = {"step": step, "epoch": epoch, "split": name}
             for scored in score(model, pairs, pad_token_id=self.pad_token_id, reference=self.reference):
-                out.pairs += [head | row for row in rows(scored.pairs, scored.stats)]
+                stats = with_top_tokens(scored.batch, scored.policy, scored.stats)
+                out.pairs += [head | row for row in rows(scored.pairs, stats)]
                 out.mass += self._mass(scored, step, name)
                 if tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
-        out.mass += self._tracked(model, step)
+        out.mass += self._tracked(model, step) + self._responses(model, step, out.pairs)
         if step == 0 and self.start and PartialState().is_main_process:
             save_file(self.start, self.start_file)
         return out
@@ -121,6 +131,25 @@ class Probe:
                     prob = float(row[ids].sum())
                     start = self.start.setdefault(f"group/{name}/{pair.pair_id}", torch.tensor(prob))
                     found.append(self._mass_row(head, "group", 0, -1, prob, float(start), name=name))
+        return found
+
+    def _responses(self, model: nn.Module, step: int, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Geometric mean probability of a token, exp(log-prob / length), of each answer to the followed prompts."""
+        followed = {p.pair_id for p in self.responses.pairs}
+        own = {k.removeprefix(OWN): v for k, v in self.start.items() if k.startswith(OWN)}
+        values = [
+            (row["pair_id"], side, row[f"{side}_logps"] / row[f"{side}_length"])
+            for row in pairs
+            if row["split"] == "probe" and row["pair_id"] in followed
+            for side in ("chosen", "rejected")
+        ]
+        values += self.responses.measure(model, own)
+        self.start |= {OWN + pair_id: ids for pair_id, ids in own.items()}
+        found = []
+        for pair_id, name, value in values:
+            head, prob = {"step": step, "split": "probe", "pair_id": pair_id}, math.exp(value)
+            start = self.start.setdefault(f"response/{name}/{pair_id}", torch.tensor(prob, dtype=torch.float64))
+            found.append(self._mass_row(head, "response", 0, -1, prob, float(start), name=name))
         return found
 
     def _mass_row(

@@ -10,9 +10,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from diagnostics.errors import DataError
+from diagnostics.processes import share
 from diagnostics.runlog import RunLogWriter
 from diagnostics.scoring import rows
 from diagnostics.stats import PairStats
+from trainers.alarm import Alarms
 from trainers.objectives import ObjectiveOutput
 from trainers.probe import Probe, ProbeRows
 
@@ -38,6 +40,16 @@ MEANS = {
     "incentive/rejected": "rejected_incentive",
     "displacement/chosen": "chosen_logratios",
     "displacement/frac": "displaced",
+    "common_mode": "common_mode",
+    "differential_mode": "logratio_margin",
+    "quadrant/separated": "separated",
+    "quadrant/both_fell": "both_fell",
+    "quadrant/both_rose": "both_rose",
+    "quadrant/inverted": "inverted",
+    "topk_entropy/chosen": "chosen_topk_entropy",
+    "topk_entropy/rejected": "rejected_topk_entropy",
+    "topk_mass/chosen": "chosen_topk_mass",
+    "topk_mass/rejected": "rejected_topk_mass",
 }
 # order of the columns of pairs; other measures follow in alphabetical order
 FIRST = (
@@ -46,6 +58,10 @@ FIRST = (
     *("rejected_rewards", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"),
     *("ches_score", "ln_ches_score", "chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
 )
+# what only a training row has; what else a step has; what every probe measures. All can be given an alarm
+TRAINED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "incentive/chosen", "incentive/rejected")
+STEP_KEYS = ("loss", "grad_norm", "learning_rate", "n", *TRAINED)
+PROBE_KEYS = tuple(name for name in MEANS if name not in TRAINED)
 # measured by the gradient instruments; until then they stand in steps.jsonl and hold nothing
 UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine")
 
@@ -63,7 +79,10 @@ class Recorder(TrainerCallback):
         main: bool,
         before: Callable[[nn.Module], float],
         noise: float = 0.0,
+        alarms: Alarms | None = None,
     ) -> None:
+        self.alarms = alarms or Alarms()
+        self.stopped = ""  # the alarm that ended the training
         self.before = before  # called once with the prepared model, before the first step; returns the noise
         self.noise = noise  # a log-ratio below -noise is displacement, one within it is rounding
         self.report: Callable[[dict[str, float]], None] = lambda values: None  # set by the trainer: to its viewers
@@ -104,7 +123,9 @@ class Recorder(TrainerCallback):
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
         if state.global_step == 0:
             self.noise = self.before(self.model)
-            self._write_step({"step": 0, "epoch": 0.0} | self._run_probe(0, 0.0, last=state.max_steps == 0))
+            start = {"step": 0, "epoch": 0.0} | self._run_probe(0, 0.0, last=state.max_steps == 0)
+            self._write_step(start)
+            self.alarms.require(start)
         else:
             self._probed = state.global_step
 
@@ -117,6 +138,11 @@ class Recorder(TrainerCallback):
         last = step >= state.max_steps
         if last or (self.probe_every and step % self.probe_every == 0):
             summary |= self._run_probe(step, epoch, last=last)
+        summary |= self._alarm(summary)
+        if "alarm" in summary and self.alarms.stop and not last:
+            self.stopped = summary["alarm"]
+            control.should_training_stop = control.should_save = True
+            summary |= self._last_probe(step, epoch)
         self._write_step(summary)
         if self._bar is not None:
             self._bar.update()
@@ -125,7 +151,11 @@ class Recorder(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self._probed < state.global_step:
             probed = self._run_probe(state.global_step, float(state.epoch or 0.0), last=True)
-            self._write_step({"step": state.global_step, "epoch": state.epoch} | probed)
+            end = {"step": state.global_step, "epoch": state.epoch} | probed
+            self._write_step(end | self._alarm(end))
+        if self.main and state.global_step:
+            for unseen in self.alarms.unseen():
+                tqdm.write(f"alarm '{unseen}' could not set in: its key was never measured.")
         if self._bar is not None:
             self._bar.close()
 
@@ -158,6 +188,26 @@ class Recorder(TrainerCallback):
         self.report(summary)
         return summary
 
+    def _last_probe(self, step: int, epoch: float) -> dict[str, Any]:
+        """What a run that ends before its time still lacks: the probe, or the token rows of a probe made already."""
+        if self._probed < step:
+            return self._run_probe(step, epoch, last=True)
+        if self.tokens == "ends":
+            found = self.probe.measure(self.model, step, epoch, tokens=True)
+            if self.main:
+                self.writer.append("tokens", found.tokens)
+        return {}
+
+    def _alarm(self, row: dict[str, Any]) -> dict[str, str]:
+        """The alarms that set in at this row, said and ready to be logged; the first process decides for all."""
+        found = share(lambda: self.alarms.judge(row)) if self.alarms.counts else []
+        if not found:
+            return {}
+        text = "; ".join(found)
+        if self.main:
+            tqdm.write(f"alarm: {text}")
+        return {"alarm": text}
+
     def _write_step(self, summary: dict[str, Any]) -> None:
         self.last_step = summary
         if self.main:
@@ -165,7 +215,8 @@ class Recorder(TrainerCallback):
 
 
 def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
-    """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass."""
+    """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass;
+    probe/response/<type>: mean log-prob a token of the followed answers."""
     out: dict[str, Any] = {}
     for split in dict.fromkeys(row["split"] for row in found.pairs):
         chosen = [row for row in found.pairs if row["split"] == split]
@@ -175,6 +226,9 @@ def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
     for row in found.mass:
         if row["kind"] == "group":
             groups.setdefault(f"track/{row['split']}/{row['name']}", []).append(row["prob"])
+        elif row["kind"] == "response":
+            logp = math.log(row["prob"]) if row["prob"] else -math.inf
+            groups.setdefault(f"{row['split']}/response/{row['name']}", []).append(logp)
     return out | {name: mean(values) for name, values in groups.items()}
 
 
@@ -208,4 +262,19 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
         "displaced": NAN if math.isnan(ratio) else float(ratio < -noise),
         "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
         "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
-    }
+    } | quadrant(row["chosen_logratios"], row["rejected_logratios"], noise)
+
+
+def quadrant(chosen: float, rejected: float, noise: float = 0.0) -> dict[str, float]:
+    """1 for what became of a pair, 0 for the other three, by the signs of its log-ratios; NaN without a reference.
+
+    separated: chosen held or rose, rejected fell. both_fell. both_rose (or held). inverted: chosen fell, rejected held
+    or rose. A log-ratio within the noise has not moved.
+    """
+    names = ("separated", "both_fell", "both_rose", "inverted")
+    if math.isnan(chosen + rejected):
+        return dict.fromkeys(names, NAN)
+    chosen_fell, rejected_fell = chosen < -noise, rejected < -noise
+    fallen = "both_fell" if rejected_fell else "inverted"
+    held = "separated" if rejected_fell else "both_rose"
+    return dict.fromkeys(names, 0.0) | {fallen if chosen_fell else held: 1.0}

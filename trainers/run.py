@@ -26,6 +26,7 @@ from diagnostics.scoring import score
 from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives, recipes
+from trainers.alarm import Alarms, parse
 from trainers.config import TrainConfig, read_track, training_arguments
 from trainers.given import cleaned, gather, score_gaps
 from trainers.ingredients import Given, Ingredients
@@ -42,7 +43,7 @@ from trainers.models import (
     weights_hash,
 )
 from trainers.probe import Probe
-from trainers.recorder import Recorder
+from trainers.recorder import PROBE_KEYS, STEP_KEYS, Recorder
 from trainers.reference import LiveReference, precompute
 from trainers.trainer import PreferenceTrainer
 
@@ -95,12 +96,14 @@ def train(config: TrainConfig) -> Path:
         Probe(
             {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
             reference=reference, track=track, start=run_dir / "probe_start.safetensors",
+            responses=config.response_types, seed=config.seed,
         ),
         probe_every=config.probe_every or max(1, _total_steps(arguments, len(ingredients.groups)) // 10),
         tokens=config.tokens,
         main=main,
         before=lambda model: _check_parity(config, arguments, model, reference, splits, pad_id(tokenizer)),
         noise=_known_noise(run_dir, reference) if checkpoint else 0.0,
+        alarms=_alarms(config),
     )  # fmt: skip
     trainer = _trainer(
         policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
@@ -130,12 +133,23 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
             trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
+    if trainer.recorder.stopped:
+        PartialState().print(
+            f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "
+            "goes on from it, with or without the alarm, and counts anew."
+        )
 
 
 def check(config: TrainConfig) -> None:
     """Everything about a config that can be refused without reading data or model."""
     _try_objective(config)
     recipes.check(config)
+    _alarms(config)
+
+
+def _alarms(config: TrainConfig) -> Alarms:
+    conditions = parse(config.alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
+    return Alarms(conditions, stop=config.alarm_action == "stop")
 
 
 def _try_objective(config: TrainConfig) -> None:

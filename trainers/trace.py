@@ -32,6 +32,8 @@ from trainers.probe import Probe
 from trainers.recorder import NAN, ordered, summarise
 from trainers.reference import LiveReference
 
+RESPONSES = 16  # pairs of which further answers are followed
+
 
 def trace(
     data: str,
@@ -81,6 +83,7 @@ def trace(
     probe = Probe(
         {"probe": chosen}, tokenizer, pad_token_id=pad_id(tokenizer), reference=LiveReference(frozen),
         track=read_track(track) if track else None, start=out / "probe_start.safetensors",
+        responses=RESPONSES, seed=seed,
     )  # fmt: skip
     write_json(out / "manifest.json", manifest(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": seed},

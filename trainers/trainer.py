@@ -178,7 +178,7 @@ class PreferenceTrainer(Trainer):
                 for k, v in self.recorder.last_step.items()
                 if "/" not in k or not k.startswith(("probe/", "eval/", "track/"))
             }
-            own = {k: v for k, v in own.items() if k not in ("step", "epoch", "loss") and v == v}
+            own = {k: v for k, v in own.items() if k not in ("step", "epoch", "loss", "alarm") and v == v}
             logs = own | logs
         super().log(logs, start_time)
 

@@ -2,8 +2,8 @@
 
 A measure is a public function `name(pair: PairStats) -> Tensor (B,)`; its name is its column in every table.
 Each file says in NEEDS what has to be measured first: "logps", "reference" (the reference's log-probs too),
-"kl" (exact KL, which takes both models at once), "hidden" (hidden states of the head's input) or "text"
-(token ids). What was not measured comes out as NaN.
+"kl" (exact KL, which takes both models at once), "hidden" (hidden states of the head's input), "text" (token ids)
+or "top" (the most likely tokens at each position). What was not measured comes out as NaN.
 """
 
 import difflib

@@ -100,3 +100,38 @@ def test_ends_join_by_pair_id_and_keep_the_first_measures():
     ends = runs.ends(rows).set_index("pair_id")
     assert ends["chosen_change"].to_dict() == {"a": -1.0, "b": 2.0, "c": -3.0}
     assert ends["start_ches_score"].to_dict() == {"a": 0.1, "b": 0.2, "c": 0.3}
+
+
+def test_quadrants_by_step():
+    """The rejected side falls by the step in every pair (see _rows)."""
+    table = displacement.quadrants_by_step(_rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0), 8: (math.nan,) * 3}))
+    assert table.index.tolist() == [0, 4]
+    assert table.loc[0].tolist() == [0, 0, 1, 0]
+    assert table.loc[4].tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0])
+
+
+def test_monotone_fall_counts_pairs_that_fell_at_every_later_measurement():
+    """a and b fell by step 2; a fell at 4 and 6 too, b rose at 6; c fell later only and is not counted."""
+    rows = _rows({0: (0, 0, 0), 2: (-1.0, -1.0, 1.0), 4: (-2.0, -3.0, 0.5), 6: (-2.5, -2.0, -9.0)})
+    fall = displacement.monotone_fall(rows)
+    assert (fall.n, fall.again, fall.lower, fall.first, fall.last, fall.checks) == (2, 1, 2, 2, 6, 2)
+
+
+def test_monotone_fall_starts_after_the_first_epoch_where_something_follows_it():
+    changes = {0: (0, 0, 0), 2: (1.0, -1.0, 1.0), 4: (-2.0, -3.0, 0.5), 6: (-2.5, -2.0, -9.0)}
+    rows = _rows(changes)
+    rows["epoch"] = rows["step"] / 4  # one epoch is over at step 4: a and b are below 0 there, a falls again
+    fall = displacement.monotone_fall(rows)
+    assert (fall.n, fall.again, fall.first, fall.checks) == (2, 1, 4, 1)
+    rows["epoch"] = rows["step"] / 6  # over at the last step: only b is below 0 at the first one, and it rose at 6
+    assert (displacement.monotone_fall(rows).first, displacement.monotone_fall(rows).again) == (2, 0)
+
+
+def test_monotone_fall_of_too_little_is_nan():
+    fall = displacement.monotone_fall(_rows({0: (0, 0, 0), 2: (-1.0, -1.0, 1.0)}))
+    assert fall.n == 0
+    assert math.isnan(fall.first)
+    risen = displacement.monotone_fall(_rows({0: (0, 0, 0), 2: (1.0, 1.0, 1.0), 4: (-1.0, 1.0, 1.0)}))
+    assert (risen.n, risen.first) == (0, 2)
+    missing = _rows({0: (0, 0, 0), 2: (-1.0, -1.0, -1.0), 4: (-2.0, math.nan, -2.0)})
+    assert displacement.monotone_fall(missing).n == 2

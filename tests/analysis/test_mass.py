@@ -1,3 +1,5 @@
+import math
+
 import pandas as pd
 import pytest
 
@@ -54,3 +56,18 @@ def test_nothing_logged_gives_empty_tables():
     assert mass.movers(empty).empty
     assert mass.ledger(empty).empty
     assert mass.tracked(empty).empty
+
+
+def test_response_types_average_log_probs_and_pair_their_changes():
+    """own: log .5 and log .25 at the start, log .25 for both later (b's row comes first): changes -log 2 and 0."""
+    rows = [(0, "a", "own", 0.5), (0, "b", "own", 0.25), (9, "b", "own", 0.25), (9, "a", "own", 0.25)]
+    rows += [(0, "a", "chosen", 0.1), (9, "a", "chosen", 0.2)]
+    frame = pd.DataFrame(rows, columns=["step", "pair_id", "name", "prob"]).assign(split="probe", kind="response")
+    table = mass.responses(frame)
+    assert table["name"].tolist() == ["chosen", "chosen", "own", "own"]
+    assert table["n"].tolist() == [1, 1, 2, 2]
+    halves = [-math.log(10), -math.log(5), -1.5 * math.log(2), -2 * math.log(2)]
+    assert table["logp"].tolist() == pytest.approx(halves)
+    assert table["change"].tolist() == pytest.approx([0.0, math.log(2), 0.0, -math.log(2) / 2])
+    assert table["low"].iloc[-1] >= -math.log(2)
+    assert mass.responses(ROWS).empty

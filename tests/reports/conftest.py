@@ -23,6 +23,8 @@ def _pair_row(step: int, split: str, i: int, fall: float, rng: np.random.Generat
     row |= dict(rejected_rewards=0.1 * (1.5 * lost - step / 10), chosen_kl=step / 8, rejected_kl=step / 5)
     row |= dict(chosen_kl_reverse=step / 9, rejected_kl_reverse=step / 6, ches_score=ches, ln_ches_score=ches / 9)
     row |= dict(last_hidden_similarity=rng.normal(), edit_similarity=rng.random())
+    row |= {f"{side}_topk_entropy": 1.5 + i / 50 + step / 40 for side in ("chosen", "rejected")}
+    row |= {f"{side}_topk_mass": 0.9 - i / 100 for side in ("chosen", "rejected")}
     return row | dict.fromkeys(("chosen_grad_norm", "rejected_grad_norm", "grad_inner"), math.nan)
 
 
@@ -39,6 +41,15 @@ def _mass_rows(step: int, i: int, fall: float) -> list[dict]:
             base | dict(kind=kind, name=token, rank=0, token_id=7, token=token, prob=0.3, prob_start=0.1, change=change)
         )
     return rows
+
+
+def _response_rows(step: int, i: int) -> list[dict]:
+    """Every answer falls by up to a nat a token, but the model's own rises by half of that."""
+    base = dict(step=step, split="probe", pair_id=f"p{i}", kind="response", rank=0, token_id=-1, token="")
+    base |= dict(prob_start=math.nan, change=math.nan)
+    moves = {"chosen": -1.2, "rejected": -1.5, "own": 0.4, "other": -0.8, "shuffled": -0.3}
+    moved = {name: move * (1 + i / 20) * step / 20 for name, move in moves.items()}
+    return [base | dict(name=name, prob=math.exp(-2.0 + move)) for name, move in moved.items()]
 
 
 def _group_rows(step: int) -> list[dict]:
@@ -70,7 +81,8 @@ def write_run(path: Path, *, fall: float = -2.0, n: int = 12, full: bool = True,
         log.append("pairs", rows)
         log.append_step({"step": step, "loss": 0.69 - step / 50, "grad_norm": 1.0 + step, "grad_norm/head": 0.5 + step})
         if full:
-            log.append("mass", [r for i in range(n) for r in _mass_rows(step, i, fall)] + _group_rows(step))
+            rows = [r for i in range(n) for r in (*_mass_rows(step, i, fall), *_response_rows(step, i))]
+            log.append("mass", rows + _group_rows(step))
             log.append("tokens", [r for i in range(n) for r in _token_rows(step, i)])
     log.close()
     if full:

@@ -94,6 +94,29 @@ def test_a_log_without_probes_says_so(tmp_path, make_run):
     assert "probe_every" in run_page.trajectories(empty).html
 
 
+def test_the_page_says_who_fell_and_who_rose_and_whether_it_harms(make_run):
+    """Every type moves by its rate times 1 + mean(i) / 20 = 1.275; H_k rises by .5, M_k stays; see conftest."""
+    run = run_page.load(make_run())
+    html = unescape(run_page.where_mass_went(run).html)
+    assert "Squeezing: everything fell but what the model would have said anyway. Fell: chosen −1.53" in html
+    assert "rose: the model's own answer at the start +0.51 (nats per token, 12 pairs)." in html
+    assert "Benign so far" in html
+    assert "top-k entropy +0.50 (+0.50 to +0.50) nats, top-k mass 0.00 (0.00 to 0.00) (12 pairs)" in html
+    cost = unescape(run_page.divergence(run).html)
+    assert "Preference accuracy on 12 held-out pairs" in cost
+    assert "Monotone fall: of 12 probe pairs whose chosen response had fallen by step 5, 100 %" in unescape(
+        run_page.quadrants(run).html
+    )
+
+
+def test_alarms_stand_under_the_verdict_and_are_escaped(make_run):
+    path = make_run()
+    with open(path / "steps.jsonl", "a") as file:
+        file.write('{"step": 21, "alarm": "loss > 0 <script>"}\n')
+    html = run_page.summary(run_page.load(path)).html
+    assert "Alarm: loss &gt; 0 &lt;script&gt;" in html
+
+
 def test_one_probe_pair_is_enough(make_run):
     run = run_page.load(make_run(n=1))
     assert verdict.headline(verdict.judge(run)).startswith(

@@ -1,0 +1,107 @@
+"""What the curves of a run say, in one sentence each: judged here, measured in curves, mass and displacement."""
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.curves import Change
+from analysis.displacement import FEW, MonotoneFall
+from analysis.intervals import wilson
+from analysis.mass import RESPONSES
+from analysis.wording import ABSENT, count, percent, signed, span
+
+STEADY = 0.01  # a mean change of less (nats a token, or probability) counts as steady even where it is certain
+FEW_SAID = "there are fewer than five pairs, too few to say"
+
+
+def direction(mean: float, interval: tuple[float, float], n: int) -> int:
+    """-1 fell, 1 rose, 0 no clear change: the interval must leave out 0, the mean reach STEADY, n be 5 or more."""
+    if n < FEW or math.isnan(mean) or abs(mean) < STEADY:
+        return 0
+    return -1 if interval[1] < 0 else 1 if interval[0] > 0 else 0
+
+
+def spread(likelihood: Change, entropy: Change, mass: Change) -> str:
+    """Whether the likelihood that chosen responses lost is a harm, by H_k and M_k (read-out of arXiv 2410.11677)."""
+    if not mass.n or not entropy.n:
+        return f"Top-k entropy and mass: {ABSENT}."
+    numbers = (
+        f" Chosen responses: log-likelihood {_moved(likelihood)} nats per token, top-k entropy {_moved(entropy)} nats, "
+        f"top-k mass {_moved(mass)} ({count(mass.n, 'pair')})."
+    )
+    if mass.n < FEW:
+        return f"No reading: {FEW_SAID}." + numbers
+    return _read(*(direction(c.mean, c.interval, c.n) for c in (likelihood, entropy, mass))) + numbers
+
+
+def _read(likelihood: int, entropy: int, mass: int) -> str:
+    if mass < 0:
+        more = " What is left there is narrower too." if entropy < 0 else ""
+        return "Leak: the likely tokens lost mass to the tail of the vocabulary." + more
+    if entropy < 0:
+        return "Collapse: the policy grew sure of few tokens, and the tail gained nothing."
+    if likelihood < 0 and entropy > 0:
+        return "Benign so far: the likelihood that was lost stayed among the likely tokens, which are more even now."
+    if likelihood < 0:
+        return "Unclear: the chosen responses lost likelihood, but neither entropy nor mass moved clearly."
+    return "No loss to explain: the chosen responses did not clearly lose likelihood per token."
+
+
+def responses(table: pd.DataFrame) -> str:
+    """Who fell, who rose, at the last step; and whether that is squeezing. table: mass.responses."""
+    last = table.loc[table["step"] == table["step"].max()]
+    moves = {r["name"]: direction(r["change"], (r["low"], r["high"]), r["n"]) for r in last.to_dict("records")}
+    changes = dict(zip(last["name"], last["change"]))
+    groups = {"fell": -1, "rose": 1, "no clear change": 0}
+    said = [_group(words, [t for t in moves if moves[t] == sign], changes) for words, sign in groups.items()]
+    listed = "; ".join(words for words in said if words)
+    n = int(last["n"].max())
+    sentence = f"{listed[:1].upper()}{listed[1:]} (nats per token, {count(n, 'pair')})."
+    if n < FEW:
+        return f"No reading: {FEW_SAID}. {sentence}"
+    rest = [move for name, move in moves.items() if name != "own"]
+    squeezed = moves.get("own") == 1 and len(rest) > 1 and all(move < 0 for move in rest)
+    return ("Squeezing: everything fell but what the model would have said anyway. " if squeezed else "") + sentence
+
+
+def _group(words: str, names: list[str], changes: dict[str, float]) -> str:
+    return f"{words}: " + ", ".join(f"{RESPONSES[t]} {signed(changes[t])}" for t in names) if names else ""
+
+
+def frontier(table: pd.DataFrame, pairs: str) -> str:
+    """Where accuracy is highest and where the run ends. table: curves.frontier; pairs: which pairs, in words."""
+    points = table.to_dict("records")
+    best, last = max(points, key=lambda point: point["accuracy"]), points[-1]
+    whose = f"Preference accuracy on {count(int(last['n']), pairs)}"
+    if best["accuracy"] == last["accuracy"]:
+        return f"{whose} ends at its highest: {_point(last)}."
+    return f"{whose} is highest at {_point(best)}; it ends at {_point(last)}."
+
+
+def _point(row: Mapping[Hashable, Any]) -> str:
+    interval = span((row["accuracy_low"], row["accuracy_high"]), percent)
+    return f"{percent(row['accuracy'])} ({interval}) at step {row['step']:.0f}, √KL {row['deviation']:.2f}"
+
+
+def monotone_fall(fall: MonotoneFall) -> str:
+    """How steadily the fallen kept falling."""
+    if math.isnan(fall.first):
+        return "Monotone fall: not measured; it takes two probes after the start."
+    if not fall.n:
+        return f"Monotone fall: no chosen response had fallen by step {fall.first:.0f}."
+    again, lower = (
+        f"{percent(hits / fall.n)} (95 % interval {span(wilson(hits, fall.n), percent)})"
+        for hits in (fall.again, fall.lower)
+    )
+    later = count(fall.checks, "later probe")
+    return (
+        f"Monotone fall: of {count(fall.n, 'probe pair')} whose chosen response had fallen by step {fall.first:.0f}, "
+        f"{again} fell again at every one of the {later}; at the end, step {fall.last:.0f}, "
+        f"{lower} are lower than they were then."
+    )
+
+
+def _moved(change: Change) -> str:
+    return f"{signed(change.mean)} ({span(change.interval, signed)})"

@@ -1,0 +1,53 @@
+"""What the recorder derives from pair rows: means over rows, outcomes by the signs of the log-ratios."""
+
+import math
+
+import pytest
+
+from trainers.recorder import means, quadrant
+
+NAN = math.nan
+
+
+def row(chosen: float, rejected: float) -> dict[str, float]:
+    """A probe row with these log-ratios."""
+    common, margin = (chosen + rejected) / 2, chosen - rejected
+    likelihoods = dict(chosen_logps=-4.0, rejected_logps=-6.0, chosen_length=2, rejected_length=3)
+    ratios = dict(chosen_logratios=chosen, rejected_logratios=rejected, common_mode=common, logratio_margin=margin)
+    return likelihoods | ratios
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "name"),
+    [
+        (1.0, -1.0, "separated"),
+        (0.0, -1.0, "separated"),
+        (-1.0, -1.0, "both_fell"),
+        (1.0, 1.0, "both_rose"),
+        (0.0, 0.0, "both_rose"),
+        (-1.0, 0.0, "inverted"),
+        (-0.1, -1.0, "separated"),  # within the noise of 0.1
+    ],
+)
+def test_a_pair_is_in_one_quadrant(chosen, rejected, name):
+    found = quadrant(chosen, rejected, noise=0.1)
+    assert {k for k, v in found.items() if v} == {name}
+    assert sum(found.values()) == 1
+
+
+def test_quadrant_shares_and_modes_are_means_over_rows():
+    """One pair in each quadrant; the common modes are 0, -2, -1 and 1.5, the margins 2, 2, -2 and 1."""
+    found = means([row(1.0, -1.0), row(-1.0, -3.0), row(-2.0, 0.0), row(2.0, 1.0)])
+    assert found["quadrant/separated"] == 0.25
+    assert found["quadrant/both_fell"] == 0.25
+    assert found["quadrant/both_rose"] == 0.25
+    assert found["quadrant/inverted"] == 0.25
+    assert found["common_mode"] == (0 - 2 - 1 + 1.5) / 4
+    assert found["differential_mode"] == (2 + 2 - 2 + 1) / 4
+    assert found["displacement/frac"] == found["quadrant/both_fell"] + found["quadrant/inverted"]
+
+
+def test_without_a_reference_there_is_no_quadrant():
+    found = means([row(NAN, NAN)])
+    assert all(math.isnan(v) for k, v in found.items() if k.startswith("quadrant/") or k.endswith("_mode"))
+    assert math.isnan(means([])["quadrant/separated"])

@@ -1,0 +1,125 @@
+"""Response types: one prompt, several answers followed side by side, to see which of them gain what the others lose.
+
+Of a probe pair: its chosen and rejected answer, the model's own answer at the start, another prompt's chosen answer,
+and the chosen answer with its tokens shuffled. After arXiv 2407.10490 (squeezing: all of them fall, and only what the
+model already held most likely rises).
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.engine import device_of
+from diagnostics.forward import caches, decode
+from diagnostics.scoring import batches, score, token_budget, width
+from diagnostics.tokenized import TokenizedPair
+
+OWN_TOKENS = 32  # the own answer is cut here
+
+
+class Responses:
+    """The further answers to a few probe pairs and their log-probs (chosen and rejected are scored with the pair).
+
+    eos: id that ends the own answer, or None. seed: of the shuffling. An answer is cut where it and its prompt would
+    be longer than the longest pair, which the model is known to take.
+    """
+
+    def __init__(self, pairs: Sequence[TokenizedPair], *, pad_token_id: int, eos: int | None, seed: int) -> None:
+        self.pairs, self.pad_token_id, self.eos = pairs, pad_token_id, eos
+        room = max(map(width, pairs), default=0)
+        self.rooms = {p.pair_id: room - len(p.prompt_ids) for p in pairs}
+        self.known = {"other": others(pairs), "shuffled": {p.pair_id: shuffled(p, seed) for p in pairs}}
+
+    def measure(self, model: nn.Module, own: dict[str, Tensor]) -> list[tuple[str, str, float]]:
+        """(pair_id, type, mean log-prob a token) of every answer that a pair has; no reference is run.
+
+        own: the own answers by pair_id, kept by the caller; where it holds none they are generated with this model.
+        """
+        for pair_id, ids in self._generate(model, [p for p in self.pairs if p.pair_id not in own]).items():
+            own[pair_id] = torch.tensor(ids)
+        answers = self.known | {"own": {p.pair_id: tuple(own[p.pair_id].tolist()) for p in self.pairs}}
+        asked = self._asked(answers)
+        found = []
+        for scored in score(model, list(asked), pad_token_id=self.pad_token_id):
+            for side, stats in enumerate((scored.stats.chosen, scored.stats.rejected)):
+                for pair, value in zip(scored.pairs, stats.avg_logps.tolist(), strict=True):
+                    found += [(pair.pair_id, name, value) for name in asked[pair][side : side + 1]]
+        return found
+
+    def _asked(self, answers: dict[str, dict[str, tuple[int, ...]]]) -> dict[TokenizedPair, list[str]]:
+        """The answers, two by two as the sides of pairs, so that they share their prompt; with the names of the sides.
+
+        A last single answer stands beside its own first token, which nobody asked for.
+        """
+        asked = {}
+        for pair in self.pairs:
+            room = self.rooms[pair.pair_id]
+            mine = [(name, ids[:room]) for name, by_pair in answers.items() if (ids := by_pair[pair.pair_id])]
+            for k in range(0, len(mine), 2):
+                first, second = mine[k], (*mine, ("", mine[k][1][:1]))[k + 1]
+                names = [name for name, _ in mine[k : k + 2]]
+                asked[replace(pair, source_row=k, chosen_ids=first[1], rejected_ids=second[1])] = names
+        return asked
+
+    def _generate(self, model: nn.Module, pairs: Sequence[TokenizedPair]) -> dict[str, tuple[int, ...]]:
+        """The own answers: greedy, until EOS, the limit, or the longest pair's length."""
+        budget = token_budget(model, pairs) if caches(model) else 1  # without a cache one at a time, free of padding
+        found = {}
+        for group in batches(pairs, budget):
+            limits = [min(OWN_TOKENS, self.rooms[p.pair_id]) for p in group]
+            answers = greedy(model, [p.prompt_ids for p in group], limits, pad=self.pad_token_id, eos=self.eos)
+            found |= {p.pair_id: ids for p, ids in zip(group, answers, strict=True)}
+        return found
+
+
+def greedy(
+    model: nn.Module, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], *, pad: int, eos: int | None
+) -> list[tuple[int, ...]]:
+    """After each prompt the most likely token, again and again, until EOS (which is kept) or the row's limit."""
+    width, device, training = max(map(len, prompts)), device_of(model), model.training
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    answers: list[tuple[int, ...]] = [()] * len(prompts)
+    new, past = ids, None
+    model.eval()
+    try:
+        while any(_goes_on(a, limit, eos) for a, limit in zip(answers, limits, strict=True)):
+            with torch.no_grad():
+                logits, past = decode(model, new, mask, past)
+            tokens = logits.argmax(-1, keepdim=True)
+            for i, token in enumerate(tokens[:, 0].tolist()):
+                answers[i] += (token,) if _goes_on(answers[i], limits[i], eos) else ()
+            ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
+            new = ids if past is None else tokens
+    finally:
+        model.train(training)
+    return answers
+
+
+def _goes_on(answer: tuple[int, ...], limit: int, eos: int | None) -> bool:
+    return len(answer) < limit and (not answer or answer[-1] != eos)
+
+
+def others(pairs: Sequence[TokenizedPair]) -> dict[str, tuple[int, ...]]:
+    """For each pair the chosen answer of the next one with another prompt; empty where all prompts are the same."""
+    found = {}
+    for i, pair in enumerate(pairs):
+        rest = (*pairs[i + 1 :], *pairs[:i])
+        found[pair.pair_id] = next((p.chosen_ids for p in rest if p.prompt_ids != pair.prompt_ids), ())
+    return found
+
+
+def shuffled(pair: TokenizedPair, seed: int) -> tuple[int, ...]:
+    """The chosen answer's tokens in another order, EOS kept at its end; empty where there is no other order."""
+    ids, end = list(pair.chosen_ids), [pair.chosen_ids[-1]] if pair.chosen_has_eos else []
+    text = ids[: len(ids) - len(end)]
+    if len(set(text)) < 2:
+        return ()
+    rng = random.Random(f"{seed}/{pair.pair_id}")
+    mixed = list(text)
+    while mixed == text:
+        rng.shuffle(mixed)
+    return (*mixed, *end)
