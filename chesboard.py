@@ -181,8 +181,9 @@ def train(
     """Instrumented training. Every key may stand in the config file or follow as --key value; unknown keys fail.
 
     Keys: model, data, output_dir, objective and its hyperparameters (see `chesboard list`), reference, lora_r,
-    probe_pairs, heldout_pairs, probe_every, max_length, truncation, track, parity, seed, and every field of
-    transformers' TrainingArguments (learning_rate, per_device_train_batch_size, bf16, report_to, save_steps ...).
+    probe_pairs, heldout_pairs, probe_every, grad_every, grad_parameters, max_length, truncation, track, parity, seed,
+    and every field of transformers' TrainingArguments (learning_rate, per_device_train_batch_size, bf16, report_to,
+    save_steps ...).
 
     Examples:
 

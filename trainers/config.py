@@ -62,6 +62,7 @@ CHOICES = {
     "tokens": ("ends", "all", "none"),
     "phrase_source": ("auto", "tags", "diff"),
     "dtype": ("float32", "bfloat16", "float16"),
+    "grad_parameters": ("all", "head"),
 }
 
 
@@ -85,6 +86,8 @@ class TrainConfig:
     lora_r: rank of a LoRA adapter, 0 for full fine-tuning; lora_alpha, lora_targets as in peft.
     probe_pairs, heldout_pairs: how many training and held-out pairs are measured at step 0, every
         probe_every steps and at the end. probe_every 0: about ten times in the run.
+    grad_every: measure the gradients of chosen and rejected apart, of the update and of every pair, in updates 1,
+        1 + grad_every, ...; 0 for never. grad_parameters: in all trainable ones (LoRA's, if it is LoRA), or the head's.
     tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
     track: JSON file of prompts and token groups whose probability is followed.
     parity: what to do when policy and reference differ at step 0. save_model: keep the trained weights.
@@ -114,6 +117,8 @@ class TrainConfig:
     probe_pairs: int = 64
     heldout_pairs: int = 64
     probe_every: int = 0
+    grad_every: int = 0
+    grad_parameters: str = "all"
     tokens: str = "ends"
     track: str | None = None
     parity: str = "stop"

@@ -36,6 +36,11 @@ MEANS = {
     "ln_ches/mean": "ln_ches_score",
     "incentive/chosen": "chosen_incentive",
     "incentive/rejected": "rejected_incentive",
+    "incentive_ratio/mean": "finite_incentive_ratio",
+    "gradient_cosine/mean": "gradient_cosine",
+    "slack/mean": "finite_slack",
+    "slack/frac": "outside_band",
+    "push_ratio/mean": "finite_push_ratio",
     "displacement/chosen": "chosen_logratios",
     "displacement/frac": "displaced",
 }
@@ -45,9 +50,10 @@ FIRST = (
     *("ref_chosen_logps", "ref_rejected_logps", "chosen_length", "rejected_length", "chosen_rewards"),
     *("rejected_rewards", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"),
     *("ches_score", "ln_ches_score", "chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
+    *("incentive_ratio", "gradient_cosine", "slack", "push_ratio"),
 )
-# measured by the gradient instruments; until then they stand in steps.jsonl and hold nothing
-UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine")
+# measured by the gradient instruments on their steps; on all others they stand in steps.jsonl and hold nothing
+UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine", "grad_total/chosen", "grad_total/rejected")
 
 
 class Recorder(TrainerCallback):
@@ -73,6 +79,7 @@ class Recorder(TrainerCallback):
         self.last_step: dict[str, Any] = {}
         self._rows: list[dict[str, Any]] = []
         self._norms: dict[str, float] = {}
+        self._gradients: dict[str, float] = {}
         self._learning_rate = NAN
         self._probed = -1
         self._bar: tqdm | None = None
@@ -98,6 +105,10 @@ class Recorder(TrainerCallback):
     def norms(self, values: dict[str, float]) -> None:
         """Gradient norms before clipping: grad_norm and grad_norm/<layer group>."""
         self._norms = values
+
+    def gradients(self, values: dict[str, float]) -> None:
+        """What the gradient instruments found in this update: grad/... and grad_total/..."""
+        self._gradients |= values
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
@@ -137,7 +148,8 @@ class Recorder(TrainerCallback):
         self._rows = []
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
-        return summary | means(everywhere, self.noise) | dict.fromkeys(UNMEASURED, NAN) | {"n": len(everywhere)}
+        gradients, self._gradients = dict.fromkeys(UNMEASURED, NAN) | self._gradients, {}
+        return summary | means(everywhere, self.noise) | gradients | {"n": len(everywhere)}
 
     def _run_probe(self, step: int, epoch: float, *, last: bool) -> dict[str, Any]:
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
@@ -201,4 +213,12 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
         "displaced": NAN if math.isnan(ratio) else float(ratio < -noise),
         "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
         "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
-    }
+    } | _derive_band(row)
+
+
+def _derive_band(row: dict[str, Any]) -> dict[str, float]:
+    """Band columns of which a mean makes sense: their finite values, and whether the pair stands outside its band."""
+    finite = {f"finite_{k}": row.get(k, NAN) for k in ("incentive_ratio", "slack", "push_ratio")}
+    slack = row.get("slack", NAN)
+    outside = NAN if math.isnan(slack) else float(slack < 0)
+    return {k: v if math.isfinite(v) else NAN for k, v in finite.items()} | {"outside_band": outside}

@@ -104,6 +104,7 @@ def train(config: TrainConfig) -> Path:
         policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
         objective=config.objective, hyperparameters=config.hyperparameters, ingredients=ingredients,
         reference=reference, recorder=recorder, log_kl=config.log_kl,
+        grad_every=config.grad_every, grad_parameters=config.grad_parameters,
     )  # fmt: skip
     if main and not checkpoint:
         write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started, engine_of(policy).name))

@@ -18,11 +18,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.forward import pair_stats, prepare, run
+from diagnostics.forward import Outputs, Sides, pair_stats, prepare, run, run_sides
+from diagnostics.gradients import Arrows, carry, cut, head_gradients, side_gradients, slopes
 from diagnostics.runlog import read_json, write_json
 from diagnostics.stats import PairStats
 from diagnostics.tokenized import TokenizedPair
-from trainers import objectives
+from trainers import gradient_log, objectives
+from trainers.gradient_log import GradientLog
 from trainers.ingredients import Ingredients
 from trainers.recorder import Recorder
 
@@ -48,6 +50,8 @@ class PreferenceTrainer(Trainer):
         only where the objective needs it; the probe always.
     ingredients: what the objective reads of each pair besides the two answers.
     log_kl: take the KL over the vocabulary in every step, also where the objective does not need it.
+    grad_every: measure the gradients of chosen and rejected apart in every so many updates, 0 for never;
+        grad_parameters: in all trainable parameters, or only in those of the head.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class PreferenceTrainer(Trainer):
         hyperparameters: dict[str, Any] | None = None,
         ingredients: Ingredients | None = None,
         log_kl: bool = True,
+        grad_every: int = 0,
+        grad_parameters: str = "all",
     ) -> None:
         def collator(groups: list[Sequence[TokenizedPair]]) -> dict[str, Any]:
             return vars(collate([pair for group in groups for pair in group], pad_token_id=pad_token_id))
@@ -87,6 +93,9 @@ class PreferenceTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the update's pairs itself
         self.loss_is_scaled_for_ga = True
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self.gradients = GradientLog(model, grad_every, grad_parameters, layer_group)
+        if grad_every:
+            gradient_log.check(args, self.gradients.parameters, sharded=sharded)
         if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
             for each in (model, getattr(reference, "model", model)):
                 prepare(each)
@@ -99,14 +108,38 @@ class PreferenceTrainer(Trainer):
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
         batch = PreferenceBatch(**inputs)
         reference = self.reference(batch) if self.reference and "reference" in self.needs else None
-        policy = run(model, batch)
-        stats = pair_stats(batch, policy, reference, kl=self.log_kl, kl_gradient="kl" in self.needs)
-        stats = self.ingredients.complete(stats, batch, policy, self.reference)
+        measured = self.gradients.due(self.state.global_step)
+        sides = run_sides(model, batch) if measured and self.gradients.which == "all" else None
+        policy = sides.out if sides else run(model, batch)
+        stats = self._stats(batch, policy, reference, apart=sides is not None)
         output = self.objective(stats, **self.statistics(stats))
         self.recorder.add(batch.pair_ids, stats, output, incentives(stats, output.losses))
         pairs = num_items_in_batch if num_items_in_batch is not None else len(output.losses)
         loss = (output.losses.sum() * self.accelerator.num_processes / pairs).float()
+        if measured:
+            loss = self._measure(loss, stats, policy, sides, reference)
         return (loss, output) if return_outputs else loss
+
+    def _stats(self, batch: PreferenceBatch, policy: Outputs, reference: Any, *, apart: bool) -> PairStats:
+        """What the objective sees. apart: as leaves, so that the loss's graph ends there."""
+        kl = "kl" in self.needs
+        with torch.set_grad_enabled(not apart):
+            stats = pair_stats(batch, policy, reference, kl=self.log_kl, kl_gradient=kl)
+        stats = self.ingredients.complete(cut(stats, kl=kl) if apart else stats, batch, policy, self.reference)
+        if apart:
+            torch.clear_autocast_cache()  # it keeps casts made without a graph
+        return stats
+
+    def _measure(self, loss: Tensor, stats: PairStats, policy: Outputs, sides: Sides | None, reference: Any) -> Tensor:
+        """Gradients of both sides to the log; the loss, which gives their sum to the weights."""
+        parameters = list(self.gradients.parameters.values())
+        if sides is None:
+            arrows = _head_arrows(loss, stats, policy, parameters)
+        else:
+            arrows = side_gradients(loss, stats, sides, parameters, reference)
+            loss = carry(loss, arrows.total(), parameters)
+        self.recorder.gradients(self.gradients.add(arrows, self.accelerator))
+        return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Pairs in the whole update, over all micro-batches and processes."""
@@ -129,12 +162,15 @@ class PreferenceTrainer(Trainer):
         self.recorder.model = self.model
         if resume_from_checkpoint:
             self.statistics.read(Path(resume_from_checkpoint))
+            self.gradients.read(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """A checkpoint with the objective's statistics, so that a resumed run goes on with them."""
         if self.accelerator.is_main_process:
-            self.statistics.write(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            self.statistics.write(folder)
+            self.gradients.write(folder)
         return super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -197,6 +233,17 @@ def incentives(stats: PairStats, losses: Tensor) -> dict[str, Tensor]:
         for side, slope in zip(sides, found, strict=True)
     )
     return {"chosen_incentive": -chosen, "rejected_incentive": rejected}
+
+
+def _head_arrows(loss: Tensor, stats: PairStats, policy: Outputs, parameters: Sequence[Tensor]) -> Arrows:
+    """The sides' gradients in the head's weights, as far as they act there; the loss keeps its graph."""
+    weights = slopes(loss, stats, policy)
+    if weights is None:
+        weights = torch.zeros_like(policy.hidden[:, 0])
+    middle = int((policy.rows < len(stats.chosen.completion_mask)).sum())
+    parts = (slice(middle), slice(middle, None))
+    chosen, rejected = (head_gradients(policy.part(p), weights[p], parameters)[1] for p in parts)
+    return Arrows(chosen, rejected, [None] * len(parameters))
 
 
 def group_norms(model: nn.Module) -> dict[str, float]:
