@@ -110,7 +110,7 @@ def prepare(model: nn.Module) -> Engine:
     remember(model, Engine(plain=plain))
     if type(model).__name__ == "FullyShardedDataParallel":
         return engine_of(model)  # its weights are whole only inside its own forward
-    batch = _trial(inner)
+    batch = trial(inner)
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -272,10 +272,11 @@ def _run_apart(model: nn.Module, batch: PreferenceBatch) -> Sides:
         # the prompt's last token predicts the first token of the completion
         order = torch.cat([torch.arange(len(last), device=last.device), part.pairs]).argsort(stable=True)
         sides.append(torch.cat([last, rest])[order])
+    chosen, rejected = sides
     found = tuple(part.pairs for part in parts if len(part.source))
-    rejected = len(found) - 1 if len(parts[2].source) else 0
-    passes = ((0, 1) if len(parts[1].source) else (0,), (0, rejected) if rejected else (0,))
-    return Sides(_cut(model, batch, *sides), *sides, found, passes)
+    own = [len(part.source) > 0 for part in parts[1:]]
+    passes = ((0, 1) if own[0] else (0,), (0, len(found) - 1) if own[1] else (0,))
+    return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, found, passes)
 
 
 def _run_part(
@@ -351,7 +352,7 @@ def _longest(inner: Any) -> int | None:
     return min((x for x in found if x and x not in windows_seen), default=None)
 
 
-def _trial(inner: Any) -> PreferenceBatch:
+def trial(inner: Any) -> PreferenceBatch:
     """A small random batch with ragged lengths."""
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ answer), is the gradient of the step.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from diagnostics.forward import Outputs, Sides, logps, with_kl
 from diagnostics.stats import PairStats
 
 Gradient = Sequence[Tensor | None]  # one entry a parameter; None where it has no part
+Pull = Callable[[Tensor, bool], tuple[Gradient, Gradient]]
 
 KL = "per_token_kl"
 
@@ -68,20 +69,38 @@ def slopes(loss: Tensor, stats: PairStats, out: Outputs, name: str = "per_token_
 
 
 def side_gradients(
-    loss: Tensor, stats: PairStats, sides: Sides, parameters: Sequence[Tensor], reference: Outputs | None = None
+    loss: Tensor,
+    stats: PairStats,
+    sides: Sides,
+    parameters: Sequence[Tensor],
+    reference: Outputs | None = None,
+    *,
+    pull: Pull | None = None,
 ) -> Arrows:
-    """The arrows of a loss that was computed from `cut` statistics of a `run_sides` pass."""
+    """The arrows of a loss that was computed from `cut` statistics of a `run_sides` pass.
+
+    pull: another way to the sides' gradients than `pull_sides`, given the slopes (N,) and whether to keep the graph.
+    """
     weights, kl_weights = (slopes(loss, stats, sides.out, n) for n in ("per_token_logps", KL))
     if weights is None:
         weights = torch.zeros_like(sides.out.hidden[:, 0])
     rest = list(torch.autograd.grad(loss, parameters, allow_unused=True))
-    more = kl_weights is not None and isinstance(reference, Outputs)
-    middle = len(sides.chosen)
-    chosen = _pull(sides.out.part(slice(middle)), sides.chosen, weights[:middle], parameters, keep=True)
-    rejected = _pull(sides.out.part(slice(middle, None)), sides.rejected, weights[middle:], parameters, keep=more)
-    if more and kl_weights is not None and isinstance(reference, Outputs):
+    keep = kl_weights is not None and isinstance(reference, Outputs)
+    if pull is None:
+        chosen, rejected = pull_sides(sides, weights, parameters, keep=keep)
+    else:
+        chosen, rejected = pull(weights, keep)
+    if kl_weights is not None and isinstance(reference, Outputs):
         rest = _plus(rest, _pull_kl(sides, reference, kl_weights, parameters))
     return Arrows(chosen, rejected, rest)
+
+
+def pull_sides(sides: Sides, weights: Tensor, parameters: Sequence[Tensor], *, keep: bool) -> tuple[Gradient, Gradient]:
+    """Gradients of sum(weights * log-probs) of either side, weights (N,): two vector-Jacobian products."""
+    middle = len(sides.chosen)
+    chosen = _pull(sides.out.part(slice(middle)), sides.chosen, weights[:middle], parameters, keep=True)
+    rejected = _pull(sides.out.part(slice(middle, None)), sides.rejected, weights[middle:], parameters, keep=keep)
+    return chosen, rejected
 
 
 def head_gradients(out: Outputs, weights: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Gradient]:

@@ -107,7 +107,10 @@ def train(config: TrainConfig) -> Path:
         grad_every=config.grad_every, grad_parameters=config.grad_parameters,
     )  # fmt: skip
     if main and not checkpoint:
-        write_json(run_dir / "manifest.json", _manifest(config, arguments, splits, started, engine_of(policy).name))
+        about = _manifest(config, arguments, splits, started, engine_of(policy).name)
+        if config.grad_every:
+            about |= {"gradients": {"parameters": config.grad_parameters, "pairs": trainer.gradients.way}}
+        write_json(run_dir / "manifest.json", about)
     with _one_sentence(run_dir):
         try:
             trainer.train(resume_from_checkpoint=checkpoint)

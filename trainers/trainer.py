@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.forward import Outputs, Sides, pair_stats, prepare, run, run_sides
-from diagnostics.gradients import Arrows, carry, cut, head_gradients, side_gradients, slopes
+from diagnostics.forward import Outputs, pair_stats, prepare, run
+from diagnostics.gradients import band, cut
 from diagnostics.runlog import read_json, write_json
 from diagnostics.stats import PairStats
 from diagnostics.tokenized import TokenizedPair
@@ -99,6 +99,7 @@ class PreferenceTrainer(Trainer):
         if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
             for each in (model, getattr(reference, "model", model)):
                 prepare(each)
+            self.gradients.prepare(model)
         if isinstance(getattr(reference, "model", None), nn.Module) and not reference.adapter:
             reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
 
@@ -109,15 +110,18 @@ class PreferenceTrainer(Trainer):
         batch = PreferenceBatch(**inputs)
         reference = self.reference(batch) if self.reference and "reference" in self.needs else None
         measured = self.gradients.due(self.state.global_step)
-        sides = run_sides(model, batch) if measured and self.gradients.which == "all" else None
+        sides = self.gradients.run(model, batch) if measured else None
         policy = sides.out if sides else run(model, batch)
         stats = self._stats(batch, policy, reference, apart=sides is not None)
         output = self.objective(stats, **self.statistics(stats))
-        self.recorder.add(batch.pair_ids, stats, output, incentives(stats, output.losses))
+        columns = incentives(stats, output.losses)
         pairs = num_items_in_batch if num_items_in_batch is not None else len(output.losses)
         loss = (output.losses.sum() * self.accelerator.num_processes / pairs).float()
         if measured:
-            loss = self._measure(loss, stats, policy, sides, reference)
+            loss, arrows, gradients = self.gradients.measure(model, batch, loss, stats, sides or policy, reference)
+            self.recorder.gradients(self.gradients.add(arrows, self.accelerator))
+            columns |= gradients.columns | band(*columns.values(), *gradients.columns.values())
+        self.recorder.add(batch.pair_ids, stats, output, columns)
         return (loss, output) if return_outputs else loss
 
     def _stats(self, batch: PreferenceBatch, policy: Outputs, reference: Any, *, apart: bool) -> PairStats:
@@ -129,17 +133,6 @@ class PreferenceTrainer(Trainer):
         if apart:
             torch.clear_autocast_cache()  # it keeps casts made without a graph
         return stats
-
-    def _measure(self, loss: Tensor, stats: PairStats, policy: Outputs, sides: Sides | None, reference: Any) -> Tensor:
-        """Gradients of both sides to the log; the loss, which gives their sum to the weights."""
-        parameters = list(self.gradients.parameters.values())
-        if sides is None:
-            arrows = _head_arrows(loss, stats, policy, parameters)
-        else:
-            arrows = side_gradients(loss, stats, sides, parameters, reference)
-            loss = carry(loss, arrows.total(), parameters)
-        self.recorder.gradients(self.gradients.add(arrows, self.accelerator))
-        return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Pairs in the whole update, over all micro-batches and processes."""
@@ -233,17 +226,6 @@ def incentives(stats: PairStats, losses: Tensor) -> dict[str, Tensor]:
         for side, slope in zip(sides, found, strict=True)
     )
     return {"chosen_incentive": -chosen, "rejected_incentive": rejected}
-
-
-def _head_arrows(loss: Tensor, stats: PairStats, policy: Outputs, parameters: Sequence[Tensor]) -> Arrows:
-    """The sides' gradients in the head's weights, as far as they act there; the loss keeps its graph."""
-    weights = slopes(loss, stats, policy)
-    if weights is None:
-        weights = torch.zeros_like(policy.hidden[:, 0])
-    middle = int((policy.rows < len(stats.chosen.completion_mask)).sum())
-    parts = (slice(middle), slice(middle, None))
-    chosen, rejected = (head_gradients(policy.part(p), weights[p], parameters)[1] for p in parts)
-    return Arrows(chosen, rejected, [None] * len(parameters))
 
 
 def group_norms(model: nn.Module) -> dict[str, float]:
