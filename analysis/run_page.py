@@ -4,7 +4,19 @@ from html import escape
 
 import pandas as pd
 
-from analysis import curves, displacement, figures, mass, page, predictors, runs, tokens, verdict
+from analysis import (
+    curves,
+    displacement,
+    entanglement,
+    figures,
+    gradient_figures,
+    mass,
+    page,
+    predictors,
+    runs,
+    tokens,
+    verdict,
+)
 from analysis.page import Block
 from analysis.wording import ABSENT, clip, correlation, number, percent, signed, span, visible
 from diagnostics.runlog import RunLog
@@ -102,6 +114,22 @@ def gradients(run: RunLog) -> Block:
     return page.picture(figures.gradients(table), "Gradient norms over steps")
 
 
+def pulls(run: RunLog) -> Block:
+    """Do chosen and rejected pull on the same weights: the band, the two sides' gradients, prediction and outcome."""
+    rows, sides = entanglement.measured(run.pairs), entanglement.sides(run.steps)
+    if rows.empty or sides.empty:
+        return page.missing("Gradients of chosen and rejected apart", "Train with grad_every set, 10 for example.")
+    parts = [page.picture(gradient_figures.sides(sides), "Gradient norms of both sides over steps, and their sums")]
+    steps = entanglement.by_step(rows)
+    if len(entanglement.first_slack(rows)):
+        picture = gradient_figures.band(steps, entanglement.first_slack(rows))
+        parts.append(page.picture(picture, "Log of the incentive ratio in its band, and the slack of the first pairs"))
+    else:
+        why = "No measured pair was pushed up on its chosen and down on its rejected side."
+        parts.append(page.missing("The band", why))
+    return page.stack(*parts, _prediction(entanglement.agreement(entanglement.realised(rows, run.pairs))))
+
+
 def where_mass_went(run: RunLog) -> Block:
     """The ledger at the first differing token, the tokens that gained and lost most, EOS, tracked groups."""
     if run.mass.empty:
@@ -127,6 +155,18 @@ def settings(run: RunLog) -> Block:
     shown = {"Conventions": run.manifest.get("conventions") or {}, "Settings": run.config}
     shown["Manifest"] = {k: v for k, v in run.manifest.items() if k != "conventions"}
     return page.stack(*(_dictionary(name, content) for name, content in shown.items()))
+
+
+def _prediction(table: pd.DataFrame) -> Block:
+    last = table.iloc[-1]
+    if not int(last["n"]):
+        return page.missing("Predicted and realised direction", "No measured pair was measured again later.")
+    interval = span((last["low"], last["high"]), percent)
+    words = f"The first-order direction of the chosen answer was right for {percent(last['share'])} of {last['n']} "
+    words += f"pairs (95 % interval {interval})."
+    shown = table.assign(interval=[span(i, percent) for i in zip(table["low"], table["high"])])
+    heads = {"predicted": "chosen answer predicted to", "right": "did", "interval": "95 % interval"}
+    return page.stack(page.note(words), page.table(shown.drop(columns=["low", "high"]), {"share": percent}, heads))
 
 
 def _last(table: pd.DataFrame) -> float:

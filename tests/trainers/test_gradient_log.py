@@ -1,5 +1,11 @@
 """Gradient instruments in whole runs: they change nothing, add up over micro-batches and survive a resume."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +16,7 @@ from diagnostics.runlog import read_run
 from trainers.config import make_config
 from trainers.run import train
 
+ROOT = Path(__file__).parents[2]
 FAST = {
     "learning_rate": 3e-3,
     "per_device_train_batch_size": 4,
@@ -109,3 +116,71 @@ def test_totals_survive_a_resume(go, tmp_path):
 def test_what_cannot_be_measured_is_refused(go, keys, said):
     with pytest.raises(UserError, match=said):
         go(grad_every=1, **keys)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"lora_r": 2, "lora_targets": "q_proj,lm_head", "learning_rate": 3e-2},
+    ],
+    ids=["checkpointing", "adapter on the head"],
+)
+def test_other_ways_to_train_give_the_same_gradient(go, keys):
+    """|G_w + G_l| is the norm that the trainer finds, in every update."""
+    steps = go(grad_every=1, **keys).steps.set_index("step").loc[1:]
+    one, other, cosine = (steps[f"grad/{k}"].astype(float) for k in ("chosen", "rejected", "cosine"))
+    both = np.sqrt(one**2 + other**2 + 2 * cosine * one * other)
+    np.testing.assert_allclose(both, steps["grad_norm"].astype(float), rtol=2e-3)
+
+
+def test_pairs_of_a_run(go):
+    """First update of DPO: r = 1 for every pair, and columns that follow from one another."""
+    log = go(grad_every=2)
+    rows = log.pairs[log.pairs["split"] == "train"].set_index("step")
+    assert log.manifest["gradients"] == {"parameters": "all", "pairs": "from activations and output gradients"}
+    assert rows.loc[[1, 3, 5], BAND].notna().all().all()
+    assert rows.loc[[2, 4], BAND].isna().all().all()
+    first = rows.loc[1]
+    assert first["incentive_ratio"].to_numpy() == pytest.approx(1.0)
+    lengths = first["chosen_grad_norm"] * first["rejected_grad_norm"]
+    np.testing.assert_allclose(first["gradient_cosine"], first["grad_inner"] / lengths)
+    np.testing.assert_allclose(first["push_ratio"], first["rejected_grad_norm"] / first["chosen_grad_norm"])
+    mean = log.steps.set_index("step").loc[1]
+    assert mean["gradient_cosine/mean"] == pytest.approx(first["gradient_cosine"].mean())
+    assert mean["slack/frac"] == (first["slack"] < 0).mean()
+
+
+def test_a_small_step_does_what_the_slack_says(go, lm_folder, pairs_file, tmp_path):
+    """One plain gradient step on one pair at a time: the chosen answer moves as d_w |s_w|^2 - d_l <s_w, s_l> says."""
+    right = 0
+    rows = pd.read_json(pairs_file, lines=True).head(6)
+    for i in range(len(rows)):
+        data = tmp_path / f"{i}.jsonl"
+        rows.iloc[[i]].to_json(data, orient="records", lines=True)
+        keys = {"data": str(data), "heldout_pairs": 0, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0}
+        log = go(f"one{i}", grad_every=1, learning_rate=1e-3, **keys)
+        row = log.pairs[log.pairs["split"] == "train"].iloc[0]
+        rate = row["chosen_incentive"] * row["chosen_grad_norm"] ** 2 - row["rejected_incentive"] * row["grad_inner"]
+        probe = log.pairs[log.pairs["split"] == "probe"].set_index("step")["chosen_logps"]
+        right += probe[1] - probe[0] == pytest.approx(1e-3 * rate, rel=0.05, abs=1e-5)
+    assert right == len(rows)
+
+
+def test_two_processes_measure_what_one_does(lm_folder, pairs_file, tmp_path):
+    """The same update in halves: equal norms and cosine, and equal weights after it."""
+    steps = {}
+    for n in (1, 2):
+        run = {"model": lm_folder, "data": pairs_file, "output_dir": str(tmp_path / f"run{n}"), "grad_every": 1}
+        run |= {"per_device_train_batch_size": 4 // n, "heldout_pairs": 0, "max_steps": 2, "optim": "sgd"}
+        (tmp_path / f"{n}.json").write_text(json.dumps(run | {"max_grad_norm": 0.0, "learning_rate": 1e-2}))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+        command += [str(ROOT / "chesboard.py"), "train", "--config", str(tmp_path / f"{n}.json")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        steps[n] = read_run(tmp_path / f"run{n}").steps.set_index("step")
+    for name in ("grad/chosen", "grad/rejected", "grad/cosine", "grad_norm"):
+        assert steps[1].loc[1, name] == pytest.approx(steps[2].loc[1, name], rel=1e-4)
+    end = "probe/logps/chosen"
+    assert steps[1].loc[2, end] == pytest.approx(steps[2].loc[2, end], rel=1e-3)
