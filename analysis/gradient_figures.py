@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures import CHOSEN, DARK, NEUTRAL, REJECTED, SIDE, below, panels, styled
-from analysis.wording import percent
+from analysis.wording import percent, span
 
 
 @styled
@@ -17,7 +17,8 @@ def band(table: pd.DataFrame, slack: pd.Series) -> Figure:
     left.plot(table["step"], table["upper"], color=NEUTRAL, lw=1.2, label="above it the rejected rises")
     left.plot(table["step"], table["log_ratio"], "o-", ms=3, color=DARK, lw=1.6, label="log of the incentive ratio")
     last = table.iloc[-1]
-    left.set(title=f"At the end {percent(last['share'])} of {int(last['n'])} pairs stand outside their band")
+    interval = span((last["low"], last["high"]), percent)
+    left.set(title=f"At the end {percent(last['share'])} of {int(last['n'])} pairs outside ({interval})")
     left.set(xlabel="optimizer step", ylabel="nats (median of the pairs)")
     below(left, 2)
     shown = slack[np.isfinite(slack)]

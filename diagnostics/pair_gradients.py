@@ -26,7 +26,6 @@ from diagnostics.gradients import Gradient, head_gradients, products, pull_sides
 from diagnostics.stats import wide
 
 FAST, SLOW = "from activations and output gradients", "plain autograd, pair by pair"
-PASS_COST = 60  # products that going over a matrix once more costs, by element: decides for or against Gram matrices
 
 Both = tuple[Tensor, Tensor]  # of chosen and of rejected
 
