@@ -181,9 +181,10 @@ def train(
     """Instrumented training. Every key may stand in the config file or follow as --key value; unknown keys fail.
 
     Keys: model, data, output_dir, objective and its hyperparameters (see `chesboard list`), reference, lora_r,
-    probe_pairs, heldout_pairs, probe_every, response_types, alarm, alarm_action, max_length, truncation, track,
-    parity, seed, the recipes (pair_weights, weight_by, curriculum, rounds, renew_reference, max_length_gap), and every
-    field of transformers' TrainingArguments (learning_rate, per_device_train_batch_size, bf16, report_to ...).
+    probe_pairs, heldout_pairs, probe_every, response_types, alarm, alarm_action, grad_every, grad_parameters,
+    max_length, truncation, track, parity, seed, the recipes (pair_weights, weight_by, curriculum, rounds,
+    renew_reference, max_length_gap), and every field of transformers' TrainingArguments (learning_rate,
+    per_device_train_batch_size, bf16, report_to ...).
 
     Examples:
 

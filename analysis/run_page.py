@@ -8,7 +8,9 @@ from analysis import (
     curve_figures,
     curves,
     displacement,
+    entanglement,
     figures,
+    gradient_figures,
     mass,
     page,
     predictors,
@@ -119,6 +121,22 @@ def gradients(run: RunLog) -> Block:
     return page.picture(figures.gradients(table), "Gradient norms over steps")
 
 
+def pulls(run: RunLog) -> Block:
+    """Do chosen and rejected pull on the same weights: the band, the two sides' gradients, prediction and outcome."""
+    rows, sides = entanglement.measured(run.pairs), entanglement.sides(run.steps)
+    if rows.empty or sides.empty:
+        return page.missing("Gradients of chosen and rejected apart", "Train with grad_every set, 10 for example.")
+    parts = [page.picture(gradient_figures.sides(sides), "Gradient norms of both sides over steps, and their sums")]
+    steps = entanglement.by_step(rows)
+    if len(entanglement.first_slack(rows)):
+        picture = gradient_figures.band(steps, entanglement.first_slack(rows))
+        parts.append(page.picture(picture, "Log of the incentive ratio in its band, and the slack of the first pairs"))
+    else:
+        why = "No measured pair was pushed up on its chosen and down on its rejected side."
+        parts.append(page.missing("The band", why))
+    return page.stack(*parts, _prediction(entanglement.agreement(entanglement.realised(rows, run.pairs))))
+
+
 def where_mass_went(run: RunLog) -> Block:
     """Top-k entropy and mass, the response types, the ledger at the first differing token, gainers, EOS, groups."""
     if run.mass.empty:
@@ -218,6 +236,18 @@ def _responses(run: RunLog) -> Block:
     return page.stack(
         page.note(readings.responses(table)), page.picture(curve_figures.responses(table, title), title), made
     )
+
+
+def _prediction(table: pd.DataFrame) -> Block:
+    last = table.iloc[-1]
+    if not int(last["n"]):
+        return page.missing("Predicted and realised direction", "No measured pair was measured again later.")
+    interval = span((last["low"], last["high"]), percent)
+    words = f"The first-order direction of the chosen answer was right for {percent(last['share'])} of {last['n']} "
+    words += f"pairs (95 % interval {interval})."
+    shown = table.assign(interval=[span(i, percent) for i in zip(table["low"], table["high"])])
+    heads = {"predicted": "chosen answer predicted to", "right": "did", "interval": "95 % interval"}
+    return page.stack(page.note(words), page.table(shown.drop(columns=["low", "high"]), {"share": percent}, heads))
 
 
 def _last(table: pd.DataFrame) -> float:

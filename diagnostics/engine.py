@@ -22,13 +22,14 @@ class Engine:
     """packed: rows are packed, prompts shared. tiled: the head is applied in tiles. plain: the attention used else.
 
     longest: pairs with more tokens on a side take the plain way, because the model only attends within a window that
-    its attention layers do not pass on.
+    its attention layers do not pass on. apart: packed prompts may be run before their completions.
     """
 
     packed: bool = False
     tiled: bool = False
     plain: str = "eager"
     longest: int | None = None
+    apart: bool = False
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.engine import Engine, apply_head, close, device_of, engine_of, head_of, innermost, remember
-from diagnostics.packing import NAME, pack, windows_seen
+from diagnostics.packing import NAME, Part, pack, pack_apart, windows_seen
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.tokenized import TokenizedPair
 
@@ -52,6 +52,11 @@ class Outputs:
         logits = self.whole[index] if self.whole is not None else apply_head(self.model, self.hidden[index])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def part(self, index: Any) -> "Outputs":
+        """Some of the N positions; the head is applied to them anew."""
+        found = {name: getattr(self, name)[index] for name in ("hidden", "rows", "columns", "targets")}
+        return replace(self, **found, whole=None)
+
     def tiles(self) -> list[slice]:
         """The N positions cut so that one tile of logits stays small."""
         vocabulary = int(getattr(innermost(self.model).config.get_text_config(), "vocab_size", 1 << 15))
@@ -60,13 +65,42 @@ class Outputs:
         return [slice(i, i + step) for i in range(0, len(self.hidden), step)]
 
 
+@dataclass(frozen=True)
+class Sides:
+    """A forward pass in which chosen and rejected share no more of the graph than their prompts.
+
+    out: all N positions in row order, its hidden states cut off from the graph. chosen, rejected: the same hidden
+    states, each side's with its graph. pairs: for each pass of the body, the pair of every token in it (-1: padding);
+    passes: which of them lead to chosen and which to rejected.
+    """
+
+    out: Outputs
+    chosen: Tensor
+    rejected: Tensor
+    pairs: tuple[Tensor, ...]
+    passes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
 def run(model: nn.Module, batch: PreferenceBatch, *, head: bool = True) -> Outputs:
     """Run a causal LM over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
-    engine = engine_of(model)
-    packed = engine.packed and batch.lengths is not None
-    if packed and engine.longest is not None:
-        packed = batch.input_ids.shape[1] <= engine.longest
-    return _run(model, batch, head=head, packed=packed, tiled=engine.tiled)
+    return _run(model, batch, head=head, packed=_packs(model, batch), tiled=engine_of(model).tiled)
+
+
+def run_sides(model: nn.Module, batch: PreferenceBatch) -> Sides:
+    """Run a causal LM so that each side's gradient can be taken alone: the prompts once and both completions after
+    them where the model allows it, else the two halves of the padded batch. The head is not applied yet."""
+    if _packs(model, batch) and engine_of(model).apart:
+        return _run_apart(model, batch)
+    half, width = len(batch.pair_ids), batch.input_ids.shape[1]
+    names = ("input_ids", "attention_mask", "completion_mask")
+    halves = [
+        replace(batch, **{n: getattr(batch, n)[rows] for n in names}, lengths=None)
+        for rows in (slice(half), slice(half, None))
+    ]
+    chosen, rejected = (_run(model, part, head=False, packed=False, tiled=True).hidden for part in halves)
+    pairs = torch.arange(half, device=batch.input_ids.device).repeat_interleave(width)
+    found = tuple(torch.where(part.attention_mask.flatten().bool(), pairs, -1) for part in halves)
+    return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, found, ((0,), (1,)))
 
 
 def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, Any]:
@@ -97,7 +131,7 @@ def prepare(model: nn.Module) -> Engine:
     remember(model, Engine(plain=plain))
     if type(model).__name__ == "FullyShardedDataParallel":
         return engine_of(model)  # its weights are whole only inside its own forward
-    batch = _trial(inner)
+    batch = trial(inner)
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -108,8 +142,9 @@ def prepare(model: nn.Module) -> Engine:
         supported = inner.config._attn_implementation == NAME
         windows_seen.clear()
         packed = supported and _tries(model, batch, wanted, packed=True, tiled=tiled)
+        apart = packed and _tries_apart(model, batch, wanted)
     model.train(training)
-    return remember(model, Engine(packed=packed, tiled=tiled, plain=plain, longest=_longest(inner)))
+    return remember(model, Engine(packed=packed, tiled=tiled, plain=plain, longest=_longest(inner), apart=apart))
 
 
 def sequence_stats(batch: PreferenceBatch, out: Outputs, values: Tensor | None = None) -> SequenceStats:
@@ -261,6 +296,67 @@ def _by_tile(out: Outputs, one: Callable[..., Any]) -> list[Any]:
     return [checkpoint(one, *part, use_reentrant=False) for part in parts]
 
 
+def _packs(model: nn.Module, batch: PreferenceBatch) -> bool:
+    """Whether this batch's rows are packed."""
+    engine = engine_of(model)
+    fits = engine.longest is None or batch.input_ids.shape[1] <= engine.longest
+    return engine.packed and batch.lengths is not None and fits
+
+
+def _run_apart(model: nn.Module, batch: PreferenceBatch) -> Sides:
+    """Three passes: all prompts, all chosen after them, all rejected after them."""
+    parts = pack_apart(batch.lengths or (), batch.input_ids.shape[1], batch.input_ids.device)
+    prompts: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    last = _run_part(model, batch, parts[0], parts[0].ends, prompts)
+    sides = []
+    for part in parts[1:]:
+        rest = last[:0]
+        if len(part.source):
+            rest = _run_part(model, batch, part, torch.arange(len(part.source), device=last.device), prompts)
+        # the prompt's last token predicts the first token of the completion
+        order = torch.cat([torch.arange(len(last), device=last.device), part.pairs]).argsort(stable=True)
+        sides.append(torch.cat([last, rest])[order])
+    chosen, rejected = sides
+    found = tuple(part.pairs for part in parts if len(part.source))
+    own = [len(part.source) > 0 for part in parts[1:]]
+    passes = ((0, 1) if own[0] else (0,), (0, len(found) - 1) if own[1] else (0,))
+    return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, found, passes)
+
+
+def _run_part(
+    model: nn.Module,
+    batch: PreferenceBatch,
+    part: Part,
+    index: Tensor,
+    prompts: dict[nn.Module, tuple[Tensor, Tensor]],
+) -> Tensor:
+    """(len(index), D) hidden states of one row."""
+    inputs = {
+        "input_ids": batch.input_ids.flatten()[part.source][None],
+        "position_ids": part.positions[None],
+        "segments": part.segments,
+        "prompts": prompts,
+    }
+    with _select(head_of(model), index, False) as seen:
+        model(**_accepted(model, inputs))
+    return seen[0]
+
+
+def _cut(model: nn.Module, batch: PreferenceBatch, chosen: Tensor, rejected: Tensor) -> Outputs:
+    """Both sides' hidden states in row order, without their graph."""
+    rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
+    hidden = torch.cat([chosen.detach(), rejected.detach()])
+    return Outputs(hidden, rows, columns + 1, batch.input_ids[rows, columns + 1], model)
+
+
+def _tries_apart(model: nn.Module, batch: PreferenceBatch, wanted: Outputs) -> bool:
+    """Whether prompts may be run before their completions: the same hidden states."""
+    try:
+        return close(_run_apart(model, batch).out.hidden, wanted.hidden, wanted.hidden.dtype)
+    except Exception:  # as in _tries
+        return False
+
+
 def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
     rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
     width = batch.input_ids.shape[1]
@@ -300,7 +396,7 @@ def _longest(inner: Any) -> int | None:
     return min((x for x in found if x and x not in windows_seen), default=None)
 
 
-def _trial(inner: Any) -> PreferenceBatch:
+def trial(inner: Any) -> PreferenceBatch:
     """A small random batch with ragged lengths."""
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)

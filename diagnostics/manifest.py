@@ -14,6 +14,12 @@ CONVENTIONS = {
     "kl_reverse is KL(policy || reference) on the same tokens",
     "ches_score": "<S+, S- - S+>, S = sum of the head's input vectors that predict the completion tokens, in float64; "
     "higher means more prone to displacement (arXiv:2410.08847, Def. 2); ln_ches_score uses means (Def. 3)",
+    "grad": "gradients of the update's loss through the chosen and through the rejected log-probs, before clipping "
+    "(grad/cosine below 0: they pull against each other); grad_total adds up their norms over the measured updates",
+    "chosen_grad_norm": "length of the gradient of the pair's summed chosen log-prob; grad_inner is its inner product "
+    "with that of the rejected one",
+    "slack": "nats to the nearer edge of the disentanglement band (arXiv:2604.18239); below 0 a small step on the pair "
+    "alone lowers the chosen or raises the rejected answer",
     "rewards": "the objective's implicit rewards (beta * (policy - reference) log-probs for DPO)",
     "train rows": "measured in the forward pass of update `step`, with the weights before that update",
     "probe and eval rows": "measured in eval mode with the weights after `step` updates; probe pairs are training "

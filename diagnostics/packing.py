@@ -3,6 +3,10 @@
 A pair of prompt p, chosen c and rejected r becomes the tokens p c r without the last token of c and of r (nothing is
 predicted from it). Positions of c and of r both go on from p. Attention runs pair by pair: p and c as one causal
 sequence, r over p and itself, so no token ever sees its neighbours in the row, nor chosen the rejected.
+
+`pack_apart` lays the same tokens out as three rows, all p, all c and all r, for three passes of which the second and
+third attend to the first's keys and values: then the chosen and the rejected answers share no node of the graph but
+the prompts', and the gradient through either costs nothing for the other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,6 +61,42 @@ def pack(lengths: Sequence[Lengths], width: int, device: torch.device) -> Packed
     return Packed(torch.cat(source).to(device), torch.cat(positions).to(device), predicts, tuple(segments))
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the three rows of `pack_apart`: where its N tokens come from and stand, and what attends to what.
+
+    segments: (before, length, 0) of each pair: tokens of its prompt in the prompts' row (0 for that row itself), and
+    its tokens here.
+    pairs: (N,) the pair that each token belongs to.
+    """
+
+    source: Tensor
+    positions: Tensor
+    pairs: Tensor
+    segments: tuple[Lengths, ...]
+
+    @property
+    def ends(self) -> Tensor:
+        """(B,) index of each pair's last token."""
+        return torch.tensor([n for _, n, _ in self.segments], device=self.source.device).cumsum(0) - 1
+
+
+def pack_apart(lengths: Sequence[Lengths], width: int, device: torch.device) -> tuple[Part, Part, Part]:
+    """B pairs as prompts, chosen and rejected: the last token of each completion left off."""
+    half = len(lengths)
+    starts = ([0] * half, [n for n, _, _ in lengths], [n for n, _, _ in lengths])
+    counts = ([n for n, _, _ in lengths], [c - 1 for _, c, _ in lengths], [r - 1 for _, _, r in lengths])
+    found = []
+    for offset, start, count in zip((0, 0, half), starts, counts, strict=True):
+        spans = list(zip(start, count, strict=True))
+        source = torch.cat([torch.arange(k) + (offset + i) * width + n for i, (n, k) in enumerate(spans)])
+        positions = torch.cat([torch.arange(n, n + k) for n, k in spans])
+        pairs = torch.arange(half).repeat_interleave(torch.tensor(count))
+        segments = tuple((n, k, 0) for n, k in spans)
+        found.append(Part(source.to(device), positions.to(device), pairs.to(device), segments))
+    return found[0], found[1], found[2]
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -67,11 +107,15 @@ def attention(
     dropout: float = 0.0,
     *,
     segments: tuple[Lengths, ...],
+    prompts: dict[nn.Module, tuple[Tensor, Tensor]] | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row, pair by pair. query (1, H, N, d), key and value (1, G, N, d), G divides H."""
+    """Attention of a packed row, pair by pair. query (1, H, N, d), key and value (1, G, N, d), G divides H.
+
+    prompts: given for the rows of `pack_apart`: keys and values of the prompts, by module; the first row fills it.
+    """
     if any(other.get(name) is not None for name in UNKNOWN):
         raise ValueError("this attention adds to its scores")
     if sliding_window:
@@ -79,6 +123,11 @@ def attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if prompts is not None and any(n for n, _, _ in segments):
+        apart = _after(query, key, value, prompts[module], segments, scaling, sliding_window, softcap)
+        return apart.transpose(1, 2).contiguous(), None
+    if prompts is not None:
+        prompts[module] = key, value
     out, start = [], 0
     for n, c, r in segments:
         first, end = start + n + c, start + n + c + r
@@ -90,6 +139,28 @@ def attention(
             out.append(_attend(query[:, :, first:end], k, v, n, scaling, sliding_window, softcap))
         start = end
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
+
+
+def _after(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prompts: tuple[Tensor, Tensor],
+    segments: tuple[Lengths, ...],
+    *how: Any,
+) -> Tensor:
+    """Attention of completions over their prompts, which were another row, and themselves."""
+    out, start, begin = [], 0, 0
+    for n, c, _ in segments:
+        own, before = slice(start, start + c), slice(begin, begin + n)
+        if c:
+            k, v = (
+                torch.cat([old[:, :, before], new[:, :, own]], 2)
+                for old, new in zip(prompts, (key, value), strict=True)
+            )
+            out.append(_attend(query[:, :, own], k, v, n, *how))
+        start, begin = start + c, begin + n
+    return torch.cat(out, 2)
 
 
 def _attend(

@@ -69,6 +69,7 @@ CHOICES = {
     "alarm_action": ("warn", "stop"),
     "dtype": ("float32", "bfloat16", "float16"),
     "curriculum": ("none", "score_gap"),
+    "grad_parameters": ("all", "head"),
 }
 
 
@@ -94,6 +95,8 @@ class TrainConfig:
         probe_every steps and at the end. probe_every 0: about ten times in the run.
     response_types: of how many probe pairs further answers are followed at every probe: the model's own at the start,
         another prompt's chosen, the chosen with its tokens shuffled. 0: none.
+    grad_every: measure the gradients of chosen and rejected apart, of the update and of every pair, in updates 1,
+        1 + grad_every, ...; 0 for never. grad_parameters: in all trainable ones (LoRA's, if it is LoRA), or the head's.
     tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
     track: JSON file of prompts and token groups whose probability is followed.
     max_length_gap: train only on pairs whose two answers differ by at most so many tokens; the others stand in
@@ -137,6 +140,8 @@ class TrainConfig:
     heldout_pairs: int = 64
     probe_every: int = 0
     response_types: int = 16
+    grad_every: int = 0
+    grad_parameters: str = "all"
     tokens: str = "ends"
     track: str | None = None
     max_length_gap: int | None = None

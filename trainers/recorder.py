@@ -38,6 +38,11 @@ MEANS = {
     "ln_ches/mean": "ln_ches_score",
     "incentive/chosen": "chosen_incentive",
     "incentive/rejected": "rejected_incentive",
+    "incentive_ratio/mean": "finite_incentive_ratio",
+    "gradient_cosine/mean": "gradient_cosine",
+    "slack/mean": "finite_slack",
+    "slack/frac": "outside_band",
+    "push_ratio/mean": "finite_push_ratio",
     "displacement/chosen": "chosen_logratios",
     "displacement/frac": "displaced",
     "common_mode": "common_mode",
@@ -57,13 +62,15 @@ FIRST = (
     *("ref_chosen_logps", "ref_rejected_logps", "chosen_length", "rejected_length", "chosen_rewards"),
     *("rejected_rewards", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"),
     *("ches_score", "ln_ches_score", "chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
+    *("incentive_ratio", "gradient_cosine", "slack", "push_ratio"),
 )
 # what only a training row has; what else a step has; what every probe measures. All can be given an alarm
 TRAINED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "incentive/chosen", "incentive/rejected")
+TRAINED += ("incentive_ratio/mean", "gradient_cosine/mean", "slack/mean", "slack/frac", "push_ratio/mean")
 STEP_KEYS = ("loss", "grad_norm", "learning_rate", "n", *TRAINED)
 PROBE_KEYS = tuple(name for name in MEANS if name not in TRAINED)
-# measured by the gradient instruments; until then they stand in steps.jsonl and hold nothing
-UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine")
+# measured by the gradient instruments on their steps; on all others they stand in steps.jsonl and hold nothing
+UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine", "grad_total/chosen", "grad_total/rejected")
 
 
 class Recorder(TrainerCallback):
@@ -93,6 +100,7 @@ class Recorder(TrainerCallback):
         self.notes: dict[str, Any] = {}  # what a recipe says about the update, into its row of steps.jsonl
         self._rows: list[dict[str, Any]] = []
         self._norms: dict[str, float] = {}
+        self._gradients: dict[str, float] = {}
         self._learning_rate = NAN
         self._probed = -1
         self._bar: tqdm | None = None
@@ -118,6 +126,10 @@ class Recorder(TrainerCallback):
     def norms(self, values: dict[str, float]) -> None:
         """Gradient norms before clipping: grad_norm and grad_norm/<layer group>."""
         self._norms = values
+
+    def gradients(self, values: dict[str, float]) -> None:
+        """What the gradient instruments found in this update: grad/... and grad_total/..."""
+        self._gradients |= values
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
@@ -168,13 +180,8 @@ class Recorder(TrainerCallback):
         self._rows = []
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
-        return (
-            summary
-            | means(everywhere, self.noise)
-            | dict.fromkeys(UNMEASURED, NAN)
-            | self.notes
-            | {"n": len(everywhere)}
-        )
+        gradients, self._gradients = dict.fromkeys(UNMEASURED, NAN) | self._gradients, {}
+        return summary | means(everywhere, self.noise) | gradients | self.notes | {"n": len(everywhere)}
 
     def _run_probe(self, step: int, epoch: float, *, last: bool) -> dict[str, Any]:
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
@@ -256,13 +263,17 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
     if math.isnan(chosen):
         chosen, rejected = row["chosen_logratios"], row["rejected_logratios"]
     margin, ratio = chosen - rejected, row["chosen_logratios"]
-    return {
-        "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
-        "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
-        "displaced": NAN if math.isnan(ratio) else float(ratio < -noise),
-        "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
-        "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
-    } | quadrant(row["chosen_logratios"], row["rejected_logratios"], noise)
+    return (
+        {
+            "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
+            "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
+            "displaced": NAN if math.isnan(ratio) else float(ratio < -noise),
+            "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
+            "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
+        }
+        | quadrant(row["chosen_logratios"], row["rejected_logratios"], noise)
+        | _derive_band(row)
+    )
 
 
 def quadrant(chosen: float, rejected: float, noise: float = 0.0) -> dict[str, float]:
@@ -278,3 +289,11 @@ def quadrant(chosen: float, rejected: float, noise: float = 0.0) -> dict[str, fl
     fallen = "both_fell" if rejected_fell else "inverted"
     held = "separated" if rejected_fell else "both_rose"
     return dict.fromkeys(names, 0.0) | {fallen if chosen_fell else held: 1.0}
+
+
+def _derive_band(row: dict[str, Any]) -> dict[str, float]:
+    """Band columns of which a mean makes sense: their finite values, and whether the pair stands outside its band."""
+    finite = {f"finite_{k}": row.get(k, NAN) for k in ("incentive_ratio", "slack", "push_ratio")}
+    slack = row.get("slack", NAN)
+    outside = NAN if math.isnan(slack) else float(slack < 0)
+    return {k: v if math.isfinite(v) else NAN for k, v in finite.items()} | {"outside_band": outside}

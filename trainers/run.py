@@ -110,9 +110,12 @@ def train(config: TrainConfig) -> Path:
         objective=config.objective, hyperparameters=config.hyperparameters, ingredients=ingredients,
         reference=reference, recorder=recorder, log_kl=config.log_kl, recipe=recipe,
         renewal=recipes.renewal(config, recipe, reference, recorder),
+        grad_every=config.grad_every, grad_parameters=config.grad_parameters,
     )  # fmt: skip
     if main and not checkpoint:
         about = _manifest(config, arguments, splits, started, engine_of(policy).name)
+        if config.grad_every:
+            about |= {"gradients": {"parameters": config.grad_parameters, "pairs": trainer.gradients.way}}
         write_json(run_dir / "manifest.json", about | {"recipes": recipe.said})
     _fit(trainer, writer, config, checkpoint)
     PartialState().print(f"run: {run_dir}")

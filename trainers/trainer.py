@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.errors import UserError
-from diagnostics.forward import pair_stats, prepare, run
+from diagnostics.forward import Outputs, pair_stats, prepare, run
+from diagnostics.gradients import band, cut
 from diagnostics.runlog import read_json, write_json
 from diagnostics.stats import PairStats
 from diagnostics.tokenized import TokenizedPair
-from trainers import objectives
+from trainers import gradient_log, objectives
+from trainers.gradient_log import GradientLog
 from trainers.ingredients import Ingredients
 from trainers.objectives import ObjectiveOutput
 from trainers.recipes import Ordered, Recipe, Renewal
@@ -52,6 +54,8 @@ class PreferenceTrainer(Trainer):
     ingredients: what the objective reads of each pair besides the two answers.
     log_kl: take the KL over the vocabulary in every step, also where the objective does not need it.
     recipe: weights and order of the pairs; renewal: of the reference.
+    grad_every: measure the gradients of chosen and rejected apart in every so many updates, 0 for never;
+        grad_parameters: in all trainable parameters, or only in those of the head.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class PreferenceTrainer(Trainer):
         log_kl: bool = True,
         recipe: Recipe | None = None,
         renewal: Renewal | None = None,
+        grad_every: int = 0,
+        grad_parameters: str = "all",
     ) -> None:
         def collator(groups: list[Sequence[TokenizedPair]]) -> dict[str, Any]:
             return vars(collate([pair for group in groups for pair in group], pad_token_id=pad_token_id))
@@ -98,9 +104,13 @@ class PreferenceTrainer(Trainer):
             raise UserError(
                 "the reference can be renewed only where models are not sharded: leave out FSDP, DeepSpeed."
             )
+        self.gradients = GradientLog(model, grad_every, grad_parameters, layer_group)
+        if grad_every:
+            gradient_log.check(args, self.gradients.parameters, sharded=sharded)
         if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
             for each in (model, getattr(reference, "model", model)):
                 prepare(each)
+            self.gradients.prepare(model)
         others: list[Any] = [reference, self.ingredients.reward_model]
         for other in others:
             if isinstance(getattr(other, "model", None), nn.Module) and not other.adapter:
@@ -112,14 +122,21 @@ class PreferenceTrainer(Trainer):
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
         batch = PreferenceBatch(**inputs)
         reference = self.reference(batch) if self.reference and "reference" in self.needs else None
-        policy = run(model, batch)
-        stats = pair_stats(batch, policy, reference, kl=self.log_kl, kl_gradient="kl" in self.needs)
-        stats = self.ingredients.complete(stats, batch, policy, self.reference)
+        measured = self.gradients.due(self.state.global_step)
+        sides = self.gradients.run(model, batch) if measured else None
+        policy = sides.out if sides else run(model, batch)
+        stats = self._stats(batch, policy, reference, apart=sides is not None)
         output = self.objective(stats, **self.statistics(stats))
         output, more = self._weigh(batch, output)
-        self.recorder.add(batch.pair_ids, stats, output, incentives(stats, output.losses) | more)
+        pushes = incentives(stats, output.losses)
+        columns = pushes | more
         pairs = num_items_in_batch if num_items_in_batch is not None else len(output.losses)
         loss = (output.losses.sum() * self.accelerator.num_processes / pairs).float()
+        if measured:
+            loss, arrows, gradients = self.gradients.measure(model, batch, loss, stats, sides or policy, reference)
+            self.recorder.gradients(self.gradients.add(arrows, self.accelerator))
+            columns |= gradients.columns | band(*pushes.values(), *gradients.columns.values())
+        self.recorder.add(batch.pair_ids, stats, output, columns)
         return (loss, output) if return_outputs else loss
 
     def _weigh(self, batch: PreferenceBatch, output: ObjectiveOutput) -> tuple[ObjectiveOutput, dict[str, Tensor]]:
@@ -134,6 +151,16 @@ class PreferenceTrainer(Trainer):
         if self.recipe.order is None:
             return super()._get_train_sampler(train_dataset)
         return Ordered(self.recipe.order, lambda: self.state.global_step)
+
+    def _stats(self, batch: PreferenceBatch, policy: Outputs, reference: Any, *, apart: bool) -> PairStats:
+        """What the objective sees. apart: as leaves, so that the loss's graph ends there."""
+        kl = "kl" in self.needs
+        with torch.set_grad_enabled(not apart):
+            stats = pair_stats(batch, policy, reference, kl=self.log_kl, kl_gradient=kl)
+        stats = self.ingredients.complete(cut(stats, kl=kl) if apart else stats, batch, policy, self.reference)
+        if apart:
+            torch.clear_autocast_cache()  # it keeps casts made without a graph
+        return stats
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Pairs in the whole update, over all micro-batches and processes."""
@@ -157,6 +184,7 @@ class PreferenceTrainer(Trainer):
         if resume_from_checkpoint:
             folder = Path(resume_from_checkpoint)
             self.statistics.read(folder)
+            self.gradients.read(folder)
             if self.renewal:
                 self.renewal.read(folder, int(read_json(folder / "trainer_state.json")["global_step"]))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -168,6 +196,7 @@ class PreferenceTrainer(Trainer):
             self.statistics.write(folder)
             if self.renewal:
                 self.renewal.write(folder)
+            self.gradients.write(folder)
         return super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -235,6 +235,13 @@ def judge_steps(steps: Sequence[Timing]) -> list[Verdict]:
         ratio = logged / bare if logged and bare else None
         verdicts.append(Verdict(f"{case}: logged step over bare", 1.05, ratio, most=True))
         verdicts.append(Verdict(f"{case}: logged step, times TRL compact", 1, trl / logged if trl and logged else None))
+        for what, every, tenth in (("sides", 1.30, 1.06), ("pairs", 1.50, None)):
+            step = table.get((case, f"ours, gradients of {what}"))
+            ratio = step / bare if step and bare else None
+            verdicts.append(Verdict(f"{case}: gradients of {what} every step, over bare", every, ratio, most=True))
+            if tenth:  # nine bare steps and one measured
+                ratio = 0.9 + 0.1 * ratio if ratio else None
+                verdicts.append(Verdict(f"{case}: the same every tenth step", tenth, ratio, most=True))
     return verdicts
 
 

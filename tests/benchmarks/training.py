@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.forward import Outputs, logps, pair_stats, run
+from diagnostics.forward import Outputs, logps, pair_stats, run, run_sides
+from diagnostics.gradients import Gradient, cut, norms, pull_sides, side_gradients
+from diagnostics.pair_gradients import Activations, by_pair, from_activations
 from diagnostics.runlog import RunLogWriter
 from diagnostics.tokenized import TokenizedPair
 from trainers.objectives.dpo import dpo
 from trainers.recorder import Recorder
-from trainers.trainer import group_norms
+from trainers.trainer import group_norms, layer_group
 
 PAIRS = 8
 BETA = 0.1
@@ -86,6 +88,33 @@ def logged(trainee: Trainee, recorder: Recorder) -> float:
     return float(loss.detach())
 
 
+def sides(trainee: Trainee, *, pairs: bool) -> float:
+    """The gradients of chosen and rejected apart, their norms and cosine per layer; pairs: every pair's own too."""
+    batch, names = trainee.batch, [n for n, _ in trainee.policy.named_parameters()]
+    parameters = list(trainee.policy.parameters())
+    with torch.no_grad():
+        reference = run(trainee.reference, batch)
+    seen = Activations(trainee.policy, parameters if pairs else [])
+    with seen.watch():
+        passes = run_sides(trainee.policy, batch)
+    with torch.no_grad():
+        stats = pair_stats(batch, passes.out, reference, kl=False)
+    stats = cut(stats, kl=False)
+    loss = dpo(stats, beta=BETA).losses.mean()
+
+    def pull(weights: Tensor, keep: bool) -> tuple[Gradient, Gradient]:
+        if not pairs:
+            return pull_sides(passes, weights, parameters, keep=keep)
+        return from_activations(passes, seen, parameters, by_pair(weights, passes.out), keep=keep)[1]
+
+    arrows = side_gradients(loss, stats, passes, parameters, pull=pull)
+    norms(arrows, [layer_group(name) for name in names])
+    for parameter, gradient in zip(parameters, arrows.total(), strict=True):
+        parameter.grad = gradient
+    _update(trainee)
+    return float(loss.detach())
+
+
 def make_recorder(folder: Path) -> Recorder:
     """A recorder that writes to `folder` and is never asked to probe."""
     no_probe: Any = None
@@ -99,6 +128,8 @@ def make_steps(models: Models, pairs: Sequence[TokenizedPair], folder: Path) -> 
         "naive": naive,
         "ours, bare": bare,
         "ours, logged": lambda trainee: logged(trainee, recorder),
+        "ours, gradients of sides": lambda trainee: sides(trainee, pairs=False),
+        "ours, gradients of pairs": lambda trainee: sides(trainee, pairs=True),
     }
     return {name: _bind(way, models, pairs, plain=name == "naive") for name, way in ways.items()}
 

@@ -14,6 +14,7 @@ SECTIONS = (
     "scorecard",
     "divergence",
     "gradients",
+    "pulls",
     "where_mass_went",
     "settings",
 )
