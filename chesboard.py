@@ -202,6 +202,46 @@ def train(
 
 
 @app.command()
+def compare(
+    objectives: Annotated[
+        str | None, typer.Option(help="Separated by commas; with hyperparameters: rrpo:alpha=0:phrases=false.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; intervals are over seeds.")] = 3,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of flat keys, as for train: your model and data. Default: a tiny world.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("runs/compare"),
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Separated by commas; every objective is trained with each.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs worked on at the same time.")] = 2,
+) -> None:
+    """The board: train the same model on the same pairs with each objective, and report them side by side.
+
+    Started again, it goes on where it was: finished runs are not run again. Weights are not kept, unless the config
+    says `save_model: true`. Without --config it builds tiny models that know facts and takes about ten minutes.
+
+    Examples:
+
+        chesboard compare
+
+        chesboard compare --objectives dpo,simpo,rrpo:alpha=0.1 --learning-rates 1e-4,3e-4 --out runs/three
+
+        chesboard compare --config base.yaml --objectives dpo,dpo:beta=0.5,dpo_nll --learning-rates 5e-7,1e-6
+    """
+    from reports.build import build_report
+    from trainers.compare import DEFAULT_OBJECTIVES, parse_entries, parse_rates
+    from trainers.compare import compare as train_all
+
+    entries = parse_entries(objectives if objectives is not None else ",".join(DEFAULT_OBJECTIVES))
+    rates = parse_rates(learning_rates)
+    done, failed = train_all(out, entries=entries, seeds=seeds, learning_rates=rates, config=config, jobs=jobs)
+    typer.echo(f"report: {build_report(done, out=out / 'report')}")
+    if failed:
+        raise DataError(f"{len(failed)} runs are missing on the board. The first one said: {failed[0]}")
+
+
+@app.command()
 def trace(
     data: Data,
     checkpoints: Annotated[

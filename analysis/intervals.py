@@ -55,6 +55,15 @@ def mean_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def half_width(values: ArrayLike) -> float:
+    """Half of the 95 % Student t interval of the mean, t(n - 1) * SD / sqrt(n); NaN below two values.
+
+    For a handful of seeds: a bootstrap of three values could never leave their range.
+    """
+    n = len(finite(values))
+    return float(stats.t.ppf(0.975, n - 1)) * deviation(values) / math.sqrt(n) if n > 1 else math.nan
+
+
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman rank correlation over rows where both are finite; NaN below three rows or without spread."""
     a, b = _both(x, y)

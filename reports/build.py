@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from analysis import claims, demo, demo_page, flag_page, runs, verdict
+from analysis import board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
+from analysis.board import Board
 from analysis.demo import Demo
 from analysis.wording import count
 from diagnostics.errors import DataError, UserError
@@ -27,11 +28,12 @@ FIRST, LISTED = 5, 40
 
 @dataclass(frozen=True)
 class Material:
-    """Everything given, read once. demo is None unless at least two runs belong to one."""
+    """Everything given, read once. demo and board are None unless at least two runs belong to one."""
 
     logs: list[RunLog]
     scores: list[runs.Flags]
     demo: Demo | None
+    board: Board | None
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,27 @@ def read(paths: Sequence[Path]) -> Material:
     folders = list(dict.fromkeys(f for p in paths for f in _folders(p)))
     logs = [runs.load(f) for f in folders if runs.is_run(f)]
     scores = [runs.load_flags(f) for f in folders if runs.is_flags(f)]
-    of_demo = [log for log in logs if demo.is_demo(log)]
-    return Material(logs, scores, demo.collect(of_demo, scores) if len(of_demo) > 1 else None)
+    of_demo, of_board = ([log for log in logs if kind(log)] for kind in (demo.is_demo, board.is_board))
+    return Material(
+        logs,
+        scores,
+        demo.collect(of_demo, scores) if len(of_demo) > 1 else None,
+        board.collect(of_board) if len(of_board) > 1 else None,
+    )
 
 
 def plan(material: Material) -> list[Page]:
-    """The pages to make: the demo side by side, then runs, then scores.
+    """The pages to make: the board and the demo side by side, then runs, then scores.
 
-    Of a demo only one run a case (the lowest seed and prompt) and one score folder get a page of their own.
+    Of a demo only one run a case (the lowest seed and prompt) and one score folder get a page of their own, of a
+    board no run.
     """
     logs, scores = material.logs, material.scores
     pages = []
+    if material.board:
+        logs = [log for log in logs if not board.is_board(log)]
+        given = {"run_dirs": [str(r.path) for r in material.board.logs]}
+        pages.append(Page("objective_board", "The board: objectives side by side", given, "board"))
     if material.demo:
         logs = [log for log in logs if not demo.is_demo(log)] + _examples(material.demo)
         scores = scores[:1]
@@ -149,6 +161,9 @@ def _overview(material: Material, pages: list[Page], out: Path) -> Path:
 
 def _entries(material: Material) -> list[Entry]:
     entries = []
+    if material.board:
+        found = board_verdict.findings(material.board)
+        entries.append(Entry("The board", board_verdict.headline(material.board), None, found))
     if material.demo:
         judged = [c.finding() for c in claims.judge(material.demo)]
         good = all(f.passed for f in judged if f.passed is not None)

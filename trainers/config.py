@@ -5,6 +5,7 @@ TrainingArguments. Anything else is refused with the nearest name. `config.json`
 """
 
 import difflib
+import json
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -129,6 +130,12 @@ class TrainConfig:
         own = asdict(self)
         nested = [own.pop(name) for name in ("hyperparameters", "training", "extras")]
         return own | nested[0] | nested[1] | nested[2]
+
+    def changed(self, written: dict[str, Any]) -> list[str]:
+        """Keys whose value is another than in a config.json; where a run lies and what it reports to does not count."""
+        now = json.loads(json.dumps(self.flat(), default=str))
+        free = {"resume", "output_dir", "report_to", "save_model"}
+        return sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
 
 
 def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None) -> TrainConfig:

@@ -1,6 +1,5 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -66,7 +65,7 @@ def train(config: TrainConfig) -> Path:
     Nothing is written before data, model and settings proved usable.
     """
     quiet()
-    _try_objective(config)
+    try_objective(config)
     arguments = training_arguments(config)
     main = arguments.process_index == 0
     run_dir, checkpoint = _look(config)
@@ -122,7 +121,7 @@ def train(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _try_objective(config: TrainConfig) -> None:
+def try_objective(config: TrainConfig) -> None:
     """A wrong hyperparameter, and a reference of the wrong kind, are refused now, not at the first step."""
     needs = objectives.needs(config.objective)
     if "reference" in needs and config.reference == "none":
@@ -230,9 +229,7 @@ def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -
 
 
 def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) -> None:
-    now = json.loads(json.dumps(config.flat(), default=str))
-    free = {"resume", "output_dir", "report_to", "save_model"}
-    changed = sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
+    changed = config.changed(written)
     if changed:
         raise UserError(
             f"{run_dir}: this run was started with other settings ({', '.join(changed)}). Resume with the run's own "

@@ -39,7 +39,7 @@ def run_demo(out: Path, *, seeds: int, jobs: int, persona: Path | None) -> list[
     tasks += [(_persona, out, seed, persona) for seed in range(seeds)]
     found: list[Path] = []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=one_thread) as pool:
         for done in tqdm(pool.map(_call, tasks), total=len(tasks), desc="worlds", unit="world", disable=None):
             found += done
     return found
@@ -102,7 +102,8 @@ def _call(task: tuple[Callable[..., list[Path]], Path, int, Path | None]) -> lis
         return function(*rest)
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
+    """Start a worker process that shares the cores with its siblings."""
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
     quiet()

@@ -1,0 +1,147 @@
+"""Judge a board: who displaced, how far each moved, what the published comparisons come to. Thresholds live here."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis import board as tables
+from analysis.board import Board
+from analysis.intervals import finite, half_width, mean
+from analysis.wording import count, number, percent
+from diagnostics.finding import Finding
+
+HALF = 0.5
+DISPLACED, HELD, UNCLEAR = "displaced", "did not displace", "unclear"
+Entry = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One entry's displacement: share of training pairs that lost chosen likelihood, mean over seeds."""
+
+    entry: Entry
+    share: float
+    half: float
+    seeds: int
+
+    @property
+    def state(self) -> str | None:
+        """displaced: the 95 % interval over seeds of the share lies above one half; did not: below it; else unclear.
+        With one seed the plain share decides; None where nothing was measured."""
+        if math.isnan(self.share):
+            return None
+        half = 0.0 if math.isnan(self.half) else self.half
+        if self.share - half > HALF:
+            return DISPLACED
+        return HELD if self.share + half < HALF else UNCLEAR
+
+    @property
+    def words(self) -> str:
+        """The share with its interval."""
+        return percent(self.share) + ("" if math.isnan(self.half) else f" ± {100 * self.half:.0f}")
+
+
+def judge(board: Board) -> list[Judged]:
+    """Every entry, in the board's order."""
+    found = []
+    for entry in board.entries:
+        shares = board.of(entry)["probe_fell"]
+        found.append(Judged(entry, mean(shares), half_width(shares), len(finite(shares))))
+    return found
+
+
+def headline(board: Board) -> str:
+    """How many entries displaced, did not, or are unclear, with their names."""
+    found = judge(board)
+    parts = []
+    for state in (DISPLACED, HELD, UNCLEAR):
+        names = [entry_name(board, j.entry) for j in found if j.state == state]
+        if names:
+            parts.append(f"{len(names)} {_is(state)}" + ("" if board.several_rates else f" ({', '.join(names)})"))
+    what = "objectives (each learning rate counts apart)" if board.several_rates else "objectives"
+    said = "; ".join(parts) or "displacement was not measured"
+    return f"Of {len(found)} {what}, over {count(board.seeds, 'seed')}: {said}"
+
+
+def displacement_sentences(board: Board) -> list[str]:
+    """One sentence a learning rate: who displaced, who did not, where it is unclear."""
+    found = judge(board)
+    sentences = []
+    for rate in dict.fromkeys(j.entry[1] for j in found):
+        here = [j for j in found if j.entry[1] == rate]
+        said = []
+        for state in (DISPLACED, HELD, UNCLEAR):
+            names = ", ".join(f"{j.entry[0]} ({j.words})" for j in here if j.state == state)
+            said += [f"{state}: {names}"] if names else []
+        sentences.append(f"At learning rate {rate:g}, " + "; ".join(said or ["not measured"]) + ".")
+    return sentences
+
+
+def ratio_sentences(board: Board) -> list[str]:
+    """The KL comparisons that the entries allow: DPO against RRPO, and RRPO's KL term with and without its phrases."""
+    asked = (
+        ("dpo", "rrpo", "DPO's held-out KL is {} times that of RRPO with alpha 0.01{}"),
+        ("dpo", "rrpo:alpha=0.1", "DPO's held-out KL is {} times that of RRPO with alpha 0.1{}"),
+        ("rrpo:phrases=false", "rrpo", "DPO with RRPO's KL term but no phrases: {} times the KL of RRPO, alpha 0.01{}"),
+        (
+            "rrpo:alpha=0.1:phrases=false",
+            "rrpo:alpha=0.1",
+            "DPO with RRPO's KL term but no phrases: {} times the KL of RRPO, alpha 0.1{}",
+        ),
+    )
+    return [f.meaning for above, below, words in asked for f in _ratios(board, above, below, words)]
+
+
+def findings(board: Board) -> list[Finding]:
+    """Everything judged, for report.json: the headline, each entry's displacement and KL, the KL ratios."""
+    found = judge(board)
+    first = Finding("board", math.nan, board.seeds, None, HALF, None, headline(board))
+    return [first, *(_displacement(board, j) for j in found), *(_kl(board, j.entry) for j in found), *_all(board)]
+
+
+def entry_name(board: Board, entry: Entry) -> str:
+    """The entry's label, with its learning rate where the board has several."""
+    return f"{entry[0]} at {entry[1]:g}" if board.several_rates else entry[0]
+
+
+def _all(board: Board) -> list[Finding]:
+    pairs = (("dpo", "rrpo"), ("dpo", "rrpo:alpha=0.1"))
+    return [f for above, below in pairs for f in _ratios(board, above, below, f"KL of {above} over {below}: {{}}{{}}")]
+
+
+def _ratios(board: Board, above: str, below: str, words: str) -> list[Finding]:
+    found = []
+    for rate in dict.fromkeys(rate for label, rate in board.entries if label == above):
+        if (below, rate) not in board.entries:
+            continue
+        values = tables.ratios(board, "eval_kl", (above, rate), (below, rate))
+        if not len(values):
+            continue
+        middle = float(np.exp(np.log(values).mean())) if (values > 0).all() else math.nan
+        spread = (float(values.min()), float(values.max()))
+        over = f"seeds {number(spread[0])} to {number(spread[1])}, n = {len(values)}" if len(values) > 1 else "one seed"
+        at = f" at learning rate {rate:g}" if board.several_rates else ""
+        said = words.format(number(middle), f"{at} (geometric mean; {over}).")
+        found.append(Finding(f"kl ratio/{above}/{below}{at}", middle, len(values), spread, None, None, said))
+    return found
+
+
+def _displacement(board: Board, judged: Judged) -> Finding:
+    name = entry_name(board, judged.entry)
+    interval = None if math.isnan(judged.half) else (judged.share - judged.half, judged.share + judged.half)
+    passed = {DISPLACED: False, HELD: True}.get(judged.state or "")
+    said = f"{name}: {judged.words} of the training pairs lost chosen likelihood; {judged.state or 'not measured'}"
+    return Finding(f"displaced/{name}", judged.share, judged.seeds, interval, HALF, passed, said)
+
+
+def _kl(board: Board, entry: Entry) -> Finding:
+    values = board.of(entry)["eval_kl"]
+    value, half, name = mean(values), half_width(values), entry_name(board, entry)
+    interval = None if math.isnan(half) else (value - half, value + half)
+    said = f"{name}: KL(reference || policy) is {number(value)} nats per held-out chosen response"
+    return Finding(f"kl/{name}", value, len(finite(values)), interval, None, None, said)
+
+
+def _is(state: str) -> str:
+    return {UNCLEAR: "are unclear"}.get(state, state)

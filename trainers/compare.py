@@ -1,0 +1,269 @@
+"""The board's runs: the same model trained on the same pairs with each objective, learning rate and seed.
+
+Every run is an ordinary run folder, made by the ordinary trainer; `board_label` in its config.json says what it is
+called on the board. `board.json` is written into it last: with it the run is finished and is never run again.
+"""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from diagnostics.errors import DataError, UserError
+from diagnostics.manifest import file_hash
+from diagnostics.measures import unknown
+from diagnostics.runlog import read_json, write_json
+from trainers import objectives
+from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, read_config
+from trainers.demo import facts
+from trainers.demo.main import one_thread
+from trainers.demo.worlds import PLAIN_ADAM
+from trainers.run import train, try_objective
+
+RECORD = "board.json"  # in a run folder: the run is finished, and what it took
+# two published comparisons: RRPO with its ablations and rivals, and LeanPO with its own
+DEFAULT_OBJECTIVES = (
+    *("dpo", "dpa", "tdpo2", "ddpo_dense", "rrpo", "rrpo:phrases=false", "rrpo:alpha=0"),
+    *("rrpo:alpha=0.1", "rrpo:alpha=0.1:phrases=false", "simpo", "leanpo", "leanpo:dynamic=false"),
+)
+# the embedded world: 48 updates on 256 pairs; 64 of them and 160 held-out pairs are measured every 8 updates
+SETTINGS: dict[str, Any] = PLAIN_ADAM | dict(
+    num_train_epochs=3.0,
+    per_device_train_batch_size=16,
+    probe_pairs=64,
+    heldout_pairs=facts.HELD_OUT,
+    probe_every=8,
+    tokens="none",
+    learning_rate=3e-4,
+    save_model=False,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of --objectives. label: as given; hyperparameters: those that differ from the defaults."""
+
+    label: str
+    objective: str
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+
+def compare(
+    out: Path,
+    *,
+    entries: Sequence[Entry],
+    seeds: int,
+    learning_rates: Sequence[float],
+    config: Path | None,
+    jobs: int,
+) -> tuple[list[Path], list[str]]:
+    """Train what is not trained yet; returns the finished run folders in the order of the entries, and what failed.
+
+    config: flat YAML of the base run; None: the embedded fact world, built here. learning_rates: none given means
+    the base run's own. jobs: processes at a time. Every setting is checked before anything is trained; a run that
+    cannot go on (a loss that is not finite, say) is named in a sentence and the others go on.
+    """
+    bases = _given(config, seeds) if config else [_embedded(out, seed) for seed in range(seeds)]
+    rates = learning_rates or [bases[0]["learning_rate"]]
+    runs = plan(entries, out, bases, rates, None if config else "facts")
+    todo = [run for run in runs if not is_finished(run)]
+    failed: list[str] = []
+    if todo:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
+            if config is None:
+                worlds = {seed: _world(out, seed) for seed in sorted({run.seed for run in todo})}
+                _all(pool, _build, [(w, seed) for seed, w in worlds.items() if not w.exists()], "worlds")
+            failed = [said for said in _all(pool, _train, [(run,) for run in todo], "runs") if said]
+    done = [Path(run.output_dir) for run in runs if is_finished(run)]
+    if not done:
+        raise DataError(f"no run of the board could be finished. The first one said: {failed[0]}")
+    return done, failed
+
+
+def parse_entries(text: str) -> list[Entry]:
+    """Entries of --objectives, `name` or `name:key=value:key=value`, separated by commas.
+
+    Raises UserError for an unknown objective or hyperparameter, and for an entry given twice.
+    """
+    entries = [_entry(part.strip()) for part in text.split(",") if part.strip()]
+    if not entries:
+        raise UserError("--objectives is empty; write for example --objectives dpo,simpo.")
+    seen: list[tuple[str, dict[str, Any]]] = []
+    for entry in entries:
+        if (entry.objective, entry.hyperparameters) in seen:
+            raise UserError(f"--objectives: '{entry.label}' stands there twice; leave one out.")
+        seen.append((entry.objective, entry.hyperparameters))
+    return entries
+
+
+def parse_rates(text: str | None) -> list[float]:
+    """Learning rates separated by commas; none for None."""
+    rates = []
+    for part in (text or "").split(","):
+        with contextlib.suppress(ValueError):
+            rates += [float(part)]
+            continue
+        if part.strip():
+            raise UserError(f"--learning-rates: '{part.strip()}' is not a number; write for example 1e-6,5e-6.")
+    if any(not 0 < rate < 1 for rate in rates) or len(set(rates)) < len(rates):
+        raise UserError("--learning-rates: each must be above 0 and below 1, and none may stand there twice.")
+    return rates
+
+
+def plan(
+    entries: Sequence[Entry],
+    out: Path,
+    bases: Sequence[dict[str, Any]],
+    learning_rates: Sequence[float],
+    world: str | None = None,
+) -> list[TrainConfig]:
+    """Every run of the board, checked. bases: flat keys of the base run, one a seed; world: its name, if embedded."""
+    runs = []
+    for entry, rate, base in product(entries, learning_rates, bases):
+        folder = str(_folder(out, entry, rate, base))
+        own = dict(objective=entry.objective, learning_rate=rate, output_dir=folder) | entry.hyperparameters
+        runs.append(make_config(base | own, extras={"board_label": entry.label, "board_world": world}))
+    for run in runs:
+        try_objective(run)
+    twice = [name for name, n in Counter(run.output_dir for run in runs).items() if n > 1]
+    if twice:
+        raise UserError(f"--objectives: two entries would share the folder {twice[0]}; write their values differently.")
+    return runs
+
+
+def is_finished(run: TrainConfig) -> bool:
+    """Whether the run's folder holds all its steps. Raises UserError where it was made with other settings or data."""
+    folder = Path(run.output_dir)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is in the way and is no run folder. Remove it, or choose another --out.")
+    changed = run.changed(read_json(folder / "config.json"))
+    if changed:
+        raise UserError(
+            f"{folder}: this run was made with other settings ({', '.join(changed)}), and one board must not mix them. "
+            "Choose another --out, or remove that folder."
+        )
+    if not (folder / RECORD).is_file() or not (folder / "manifest.json").is_file():
+        return False
+    _same_data(run, folder)
+    record = read_json(folder / RECORD)
+    return "error" not in record and _last_step(folder) == record.get("steps")
+
+
+def _entry(label: str) -> Entry:
+    name, *parts = label.split(":")
+    known = objectives.hyperparameters(name)
+    bare = next((part for part in parts if "=" not in part), None)
+    if bare is not None:
+        raise UserError(f"--objectives: '{label}': '{bare}' has no value; write {name}:key=value.")
+    values = parse_flags([f"--{part}" for part in parts])
+    for key in values:
+        if key not in known:
+            raise UserError(f"--objectives: '{label}': {unknown('hyperparameter', key, known)}")
+    return Entry(label, name, values)
+
+
+def _given(path: Path, seeds: int) -> list[dict[str, Any]]:
+    """The base run of a config file, one a seed, counted from its own seed. Weights are not kept unless it says so."""
+    values = read_config(path)
+    for key in ("objective", "output_dir", "resume"):
+        if key in values:
+            raise UserError(f"{path}: leave out '{key}'; the board sets it for every run.")
+    theirs = {key for name in objectives.names() for key in objectives.hyperparameters(name)} & set(values)
+    if theirs:
+        key = sorted(theirs)[0]
+        raise UserError(
+            f"{path}: '{key}' belongs to an objective; write it there: --objectives dpo:{key}={values[key]}"
+        )
+    base = {"save_model": False, "learning_rate": DEFAULTS["learning_rate"]} | values
+    return [base | {"seed": int(values.get("seed", 0)) + k} for k in range(seeds)]
+
+
+def _embedded(out: Path, seed: int) -> dict[str, Any]:
+    """The base run on the fact world."""
+    found = {key: str(path) for key, path in facts.paths(_world(out, seed)).items()}
+    return SETTINGS | found | {"seed": seed}
+
+
+def _world(out: Path, seed: int) -> Path:
+    return out / "worlds" / f"facts-seed{seed}"
+
+
+def _build(world: Path, seed: int) -> None:
+    """Build a world beside its place and move it there when it is whole."""
+    half = world.with_name(f"{world.name}.tmp")
+    shutil.rmtree(half, ignore_errors=True)
+    facts.build(half, seed)
+    half.rename(world)
+
+
+def _train(run: TrainConfig) -> str | None:
+    """Train one run and write its record; what went wrong, in a sentence, where the run cannot go on."""
+    folder = Path(run.output_dir)
+    (folder / RECORD).unlink(missing_ok=True)
+    resumes = any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
+    if not resumes:
+        shutil.rmtree(folder, ignore_errors=True)
+    began, cpu = time.perf_counter(), time.process_time()
+    try:
+        train(replace(run, resume=resumes))
+    except DataError as error:
+        if folder.is_dir():
+            write_json(folder / RECORD, {"error": str(error)})
+        return f"{folder.name}: {error}"
+    took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    took = {} if resumes else took  # of a run in two halves only one was timed
+    write_json(folder / RECORD, {"steps": _last_step(folder)} | took)
+    return None
+
+
+def _all(pool: ProcessPoolExecutor, call: Callable[..., Any], tasks: Iterable[tuple], name: str) -> list[Any]:
+    """Every task's result, in order; the first error ends them all."""
+    waiting = [pool.submit(_quietly, call, *task) for task in tasks]
+    try:
+        for done in tqdm(as_completed(waiting), total=len(waiting), desc=name, unit=name[:-1], disable=None):
+            done.result()
+    finally:
+        for job in waiting:
+            job.cancel()
+    return [job.result() for job in waiting]
+
+
+def _quietly(call: Callable[..., Any], *task: Any) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):  # dozens of runs: the parent shows one bar instead
+        return call(*task)
+
+
+def _folder(out: Path, entry: Entry, rate: float, base: dict[str, Any]) -> Path:
+    name = re.sub(r"[^A-Za-z0-9_.=]+", "-", entry.label)
+    return out / f"{name}-lr{rate:g}-seed{base['seed']}"
+
+
+def _same_data(run: TrainConfig, folder: Path) -> None:
+    written = read_json(folder / "manifest.json").get("hashes", {})
+    if "data" in written and Path(run.data).exists() and file_hash(run.data) != written["data"]:
+        raise UserError(
+            f"{folder}: the data changed since this run was made ({run.data}), and one board must not mix them. "
+            "Choose another --out, or restore the file."
+        )
+
+
+def _last_step(folder: Path) -> int:
+    """The last whole step in the log, -1 where there is none."""
+    try:
+        return int(json.loads((folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"])
+    except (OSError, IndexError, ValueError, KeyError):
+        return -1
