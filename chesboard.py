@@ -292,6 +292,31 @@ def report(
 
 
 @app.command()
+def scorecard(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: one, or the seeds of one setting.")],
+    scores: Annotated[
+        list[Path] | None, typer.Option(help="scores.parquet of their data; one for all runs, or repeat it per run.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default is report/ in the first run.")] = None,
+) -> None:
+    """Which predictor told, before training, which pairs would lose chosen likelihood: every measure of the scores
+    and of the run log against what happened, with intervals, and one sentence that says which to trust here.
+
+    Examples:
+
+        chesboard scorecard runs/dpo --scores runs/flag/scores.parquet
+
+        chesboard scorecard runs/seed0 runs/seed1 runs/seed2 --scores runs/flag
+    """
+    from reports.console import show_scorecard
+    from reports.scorecard import make
+
+    found, page = make(runs, scores or [], out)
+    show_scorecard(found)
+    typer.echo(f"page: {page}")
+
+
+@app.command()
 def gate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     gates: Annotated[Path, typer.Option(help="YAML file of gates.")],
