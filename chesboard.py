@@ -219,7 +219,7 @@ def compare(
     """The board: train the same model on the same pairs with each objective, and report them side by side.
 
     Started again, it goes on where it was: finished runs are not run again. Weights are not kept, unless the config
-    says `save_model: true`. Without --config it builds tiny models that know facts and takes about ten minutes.
+    says `save_model: true`. Without --config it builds tiny models that know facts: about five minutes of one core.
 
     Examples:
 

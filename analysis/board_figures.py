@@ -20,6 +20,7 @@ COLOURS = (
     *("#8c564b", "#c46ba0", "#7f7f1a", "#17375e", "#6b717c", "#9a1f6a"),
 )
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
+FAR = 10.0
 TICKS = [sign * tick for sign in (-1, 1) for tick in (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)]
 ROOM = 0.07  # of the panel's height that a label beside the frontier takes
 
@@ -85,11 +86,11 @@ def trajectories(paths: pd.DataFrame, labels: Sequence[str], ylabel: str) -> Fig
             line = _of(means, (label, rate))
             axis.plot(line["step"], line["chosen"], color=CHOSEN, lw=2.2, alpha=strength)
         axis.axhline(0, color=DARK, lw=0.8)
-        _scale(axis, "symlog", "y")
         axis.set_title(for_plot(label, 30), fontsize=9.5)
         axis.sharey(axes[0])
         if i % columns:
             axis.tick_params(labelleft=False)
+    _scale(axes[0], "far", "y")
     if len(rates) > 1:
         lines = [Line2D([], [], color=CHOSEN, lw=2.2, alpha=a, label=f"{r:g}") for r, a in zip(rates, strengths)]
         figure.legend(handles=lines, title="learning rate", loc="outside upper right", ncol=len(rates), fontsize=9)
@@ -168,7 +169,10 @@ def _seeds(axis: Axes, values: np.ndarray, height: float, colour: str) -> None:
 
 
 def _scale(axis: Axes, scale: str, which: str = "x") -> None:
-    """symlog: linear within one nat of 0, logarithmic beyond, with ticks that read as plain numbers."""
+    """far: linear, but logarithmic beyond one nat where the data reach farther than 10. Ticks are plain numbers."""
+    low, high = axis.get_xlim() if which == "x" else axis.get_ylim()
+    if scale == "far":
+        scale = "symlog" if max(-low, high) > FAR else "linear"
     settings = {"linthresh": 1.0, "linscale": 1.0} if scale == "symlog" else {}
     (axis.set_xscale if which == "x" else axis.set_yscale)(scale, **settings)
     place = axis.xaxis if which == "x" else axis.yaxis

@@ -36,7 +36,7 @@ def verdict(board: Board) -> Block:
 
 
 def setting(board: Board) -> Block:
-    """What all runs share: model, data, sizes, seeds."""
+    """What all runs share: model, data, sizes, seeds; and the time they took."""
     config, first = board.logs[0].config, board.runs.iloc[0]
     rows = {
         "objectives and learning rates": str(len(board.entries)),
@@ -48,7 +48,8 @@ def setting(board: Board) -> Block:
         "optimizer": f"{config.get('optim', 'adamw_torch')}, {config.get('lr_scheduler_type', 'linear')} schedule",
         "batch size": config.get("per_device_train_batch_size"),
     }
-    return page.table(pd.DataFrame([{"what": k, "value": v} for k, v in rows.items()]))
+    shared = page.table(pd.DataFrame([{"what": k, "value": v} for k, v in rows.items()]))
+    return page.stack(shared, page.heading("Time"), _table(board, ["seconds", "cpu_seconds"]))
 
 
 def displacement(board: Board) -> Block:
@@ -56,11 +57,11 @@ def displacement(board: Board) -> Block:
     shown = {f"log-ratio, {words} pairs (nats)": figures.sides(split) for split, words in tables.SPLITS.items()}
     shares = {f"displaced, {words} pairs": [Column(f"{s}_fell", CHOSEN, "")] for s, words in tables.SPLITS.items()}
     blocks = [
-        page.picture(_dots(board, shown, scale="symlog"), "Log-ratios of chosen and rejected answers by objective"),
+        page.picture(_dots(board, shown, scale="far"), "Log-ratios of chosen and rejected answers by objective"),
         page.picture(_dots(board, shares, at=0.5), "Share of pairs whose chosen answer lost likelihood, by objective"),
     ]
     for split, words in tables.SPLITS.items():
-        names = [f"{split}_{k}" for k in ("chosen", "rejected", "drift", "fell")]
+        names = [f"{split}_{k}" for k in ("chosen", "rejected", "margin", "drift", "fell")]
         blocks += [page.heading(f"{words.capitalize()} pairs"), _table(board, names, plain=True)]
     return page.stack(*blocks)
 
@@ -102,34 +103,22 @@ def frontier(board: Board) -> Block:
     for name, what in heights.items():
         best = summary.loc[tables.frontier(summary, "eval_kl", name)].sort_values("eval_kl")
         on = ", ".join(judged.entry_name(board, (r["label"], r["rate"])) for r in best.to_dict("records"))
-        words.append(page.note(f"No other has both less KL and more {what} than: {on}."))
+        words.append(page.note(f"On the frontier of {what} (no other has both less KL and more of it): {on}."))
     return page.stack(
         page.picture(figure, "Held-out accuracy against KL, one point an objective and learning rate"), *words
     )
 
 
 def accuracy(board: Board) -> Block:
-    """Implicit, ranking and top-token accuracy, margin."""
-    names = [
-        "eval_implicit",
-        "eval_ranking",
-        "eval_top",
-        "eval_sampled",
-        "eval_margin",
-        "probe_implicit",
-        "probe_margin",
-    ]
-    return _table(board, names, begin=True)
+    """Implicit, ranking, top-token and sampled-token accuracy."""
+    names = [f"eval_{k}" for k in ("implicit", "ranking", "top", "sampled")]
+    return _table(board, [*names, "probe_implicit"], begin=True)
 
 
-def rrpo(board: Board) -> Block:
-    """The comparison of the RRPO paper."""
-    return _comparison(board, tables.RRPO)
-
-
-def leanpo(board: Board) -> Block:
-    """The comparison of the LeanPO paper."""
-    return _comparison(board, tables.LEANPO)
+def comparisons(board: Board) -> Block:
+    """The comparisons of the RRPO and of the LeanPO paper, as far as their entries were trained."""
+    made = [(words, _comparison(board, known)) for words, known in (("RRPO", tables.RRPO), ("LeanPO", tables.LEANPO))]
+    return page.stack(*(block for words, table in made for block in (page.heading(words), table)))
 
 
 def lengths(board: Board) -> Block:
@@ -146,11 +135,6 @@ def incentives(board: Board) -> Block:
     columns = [Column(names[0], CHOSEN, "on chosen"), Column(names[1], REJECTED, "on rejected")]
     figure = _dots(board, {"loss per nat, mean over train rows": columns})
     return page.stack(page.picture(figure, "Per-side incentives by objective"), _table(board, names))
-
-
-def time(board: Board) -> Block:
-    """Seconds a run took."""
-    return _table(board, ["seconds", "cpu_seconds"])
 
 
 HEADS = {
@@ -179,6 +163,7 @@ HEADS = {
 }
 DIGITS = {"kl_token": 4, "kl_reverse_token": 4, "chosen_incentive": 4, "rejected_incentive": 4, "preferred_length": 1}
 DIGITS |= {"chosen_length": 1, "rejected_length": 1, "seconds": 1, "cpu_seconds": 1}
+MOVED = ("implicit", "margin", "length_rho")  # compare with the reference, so there is nothing before training
 SIGNED = ("chosen", "rejected", "drift", "margin", "length_rho")
 
 
@@ -189,24 +174,25 @@ def _table(board: Board, names: Sequence[str], *, begin: bool = False, plain: bo
     rows = [_shown(row, names) for row in summary.to_dict("records")]
     if begin:
         first = {"label": "before training", "rate": math.nan} | tables.start(board, names)
-        rows = [_shown(first, names), *rows]
+        moved = {name: "–" for name in names if _bare(name) in MOVED}
+        rows = [_shown(first, names) | moved, *rows]
     heads = {n: HEADS[_bare(n)] if plain else _head(n) for n in names}
     return page.table(pd.DataFrame(rows), heads=heads | {"label": "objective", "rate": "learning rate"})
 
 
 def _comparison(board: Board, known: Mapping[str, str]) -> Block:
-    names = ["eval_kl", "probe_fell", "probe_chosen", "eval_sampled", "eval_top", "eval_margin"]
+    names = ["eval_kl", "probe_fell", "probe_chosen", "eval_sampled", "eval_top"]
     summary = tables.summary(board, names)
     rows = []
     for row in summary.loc[summary["label"].isin(known)].sort_values("rate", kind="stable").to_dict("records"):
-        shown = _shown(row, names)
-        rows.append({"method": known[str(row["label"])]} | shown | {"KL of DPO over its own": _over(board, row)})
+        shown = _shown(row | {"label": f"{known[str(row['label'])]} ({row['label']})"}, names)
+        rows.append(shown | {"KL of DPO over its own": _over(board, row)})
     if not rows:
         return page.missing("This comparison", "None of its entries was trained.")
     absent = [label for label in known if label not in set(summary["label"])]
     said = [page.note(f"Not trained: {', '.join(absent)}.", "quiet")] if absent else []
-    made = page.table(pd.DataFrame(rows), heads={n: _head(n) for n in names} | {"rate": "learning rate"})
-    return page.stack(made, *said)
+    heads = {n: _head(n) for n in names} | {"label": "objective", "rate": "learning rate"}
+    return page.stack(page.table(pd.DataFrame(rows), heads=heads), *said)
 
 
 def _over(board: Board, row: Mapping[Any, Any]) -> str:

@@ -79,25 +79,16 @@ def displacement_sentences(board: Board) -> list[str]:
 
 
 def ratio_sentences(board: Board) -> list[str]:
-    """The KL comparisons that the entries allow: DPO against RRPO, and RRPO's KL term with and without its phrases."""
-    asked = (
-        ("dpo", "rrpo", "DPO's held-out KL is {} times that of RRPO with alpha 0.01{}"),
-        ("dpo", "rrpo:alpha=0.1", "DPO's held-out KL is {} times that of RRPO with alpha 0.1{}"),
-        ("rrpo:phrases=false", "rrpo", "DPO with RRPO's KL term but no phrases: {} times the KL of RRPO, alpha 0.01{}"),
-        (
-            "rrpo:alpha=0.1:phrases=false",
-            "rrpo:alpha=0.1",
-            "DPO with RRPO's KL term but no phrases: {} times the KL of RRPO, alpha 0.1{}",
-        ),
-    )
-    return [f.meaning for above, below, words in asked for f in _ratios(board, above, below, words)]
+    """The KL comparisons that the entries allow: DPO against RRPO, and RRPO's KL term without and with its phrases."""
+    return [f"{words}: {'; '.join(f.meaning for f in found)}." for words, found in _ratios(board) if found]
 
 
 def findings(board: Board) -> list[Finding]:
     """Everything judged, for report.json: the headline, each entry's displacement and KL, the KL ratios."""
     found = judge(board)
+    kl_ratios = [f for _, ratios in _ratios(board) for f in ratios]
     first = Finding("board", math.nan, board.seeds, None, HALF, None, headline(board))
-    return [first, *(_displacement(board, j) for j in found), *(_kl(board, j.entry) for j in found), *_all(board)]
+    return [first, *(_displacement(board, j) for j in found), *(_kl(board, j.entry) for j in found), *kl_ratios]
 
 
 def entry_name(board: Board, entry: Entry) -> str:
@@ -105,26 +96,39 @@ def entry_name(board: Board, entry: Entry) -> str:
     return f"{entry[0]} at {entry[1]:g}" if board.several_rates else entry[0]
 
 
-def _all(board: Board) -> list[Finding]:
-    pairs = (("dpo", "rrpo"), ("dpo", "rrpo:alpha=0.1"))
-    return [f for above, below in pairs for f in _ratios(board, above, below, f"KL of {above} over {below}: {{}}{{}}")]
+_COMPARED = (
+    ("dpo", "rrpo", "Held-out KL of DPO over that of RRPO with alpha 0.01"),
+    ("dpo", "rrpo:alpha=0.1", "Held-out KL of DPO over that of RRPO with alpha 0.1"),
+    ("rrpo:phrases=false", "rrpo", "The KL term alone, without phrases, over RRPO with alpha 0.01, held-out KL"),
+    (
+        "rrpo:alpha=0.1:phrases=false",
+        "rrpo:alpha=0.1",
+        "The KL term alone, without phrases, over RRPO with alpha 0.1, held-out KL",
+    ),
+)
 
 
-def _ratios(board: Board, above: str, below: str, words: str) -> list[Finding]:
-    found = []
-    for rate in dict.fromkeys(rate for label, rate in board.entries if label == above):
-        if (below, rate) not in board.entries:
-            continue
-        values = tables.ratios(board, "eval_kl", (above, rate), (below, rate))
-        if not len(values):
-            continue
-        middle = float(np.exp(np.log(values).mean())) if (values > 0).all() else math.nan
-        spread = (float(values.min()), float(values.max()))
-        over = f"seeds {number(spread[0])} to {number(spread[1])}, n = {len(values)}" if len(values) > 1 else "one seed"
-        at = f" at learning rate {rate:g}" if board.several_rates else ""
-        said = words.format(number(middle), f"{at} (geometric mean; {over}).")
-        found.append(Finding(f"kl ratio/{above}/{below}{at}", middle, len(values), spread, None, None, said))
-    return found
+def _ratios(board: Board) -> list[tuple[str, list[Finding]]]:
+    """Each comparison's words and its ratio at every learning rate that both entries have."""
+    known = set(board.entries)
+    rates = list(dict.fromkeys(rate for _, rate in board.entries))
+    return [
+        (words, [_ratio(board, above, below, r) for r in rates if {(above, r), (below, r)} <= known])
+        for above, below, words in _COMPARED
+    ]
+
+
+def _ratio(board: Board, above: str, below: str, rate: float) -> Finding:
+    """The ratio's geometric mean over seeds, and their range."""
+    values = tables.ratios(board, "eval_kl", (above, rate), (below, rate))
+    values = values[values > 0]
+    name = f"kl ratio/{entry_name(board, (above, rate))}/{below}"
+    if not len(values):
+        return Finding(name, math.nan, 0, None, None, None, "not measured")
+    middle, low, high = float(np.exp(np.log(values).mean())), float(values.min()), float(values.max())
+    over = f"geometric mean of {len(values)} seeds, {number(low)} to {number(high)}" if len(values) > 1 else "one seed"
+    at = f" at learning rate {rate:g}" if board.several_rates else ""
+    return Finding(name, middle, len(values), (low, high), None, None, f"{number(middle)}{at} ({over})")
 
 
 def _displacement(board: Board, judged: Judged) -> Finding:

@@ -169,6 +169,8 @@ def _entries(material: Material) -> list[Entry]:
         good = all(f.passed for f in judged if f.passed is not None)
         entries.append(Entry("The demo", demo_page.headline(material.demo), good, judged))
     for log in material.logs:
+        if material.board and board.is_board(log):
+            continue  # dozens of runs, and the board's findings hold what matters of each
         found = verdict.judge(log)
         entries.append(Entry(f"Run {log.name}", found[0].meaning, found[0].passed, found))
     entries += [Entry(f"Scores {f.name}", flag_page.headline(f), None, []) for f in material.scores]

@@ -12,9 +12,10 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,21 @@ from trainers.demo.main import one_thread
 from trainers.demo.worlds import PLAIN_ADAM
 from trainers.run import train, try_objective
 
+RATES = (1e-4, 3e-4)  # of the embedded world
 RECORD = "board.json"  # in a run folder: the run is finished, and what it took
 # two published comparisons: RRPO with its ablations and rivals, and LeanPO with its own
 DEFAULT_OBJECTIVES = (
     *("dpo", "dpa", "tdpo2", "ddpo_dense", "rrpo", "rrpo:phrases=false", "rrpo:alpha=0"),
     *("rrpo:alpha=0.1", "rrpo:alpha=0.1:phrases=false", "simpo", "leanpo", "leanpo:dynamic=false"),
 )
-# the embedded world: 48 updates on 256 pairs; 64 of them and 160 held-out pairs are measured every 8 updates
+# the embedded world: 48 updates on 256 pairs; 64 of them and 160 held-out pairs are measured every 12 updates
 SETTINGS: dict[str, Any] = PLAIN_ADAM | dict(
     num_train_epochs=3.0,
     per_device_train_batch_size=16,
     probe_pairs=64,
     heldout_pairs=facts.HELD_OUT,
-    probe_every=8,
+    probe_every=12,
     tokens="none",
-    learning_rate=3e-4,
     save_model=False,
 )
 
@@ -72,16 +73,17 @@ def compare(
     """Train what is not trained yet; returns the finished run folders in the order of the entries, and what failed.
 
     config: flat YAML of the base run; None: the embedded fact world, built here. learning_rates: none given means
-    the base run's own. jobs: processes at a time. Every setting is checked before anything is trained; a run that
-    cannot go on (a loss that is not finite, say) is named in a sentence and the others go on.
+    the base run's own, of the embedded world two. jobs: processes at a time; 1 is this process. Every setting is
+    checked before anything is trained; a run that cannot go on (a loss that is not finite, say) is named in a
+    sentence and the others go on.
     """
     bases = _given(config, seeds) if config else [_embedded(out, seed) for seed in range(seeds)]
-    rates = learning_rates or [bases[0]["learning_rate"]]
+    rates = learning_rates or ([bases[0]["learning_rate"]] if config else RATES)
     runs = plan(entries, out, bases, rates, None if config else "facts")
     todo = [run for run in runs if not is_finished(run)]
     failed: list[str] = []
     if todo:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
+        with _workers(jobs) as pool:
             if config is None:
                 worlds = {seed: _world(out, seed) for seed in sorted({run.seed for run in todo})}
                 _all(pool, _build, [(w, seed) for seed, w in worlds.items() if not w.exists()], "worlds")
@@ -230,11 +232,22 @@ def _train(run: TrainConfig) -> str | None:
     return None
 
 
-def _all(pool: ProcessPoolExecutor, call: Callable[..., Any], tasks: Iterable[tuple], name: str) -> list[Any]:
+def _workers(jobs: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor | None]:
+    if jobs == 1:
+        return contextlib.nullcontext()
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread)
+
+
+def _all(pool: ProcessPoolExecutor | None, call: Callable[..., Any], tasks: Sequence[tuple], name: str) -> list[Any]:
     """Every task's result, in order; the first error ends them all."""
+    if not tasks:
+        return []
+    bar: Any = partial(tqdm, total=len(tasks), desc=name, unit=name[:-1], disable=None)
+    if pool is None:
+        return [_quietly(call, *task) for task in bar(tasks)]
     waiting = [pool.submit(_quietly, call, *task) for task in tasks]
     try:
-        for done in tqdm(as_completed(waiting), total=len(waiting), desc=name, unit=name[:-1], disable=None):
+        for done in bar(as_completed(waiting)):
             done.result()
     finally:
         for job in waiting:

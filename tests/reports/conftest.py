@@ -115,6 +115,21 @@ def make_run(tmp_path):
 
 
 @pytest.fixture
+def make_board(tmp_path):
+    """Write the finished runs of a board under tmp_path: {(label, learning rate, seed): fall}; returns the folders."""
+
+    def write(runs: dict[tuple[str, float, int], float], **settings) -> list[Path]:
+        folders = []
+        for (label, rate, seed), fall in runs.items():
+            config = dict(board_label=label, learning_rate=rate, seed=seed)
+            folders.append(write_run(tmp_path / f"r{len(folders)}", fall=fall, config=config, **settings))
+            RunLogWriter(folders[-1]).write_json("board.json", dict(steps=20, seconds=2.0 + seed, cpu_seconds=1.5))
+        return folders
+
+    return write
+
+
+@pytest.fixture
 def make_flags(tmp_path):
     """Write a made-up score folder under tmp_path."""
     return lambda name="flags", **settings: write_flags(tmp_path / name, **settings)
