@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import CHOSEN, DARK, NEUTRAL, below, panels, styled
+from analysis.figures import CHOSEN, DARK, NEUTRAL, panels, styled
 from analysis.wording import for_plot
 
 ARMS = {"flagged": (CHOSEN, -0.09), "random": (NEUTRAL, 0.09)}
@@ -29,7 +29,7 @@ def shares(table: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
                 _line(axis, rows, drops, name, colour, shift, arm, equal)
         axis.set_xticks(range(len(drops)), [f"{100 * d:g} %" for d in drops])
         axis.set(title=for_plot(words, 60), xlabel="pairs left out")
-    below(axes[-1], 3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=9)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -28,17 +29,30 @@ def findings(found: Ablation) -> list[Finding]:
     than leaving out random ones? passed: the 95 % interval over seeds of the difference lies above 0 (None: it holds
     0, or there is one seed). On held-out pairs; where there are none, on those that every run trained on."""
     name, which = f"{found.sets[0]}_chosen", tables.SETS[found.sets[0]].split(",")[0]
-    gaps = tables.against_random(found.runs, [name])
+    made = _compared(found, name, f"the chosen log-prob of {which}", " nats")
+    words = {None: "not told apart from chance", True: "better than chance", False: "worse than chance"}
+    return [replace(f, meaning=f"{f.meaning}: {words[f.passed]}.") for f in made]
+
+
+def moved(found: Ablation) -> list[Finding]:
+    """The same for the probability of each tracked group, where the interval of the difference leaves out 0."""
+    made = [f for name in found.tracked for f in _compared(found, name, f"P({name})", "")]
+    words = {True: "higher than by chance", False: "lower than by chance"}
+    told = [(f, words[f.passed]) for f in made if f.passed is not None]
+    return [replace(f, passed=None, meaning=f"{f.meaning}: {words}.") for f, words in told]
+
+
+def _compared(found: Ablation, name: str, what: str, unit: str) -> list[Finding]:
+    """Flagged minus random; passed: whether the interval lies above 0 (False: below; None: it holds 0)."""
     made = []
-    for row in gaps.to_dict("records"):
+    for row in tables.against_random(found.runs, [name]).to_dict("records"):
         value, half, seeds = row[name], row[f"{name}_half"], int(row[f"{name}_seeds"])
         interval = None if math.isnan(half) else (value - half, value + half)
         passed = None if interval is None or interval[0] <= 0 <= interval[1] else interval[0] > 0
-        outcome = {None: "not told apart from chance", True: "better than chance", False: "worse than chance"}[passed]
-        said = f"Without the {percent(row['drop'])} flagged by {label(str(row['by']))}, {_length(row)}, the chosen "
-        said += f"log-prob of {which} ends {signed(value)} nats from where it ends without as many random pairs "
-        said += f"(95 % interval {span(interval, signed)}, n = {count(seeds, 'seed')}): {outcome}."
-        key = f"ablate/{row['by']}/{row['drop']:g}{'/equal steps' if row['equal_steps'] else ''}"
+        said = f"Without the {percent(row['drop'])} flagged by {label(str(row['by']))}, {_length(row)}, {what} ends "
+        said += f"{signed(value)}{unit} from where it ends without as many random pairs "
+        said += f"(95 % interval {span(interval, signed)}, n = {count(seeds, 'seed')})"
+        key = f"ablate/{name}/{row['by']}/{row['drop']:g}{'/equal steps' if row['equal_steps'] else ''}"
         made.append(Finding(key, value, seeds, interval, 0.0, passed, said))
     return made
 
@@ -47,16 +61,18 @@ def headline(found: Ablation) -> str:
     """How many of the comparisons with random subsets the flags win."""
     judged = findings(found)
     won, lost = (sum(f.passed is verdict for f in judged) for verdict in (True, False))
+    over = f"chosen log-prob of {_SHORT[found.sets[0]]} pairs, {count(len(found.seeds), 'seed')}"
     said = f"{', '.join(label(m) for m in found.measures)}: of {count(len(judged), 'comparison')} with random subsets "
-    said += f"of the same size, the flagged pairs' absence is better in {won}, worse in {lost}, and not told apart in "
-    return said + f"{len(judged) - won - lost} (chosen log-prob, {count(len(found.seeds), 'seed')})"
+    said += f"of the same size, leaving out the flagged pairs is better in {won}, worse in {lost}, "
+    return said + f"and not told apart in {len(judged) - won - lost} ({over})"
 
 
 def verdict(found: Ablation) -> Block:
-    """The comparisons with chance, one sentence each, and what is missing."""
+    """How many comparisons with chance are told apart, each of those in a sentence, and what is missing."""
     quiet = [page.note(f"Left out, not finished: {name}", "quiet") for name in found.unfinished]
     first = page.note(headline(found), "verdict")
-    return page.stack(first, *(page.note(f.meaning) for f in findings(found)), *quiet)
+    told = [f for f in findings(found) if f.passed is not None]
+    return page.stack(first, *(page.note(f.meaning) for f in (*told, *moved(found))), *quiet)
 
 
 def curves(found: Ablation) -> Block:

@@ -188,6 +188,8 @@ def _statistics(pairs: pd.DataFrame, predictor: pd.Series, w: np.ndarray, matche
     x, lost, per_token, fell, length = (
         c.to_numpy(dtype=float) for c in (predictor, *(runs.column(pairs, c) for c in (*OUTCOMES, "fell", BASELINE)))
     )
+    if len(set(x)) < 2:
+        return dict.fromkeys(STATISTICS, np.full(len(w), math.nan))  # it ranks nothing
     strata = weighted.strata_of(length) if matched else None
     placed = x if strata is None else weighted.within(x, strata)
     if matched:

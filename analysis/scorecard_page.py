@@ -4,10 +4,10 @@ import pandas as pd
 
 from analysis import page, predictors, runs, scorecard_figures, trust
 from analysis.page import Block
-from analysis.predictors import Scored
+from analysis.predictors import STATISTICS, Scored
 from analysis.wording import correlation, count, number, percent, span
 
-FORMS = dict.fromkeys(predictors.STATISTICS, number) | dict.fromkeys(("spearman", "per_token"), correlation)
+FORMS = dict.fromkeys(STATISTICS, number) | dict.fromkeys(("spearman", "per_token"), correlation)
 HEADS = {
     "measure": "measure (before training)",
     "direction": "displaced where",
@@ -54,7 +54,10 @@ def numbers(found: Scored, *, matched: bool = False) -> Block:
     if rows.empty:
         return page.missing("Numbers", NOTHING)
     shown = shaped(rows.sort_values("spearman", ascending=False))
-    return page.table(shown.drop(columns="with_length") if matched else shown, {}, HEADS)
+    with_length = [] if matched else ["with_length"]
+    ranked = shown.loc[:, ["measure", "direction", "n", "spearman", "per_token", *with_length]]
+    fell = shown.loc[:, ["measure", *STATISTICS[2:]]]
+    return page.stack(page.table(ranked, {}, HEADS), page.table(fell, {}, HEADS))
 
 
 def shaped(card: pd.DataFrame) -> pd.DataFrame:

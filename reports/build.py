@@ -173,7 +173,7 @@ def _entries(material: Material) -> list[Entry]:
         found = board_verdict.findings(material.board)
         entries.append(Entry("The board", board_verdict.headline(material.board), None, found))
     if material.ablation:
-        found = ablate_page.findings(material.ablation)
+        found = [*ablate_page.findings(material.ablation), *ablate_page.moved(material.ablation)]
         entries.append(Entry("Filtering", ablate_page.headline(material.ablation), None, found))
     if material.demo:
         judged = [c.finding() for c in claims.judge(material.demo)]
