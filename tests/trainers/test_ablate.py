@@ -14,6 +14,8 @@ from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_run, write_frame
 from trainers import ablate as ablation
 from trainers.ablate import flagged_first, parse_drops, subsets
+from trainers.config import make_config, read_config
+from trainers.run import train
 
 
 def scores_of(data: str, folder: Path) -> Path:
@@ -127,9 +129,22 @@ def _check_tables(done: list[Path]) -> None:
     assert all("no interval, n = 1 seed): not told apart from chance" in w for w in words)
 
 
+def test_the_probe_may_hold_pairs_that_are_not_trained_on(config, tmp_path, pairs_file):
+    """With cached reference log-probs too: at the start policy and reference agree on every probed pair."""
+    lines = Path(pairs_file).read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:10]))
+    (tmp_path / "probe.jsonl").write_text("".join(lines[8:14]))
+    keys = dict(data=str(tmp_path / "train.jsonl"), probe_data=str(tmp_path / "probe.jsonl"), reference="precomputed")
+    keys |= dict(output_dir=str(tmp_path / "run"), save_model=False, heldout_pairs=0)
+    log = read_run(train(make_config(read_config(config) | keys)))
+    probed = log.pairs.loc[(log.pairs["split"] == "probe") & (log.pairs["step"] == 0)]
+    assert set(probed["pair_id"]) == {p.pair_id for p in read_pairs(str(tmp_path / "probe.jsonl")).pairs}
+    assert abs(probed["chosen_logps"] - probed["ref_chosen_logps"]).max() < 1e-4
+
+
 def test_other_settings_in_the_same_folder_are_refused(config, tmp_path, pairs_file):
     out = tmp_path / "out"
-    data = ablation.read_config(config)
+    data = read_config(config)
     (out / "full-seed3").mkdir(parents=True)
     (out / "full-seed3" / "config.json").write_text(json.dumps(data | {"learning_rate": 1.0}))
     with pytest.raises(UserError, match="made with other settings"):
