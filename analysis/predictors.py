@@ -112,7 +112,8 @@ def scorecard(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
     measure; given ("" or "length"); direction: which end was taken for "displaced" ("higher", "lower", and "?" behind
     it where nothing is known of it and the sign of its own rank correlation decided); n: rows; runs; fell: share of
-    the pairs that fell; told: runs whose AUROC was taken, as it is refused where almost none or almost all fell;
+    the pairs that fell; told, told_n: runs and rows whose AUROC was taken, as it is refused where almost none or almost
+    all fell;
     with_length: Spearman with the length difference; then each of STATISTICS with <name>_low and <name>_high (95 %).
 
     spearman: with the nats lost; per_token: with the nats lost per token; auroc, average_precision: for "fell";
@@ -134,16 +135,10 @@ def base_rate(tables: Sequence[pd.DataFrame]) -> float:
 def _rows(tables: Sequence[pd.DataFrame], name: str) -> list[dict[str, Any]]:
     kept = [t.loc[(runs.column(t, name) + t["displacement"]).notna()] for t in tables]
     kept = [t for t in kept if len(t)]
-    sign, told = _orient(kept, name), sum(_tells(t) for t in kept)
+    sign, told = _orient(kept, name), [t for t in kept if _tells(t)]
     words = ("higher" if sign > 0 else "lower") + ("" if direction(name) else "?")
-    head: dict[str, Any] = {
-        "measure": name,
-        "direction": words,
-        "n": sum(map(len, kept)),
-        "runs": len(kept),
-        "told": told,
-    }
-    head["fell"] = base_rate(kept)
+    head: dict[str, Any] = {"measure": name, "direction": words, "n": sum(map(len, kept)), "runs": len(kept)}
+    head |= {"told": len(told), "told_n": sum(map(len, told)), "fell": base_rate(kept)}
     head["with_length"] = mean([_rank_correlation(t, name, BASELINE) for t in kept])
     given = ("",) if name == BASELINE else ("", "length")
     return [head | {"given": g} | _estimates(kept, name, sign, bool(g)) for g in given]

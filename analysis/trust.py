@@ -28,7 +28,15 @@ def judge(card: pd.DataFrame) -> Finding:
     best = (good if len(good) else tried).iloc[0].to_dict()
     said = _sentence(best, by, length, len(tried), bool(len(good))) + _refused(card, by)
     interval = (best[f"{by}_low"], best[f"{by}_high"])
-    return Finding(f"predictor/{best['measure']}", best[by], int(best["n"]), interval, bar, bool(len(good)), said)
+    return Finding(
+        f"predictor/{best['measure']}",
+        best[by],
+        int(best["told_n" if by == "auroc" else "n"]),
+        interval,
+        bar,
+        bool(len(good)),
+        said,
+    )
 
 
 def label(measure: str) -> str:
@@ -39,7 +47,8 @@ def label(measure: str) -> str:
 def _sentence(best: dict[str, Any], by: str, length: float, tried: int, good: bool) -> str:
     form, chance = FORMS[by], FORMS[by](CHANCE[by])
     interval = span((best[f"{by}_low"], best[f"{by}_high"]), form)
-    over = f"n = {best['n']:,}, {count(int(best['runs']), 'run')}"
+    rows, runs = ("told_n", "told") if by == "auroc" else ("n", "runs")
+    over = f"n = {best[rows]:,}, {count(int(best[runs]), 'run')}"
     numbers = f"{WORDS[by]} {form(best[by])} (95 % interval {interval}; {over})"
     name = label(best["measure"]) + (f", {best['direction'][:-1]} is worse" if best["direction"].endswith("?") else "")
     alone = "" if math.isnan(length) else f" and the length difference alone ({form(length)})"

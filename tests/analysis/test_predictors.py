@@ -125,6 +125,20 @@ def test_several_runs_are_averaged_and_counted():
     assert (row["spearman_low"], row["spearman_high"]) == pytest.approx((-1.0, 1.0))
 
 
+def test_runs_without_auroc_do_not_count_behind_it():
+    """In the second run all pairs fell: its ranks count, its AUROC does not."""
+    ends = _ends()
+    tables = [predictors.table(e) for e in (ends, ends.assign(chosen_change=ends["chosen_change"] - 100))]
+    card = predictors.scorecard(tables)
+    row = card.loc[(card["measure"] == "ches_score") & (card["given"] == "")].iloc[0]
+    alone = _card(ends).loc["ches_score"]
+    assert (row["n"], row["runs"], row["told_n"], row["told"]) == (120, 2, 60, 1)
+    assert row["auroc"] == alone["auroc"]
+    said = trust.judge(card).meaning
+    assert "n = 60, 1 run" in said
+    assert "left out for 1 of 2 runs" in said
+
+
 def test_the_bootstrap_is_the_same_every_time_and_wider_over_runs():
     ends = [_ends(seed=s) for s in range(3)]
     scores = [pd.DataFrame(dict(pair_id=e["pair_id"], set_rate=e["chosen_change"] + k * np.sin(np.arange(60)))) for k, e in enumerate(ends)]  # fmt: skip  # noqa: E501
