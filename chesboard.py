@@ -246,6 +246,38 @@ def compare(
 
 
 @app.command()
+def ablate(
+    config: Annotated[Path, typer.Option(help="YAML of flat keys, as for train: the run on all pairs.")],
+    by: Annotated[str, typer.Option(help="Column of the scores that flags: ln_ches_score, set_rate, ...")],
+    scores: Annotated[Path, typer.Option(help="scores.parquet of the config's data, from `chesboard flag`.")],
+    drop: Annotated[str, typer.Option(help="Shares of the pairs to leave out, separated by commas.")] = "0.05,0.1,0.2",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; intervals are over seeds.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("runs/ablate"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs worked on at the same time.")] = 2,
+) -> None:
+    """Does a filter help? Train on all pairs, without the flagged ones, and without as many random ones, each also
+    with as many optimizer steps as the run on all pairs; report them side by side.
+
+    All runs of a seed are measured on the same held-out and the same probe pairs. Started again, finished runs are not
+    run again; another --by or --drop into the same folder adds to it. The report takes in everything in the folder.
+
+    Examples:
+
+        chesboard ablate --config run.yaml --by ln_ches_score --scores runs/flag/scores.parquet
+
+        chesboard ablate --config run.yaml --by set_rate --scores runs/flag --drop 0.2,0.8 --seeds 5
+    """
+    from reports.build import build_report
+    from trainers.ablate import ablate as train_all
+    from trainers.ablate import parse_drops
+
+    _, failed = train_all(config, scores, out, by=by, drops=parse_drops(drop), seeds=seeds, jobs=jobs)
+    typer.echo(f"report: {build_report([out], out=out / 'report')}")
+    if failed:
+        raise DataError(f"{len(failed)} runs are missing in the comparison. The first one said: {failed[0]}")
+
+
+@app.command()
 def trace(
     data: Data,
     checkpoints: Annotated[
@@ -293,6 +325,31 @@ def report(
     from reports.build import build_report
 
     typer.echo(f"report: {build_report(runs, out=out)}")
+
+
+@app.command()
+def scorecard(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: one, or the seeds of one setting.")],
+    scores: Annotated[
+        list[Path] | None, typer.Option(help="scores.parquet of their data; one for all runs, or repeat it per run.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default is report/ in the first run.")] = None,
+) -> None:
+    """Which predictor told, before training, which pairs would lose chosen likelihood: every measure of the scores
+    and of the run log against what happened, with intervals, and one sentence that says which to trust here.
+
+    Examples:
+
+        chesboard scorecard runs/dpo --scores runs/flag/scores.parquet
+
+        chesboard scorecard runs/seed0 runs/seed1 runs/seed2 --scores runs/flag
+    """
+    from reports.console import show_scorecard
+    from reports.scorecard import make
+
+    found, page = make(runs, scores or [], out)
+    show_scorecard(found)
+    typer.echo(f"page: {page}")
 
 
 @app.command()

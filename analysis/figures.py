@@ -125,16 +125,18 @@ def _share(shares: pd.DataFrame, name: str) -> float:
 
 @styled
 def predictors(pairs: pd.DataFrame, card: pd.DataFrame, names: dict[str, str]) -> Figure:
-    """Each measure against realised displacement, pair by pair; Spearman in the titles. Measured ones only."""
-    kept = card[card["spearman"].notna()]["measure"].tolist()
+    """The six measures of the largest rank correlation against realised displacement, pair by pair."""
+    card = card.loc[(card["given"] == "") & card["spearman"].notna()]
+    kept = card.sort_values("spearman", key=abs, ascending=False)["measure"].head(6).tolist()
     figure, axes = panels(len(kept), rows=1 + (len(kept) > 3), height=3.2)
     for axis, name in zip(axes, kept):
         row = card[card["measure"] == name].iloc[0]
         colours = [REJECTED if fell else CHOSEN for fell in pairs["displacement"] > 0]
         axis.scatter(pairs[name], pairs["displacement"], c=colours, s=14, alpha=0.75, lw=0)
         axis.axhline(0, color=DARK, lw=0.8)
-        axis.set_title(f"Spearman {correlation(row['spearman'])} (n = {int(row['n'])})", fontsize=10)
-        axis.set(xlabel=names[name], ylabel="likelihood lost (nats)")
+        rho = (-1 if row["direction"].startswith("lower") else 1) * row["spearman"]  # of the measure as it is drawn
+        axis.set_title(f"Spearman {correlation(rho)} (n = {int(row['n'])})", fontsize=10)
+        axis.set(xlabel=for_plot(names.get(name, name), 44), ylabel="likelihood lost (nats)")
         axis.ticklabel_format(axis="x", scilimits=(-3, 4))
     return figure
 

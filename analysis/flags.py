@@ -7,10 +7,9 @@ import pandas as pd
 from analysis import runs
 from analysis.intervals import auroc, spearman, spearman_interval
 from analysis.predictors import NAMES
+from analysis.predictors import measures as measure_columns
 
 MARGIN = "reference_margin"
-LABELS = NAMES | {MARGIN: "log-prob margin (chosen − rejected, start model)"}
-NOT_MEASURES = {"source_row", "prompt_length", "chosen_length", "rejected_length", "rank", "flagged"}
 
 
 def table(flags: runs.Flags) -> pd.DataFrame:
@@ -23,14 +22,12 @@ def table(flags: runs.Flags) -> pd.DataFrame:
 
 def measures(scored: pd.DataFrame) -> list[str]:
     """Names of the measures that hold at least one number: the known ones first, then whatever else was scored."""
-    numeric = [c for c in scored.columns if pd.api.types.is_numeric_dtype(scored[c]) and c not in NOT_MEASURES]
-    numeric = [c for c in numeric if not c.endswith("_logps") and len(scored[c].dropna())]
-    return [c for c in LABELS if c in numeric] + [c for c in numeric if c not in LABELS]
+    return [name for name in measure_columns(scored) if len(scored[name].dropna())]
 
 
 def label(name: str) -> str:
     """What a measure is called on the page."""
-    return LABELS.get(name, name)
+    return NAMES.get(name, name)
 
 
 def agreement(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:

@@ -1,11 +1,12 @@
 """How sure a number is: Wilson intervals for shares, seeded bootstrap intervals for means and rank correlations."""
 
 import math
-import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+
+from analysis import weighted
 
 RESAMPLES = 1000
 Z = float(stats.norm.ppf(0.975))
@@ -73,60 +74,39 @@ def half_width(values: ArrayLike) -> float:
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman rank correlation over rows where both are finite; NaN below three rows or without spread."""
     a, b = _both(x, y)
-    return float(_rank_correlation(a, b)) if len(a) > 2 else math.nan
+    return float(weighted.spearman(a, b, weighted.draws(0, len(a)))[0])
 
 
 def spearman_interval(x: ArrayLike, y: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of Spearman's rho, pairs resampled together; NaN below five rows."""
     a, b = _both(x, y)
-    if len(a) < 5 or math.isnan(float(_rank_correlation(a, b))):
+    if len(a) < 5:
         return NOTHING
-    rng = np.random.default_rng(seed)
-    pick = rng.integers(0, len(a), (_resamples(len(a)), len(a)))
-    rhos = finite(_rank_correlation(a[pick], b[pick]))
-    return float(np.quantile(rhos, 0.025)), float(np.quantile(rhos, 0.975))
-
-
-def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float:
-    """Spearman of x and y with the rank of `given` held fixed:
-    (r_xy - r_xg r_yg) / sqrt((1 - r_xg^2)(1 - r_yg^2)). NaN where x or y is `given` in disguise."""
-    keep = np.isfinite(np.asarray([x, y, given], dtype=float)).all(0)
-    x, y, given = (np.asarray(v, dtype=float)[keep] for v in (x, y, given))
-    xy, xg, yg = spearman(x, y), spearman(x, given), spearman(y, given)
-    if math.isnan(xg) and math.isnan(yg):
-        return math.nan
-    xg, yg = np.nan_to_num(xg), np.nan_to_num(yg)  # a constant `given` explains nothing
-    rest = (1 - xg**2) * (1 - yg**2)
-    return float((xy - xg * yg) / math.sqrt(rest)) if rest > 1e-9 else math.nan
+    return percentiles(weighted.spearman(a, b, weighted.draws(resamples(len(a)), len(a), seed)))
 
 
 def auroc(score: ArrayLike, positive: ArrayLike) -> float:
     """Chance that a positive row scores higher than a negative one, ties half. NaN where one class is missing."""
-    score, positive = np.asarray(score, dtype=float), np.asarray(positive, dtype=bool)
-    score, positive = score[np.isfinite(score)], positive[np.isfinite(score)]
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if n_positive == 0 or n_negative == 0:
-        return math.nan
-    ranks = stats.rankdata(score)[positive]
-    return float((ranks.mean() - (n_positive + 1) / 2) / n_negative)
+    score, positive = np.asarray(score, dtype=float), np.asarray(positive, dtype=float)
+    positive, score = positive[np.isfinite(score)], score[np.isfinite(score)]
+    return float(weighted.auroc(score, positive, weighted.draws(0, len(score)))[0])
+
+
+def percentiles(found: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of a statistic whose first value is the statistic and the others its bootstrap draws;
+    NaN where the statistic itself is."""
+    drawn = finite(found[1:])
+    if not len(drawn) or math.isnan(found[0]):
+        return NOTHING
+    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+
+
+def resamples(n: int) -> int:
+    """How many bootstrap draws of n rows are worth their time."""
+    return int(np.clip(5_000_000 // max(n, 1), 200, RESAMPLES))
 
 
 def _both(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     keep = np.isfinite(a) & np.isfinite(b)
     return a[keep], b[keep]
-
-
-def _resamples(n: int) -> int:
-    return int(np.clip(5_000_000 // n, 200, RESAMPLES))
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of mid-ranks along the last axis; NaN where one side is constant."""
-    ranks = [stats.rankdata(v, axis=-1) for v in (a, b)]
-    ranks = [r - r.mean(-1, keepdims=True) for r in ranks]
-    top = (ranks[0] * ranks[1]).sum(-1)
-    bottom = np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.where(bottom > 0, top / bottom, math.nan)

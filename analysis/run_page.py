@@ -16,11 +16,12 @@ from analysis import (
     predictors,
     readings,
     runs,
+    scorecard_page,
     tokens,
     verdict,
 )
 from analysis.page import Block
-from analysis.wording import ABSENT, clip, correlation, number, percent, signed, span, visible
+from analysis.wording import ABSENT, clip, number, percent, signed, span, visible
 from diagnostics.runlog import RunLog
 
 PROBE = "The run log has no probe rows; train with probe_every and probe_pairs set."
@@ -78,31 +79,11 @@ def quadrants(run: RunLog) -> Block:
 
 def scorecard(run: RunLog) -> Block:
     """How well each measure, taken before training, told which pairs lost likelihood."""
-    pairs = predictors.table(runs.ends(runs.rows(run, "probe")))
-    card = predictors.scorecard(pairs)
-    if not len(card["spearman"].dropna()):
-        why = "It needs at least three probe pairs whose measures and displacement both vary."
-        return page.missing("Predictors", why)
-    figure = figures.predictors(pairs, card, predictors.NAMES)
-    shown = card.assign(
-        measure=[predictors.NAMES[m] for m in card["measure"]],
-        interval=[span(i, correlation) for i in zip(card["low"], card["high"])],
-    )
-    forms = dict.fromkeys(("spearman", "per_token", "with_length", "given_length"), correlation) | {"auroc": number}
-    table = page.table(shown.loc[:, list(_CARD)], forms, _CARD)
-    return page.stack(page.note(_best(card)), page.picture(figure, "Measures against realised displacement"), table)
-
-
-_CARD = {
-    "measure": "measure (before training)",
-    "n": "n",
-    "spearman": "Spearman with nats lost",
-    "interval": "95 % interval",
-    "per_token": "… with nats lost per token",
-    "given_length": "… at equal length difference",
-    "with_length": "measure with length difference",
-    "auroc": "AUROC for “fell”",
-}
+    found = predictors.collect([run])
+    if not predictors.has_numbers(found.card):
+        return page.missing("Predictors", scorecard_page.NOTHING)
+    figure = figures.predictors(found.tables[0], found.card, predictors.NAMES)
+    return page.stack(scorecard_page.section(found), page.picture(figure, "Measures against realised displacement"))
 
 
 def divergence(run: RunLog) -> Block:
@@ -264,17 +245,6 @@ def _splits(run: RunLog) -> Block:
             found.append((name, int(last["n"]), percent(last["share"]), interval, signed(last["mean"])))
     heads = ["pairs", "n", "lost chosen likelihood", "95 % interval", "mean change (nats)"]
     return page.table(pd.DataFrame(found, columns=heads))
-
-
-def _best(card: pd.DataFrame) -> str:
-    row = card.loc[card["spearman"].abs().idxmax()]
-    length = card.loc[card["measure"] == "length_difference", "spearman"].iloc[0]
-    name = predictors.NAMES[row["measure"]]
-    sentence = f"Strongest rank correlation with the nats lost here: {name}, {correlation(row['spearman'])} "
-    sentence += f"(95 % interval {span((row['low'], row['high']), correlation)}, n = {row['n']}). "
-    if length != length:
-        return sentence + "All pairs have the same length difference, so it explains nothing here."
-    return sentence + f"The length difference alone reaches {correlation(length)}: hold every measure against that."
 
 
 def _ledger(run: RunLog) -> Block:

@@ -58,6 +58,19 @@ def load_flags(path: str | Path) -> Flags:
     return Flags(path, scores, read_frame(path / "audit.parquet"))
 
 
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """The scored rows of a scores.parquet, or of the folder that holds it. Raises DataError where it is no such."""
+    path = Path(path) / "scores.parquet" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Give the scores.parquet that `chesboard flag` wrote.")
+    scores = read_frame(path)
+    if not {"pair_id", "status"} <= set(scores.columns):
+        raise DataError(
+            f"{path}: has no column pair_id and status. Give the scores.parquet that `chesboard flag` wrote."
+        )
+    return scores.loc[scores["status"] == "scored"].reset_index(drop=True)
+
+
 def rows(run: RunLog, split: str) -> pd.DataFrame:
     """Pair rows of one split, with three more columns in nats:
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from analysis import board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
+from analysis import ablate, ablate_page, board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
+from analysis.ablate import Ablation
 from analysis.board import Board
 from analysis.demo import Demo
 from analysis.wording import count
@@ -28,12 +29,13 @@ FIRST, LISTED = 5, 40
 
 @dataclass(frozen=True)
 class Material:
-    """Everything given, read once. demo and board are None unless at least two runs belong to one."""
+    """Everything given, read once. demo, board and ablation are None unless at least two runs belong to one."""
 
     logs: list[RunLog]
     scores: list[runs.Flags]
     demo: Demo | None
     board: Board | None
+    ablation: Ablation | None
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def read(paths: Sequence[Path]) -> Material:
     folders = list(dict.fromkeys(f for p in paths for f in _folders(p)))
     logs = [runs.load(f) for f in folders if runs.is_run(f)]
     scores = [runs.load_flags(f) for f in folders if runs.is_flags(f)]
-    of_demo, of_board = ([log for log in logs if kind(log)] for kind in (demo.is_demo, board.is_board))
+    kinds = (demo.is_demo, board.is_board, ablate.is_ablation)
+    of_demo, of_board, of_ablation = ([log for log in logs if kind(log)] for kind in kinds)
     return Material(
         logs,
         scores,
         demo.collect(of_demo, scores) if len(of_demo) > 1 else None,
         board.collect(of_board) if len(of_board) > 1 else None,
+        ablate.collect(of_ablation) if len(of_ablation) > 1 else None,
     )
 
 
@@ -85,7 +89,7 @@ def plan(material: Material) -> list[Page]:
     """The pages to make: the board and the demo side by side, then runs, then scores.
 
     Of a demo only one run a case (the lowest seed and prompt) and one score folder get a page of their own, of a
-    board no run.
+    board or an ablation no run.
     """
     logs, scores = material.logs, material.scores
     pages = []
@@ -93,6 +97,10 @@ def plan(material: Material) -> list[Page]:
         logs = [log for log in logs if not board.is_board(log)]
         given = {"run_dirs": [str(r.path) for r in material.board.logs]}
         pages.append(Page("objective_board", "The board: objectives side by side", given, "board"))
+    if material.ablation:
+        logs = [log for log in logs if not ablate.is_ablation(log)]
+        given = {"run_dirs": [str(r.path) for r in material.ablation.logs]}
+        pages.append(Page("ablate_report", "Without the flagged pairs, or without any", given, "ablate"))
     if material.demo:
         logs = [log for log in logs if not demo.is_demo(log)] + _examples(material.demo)
         scores = scores[:1]
@@ -164,13 +172,16 @@ def _entries(material: Material) -> list[Entry]:
     if material.board:
         found = board_verdict.findings(material.board)
         entries.append(Entry("The board", board_verdict.headline(material.board), None, found))
+    if material.ablation:
+        found = [*ablate_page.findings(material.ablation), *ablate_page.moved(material.ablation)]
+        entries.append(Entry("Filtering", ablate_page.headline(material.ablation), None, found))
     if material.demo:
         judged = [c.finding() for c in claims.judge(material.demo)]
         good = all(f.passed for f in judged if f.passed is not None)
         entries.append(Entry("The demo", demo_page.headline(material.demo), good, judged))
     for log in material.logs:
-        if material.board and board.is_board(log):
-            continue  # dozens of runs, and the board's findings hold what matters of each
+        if (material.board and board.is_board(log)) or (material.ablation and ablate.is_ablation(log)):
+            continue  # dozens of runs, and the comparison's findings hold what matters of each
         found = verdict.judge(log)
         entries.append(Entry(f"Run {log.name}", found[0].meaning, found[0].passed, found))
     entries += [Entry(f"Scores {f.name}", flag_page.headline(f), None, []) for f in material.scores]

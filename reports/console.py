@@ -3,15 +3,19 @@
 import inspect
 import json
 import re
-from collections.abc import Sequence
-from math import inf
+from collections.abc import Hashable, Mapping, Sequence
+from math import inf, isnan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analysis import trust
+from analysis.predictors import Scored
 from diagnostics import measures
 from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
@@ -63,6 +67,27 @@ def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
     console.print(
         f"all scores: {out / 'scores.parquet'}   pages: chesboard report {out}", markup=False, highlight=False
     )
+
+
+def show_scorecard(found: Scored) -> None:
+    """Every predictor with its intervals, then the sentence that says which to trust."""
+    heads = ("Spearman, nats lost", "AUROC, fell", "AP", "top 10 %", "lift")
+    table = _table("measure", "n", *heads, title="predictors; 95 % intervals; ↑ high is worse, ↓ low is worse")
+    table.columns[0].no_wrap, table.box = True, SIMPLE
+    plain = found.card.loc[found.card["given"] == ""].sort_values("spearman", ascending=False)
+    for row in plain.to_dict("records"):
+        arrow = row["direction"].replace("higher", "↑").replace("lower", "↓")
+        short = [_number(round(row[name], 2)) for name in ("average_precision", "precision", "lift")]
+        _add(table, f"{row['measure']} {arrow}", row["n"], _estimate(row, "spearman"), _estimate(row, "auroc"), *short)
+    console = Console()
+    console.print(table)
+    for line in (*found.says, trust.judge(found.card).meaning):
+        console.print(printable(line), markup=False, highlight=False)
+
+
+def _estimate(row: Mapping[Hashable, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return _number(round(row[name], 2)) + ("" if isnan(low) else f" [{low:.2f}, {high:.2f}]")
 
 
 def show_gates(findings: Sequence[Finding]) -> bool:

@@ -183,14 +183,16 @@ def test_gates_file_with_a_wrong_metric(call, trained):
 def test_no_command_and_wrong_option(call):
     code, printed, _ = call("--help")
     assert code == 0
-    for name in ("demo", "audit", "flag", "train", "compare", "trace", "report", "gate", "list"):
+    for name in ("demo", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate", "list"):
         assert name in printed
     code, _, complaint = call("flag")
     assert code == 2
     assert "Missing" in complaint
 
 
-@pytest.mark.parametrize("name", ["demo", "audit", "flag", "train", "compare", "trace", "report", "gate"])
+@pytest.mark.parametrize(
+    "name", ["demo", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
+)
 def test_help_shows_examples(call, name):
     code, printed, _ = call(name, "--help")
     assert code == 0

@@ -83,15 +83,21 @@ def compare(
     todo = [run for run in runs if not is_finished(run)]
     failed: list[str] = []
     if todo:
-        with _workers(jobs) as pool:
+        with workers(jobs) as pool:
             if config is None:
                 worlds = {seed: _world(out, seed) for seed in sorted({run.seed for run in todo})}
                 _all(pool, _build, [(w, seed) for seed, w in worlds.items() if not w.exists()], "worlds")
-            failed = [said for said in _all(pool, _train, [(run,) for run in todo], "runs") if said]
+            failed = train_all(pool, todo)
     done = [Path(run.output_dir) for run in runs if is_finished(run)]
     if not done:
         raise DataError(f"no run of the board could be finished. The first one said: {failed[0]}")
     return done, failed
+
+
+def train_all(pool: ProcessPoolExecutor | None, runs: Sequence[TrainConfig]) -> list[str]:
+    """Train those of the runs that are not finished; what went wrong, a sentence for each that cannot go on."""
+    todo = [(run,) for run in runs if not is_finished(run)]
+    return [said for said in _all(pool, _train, todo, "runs") if said]
 
 
 def parse_entries(text: str) -> list[Entry]:
@@ -155,8 +161,8 @@ def is_finished(run: TrainConfig) -> bool:
     changed = run.changed(read_json(folder / "config.json"))
     if changed:
         raise UserError(
-            f"{folder}: this run was made with other settings ({', '.join(changed)}), and one board must not mix them. "
-            "Choose another --out, or remove that folder."
+            f"{folder}: this run was made with other settings ({', '.join(changed)}), and a comparison must not "
+            "mix them. Choose another --out, or remove that folder."
         )
     if not (folder / RECORD).is_file() or not (folder / "manifest.json").is_file():
         return False
@@ -232,7 +238,8 @@ def _train(run: TrainConfig) -> str | None:
     return None
 
 
-def _workers(jobs: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor | None]:
+def workers(jobs: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor | None]:
+    """Processes to train in, one thread each; none for one job, which this process does itself."""
     if jobs == 1:
         return contextlib.nullcontext()
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread)
@@ -269,7 +276,7 @@ def _same_data(run: TrainConfig, folder: Path) -> None:
     written = read_json(folder / "manifest.json").get("hashes", {})
     if "data" in written and Path(run.data).exists() and file_hash(run.data) != written["data"]:
         raise UserError(
-            f"{folder}: the data changed since this run was made ({run.data}), and one board must not mix them. "
+            f"{folder}: the data changed since this run was made ({run.data}), and a comparison must not mix them. "
             "Choose another --out, or restore the file."
         )
 

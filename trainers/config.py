@@ -54,6 +54,7 @@ TEXTS = (
     "reward_model",
     "reference_cache",
     "heldout_data",
+    "probe_data",
     "split",
     "track",
     "pair_weights",
@@ -88,6 +89,7 @@ class TrainConfig:
         a token diff of chosen and rejected, or auto (tags where any row has them). Tags are never trained on.
     log_kl: take the KL over the vocabulary in every step, also where the objective does not need it.
     split: split of a hub data set. heldout_data: a second file to hold out; default is a share of data.
+    probe_data: a file of the pairs to probe, trained on or not; default is a draw of the training pairs.
     max_length: longest prompt + completion in tokens (None: the model's limit); truncation: what to do beyond it.
     append_eos: end every completion with EOS. dtype: of the loaded weights.
     lora_r: rank of a LoRA adapter, 0 for full fine-tuning; lora_alpha, lora_targets as in peft.
@@ -129,6 +131,7 @@ class TrainConfig:
     log_kl: bool = True
     split: str | None = None
     heldout_data: str | None = None
+    probe_data: str | None = None
     max_length: int | None = None
     truncation: str = "drop"
     append_eos: bool = True

@@ -52,7 +52,7 @@ PARITY_PAIRS = 8
 
 @dataclass(frozen=True)
 class Splits:
-    """Which pairs train, which training pairs are probed, and which are held out."""
+    """Which pairs train, which are probed (training pairs, unless probe_data says which), and which are held out."""
 
     train: list[TokenizedPair]
     probe: list[TokenizedPair]
@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> Path:
     model = load_model(config.model, dtype=config.dtype)
     track = read_track(config.track) if config.track else None
     splits, audits = _data(config, tokenizer, model_limit(model))
-    check_ids(model, [*splits.train, *splits.heldout])
+    check_ids(model, [*splits.train, *splits.probe, *splits.heldout])
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": file_hash(config.data)}
     started |= {"pair_weights": file_hash(config.pair_weights)} if config.pair_weights else {}
@@ -293,6 +293,10 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
         heldout = shuffled[: min(config.heldout_pairs, len(pairs) // 10)]
     away = {p.pair_id for p in heldout}
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
+    if config.probe_data:
+        fixed = audit_pairs(cleaned(read_pairs(config.probe_data), config.objective)[0], tokenizer, **settings)
+        audits["audit_probe.parquet"] = fixed.frame
+        probe = list(fixed.require_kept())[: config.probe_pairs]
     train = [p for p in pairs if p.pair_id not in away]
     given = gather(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
@@ -326,7 +330,7 @@ def _reference(
     key = {"model": weights_hash(model), "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}
     key |= {"engine": engine_of(model).name}
     wanted = torch.bfloat16 if cast == "bf16" else torch.float16
-    everything = {p.pair_id: p for p in (*splits.train, *splits.heldout)}
+    everything = {p.pair_id: p for p in (*splits.train, *splits.probe, *splits.heldout)}
     folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
     with torch.autocast(arguments.device.type, dtype=wanted, enabled=cast != "none"), adapter_off(model):
         return precompute(model, list(everything.values()), pad_token_id=pad_id(tokenizer), folder=folder, key=key)

@@ -10,7 +10,6 @@ from analysis.intervals import (
     geometric_mean,
     mean,
     mean_interval,
-    partial_spearman,
     spearman,
     spearman_interval,
     wilson,
@@ -69,15 +68,6 @@ def test_spearman_interval_holds_rho_and_widens_with_noise():
     low, high = spearman_interval(x, close)
     assert low < spearman(x, close) < high
     assert high - low < np.subtract(*spearman_interval(x, far)[::-1])
-
-
-def test_partial_spearman_removes_a_common_cause():
-    rng = np.random.default_rng(2)
-    cause = rng.normal(size=2000)
-    x, y = cause + rng.normal(size=2000), cause + rng.normal(size=2000)
-    assert spearman(x, y) > 0.4
-    assert abs(partial_spearman(x, y, cause)) < 0.06
-    assert math.isnan(partial_spearman(cause, y, cause))
 
 
 def test_auroc_worked_value():

@@ -110,6 +110,21 @@ def test_notebooks_follow_what_the_folders_hold(make_run, make_flags, tmp_path):
     assert [p.notebook for p in build.plan(build.read([plain]))] == ["run_report"]
 
 
+def test_an_ablation_has_one_page_and_its_runs_none(make_run, tmp_path):
+    for arm, by, drop in (("full", None, 0.0), ("flagged", "set_rate", 0.2), ("random", None, 0.2)):
+        label = dict(ablate_arm=arm, ablate_by=by, ablate_drop=drop, ablate_equal_steps=False)
+        (make_run(arm, config=label) / "board.json").write_text('{"steps": 20}')
+    make_run("plain")
+    material = build.read([tmp_path])
+    assert [p.notebook for p in build.plan(material)] == ["ablate_report", "run_report"]
+    entries = build._entries(material)
+    assert [e.name for e in entries] == ["Filtering", "Run plain"]
+    assert (
+        "better in 0, worse in 0, and not told apart in 1 (chosen log-prob of held-out pairs, 1 seed)"
+        in entries[0].says
+    )
+
+
 def test_folders_of_the_same_name_get_pages_of_their_own(make_run):
     pages = build.plan(build.read([make_run("a/run"), make_run("b/run")]))
     assert [p.stem for p in pages] == ["run-run", "run-run-2"]
@@ -140,7 +155,7 @@ def test_a_log_without_a_needed_column_names_it(make_run):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"), [("flag_report", "hold 1 run and 0 score folders"), ("nope", "There are: demo_report")]
+    ("asked", "message"), [("flag_report", "hold 1 run and 0 score folders"), ("nope", "There are: ablate_report")]
 )
 def test_notebooks_that_do_not_fit_are_refused(make_run, asked, message):
     with pytest.raises(UserError, match=message):

@@ -38,8 +38,15 @@ def test_notebooks_are_thin(name):
                 assert node.module == "analysis"
 
 
-def test_the_three_notebooks_are_there():
-    assert notebooks.names() == ["demo_report", "flag_report", "objective_board", "run_report"]
+def test_the_notebooks_are_there():
+    assert notebooks.names() == [
+        "ablate_report",
+        "demo_report",
+        "flag_report",
+        "objective_board",
+        "run_report",
+        "scorecard",
+    ]
 
 
 def test_a_misspelt_parameter_is_refused():
@@ -72,7 +79,9 @@ def test_a_notebook_that_raises_names_cell_and_reason_and_is_kept(tmp_path, monk
 
 
 def test_an_unknown_notebook_lists_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match="There are: demo_report, flag_report, objective_board, run_report"):
+    with pytest.raises(
+        UserError, match="There are: ablate_report, demo_report, flag_report, objective_board, run_report"
+    ):
         notebooks.execute(Page("nope", "", {}, "out"), tmp_path)
 
 

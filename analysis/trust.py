@@ -1,0 +1,78 @@
+"""Which predictor to trust on a run: judged from the scorecard by one rule. Thresholds live here."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from analysis.predictors import BASELINE, NAMES
+from analysis.wording import correlation, count, number, percent, span
+from diagnostics.finding import Finding
+
+CHANCE = {"auroc": 0.5, "spearman": 0.0}
+WORDS = {"auroc": "AUROC for “fell”", "spearman": "Spearman with the nats lost"}
+FORMS = {"auroc": number, "spearman": correlation}
+
+
+def judge(card: pd.DataFrame) -> Finding:
+    """The predictor to trust: that of the best AUROC among those whose 95 % interval lies above chance and above the
+    length difference alone; by rank correlation where AUROC is refused. passed: whether there is one."""
+    by = "auroc" if len(card["auroc"].dropna()) else "spearman"
+    plain = card.loc[(card["given"] == "") & card[by].notna()]
+    length = _only(plain.loc[plain["measure"] == BASELINE, by])
+    tried = plain.loc[plain["measure"] != BASELINE].sort_values(by, ascending=False)
+    if tried.empty:
+        return Finding("predictor", math.nan, 0, None, CHANCE[by], None, "No predictor was measured.")
+    bar = max(CHANCE[by], length) if not math.isnan(length) else CHANCE[by]
+    good = tried.loc[tried[f"{by}_low"] > bar]
+    best = (good if len(good) else tried).iloc[0].to_dict()
+    said = _sentence(best, by, length, len(tried), bool(len(good))) + _refused(card, by)
+    interval = (best[f"{by}_low"], best[f"{by}_high"])
+    return Finding(
+        f"predictor/{best['measure']}",
+        best[by],
+        int(best["told_n" if by == "auroc" else "n"]),
+        interval,
+        bar,
+        bool(len(good)),
+        said,
+    )
+
+
+def label(measure: str) -> str:
+    """What a measure is called."""
+    return NAMES.get(measure, measure)
+
+
+def _sentence(best: dict[str, Any], by: str, length: float, tried: int, good: bool) -> str:
+    form, chance = FORMS[by], FORMS[by](CHANCE[by])
+    interval = span((best[f"{by}_low"], best[f"{by}_high"]), form)
+    rows, runs = ("told_n", "told") if by == "auroc" else ("n", "runs")
+    over = f"n = {best[rows]:,}, {count(int(best[runs]), 'run')}"
+    numbers = f"{WORDS[by]} {form(best[by])} (95 % interval {interval}; {over})"
+    name = label(best["measure"]) + (f", {best['direction'][:-1]} is worse" if best["direction"].endswith("?") else "")
+    alone = "" if math.isnan(length) else f" and the length difference alone ({form(length)})"
+    if good:
+        return f"Trust {name} here: {numbers}, above chance ({chance}){alone}. {_many(tried)}"
+    if best[f"{by}_low"] > CHANCE[by]:
+        return f"None beats both chance ({chance}){alone}: the best is {name}, {numbers}. {_many(tried)}"
+    return f"None of {count(tried, 'predictor')} beats chance ({chance}) here; the best is {name}, {numbers}."
+
+
+def _many(tried: int) -> str:
+    if tried == 1:
+        return "It is the only predictor tried."
+    return f"It is the best of {tried} predictors tried, and the best of many looks better than it is."
+
+
+def _refused(card: pd.DataFrame, by: str) -> str:
+    runs, told = (max(card[name].tolist()) for name in ("runs", "told"))
+    if by == "auroc" and told == runs:
+        return ""
+    which = "the runs" if by == "spearman" else f"{runs - told} of {runs} runs"
+    fell = percent(float(card["fell"].iloc[0]))
+    return f" AUROC, precision and lift are left out for {which} in which under 5 % or over 95 % fell (mean: {fell})."
+
+
+def _only(values: pd.Series) -> float:
+    return float(values.iloc[0]) if len(values) else math.nan

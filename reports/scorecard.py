@@ -1,0 +1,23 @@
+"""The scorecard of finished runs: a table for the terminal, a Parquet file and one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import scorecard_page
+from analysis.predictors import Scored
+from diagnostics.runlog import write_frame
+from reports.notebooks import Page, execute
+
+
+def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = None) -> tuple[Scored, Path]:
+    """Judge every predictor on these runs (seeds of one setting) and write scorecard.parquet and scorecard.html.
+
+    scores: scores.parquet of the runs' data, none, one for all runs or one for each. out: default is report/ in the
+    first run. Returns the scorecard and its page.
+    """
+    given = {"run_dirs": [str(p.resolve()) for p in run_dirs], "scores": [str(p.resolve()) for p in scores]}
+    found = scorecard_page.load(**given)
+    out = (out or run_dirs[0] / "report").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    write_frame(out / "scorecard.parquet", found.card)
+    return found, execute(Page("scorecard", "Scorecard: which predictor to trust", given, "scorecard"), out)
