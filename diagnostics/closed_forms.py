@@ -13,6 +13,7 @@ autograd through one tile of logits.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,11 @@ def closed_forms(batch: PreferenceBatch, out: Outputs, mean_head: Tensor | None 
 
 
 def head_gradient(batch: PreferenceBatch, out: Outputs) -> Tensor:
-    """(V, D) sum over the batch's pairs of grad ln pi(y+) - grad ln pi(y-) in the head's weight; float32 at least."""
+    """(V, D) sum over the batch's pairs of grad ln pi(y+) - grad ln pi(y-) in the head's weight; float32 at least.
+    One NaN where the head cannot be applied to single positions."""
     half, total = len(batch.pair_ids), None
+    if not engine_of(out.model).tiled:
+        return out.hidden.new_full((1, 1), torch.nan)
     for tile in out.tiles():
         errors, _ = _errors(out, tile, pull_hidden=False)
         sign = torch.where(out.rows[tile] < half, 1.0, -1.0).to(errors)
@@ -110,7 +114,11 @@ def _errors(out: Outputs, index: Tensor | slice, *, pull_hidden: bool = True) ->
 def _output(head: nn.Module) -> Iterator[list[Tensor]]:
     """While open, what the head gives is kept."""
     seen: list[Tensor] = []
-    handle = head.register_forward_hook(lambda module, args, output: seen.append(output))
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append(output)
+
+    handle = head.register_forward_hook(keep)
     try:
         yield seen
     finally:

@@ -3,7 +3,8 @@
 A measure is a public function `name(pair: PairStats) -> Tensor (B,)`; its name is its column in every table.
 Each file says in NEEDS what has to be measured first: "logps", "reference" (the reference's log-probs too),
 "kl" (exact KL, which takes both models at once), "hidden" (hidden states of the head's input) or "text"
-(token ids). What was not measured comes out as NaN.
+(token ids). What was not measured comes out as NaN. A measure that pairs can be flagged by says in FLAGGED which of
+them are prone to displacement: those with the "highest" or the "lowest" values.
 """
 
 import difflib
@@ -38,6 +39,11 @@ def load(name: str) -> Measure:
 def needs(name: str) -> frozenset[str]:
     """What must be measured before this measure can be taken: NEEDS of its file."""
     return frozenset(import_module(load(name).__module__).NEEDS)
+
+
+def flagged(name: str) -> str:
+    """Which values mean "prone to displacement", "highest" or "lowest": FLAGGED of its file."""
+    return import_module(load(name).__module__).FLAGGED
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
