@@ -30,7 +30,8 @@ DEFAULT = "ln_ches_score"
 FIRST = ("pair_id", "source_row", "status", "reason", "prompt_length", "chosen_length", "rejected_length")
 LIKELIHOODS = ("chosen_logps", "rejected_logps")
 COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES)
-CHOICES = (*MEASURES, *margins.FLAGGED, *forecast.COLUMNS)
+FURTHER = margins.COLUMNS | forecast.COLUMNS
+CHOICES = (*MEASURES, *FURTHER)
 
 
 def flag(
@@ -140,9 +141,7 @@ def choose(
 
 def prone(by: str) -> str:
     """Which values of a measure mean "prone to displacement": the "highest" or the "lowest"; the measure says so."""
-    if by in forecast.COLUMNS:
-        return forecast.COLUMNS[by].flagged
-    return margins.FLAGGED[by] if by in margins.FLAGGED else measures.flagged(by)
+    return FURTHER[by].flagged if by in FURTHER else measures.flagged(by)
 
 
 def write_back(table: PairTable, scores: pd.DataFrame, *, kept: str | None = None, flagged: str | None = None) -> None:

@@ -24,6 +24,7 @@ from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.closed_forms import closed_forms, head_gradient
 from diagnostics.engine import device_of, innermost
 from diagnostics.errors import DataError, UserError
+from diagnostics.measures import Column
 from diagnostics.parts import Parts
 from diagnostics.processes import agree, processes, share
 from diagnostics.progress import Progress
@@ -31,17 +32,7 @@ from diagnostics.scoring import dealt, fitting, likelihoods, score_batches
 from diagnostics.sums import Sums
 from diagnostics.tokenized import TokenizedPair
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column: what it is, which of its values mean "prone to displacement", and whether it needs float32 weights
-    (a short step's difference drowns in the rounding of bfloat16)."""
-
-    meaning: str
-    flagged: str = "lowest"
-    float32: bool = False
-
-
+# a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
 COLUMNS = {
     "set_rate": Column("rate of the chosen log-prob under the step that the whole data set takes", float32=True),
     "set_rate_sign": Column("the same under the sign of that step, as Adam and RMSProp take at first", float32=True),

@@ -3,10 +3,15 @@
 import numpy as np
 import pandas as pd
 
+from diagnostics.measures import Column
+
 BETA = 0.1  # DPO's usual beta, for needed_loss
 
-# which values mean "in trouble"
-FLAGGED = {"reference_margin": "lowest", "needed_loss": "lowest", "rejected_tail": "lowest"}
+COLUMNS = {
+    "reference_margin": Column("ln pi(y+) - ln pi(y-) of the start model: below 0 it ranks the pair the wrong way"),
+    "needed_loss": Column("DPO loss (beta 0.1) below which the model ranks the pair right; ln 2 = at the start"),
+    "rejected_tail": Column("log-prob of the rejected answer per token: how unlikely it is already"),
+}
 
 
 def reference_margins(scored: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnostics.errors import DataError
-from diagnostics.pairs import PreferencePair, Text
+from diagnostics.pairs import PreferencePair
 from diagnostics.tokenized import TokenizedPair, Truncation, tokenize_pairs
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def _pair(where: str, number: int, line: str) -> PreferencePair:
     if not isinstance(answer, str) or not (isinstance(prompt, str) or chat):
         raise DataError(f"{where}: needs prompt (text or chat messages) and answer (text).")
     other = "." if answer.strip() != "." else "!"  # a pair has two different sides
-    sides: list[Text] = [[{"role": "assistant", "content": text}] if chat else text for text in (answer, other)]
-    return PreferencePair(f"probe{number}", number, prompt, *sides)
+    chosen, rejected = ([{"role": "assistant", "content": text}] if chat else text for text in (answer, other))
+    return PreferencePair(f"probe{number}", number, prompt, chosen, rejected)
 
 
 def _is_message(value: Any) -> bool:

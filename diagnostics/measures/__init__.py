@@ -11,6 +11,7 @@ import difflib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 
@@ -21,6 +22,16 @@ from diagnostics.errors import UserError
 from diagnostics.stats import PairStats, wide
 
 Measure = Callable[[PairStats], Tensor]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of scores.parquet that is no function of PairStats: what it is, which of its values mean "prone to
+    displacement" (highest or lowest), and whether it needs float32 weights."""
+
+    meaning: str
+    flagged: str = "lowest"
+    float32: bool = False
 
 
 def names() -> list[str]:
