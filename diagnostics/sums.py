@@ -39,7 +39,8 @@ class Sums:
                 for name in file.keys():
                     value = file.get_tensor(name)
                     total[name] = total[name] + value if name in total else value
-        return {name: value / len(self.done()) for name, value in total.items()}
+        count = len(self.done())
+        return {name: value / count for name, value in total.items()}
 
     @contextmanager
     def writer(self, rank: int) -> Iterator[Add]:
