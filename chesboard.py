@@ -105,10 +105,22 @@ def flag(
     data: Data,
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for scores.parquet and audit.parquet.")],
-    by: Annotated[str, typer.Option(help="Measure to rank by: ln_ches_score, ches_score, ...")] = "ln_ches_score",
-    quantile: Annotated[float | None, typer.Option(help="Flag pairs above this quantile (default 0.9).")] = None,
+    by: Annotated[
+        str, typer.Option(help="Measure to rank by: ln_ches_score, set_rate, ... (`chesboard list measures`).")
+    ] = "ln_ches_score",
+    quantile: Annotated[
+        float | None, typer.Option(help="Flag the most prone beyond this quantile (default 0.9, a tenth).")
+    ] = None,
     count: Annotated[int | None, typer.Option(help="Flag this many pairs.")] = None,
-    above: Annotated[float | None, typer.Option(help="Flag pairs above this value.")] = None,
+    above: Annotated[float | None, typer.Option(help="Flag pairs above this value (where high is prone).")] = None,
+    below: Annotated[float | None, typer.Option(help="Flag pairs below this value (where low is prone).")] = None,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Measure every rate, whatever --by names.")] = False,
+    parameters: Annotated[
+        Literal["all", "head"], typer.Option(help="Weights that rates are taken in: all or head.")
+    ] = "all",
+    probe: Annotated[
+        str | None, typer.Option(help="JSONL of prompt and answer to protect, for probe_influence.")
+    ] = None,
     write_kept: Annotated[
         str | None, typer.Option(help="Write the rows not flagged, in the data's own format.")
     ] = None,
@@ -130,11 +142,18 @@ def flag(
     Stopped at any moment and started again with the same command, it goes on where it was. Started by torchrun or
     accelerate, the processes share the pairs, each on its own GPU (or on the CPU).
 
+    CHES and its kin flag the highest values; the rates (set_rate, self_rate, ...) forecast how a chosen log-prob
+    moves, and flag the lowest. A measure knows its own side.
+
     Examples:
 
         chesboard flag my_pairs.jsonl --model my-model --out runs/flag
 
         chesboard flag my_pairs.jsonl --model my-model --out runs/flag --by ches_score --write-kept kept.jsonl
+
+        chesboard flag my_pairs.jsonl --model my-model --out runs/flag --by set_rate --below 0
+
+        chesboard flag my_pairs.jsonl --model my-model --out runs/flag --by probe_influence --probe refusals.jsonl
 
         torchrun --nproc_per_node 2 chesboard.py flag my_pairs.jsonl --model my-model --out runs/flag
 
@@ -160,6 +179,10 @@ def flag(
         quantile=quantile,
         count=count,
         above=above,
+        below=below,
+        everything=forecast,
+        parameters=parameters,
+        probe=probe,
         split=split,
         max_length=longest(max_length, model_limit(loaded)),
         truncation=truncation,

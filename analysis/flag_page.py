@@ -33,6 +33,8 @@ def summary(found: Flags) -> Block:
         share = percent(float((margin < 0).mean()))
         words = f"In {share} of {len(margin):,} pairs the start model gives the rejected response more probability."
         made.append(page.note(words))
+    made += [page.note(words) for words in flags.forecast_words(scored)]
+    made += _forecast(scored)
     reasons = flags.reasons(found.audit)
     reasons = reasons.assign(reason=[clip(r, 120) for r in reasons["reason"]]).head(15)
     made.append(page.table(reasons) if len(reasons) else page.missing("Audit", "The folder has no audit.parquet."))
@@ -83,7 +85,8 @@ def extremes(found: Flags, shown: int) -> Block:
     if not flags.measures(scored):
         return page.missing("Pairs", "No pair was scored.")
     name = flags.ordering(scored)
-    ordered = scored.dropna(subset=[name]).sort_values([name, "pair_id"], ascending=[False, True])
+    low = flags.lowest_first(scored, name)
+    ordered = scored.dropna(subset=[name]).sort_values([name, "pair_id"], ascending=[low, True])
     texts = runs.texts(found.audit)
     shown = min(shown, max(1, len(ordered) // 2))
     made = [page.heading(f"Most displacement-prone by {flags.label(name)}")]
@@ -94,6 +97,15 @@ def extremes(found: Flags, shown: int) -> Block:
 
 
 _FORMS = {"smallest": number, "median": number, "largest": number}
+
+
+def _forecast(scored: pd.DataFrame) -> list[Block]:
+    """The share of chosen answers that each rate says will fall."""
+    table = flags.forecast(scored)
+    intervals = [span(i, percent) for i in zip(table["low"], table["high"])]
+    shown = table.assign(measure=[flags.label(m) for m in table["measure"]], low=intervals).drop(columns="high")
+    heads = {"falls": "chosen forecast to fall", "low": "95 % interval"}
+    return [page.table(shown, {"falls": percent}, heads)] if len(shown) else []
 
 
 def _spread(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:

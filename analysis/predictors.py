@@ -17,18 +17,18 @@ from diagnostics.runlog import RunLog
 NAMES = {
     "ches_score": "CHES",
     "ln_ches_score": "CHES, length-normalised",
-    "alpha_ches": "CHES, alpha-weighted",
     "edit_similarity": "edit similarity",
     "last_hidden_similarity": "last-hidden inner product",
     "self_rate": "rate of the pair alone",
     "set_rate": "rate under the whole set",
     "set_rate_sign": "rate under the whole set, sign",
-    "last_layer_rate": "last-layer rate of the pair alone",
-    "last_layer_set_rate": "last-layer rate under the whole set",
-    "unembedding_rate": "unembedding rate",
-    "hidden_rate": "hidden-state rate",
+    "last_layer_set_rate": "rate under the whole set, last layer",
+    "hidden_rate": "rate of the pair alone, last layer (V)",
+    "unembedding_rate": "unembedding rate (U)",
+    "features_rate": "rate of free hidden states and head (U + V)",
     "probe_influence": "influence on the named behaviour",
     "reference_margin": "log-prob margin (chosen − rejected, start model)",
+    "rejected_tail": "rejected log-prob per token, start model",
     "length_difference": "length difference (rejected − chosen)",
 }
 BASELINE = "length_difference"
@@ -38,6 +38,7 @@ RAREST, COMMONEST = 0.05, 0.95
 FLAGGED = 0.1
 FEWEST = 5
 NOT_MEASURES = {"step", "epoch", "loss", "source_row", "rank", "flagged", "fell", "logratio_margin", *OUTCOMES}
+NOT_MEASURES |= {"needed_loss"}  # a function of the reference margin
 NOT_ENDINGS = ("_length", "_logps", "_logratios", "_rewards", "_kl", "_kl_reverse", "_incentive", "_change")
 
 

@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diagnostics import measures
+from diagnostics import forecast, margins, measures
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
 from diagnostics.forward import prepare
-from diagnostics.manifest import manifest
+from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.parts import Parts
+from diagnostics.probe_rows import read_probe
 from diagnostics.processes import agree, processes, share
 from diagnostics.progress import Progress
+from diagnostics.rates import Which
 from diagnostics.runlog import read_frame, write_frame
-from diagnostics.scoring import batches, rows, score_batches, token_budget
+from diagnostics.scoring import dealt, rows, score_batches, token_budget
 from diagnostics.tokenized import TokenizedPair, Truncation
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
@@ -28,6 +30,8 @@ DEFAULT = "ln_ches_score"
 FIRST = ("pair_id", "source_row", "status", "reason", "prompt_length", "chosen_length", "rejected_length")
 LIKELIHOODS = ("chosen_logps", "rejected_logps")
 COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES)
+FURTHER = margins.COLUMNS | forecast.COLUMNS
+CHOICES = (*MEASURES, *FURTHER)
 
 
 def flag(
@@ -41,6 +45,10 @@ def flag(
     quantile: float | None = None,
     count: int | None = None,
     above: float | None = None,
+    below: float | None = None,
+    everything: bool = False,
+    parameters: Which = "all",
+    probe: str | None = None,
     split: str | None = None,
     max_length: int | None = None,
     truncation: Truncation = "drop",
@@ -51,26 +59,33 @@ def flag(
 ) -> tuple[pd.DataFrame, PairTable, Audit]:
     """Score a data set and write scores.parquet, audit.parquet, config.json and manifest.json to a new folder.
 
-    by: measure to rank by; the flagged are the top tenth, or those above a quantile, the first `count`, or all
-    with a value `above`. write_kept, write_flagged: files for the data's own rows (see write_back).
+    by: measure to rank by, most prone to displacement first (the measure says whether that is its highest or its
+    lowest value); the flagged are the first tenth, or those past a quantile, the first `count`, or all with a value
+    `above` or `below`. write_kept, write_flagged: files for the data's own rows (see write_back).
+    The forecast's columns are measured where `by` names one, or all (`everything`); `parameters` says in which weights,
+    `probe` is the file that probe_influence is about (see forecast).
     Interrupted and called again with the same arguments, it goes on where it was; several processes share the work.
     The table is the same either way: to the byte where each process uses as many threads, else up to rounding.
     Returns the scores (one row a source row), the pairs as read, and the audit.
     """
-    out, rule = Path(out), {"quantile": quantile, "count": count, "above": above}
+    out, rule = Path(out), {"quantile": quantile, "count": count, "above": above, "below": below}
     cut: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
 
-    def read() -> tuple[PairTable, Audit]:
+    def read() -> tuple[PairTable, Audit, list[TokenizedPair]]:
         check_by(by)
-        check_rule(**rule)
+        check_rule(by, **rule)
+        forecast.check(model, further, parameters)
         table = read_pairs(data, split=split)
         audit = audit_pairs(table, tokenizer, **cut)
-        check_ids(model, audit.require_kept())
-        return table, audit
+        rows = read_probe(probe, tokenizer, max_length=max_length, truncation=truncation) if probe else []
+        check_ids(model, [*audit.require_kept(), *rows])
+        return table, audit, rows
 
     def start() -> tuple[int, set[str]]:
         hashes = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table)}
-        settings = {"by": by, **rule, "split": split, **cut, "batch_tokens": batch_tokens}
+        hashes |= {"probe": file_hash(probe) or ""} if probe else {}
+        asked = {"forecast": list(further), "parameters": parameters, "probe": probe} if further else {}
+        settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
         budget = batch_tokens or token_budget(model, audit.tokenized)
         return parts.start(config, _about(model, hashes) | {"batch_tokens": budget}, audit.frame)
@@ -78,16 +93,23 @@ def flag(
     def finish() -> None:
         scored = parts.read().reindex(columns=list(COLUMNS))
         _require_all(audit, scored, out)
+        if further:
+            scored = scored.merge(forecast.read(job(), further), on="pair_id", how="left")
         scores = choose(_join(audit.frame, scored), by, **rule)
         write_frame(out / "scores.parquet", scores)
         write_back(table, scores, kept=write_kept, flagged=write_flagged)
         parts.remove()
 
-    table, audit = agree(read)
+    def job() -> forecast.Job:
+        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters)
+
+    further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
+    table, audit, probe_rows = agree(read)
     prepare(model)
-    parts = Parts(out)
+    parts, pad_token_id = Parts(out), int(tokenizer.pad_token_id or 0)
     budget, done = share(start)
-    agree(lambda: _score(model, audit.tokenized, parts, done, budget, int(tokenizer.pad_token_id or 0)))
+    agree(lambda: _score(model, audit.tokenized, parts, done, budget, pad_token_id))
+    forecast.measure(job(), further, probe_rows)
     share(finish)
     return read_frame(out / "scores.parquet"), table, audit
 
@@ -99,19 +121,27 @@ def choose(
     quantile: float | None = None,
     count: int | None = None,
     above: float | None = None,
+    below: float | None = None,
 ) -> pd.DataFrame:
     """Add rank (1 = most prone), flagged and flag_reason. Ties rank in the order of the source."""
-    check_rule(quantile=quantile, count=count, above=above)
-    values = scores[by]
-    rank = values.rank(ascending=False, method="first")
+    check_rule(by, quantile=quantile, count=count, above=above, below=below)
+    values, side = scores[by], prone(by)
+    rank = values.rank(ascending=side == "lowest", method="first")
     if above is not None:
         flagged, why = values > above, f"{by} above {above:g}"
+    elif below is not None:
+        flagged, why = values < below, f"{by} below {below:g}"
     elif count is not None:
-        flagged, why = rank <= count, f"among the {count} highest by {by}"
+        flagged, why = rank <= count, f"among the {count} {side} by {by}"
     else:
-        share = 1 - (0.9 if quantile is None else quantile)
-        flagged, why = rank <= round(share * values.notna().sum()), f"among the top {share:.3g} of pairs by {by}"
+        share, end = 1 - (0.9 if quantile is None else quantile), "top" if side == "highest" else side
+        flagged, why = rank <= round(share * values.notna().sum()), f"among the {end} {share:.3g} of pairs by {by}"
     return scores.assign(rank=rank, flagged=flagged, flag_reason=np.where(flagged, why, ""))
+
+
+def prone(by: str) -> str:
+    """Which values of a measure mean "prone to displacement": the "highest" or the "lowest"; the measure says so."""
+    return FURTHER[by].flagged if by in FURTHER else measures.flagged(by)
 
 
 def write_back(table: PairTable, scores: pd.DataFrame, *, kept: str | None = None, flagged: str | None = None) -> None:
@@ -124,18 +154,23 @@ def write_back(table: PairTable, scores: pd.DataFrame, *, kept: str | None = Non
 
 def check_by(by: str) -> None:
     """UserError naming the nearest measure when `by` is none of those that flag computes."""
-    if by not in MEASURES:
-        near = difflib.get_close_matches(by, measures.names(), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near and near[0] in MEASURES else ""
-        raise UserError(f"--by '{by}' is not a measure that flag computes{hint} Choose one of {', '.join(MEASURES)}.")
+    if by not in CHOICES:
+        near = difflib.get_close_matches(by, [*measures.names(), *CHOICES], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near and near[0] in CHOICES else ""
+        raise UserError(f"--by '{by}' is not a measure that flag computes{hint} Choose one of {', '.join(CHOICES)}.")
 
 
-def check_rule(*, quantile: float | None, count: int | None, above: float | None) -> None:
+def check_rule(
+    by: str, *, quantile: float | None, count: int | None, above: float | None, below: float | None = None
+) -> None:
     """UserError where the rule that says what is flagged is given twice, or makes no sense."""
-    if sum(x is not None for x in (quantile, count, above)) > 1:
-        raise UserError("give only one of --quantile, --count and --above.")
+    if sum(x is not None for x in (quantile, count, above, below)) > 1:
+        raise UserError("give only one of --quantile, --count, --above and --below.")
     if quantile is not None and not 0 <= quantile <= 1:
-        raise UserError(f"--quantile is {quantile}; it must lie between 0 and 1 (0.9 flags the top tenth).")
+        raise UserError(f"--quantile is {quantile}; it must lie between 0 and 1 (0.9 flags the most prone tenth).")
+    if (above if prone(by) == "lowest" else below) is not None:
+        right = "--below" if prone(by) == "lowest" else "--above"
+        raise UserError(f"the {prone(by)} values of {by} are prone to displacement: give {right}.")
 
 
 def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
@@ -151,15 +186,9 @@ def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
 def _score(
     model: Any, pairs: Sequence[TokenizedPair], parts: Parts, done: set[str], budget: int, pad_token_id: int
 ) -> None:
-    """This process's share of the pairs that no earlier start has scored, each batch on disk before the next.
-
-    The batches are the same however many processes there are and however often they were stopped, so the numbers are
-    too; they are dealt out whole, in turn, so that every process has long and short ones.
-    """
-    every = list(batches(pairs, budget, engine_of(model)))
-    left = [found for g in every if (found := [p for p in g if p.pair_id not in done])]
+    """This process's share of the pairs that no earlier start has scored, each batch on disk before the next."""
     me = processes()
-    mine = left[me.process_index :: me.num_processes]
+    mine = dealt(model, pairs, done, budget)
     todo = [p for g in mine for p in g]
     before = len(done) if me.num_processes == 1 else 0
     with (
@@ -183,4 +212,4 @@ def _require_all(audit: Audit, scored: pd.DataFrame, out: Path) -> None:
 def _join(frame: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     status = frame["status"].replace("kept", "scored")
     joined = frame.assign(status=status)[list(FIRST)].merge(scored, on="pair_id", how="left")
-    return joined.sort_values("source_row", ignore_index=True)
+    return margins.reference_margins(joined).sort_values("source_row", ignore_index=True)

@@ -2,6 +2,8 @@
 
     OUT/config.json  manifest.json  audit.parquet  parts/ (while the job is not done)  scores.parquet
 
+A forecast passes over the pairs more than once: each pass has a folder of its own in parts/ (see forecast).
+
 The parts are a run log's `pairs` table (see runlog): Arrow streams, one record batch for every scored batch, on disk
 before the next is begun. A job goes on only with the same model, tokenizer, data and settings.
 """
@@ -19,14 +21,18 @@ from diagnostics.errors import UserError
 from diagnostics.runlog import RunLogWriter, read_json, read_table, write_frame, write_json
 
 MODEL = "model (its weights)"
-NAMES = ("command", "model", "data")  # where things lie may change: their content is compared by hash
+NAMES = ("command", "model", "data", "probe")  # where things lie may change: their content is compared by hash
 
 
 class Parts:
     """Rows of a job that is under way."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.folder = out, out / "parts"
+    def __init__(self, out: Path, phase: str = "") -> None:
+        self.out, self.folder = out, out / "parts" / phase
+
+    def phase(self, name: str) -> "Parts":
+        """The rows of a further pass over the pairs, apart from the others'."""
+        return Parts(self.out, name)
 
     def start(
         self, config: Mapping[str, Any], manifest: Mapping[str, Any], audit: pd.DataFrame
@@ -60,6 +66,11 @@ class Parts:
         """All rows so far, by pair_id; empty where there is none."""
         return read_table(self.folder, "pairs")
 
+    def done(self) -> set[str]:
+        """The pair_ids that have a row."""
+        found = self.read()
+        return set(found["pair_id"]) if len(found) else set()
+
     def remove(self) -> None:
         """The job is done and its table written."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -89,5 +100,5 @@ def _content(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str
     """What a row of scores depends on, by the name that a person knows."""
     hashes = manifest["hashes"]
     content = {"dtype": manifest["dtypes"]["weights"], MODEL: hashes["model"]}
-    content |= {"tokenizer": hashes["tokenizer"], "data set": hashes["data"]}
+    content |= {"tokenizer": hashes["tokenizer"], "data set": hashes["data"], "probe": hashes.get("probe")}
     return content | {k: v for k, v in json.loads(json.dumps(config)).items() if k not in NAMES}

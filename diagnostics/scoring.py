@@ -5,9 +5,9 @@ A batch that does not fit into memory is cut in halves and tried again; no numbe
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,8 +17,11 @@ from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.engine import Engine, device_of, engine_of, innermost
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, pair_stats, run
+from diagnostics.processes import processes
 from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
+
+T = TypeVar("T")
 
 CPU_TOKENS = 8192  # tokens of one batch on a CPU: more is not faster
 GPU_TOKENS = (2048, 65536)  # fewest and most tokens of one batch on a GPU: more than that is not faster
@@ -64,24 +67,51 @@ def score_batches(
     head: bool = True,
 ) -> Iterator[Scored]:
     """`score` with the batches as they are given; one that does not fit is halved, as are those after it."""
-    device, engine, training = device_of(model), engine_of(model), model.training
-    limit = sys.maxsize
+    device = device_of(model)
+
+    def work(part: Sequence[TokenizedPair]) -> Scored:
+        batch = collate(part, pad_token_id=pad_token_id).to(device)
+        with torch.no_grad():
+            return Scored(part, batch, *_outputs(model, batch, reference, head))
+
+    for _, scored in fitting(model, groups, work):
+        with torch.no_grad():
+            yield scored
+
+
+def fitting(
+    model: nn.Module, groups: Iterable[Sequence[TokenizedPair]], work: Callable[[Sequence[TokenizedPair]], T]
+) -> Iterator[tuple[Sequence[TokenizedPair], T]]:
+    """Each batch with what work makes of it, the model in eval mode; one that does not fit into memory is halved, as
+    are those after it."""
+    engine, training, limit = engine_of(model), model.training, sys.maxsize
     model.eval()
     try:
         for group in groups:
             waiting = list(batches(group, limit, engine))
             while waiting:
                 part = waiting.pop(0)
-                batch = collate(part, pad_token_id=pad_token_id).to(device)
-                with torch.no_grad():
-                    outputs = _fitting(lambda batch=batch: _outputs(model, batch, reference, head))
-                    if outputs:
-                        yield Scored(part, batch, *outputs)
-                        continue
+                found = _fitting(lambda part=part: work(part))
+                if found is not None:
+                    yield part, found
+                    continue
                 limit = min(limit, _half(part, engine))
                 waiting = [smaller for w in (part, *waiting) for smaller in batches(w, limit, engine)]
     finally:
         model.train(training)
+
+
+def dealt(
+    model: nn.Module, pairs: Sequence[TokenizedPair], done: Collection[str], batch_tokens: int
+) -> list[list[TokenizedPair]]:
+    """This process's share of the batches, without the pairs that are done.
+
+    The batches are the same however many processes there are and however often they were stopped, so the numbers are
+    too; they are dealt out whole, in turn, so that every process has long and short ones.
+    """
+    every = batches(pairs, batch_tokens, engine_of(model))
+    left = [found for g in every if (found := [p for p in g if p.pair_id not in done])]
+    return left[processes().process_index :: processes().num_processes]
 
 
 def batches(

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import trust
+from analysis import flags, trust
 from analysis.predictors import Scored
 from diagnostics import measures
 from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
 from diagnostics.finding import Finding
+from diagnostics.flagging import FURTHER, prone
 from reports import gate
 from trainers import objectives
 from trainers.card import Card, Push, card
@@ -61,9 +62,11 @@ def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
     console.print(table)
     console.print(
         f"{len(done)} pairs scored, {len(scores) - len(done)} skipped, "
-        f"{done['flagged'].tolist().count(True)} flagged by {by} (higher is more prone).",
+        f"{done['flagged'].tolist().count(True)} flagged by {by} (the {prone(by)} values are most prone).",
         highlight=False,
     )
+    for line in flags.forecast_words(done):
+        console.print(line, highlight=False)
     console.print(
         f"all scores: {out / 'scores.parquet'}   pages: chesboard report {out}", markup=False, highlight=False
     )
@@ -127,8 +130,19 @@ def _show_tables(kinds: Sequence[str]) -> None:
         for row in _measures() if kind == "measures" else _notebooks():
             _add(table, *row)
         console.print(table)
+        if kind == "measures":
+            console.print(_further_table())
     if "objectives" in kinds:
         console.print("one objective's card: chesboard list objectives NAME", highlight=False)
+
+
+def _further_table() -> Table:
+    """The columns that only `chesboard flag` measures, and which of their values it flags."""
+    table = _table("flag --by", "what it is", "flagged")
+    for name, column in FURTHER.items():
+        _add(table, name, column.meaning, column.flagged)
+    table.caption = "flag --by takes these, and CHES, LN-CHES, last-hidden and edit similarity, flagged highest"
+    return table
 
 
 def _objective_table() -> Table:
@@ -204,6 +218,8 @@ def _show_text(name: str, text: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _measure_text(name: str) -> tuple[str, str, list[tuple[str, str]]]:
+    if name in FURTHER:
+        return name, FURTHER[name].meaning + ".", [("flagged", FURTHER[name].flagged)]
     function = measures.load(name)
     rows = [("needs", ", ".join(sorted(measures.needs(name)))), ("paper", ", ".join(sources(function)))]
     return name, inspect.getdoc(function) or "", rows

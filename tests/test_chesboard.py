@@ -249,3 +249,21 @@ def test_no_argument_of_flag_and_audit_overwrites_a_file(call, lm_folder, pairs_
         code, _, complaint = call(command, pairs_file, "--model", lm_folder, "--out", pairs_file)
         assert code in (2, 3)
         one_sentence(complaint)
+
+
+def test_flag_forecasts_from_the_front_door(call, lm_folder, pairs_file, tmp_path):
+    probe = tmp_path / "probe.jsonl"
+    probe.write_text(json.dumps({"prompt": "alpha ?", "answer": " beta gamma"}) + "\n")
+    start = ["flag", pairs_file, "--model", lm_folder, "--out", tmp_path / "f", "--probe", probe, "--forecast"]
+    code, printed, _ = call(*start, "--by", "set_rate", "--below", 0)
+    assert code == 0
+    assert "the lowest values are most prone" in " ".join(printed.split())
+    assert "By set_rate, the first step on the whole data lowers the chosen answer" in " ".join(printed.split())
+    scores = pd.read_parquet(tmp_path / "f" / "scores.parquet")
+    assert scores[["set_rate", "probe_influence", "self_rate"]].notna().all().all()
+    assert (scores["flagged"] == (scores["set_rate"] < 0)).all()
+    code, _, complaint = call("flag", pairs_file, "--model", lm_folder, "--out", tmp_path / "g", "--by", "set_rate",
+                              "--above", 0)  # fmt: skip
+    assert code == 2
+    assert "give --below" in complaint
+    assert not (tmp_path / "g").exists()

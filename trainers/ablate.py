@@ -21,7 +21,7 @@ from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import read_frame, read_json
 from trainers.compare import RECORD, is_finished, train_all, workers
 from trainers.config import TrainConfig, make_config, read_config
-from trainers.run import try_objective
+from trainers.run import check
 
 HELD_OUT, PROBED = 64, 256  # where the config does not say
 
@@ -58,7 +58,7 @@ def ablate(
     order, table = flagged_first(scores, by), read_pairs(base["data"], split=base.get("split"))
     cut = [cut_data(table, order, base | {"seed": base["seed"] + k}, out, by, drops) for k in range(seeds)]
     once = [run for seed in cut for run in plan(seed, out, by)]
-    try_objective(once[0])
+    check(once[0])
     with workers(jobs) as pool:
         failed = train_all(pool, once)
         again = [run for seed in cut if (steps := _full_steps(seed, out, by)) for run in plan(seed, out, by, steps)]

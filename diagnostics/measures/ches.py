@@ -6,6 +6,7 @@ from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats, wide
 
 NEEDS = {"hidden"}
+FLAGGED = "highest"
 
 
 def ches_score(pair: PairStats) -> Tensor:

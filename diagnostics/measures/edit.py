@@ -7,6 +7,7 @@ from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats
 
 NEEDS = {"text"}
+FLAGGED = "highest"
 
 
 def edit_similarity(pair: PairStats) -> Tensor:

@@ -2,6 +2,7 @@ import re
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from analysis import demo_page, flag_page, run_page, verdict
@@ -152,6 +153,36 @@ def test_flag_page_counts_every_row(make_flags, nasty):
     assert nasty in unescape(html)
     assert "token_merge" in html
     assert html.count('class="pair"') == 6
+
+
+def test_flag_page_says_what_the_forecast_is_and_where_it_fails(make_flags):
+    """25 of 39 chosen answers forecast to fall; ranked by the rate, so the lowest stands first among the extremes."""
+    from dataclasses import replace
+
+    from analysis import flags as tables
+
+    found = flag_page.load(make_flags())
+    assert tables.forecast_words(found.scores) == []
+    rate = np.arange(40.0) - 24.5
+    order = np.random.default_rng(0).permutation(40)
+    scores = found.scores.assign(set_rate=rate[order], self_rate=np.nan, rank=1.0 + order)
+    scores.loc[39, ["set_rate", "rank"]] = np.nan
+    found = replace(found, scores=scores)
+    scored = tables.table(found)
+    table = tables.forecast(scored).set_index("measure")
+    falls = int((scored["set_rate"] < 0).sum())
+    assert table.loc["set_rate", "falls"] == pytest.approx(falls / 39)
+    assert table.loc["set_rate", "low"] < falls / 39 < table.loc["set_rate", "high"]
+    assert np.isnan(table.loc["self_rate", "falls"])  # no data is no share
+    html = flag_page.summary(found).html
+    assert f"{100 * falls / 39:.0f} % of 39 pairs" in html
+    assert "more than half" in html
+    assert ".68 where 84 % fell" in html
+    assert tables.ordering(scored) == "set_rate"
+    first = flag_page.extremes(found, 1).html
+    assert first.index("set rate −24.50") < first.index("Least displacement-prone")
+    few = scored.assign(set_rate=scored["set_rate"] + 20)
+    assert "more than half" not in tables.forecast_words(few)[0]
 
 
 def test_flag_page_shows_the_length_confound(make_flags):

@@ -1,0 +1,241 @@
+"""The forecast: further columns of scores.parquet that say, from the start model alone, how training will move each
+chosen log-prob. Each passes over the pairs again, so it is measured only where it is asked for.
+
+    closed/            one forward pass: unembedding_rate, hidden_rate, features_rate (with the head's sum: one more)
+    self_rate/         two backward passes a pair
+    set/               one backward pass over the data, summed; then set_rate and set_rate_sign: for each, one forward
+                       pass at either end of a short step along the sum
+    probe/             the same along the gradient of the probe's answers
+
+Every pass has a folder of its own in parts/ and goes on where it was stopped; processes share it. Sums over the data
+are the same whatever the number of processes up to rounding.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from diagnostics import rates
+from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.closed_forms import closed_forms, head_gradient
+from diagnostics.engine import device_of, innermost
+from diagnostics.errors import DataError, UserError
+from diagnostics.measures import Column
+from diagnostics.parts import Parts
+from diagnostics.processes import agree, processes, share
+from diagnostics.progress import Progress
+from diagnostics.scoring import dealt, fitting, likelihoods, score_batches
+from diagnostics.sums import Sums
+from diagnostics.tokenized import TokenizedPair
+
+# a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
+COLUMNS = {
+    "set_rate": Column("rate of the chosen log-prob under the step that the whole data set takes", float32=True),
+    "set_rate_sign": Column("the same under the sign of that step, as Adam and RMSProp take at first", float32=True),
+    "last_layer_set_rate": Column("set_rate in the head's weight alone; forward passes only"),
+    "self_rate": Column("rate of the chosen log-prob when the pair trains alone"),
+    "hidden_rate": Column("self_rate in the head's weight alone (V): CHES weighted by prediction errors, negated"),
+    "unembedding_rate": Column("self_rate if hidden states were free and the head fixed (U)"),
+    "features_rate": Column("self_rate if hidden states and head were free (U + V)"),
+    "probe_influence": Column("rate at which training on the pair alone raises the probe's answers", float32=True),
+}
+CLOSED = ("unembedding_rate", "hidden_rate", "features_rate")
+SET = ("set_rate", "set_rate_sign")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every pass needs. parameters: which weights the gradients are taken in."""
+
+    model: Any
+    pairs: Sequence[TokenizedPair]
+    parts: Parts
+    batch_tokens: int
+    pad_token_id: int
+    parameters: rates.Which = "all"
+
+    @property
+    def gradient_tokens(self) -> int:
+        """Tokens of a batch that is run with gradient: a backward pass needs what every layer made."""
+        layers = getattr(innermost(self.model).config.get_text_config(), "num_hidden_layers", 1)
+        return max(256, self.batch_tokens // layers)
+
+    def collate(self, pairs: Sequence[TokenizedPair]) -> PreferenceBatch:
+        """A batch where the model takes it."""
+        return collate(pairs, pad_token_id=self.pad_token_id).to(device_of(self.model))
+
+
+def wanted(by: str, *, everything: bool, probe: str | None) -> list[str]:
+    """The columns to measure, in the order of COLUMNS; UserError where one of them lacks its probe."""
+    if by == "probe_influence" and not probe:
+        raise UserError("--by probe_influence needs --probe FILE: JSON lines with prompt and answer.")
+    names = {by} if by in COLUMNS else set()
+    names |= set(COLUMNS) - {"probe_influence"} if everything else set()
+    names |= {"probe_influence"} if probe else set()
+    names |= set(CLOSED) if names & {*CLOSED, "last_layer_set_rate"} else set()
+    return [name for name in COLUMNS if name in names]
+
+
+def check(model: Any, names: Sequence[str], parameters: rates.Which) -> None:
+    """UserError where the columns cannot be measured with these weights."""
+    short = [n for n in names if COLUMNS[n].float32]
+    if short and model.dtype.itemsize < 4:
+        raise UserError(f"{short[0]} takes differences that are too small for {model.dtype}; give --dtype float32.")
+    if set(names) - {*CLOSED, "last_layer_set_rate"}:
+        rates.weights_of(model, parameters)
+
+
+def measure(job: Job, names: Sequence[str], probe: Sequence[TokenizedPair] = ()) -> None:
+    """Pass after pass until every column is in parts/. Called by all processes together."""
+    if "last_layer_set_rate" in names:
+        _total(job, "head", job.pairs, _head_sums)
+    if set(names) & {*CLOSED, "last_layer_set_rate"}:
+        head = _mean(job, "head", job.pairs)["head"] if "last_layer_set_rate" in names else None
+        _rows(job, "closed", lambda groups: _closed(job, groups, head))
+    if "self_rate" in names:
+        _rows(job, "self_rate", lambda groups: _alone(job, groups))
+    if set(names) & set(SET):
+        _total(job, "set", job.pairs, lambda job, groups: _gradients(job, groups, rates.difference))
+        mean = _mean(job, "set", job.pairs)
+        for name in SET:
+            if name in names:
+                _along(job, name, mean if name == "set_rate" else {n: v.sign() for n, v in mean.items()})
+    if "probe_influence" in names:
+        _total(job, "probe", probe, lambda job, groups: _gradients(job, groups, rates.chosen_gradient))
+        _along(job, "probe_influence", _mean(job, "probe", probe))
+
+
+def read(job: Job, names: Sequence[str]) -> pd.DataFrame:
+    """pair_id and the columns, once every pass is done."""
+    ids = [p.pair_id for p in job.pairs]
+    found = pd.DataFrame({"pair_id": ids})
+    for name in ("closed", "self_rate"):
+        found = found.merge(job.parts.phase(name).read(), on="pair_id") if name in _passes(names) else found
+    for name in names:
+        if COLUMNS[name].float32:
+            plus, minus, length = (_end(job, f"{name}{end}").loc[ids] for end in ("+", "-", "+"))
+            value = "margin" if name == "probe_influence" else "chosen_logps"
+            found[name] = rates.slope(plus[value], minus[value], length["length"]).to_numpy()
+    return found.loc[:, ["pair_id", *names]]
+
+
+def _passes(names: Sequence[str]) -> set[str]:
+    """The names of the passes whose rows hold columns as they are."""
+    return {"closed" if n in CLOSED or n == "last_layer_set_rate" else n for n in names}
+
+
+def _end(job: Job, name: str) -> pd.DataFrame:
+    """Rows of a pass at one end of a step, by pair_id, with margin = ln pi(y+) - ln pi(y-)."""
+    rows = job.parts.phase(name).read().set_index("pair_id")
+    return rows.assign(margin=rows["chosen_logps"] - rows["rejected_logps"])
+
+
+# --- passes that write a row a pair ---
+
+Rows = Iterator[tuple[Sequence[TokenizedPair], Mapping[str, Tensor]]]
+Groups = Sequence[Sequence[TokenizedPair]]
+
+
+def _rows(job: Job, name: str, take: Callable[[Groups], Rows]) -> None:
+    """This process's share of a pass, each batch on disk before the next. take: batches to columns of each."""
+    part = job.parts.phase(name)
+    done: set[str] = share(part.done)
+
+    def work() -> None:
+        me = processes()
+        groups = dealt(job.model, job.pairs, done, job.batch_tokens)
+        todo = [p for g in groups for p in g]
+        with part.writer(me.process_index) as write, Progress(name, todo, show=me.is_main_process) as bar:
+            for pairs, columns in take(groups):
+                values = {n: v.double().tolist() for n, v in columns.items()}
+                write([{"pair_id": p.pair_id} | {n: v[i] for n, v in values.items()} for i, p in enumerate(pairs)])
+                bar.add(pairs)
+
+    agree(work)
+    share(lambda: _require(job, job.pairs, part.done()))
+
+
+def _closed(job: Job, groups: Groups, head: Tensor | None) -> Rows:
+    head = None if head is None else head.to(device_of(job.model))
+    for scored in score_batches(job.model, groups, pad_token_id=job.pad_token_id):
+        yield scored.pairs, closed_forms(scored.batch, scored.policy, head)
+
+
+def _alone(job: Job, groups: Groups) -> Rows:
+    weights = rates.weights_of(job.model, job.parameters)
+    singles = [[pair] for group in groups for pair in group]
+
+    def work(part: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+        return {"self_rate": rates.self_rate(job.model, job.collate(part), weights)}
+
+    yield from fitting(job.model, singles, work)
+
+
+def _along(job: Job, name: str, direction: rates.Weights) -> None:
+    """Log-probs at both ends of a step of rates.LENGTH along a direction."""
+    weights, length = rates.weights_of(job.model, job.parameters), rates.norm(direction)
+    step = rates.LENGTH / length if length else 0.0
+    for end, signed in (("+", step), ("-", -step)):
+        with rates.moved(weights, direction, signed):
+            _rows(job, name + end, lambda groups: _logps(job, groups, length))
+
+
+def _logps(job: Job, groups: Groups, length: float) -> Rows:
+    for scored in score_batches(job.model, groups, pad_token_id=job.pad_token_id):
+        found = likelihoods(scored.stats)
+        columns = {n: found[n] for n in ("chosen_logps", "rejected_logps")}
+        yield scored.pairs, columns | {"length": torch.full_like(columns["chosen_logps"], length)}
+
+
+# --- passes that add up ---
+
+Adds = Iterator[tuple[Sequence[TokenizedPair], Mapping[str, Tensor]]]
+
+
+def _total(job: Job, name: str, pairs: Sequence[TokenizedPair], take: Callable[[Job, Groups], Adds]) -> None:
+    """This process's share of a sum over pairs."""
+    sums = _sums(job, name)
+    done: set[str] = share(sums.done)
+
+    def work() -> None:
+        me = processes()
+        groups = dealt(job.model, pairs, done, job.gradient_tokens)
+        todo = [p for g in groups for p in g]
+        with sums.writer(me.process_index) as add, Progress(name, todo, show=me.is_main_process) as bar:
+            for part, values in take(job, groups):
+                add([p.pair_id for p in part], values)
+                bar.add(part)
+
+    agree(work)
+    share(lambda: _require(job, pairs, sums.done()))
+
+
+def _mean(job: Job, name: str, pairs: Sequence[TokenizedPair]) -> rates.Weights:
+    return _sums(job, name).mean()
+
+
+def _sums(job: Job, name: str) -> Sums:
+    return Sums(job.parts.phase(name).folder)
+
+
+def _gradients(job: Job, groups: Groups, of: Callable[..., rates.Weights]) -> Adds:
+    weights = rates.weights_of(job.model, job.parameters)
+    yield from fitting(job.model, groups, lambda part: of(job.model, job.collate(part), weights))
+
+
+def _head_sums(job: Job, groups: Groups) -> Adds:
+    for scored in score_batches(job.model, groups, pad_token_id=job.pad_token_id):
+        yield scored.pairs, {"head": head_gradient(scored.batch, scored.policy)}
+
+
+def _require(job: Job, pairs: Sequence[TokenizedPair], found: Iterable[str]) -> None:
+    missing = {p.pair_id for p in pairs} - set(found)
+    if missing:
+        raise DataError(
+            f"{job.parts.out}: what {len(missing)} pairs add to the forecast is not in this folder. Every process must "
+            "see the same folder; run the command again to measure what is missing."
+        )
