@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def test_layers_that_are_kept_elsewhere_give_the_same_scores(lm_folder, make_pai
     plain = load_model(lm_folder)
     spread = dispatch_model(load_model(lm_folder), places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     assert spread.lm_head.weight.is_meta
-    assert prepare(spread) == prepare(plain)
+    # gradients of its two sides apart are for training, which an offloaded model cannot do
+    assert replace(prepare(spread), apart=True) == prepare(plain)
     assert (engine_of(spread).packed, engine_of(spread).tiled) == (True, True)
     assert weights_hash(spread) == weights_hash(plain)
     assert scores(spread, make_pairs(9)) == scores(plain, make_pairs(9))
