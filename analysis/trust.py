@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pandas as pd
+from scipy.stats import norm
 
 from analysis.predictors import BASELINE, NAMES
 from analysis.wording import correlation, count, number, percent, span
@@ -15,16 +16,25 @@ FORMS = {"auroc": number, "spearman": correlation}
 
 
 def judge(card: pd.DataFrame) -> Finding:
-    """The predictor to trust: that of the best AUROC among those whose 95 % interval lies above chance and above the
-    length difference alone; by rank correlation where AUROC is refused. passed: whether there is one."""
+    """The predictor to trust: that of the best AUROC among those that are above chance and above the length difference
+    alone (either way round), at the 5 % level shared among all predictors tried; by rank correlation where AUROC is
+    refused. A measure whose direction was read off the same data is shown, but not judged. passed: whether there is
+    one."""
     by = "auroc" if len(card["auroc"].dropna()) else "spearman"
     plain = card.loc[(card["given"] == "") & card[by].notna()]
     length = _only(plain.loc[plain["measure"] == BASELINE, by])
-    tried = plain.loc[plain["measure"] != BASELINE].sort_values(by, ascending=False)
+    known = ~plain["direction"].str.endswith("?")
+    tried = plain.loc[known & (plain["measure"] != BASELINE)].sort_values(by, ascending=False)
     if tried.empty:
-        return Finding("predictor", math.nan, 0, None, CHANCE[by], None, "No predictor was measured.")
+        return Finding(
+            "predictor", math.nan, 0, None, CHANCE[by], None, "No predictor of known direction was measured."
+        )
+    if tried[f"{by}_low"].isna().all():
+        few = "Too few pairs were measured to say which predictor to trust."
+        return Finding("predictor", math.nan, int(tried["n"].max()), None, CHANCE[by], None, few)
+    length = length if math.isnan(length) else CHANCE[by] + abs(length - CHANCE[by])  # it may tell the other way round
     bar = max(CHANCE[by], length) if not math.isnan(length) else CHANCE[by]
-    good = tried.loc[tried[f"{by}_low"] > bar]
+    good = tried.loc[_lowest(tried, by) > bar]
     best = (good if len(good) else tried).iloc[0].to_dict()
     said = _sentence(best, by, length, len(tried), bool(len(good))) + _refused(card, by)
     interval = (best[f"{by}_low"], best[f"{by}_high"])
@@ -37,6 +47,13 @@ def judge(card: pd.DataFrame) -> Finding:
         bool(len(good)),
         said,
     )
+
+
+def _lowest(tried: pd.DataFrame, by: str) -> pd.Series:
+    """The lower ends at the level of 5 % shared by all tried (Bonferroni), from the 95 % intervals as if normal."""
+    wider = norm.ppf(1 - 0.025 / len(tried)) / norm.ppf(0.975)
+    middle, low = (tried[name].to_numpy(dtype=float) for name in (by, f"{by}_low"))
+    return pd.Series(middle - wider * (middle - low), index=tried.index)
 
 
 def label(measure: str) -> str:
@@ -62,7 +79,7 @@ def _sentence(best: dict[str, Any], by: str, length: float, tried: int, good: bo
 def _many(tried: int) -> str:
     if tried == 1:
         return "It is the only predictor tried."
-    return f"It is the best of {tried} predictors tried, and the best of many looks better than it is."
+    return f"It is the best of {tried} predictors tried: the verdict shares its 5 % among them."
 
 
 def _refused(card: pd.DataFrame, by: str) -> str:

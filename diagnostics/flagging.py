@@ -10,6 +10,7 @@ import pandas as pd
 
 from diagnostics import forecast, margins, measures
 from diagnostics.audit import Audit, audit_pairs
+from diagnostics.direction import direction
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
@@ -144,6 +145,21 @@ def prone(by: str) -> str:
     return FURTHER[by].flagged if by in FURTHER else measures.flagged(by)
 
 
+def prone_end(name: str) -> str:
+    """`prone` for any column of scores: of one that flag does not compute, by the words of its name.
+
+    UserError where nothing is known of it: which pairs to leave out must not be a guess.
+    """
+    if name in CHOICES:
+        return prone(name)
+    if not direction(name):
+        raise UserError(
+            f"'{name}' is no measure of chesboard, so it is not known whether its high or its low values are prone to "
+            f"displacement. Choose one of {', '.join(CHOICES)}, or name the column ..._rate (low) or ..._ches (high)."
+        )
+    return "highest" if direction(name) > 0 else "lowest"
+
+
 def write_back(table: PairTable, scores: pd.DataFrame, *, kept: str | None = None, flagged: str | None = None) -> None:
     """Write the data's own rows back in its own format: those not flagged, those flagged. Skipped rows go nowhere."""
     usable = scores[scores["status"] == "scored"]
@@ -166,6 +182,8 @@ def check_rule(
     """UserError where the rule that says what is flagged is given twice, or makes no sense."""
     if sum(x is not None for x in (quantile, count, above, below)) > 1:
         raise UserError("give only one of --quantile, --count, --above and --below.")
+    if count is not None and count < 1:
+        raise UserError(f"--count is {count}; it must be 1 or more.")
     if quantile is not None and not 0 <= quantile <= 1:
         raise UserError(f"--quantile is {quantile}; it must lie between 0 and 1 (0.9 flags the most prone tenth).")
     if (above if prone(by) == "lowest" else below) is not None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from analysis import scorecard_page
 from analysis.predictors import Scored
+from analysis.runs import is_run
+from diagnostics.errors import DataError
 from diagnostics.runlog import write_frame
 from reports.notebooks import Page, execute
 
@@ -15,6 +17,9 @@ def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = No
     scores: scores.parquet of the runs' data, none, one for all runs or one for each. out: default is report/ in the
     first run. Returns the scorecard and its page.
     """
+    for path in run_dirs:
+        if not is_run(path):
+            raise DataError(f"{path}: is no run folder. Give what `chesboard train` wrote; scores go to --scores.")
     given = {"run_dirs": [str(p.resolve()) for p in run_dirs], "scores": [str(p.resolve()) for p in scores]}
     found = scorecard_page.load(**given)
     out = (out or run_dirs[0] / "report").resolve()

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from diagnostics.direction import direction
 from diagnostics.errors import DataError, UserError
+from diagnostics.flagging import prone_end
 from diagnostics.measures import unknown
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import read_frame, read_json
@@ -88,9 +88,9 @@ def flagged_first(scores: Path, by: str) -> list[str]:
     frame = read_frame(path)
     names = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c]) and c not in ("source_row", "rank", "flagged")]
     if by not in names or "pair_id" not in frame:
-        raise unknown(f"column of {path}", by, names)
+        raise UserError(f"{path}: {unknown('column', by, names)}")
     scored = frame.loc[frame["status"] == "scored"] if "status" in frame else frame
-    ordered = scored.sort_values(by, ascending=direction(by) < 0, kind="stable", na_position="last")
+    ordered = scored.sort_values(by, ascending=prone_end(by) == "lowest", kind="stable", na_position="last")
     return ordered["pair_id"].tolist()
 
 
@@ -108,7 +108,8 @@ def cut_data(
     held = [] if base.get("heldout_data") else _held_out(known, base)
     full = [i for i in known if i not in set(held)]
     sets = subsets(full, by, drops, base["seed"])
-    probe = random.Random(f"probe {base['seed']}").sample(full, min(int(base.get("probe_pairs", PROBED)), len(full)))
+    count = min(int(base.get("probe_pairs", PROBED)), len(full))
+    probe = random.Random(f"probe {base['seed']}").sample(sorted(full), count)  # the same whatever ranks the pairs
     parts = {s.name: s.pair_ids for s in sets} | {"heldout": held, "probe": probe}
     folder = out / "data" / f"seed{base['seed']}"
     files = {name: _write(table, folder, name, chosen) for name, chosen in parts.items() if chosen}
@@ -123,7 +124,7 @@ def subsets(full: Sequence[str], by: str, drops: Sequence[float], seed: int) -> 
 
     full: ids, the most displacement-prone first. Raises UserError where a share leaves out no pair, or all.
     """
-    by_chance = random.Random(f"subset {seed}").sample(full, len(full))
+    by_chance = random.Random(f"subset {seed}").sample(sorted(full), len(full))  # the same whatever ranks the pairs
     found = [Subset("full", "full", 0.0, list(full))]
     for share in drops:
         count = round(share * len(full))

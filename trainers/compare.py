@@ -274,11 +274,12 @@ def _folder(out: Path, entry: Entry, rate: float, base: dict[str, Any]) -> Path:
 
 def _same_data(run: TrainConfig, folder: Path) -> None:
     written = read_json(folder / "manifest.json").get("hashes", {})
-    if "data" in written and Path(run.data).exists() and file_hash(run.data) != written["data"]:
-        raise UserError(
-            f"{folder}: the data changed since this run was made ({run.data}), and a comparison must not mix them. "
-            "Choose another --out, or restore the file."
-        )
+    for name, path in (("data", run.data), ("probe_data", run.probe_data)):
+        if name in written and path and Path(path).exists() and file_hash(path) != written[name]:
+            raise UserError(
+                f"{folder}: the data changed since this run was made ({path}), and a comparison must not mix them. "
+                "Choose another --out, or restore the file."
+            )
 
 
 def _last_step(folder: Path) -> int:

@@ -6,6 +6,7 @@ TrainingArguments. Anything else is refused with the nearest name. `config.json`
 
 import difflib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -104,7 +105,8 @@ class TrainConfig:
     max_length_gap: train only on pairs whose two answers differ by at most so many tokens; the others stand in
         audit.parquet as skipped (length_gap), and a held-out share is drawn from what is left.
     pair_weights: a scores.parquet of `chesboard flag`; each pair's loss is multiplied by a weight of mean 1 that falls
-        with the pair's rank in the column weight_by among the training pairs (source: own, `recipes.rank_weights`).
+        the more prone to displacement the pair is among the training pairs by the column weight_by (source: own,
+        `recipes.rank_weights`).
         The logged loss is the loss as trained, and the column `weight` of pairs says the factor.
     curriculum: score_gap trains from easy (largest chosen_score - rejected_score) to hard (arXiv 2403.07230), none in
         random order. rounds: how many rounds it has, one after the other, each num_train_epochs times and shuffled
@@ -333,7 +335,7 @@ def _check_choices(values: dict[str, Any]) -> None:
 
 def _check_type(key: str, value: Any, kind: Any) -> None:
     """A value of the wrong kind is refused here, by name, and not deep inside a library."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is bool and not isinstance(value, bool):
         raise UserError(f"{key} is '{value}'; it must be true or false.")
     if kind is float and not number:

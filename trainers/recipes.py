@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.flagging import prone_end
 from diagnostics.runlog import read_frame
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
@@ -66,7 +67,8 @@ def rank_weights(values: pd.Series) -> pd.Series:
 
 
 def weights(scores: pd.DataFrame, by: str, pair_ids: Sequence[str], where: str) -> dict[str, float]:
-    """pair_id -> weight: rank_weights of the training pairs' values in a table of `chesboard flag`.
+    """pair_id -> weight: rank_weights of the training pairs' values in a table of `chesboard flag`; the pairs that the
+    measure takes for prone to displacement weigh least, be it its highest or its lowest values.
 
     A table without the column, without one of the pairs, or with NaN for one ends in a DataError naming it.
     """
@@ -87,7 +89,8 @@ def weights(scores: pd.DataFrame, by: str, pair_ids: Sequence[str], where: str) 
         raise DataError(
             f"{where}: '{by}' is NaN for {_some(empty)}; leave these pairs out, or choose another weight_by."
         )
-    found = rank_weights(pd.Series([known[i] for i in pair_ids]))
+    sign = -1 if prone_end(by) == "lowest" else 1
+    found = rank_weights(pd.Series([sign * known[i] for i in pair_ids]))
     return dict(zip(pair_ids, found.tolist(), strict=True))
 
 

@@ -48,6 +48,7 @@ from trainers.reference import LiveReference, precompute
 from trainers.trainer import PreferenceTrainer
 
 PARITY_PAIRS = 8
+GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "push_ratio/", "incentive_ratio/", "gradient_cosine/")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def train(config: TrainConfig) -> Path:
     check_ids(model, [*splits.train, *splits.probe, *splits.heldout])
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": file_hash(config.data)}
-    started |= {"pair_weights": file_hash(config.pair_weights)} if config.pair_weights else {}
+    files = {"pair_weights": config.pair_weights, "probe_data": config.probe_data}
+    started |= {name: file_hash(path) for name, path in files.items() if path}
     share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
 
     policy = model
@@ -152,6 +154,9 @@ def check(config: TrainConfig) -> None:
 
 def _alarms(config: TrainConfig) -> Alarms:
     conditions = parse(config.alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
+    unmeasured = [c.key for c in conditions if c.key.startswith(GRADIENT_KEYS) and not config.grad_every]
+    if unmeasured:
+        raise UserError(f"alarm: {unmeasured[0]} is measured only with grad_every; set it to 10, for example.")
     return Alarms(conditions, stop=config.alarm_action == "stop")
 
 

@@ -10,6 +10,7 @@ import yaml
 from analysis import ablate as tables
 from analysis import ablate_page, runs
 from diagnostics.errors import DataError, UserError
+from diagnostics.flagging import CHOICES, choose
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_run, write_frame
 from trainers import ablate as ablation
@@ -71,7 +72,7 @@ def test_the_flagged_end_follows_the_name(tmp_path, pairs_file):
 
 def test_wrong_names_and_shares_end_in_a_sentence(tmp_path, pairs_file):
     path = scores_of(pairs_file, tmp_path / "flag")
-    with pytest.raises(UserError, match=r"unknown column of .*'set_rat': did you mean 'set_rate'"):
+    with pytest.raises(UserError, match=r"unknown column 'set_rat': did you mean 'set_rate'"):
         flagged_first(path, "set_rat")
     with pytest.raises(UserError, match="unknown column"):
         flagged_first(path, "note")  # text
@@ -157,3 +158,23 @@ def test_scores_of_other_data_are_refused(config, tmp_path, pairs_file):
     with pytest.raises(DataError, match="none of its pairs is in the scores"):
         ablation.ablate(config, scores, tmp_path / "out", by="set_rate", drops=[0.5], seeds=1, jobs=1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("by", CHOICES)
+def test_what_flag_ranks_first_is_left_out_first(by, tmp_path):
+    """For every measure that flag computes, whichever end of it means prone to displacement."""
+    scores = pd.DataFrame({"pair_id": list("abcde"), "status": "scored", by: [3.0, -1.0, 7.0, 0.5, -4.0]})
+    scores.to_parquet(tmp_path / "scores.parquet")
+    ranked = choose(scores, by).sort_values("rank")["pair_id"].tolist()
+    assert flagged_first(tmp_path, by) == ranked
+
+
+def test_a_column_of_which_nothing_is_known_is_not_guessed_at(tmp_path):
+    pd.DataFrame({"pair_id": ["a", "b"], "mine": [1.0, 2.0]}).to_parquet(tmp_path / "scores.parquet")
+    with pytest.raises(UserError, match="'mine' is no measure of chesboard"):
+        flagged_first(tmp_path, "mine")
+
+
+def test_the_random_subsets_are_the_same_whatever_ranks_the_pairs():
+    one, other = ([s for s in subsets(order, "x", [0.5], 0) if s.arm == "random"] for order in ("abcdef", "fbdeca"))
+    assert one == other

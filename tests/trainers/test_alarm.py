@@ -156,8 +156,8 @@ def test_an_alarm_on_what_this_run_does_not_measure_is_refused_at_step_0(go):
 
 
 def test_a_key_that_never_came_is_named_at_the_end(go, capsys):
-    go("unseen", alarm="grad/nothing > 1", save_model=False)
-    assert "alarm 'grad/nothing > 1' could not set in: its key was never measured." in capsys.readouterr().out
+    go("unseen", alarm="grad_norm/nothing > 1", save_model=False)
+    assert "alarm 'grad_norm/nothing > 1' could not set in: its key was never measured." in capsys.readouterr().out
 
 
 def test_a_stopped_run_is_no_failure_of_the_command(lm_folder, pairs_file, tmp_path, capsys, monkeypatch):

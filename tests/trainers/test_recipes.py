@@ -84,23 +84,23 @@ def test_weights_fall_with_the_rank_and_ties_share_theirs():
 
 
 def test_only_the_training_pairs_are_ranked():
-    table = pd.DataFrame({"pair_id": ["a", "x", "b", ""], "m": [1.0, 1.5, 2.0, math.nan]})
-    assert recipes.weights(table, "m", ["b", "a"], "f") == {"b": 0.5, "a": 1.5}
+    table = pd.DataFrame({"pair_id": ["a", "x", "b", ""], "ches_score": [1.0, 1.5, 2.0, math.nan]})
+    assert recipes.weights(table, "ches_score", ["b", "a"], "f") == {"b": 0.5, "a": 1.5}
 
 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"pair_id": ["a", "b"]}, "no column 'm'"),
-        ({"pair_id": ["a"], "m": [1.0]}, "no row for pair_id b"),
-        ({"pair_id": ["a", "b"], "m": [1.0, math.nan]}, "'m' is NaN for pair_id b"),
-        ({"pair_id": ["a", "b", "b"], "m": [1.0, 2.0, 3.0]}, "more than one row for pair_id b"),
-        ({"pair_id": ["a", "b"], "m": ["x", "y"]}, "'m' holds no numbers"),
+        ({"pair_id": ["a", "b"]}, "no column 'ches_score'"),
+        ({"pair_id": ["a"], "ches_score": [1.0]}, "no row for pair_id b"),
+        ({"pair_id": ["a", "b"], "ches_score": [1.0, math.nan]}, "'ches_score' is NaN for pair_id b"),
+        ({"pair_id": ["a", "b", "b"], "ches_score": [1.0, 2.0, 3.0]}, "more than one row for pair_id b"),
+        ({"pair_id": ["a", "b"], "ches_score": ["x", "y"]}, "'ches_score' holds no numbers"),
     ],
 )
 def test_a_table_that_does_not_weigh_every_pair_is_refused(table, said):
     with pytest.raises(DataError, match=said):
-        recipes.weights(pd.DataFrame(table), "m", ["a", "b"], "f")
+        recipes.weights(pd.DataFrame(table), "ches_score", ["a", "b"], "f")
 
 
 def test_weights_multiply_the_loss_that_is_trained_and_logged(go, scores):
@@ -315,3 +315,9 @@ def test_no_pair_left_says_why(go, tmp_path):
     path.write_text(json.dumps({"prompt": "a ?", "chosen": " alpha beta", "rejected": " alpha"}) + "\n")
     with pytest.raises(DataError, match=r"length_gap: the answers differ by .* All 1 rows are skipped"):
         go(max_length_gap=0, data=str(path))
+
+
+def test_the_prone_weigh_least_whichever_end_of_the_measure_they_stand_at():
+    scores = pd.DataFrame({"pair_id": ["a", "b"], "ches_score": [9.0, 1.0], "set_rate": [9.0, 1.0]})
+    assert recipes.weights(scores, "ches_score", ["a", "b"], "x") == {"a": 0.5, "b": 1.5}
+    assert recipes.weights(scores, "set_rate", ["a", "b"], "x") == {"a": 1.5, "b": 0.5}
