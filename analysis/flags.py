@@ -9,6 +9,7 @@ from analysis.intervals import auroc, finite, spearman, spearman_interval, wilso
 from analysis.predictors import NAMES
 from analysis.predictors import measures as measure_columns
 from analysis.wording import percent, span
+from diagnostics.direction import direction
 
 MARGIN = "reference_margin"
 RATES = ("set_rate", "set_rate_sign", "last_layer_set_rate", "self_rate", "hidden_rate", "unembedding_rate")
@@ -119,7 +120,8 @@ def doubts(audit: pd.DataFrame) -> pd.DataFrame:
 
 
 def kind_auroc(flags: runs.Flags, positive: str) -> pd.DataFrame:
-    """AUROC of every measure for telling pairs of kind `positive` from the others; needs a `kind` column."""
+    """AUROC of every measure for telling pairs of kind `positive` from the others; needs a `kind` column. A measure
+    whose low values mean displacement is turned round."""
     scored = table(flags)
     if "kind" not in scored and "kind" in flags.audit:
         scored = scored.merge(
@@ -128,5 +130,5 @@ def kind_auroc(flags: runs.Flags, positive: str) -> pd.DataFrame:
     if "kind" not in scored or not len(scored):
         return pd.DataFrame(columns=["measure", "n", "auroc"])
     is_kind = (scored["kind"] == positive).to_numpy()
-    rows = [(m, len(scored), auroc(scored[m], is_kind)) for m in measures(scored)]
+    rows = [(m, len(scored), auroc(scored[m] * (direction(m) or 1), is_kind)) for m in measures(scored)]
     return pd.DataFrame(rows, columns=["measure", "n", "auroc"])

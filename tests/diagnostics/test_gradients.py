@@ -73,13 +73,14 @@ def fast(model, batch, weights=None):
     return from_activations(sides, seen, parameters, weights, keep=False)
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+# gemma3 only packed: transformers gives NaN in float64 for padded rows under a sliding window
+WAYS = [("gemma3", True), *((n, packed) for n in ("llama", "gpt2", "qwen3", "bloom") for packed in (True, False))]
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma3", "bloom"])
+@pytest.mark.parametrize(("name", "packed"), WAYS)
 def test_pairs_equal_plain_autograd(name, lora, packed, make_model, make_pairs, make_batch):
     """Norms and inner products; gpt2, gemma3 and bloom tie their embeddings, gpt2 has Conv1D and biases."""
-    if name == "gemma3" and not packed:
-        pytest.skip("transformers gives NaN in float64 for padded rows under a sliding window")
     model = prepared(make_model, name, lora=lora, packed=packed)
     pairs = shared_prompts(make_pairs(4))
     found, _ = fast(model, make_batch(pairs))
