@@ -38,7 +38,7 @@ RAREST, COMMONEST = 0.05, 0.95
 FLAGGED = 0.1
 FEWEST = 5
 NOT_MEASURES = {"step", "epoch", "loss", "source_row", "rank", "flagged", "fell", "logratio_margin", *OUTCOMES}
-NOT_MEASURES |= {"needed_loss"}  # a function of the reference margin
+NOT_MEASURES |= {"needed_loss", "common_mode"}  # a function of the reference margin; 0 before training
 NOT_ENDINGS = ("_length", "_logps", "_logratios", "_rewards", "_kl", "_kl_reverse", "_incentive", "_change")
 
 
