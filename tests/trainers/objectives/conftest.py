@@ -1,5 +1,7 @@
 """Builders of pairs from plain lists, so that each test shows its own numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,5 +68,69 @@ def check_gradient():
 
         values = [side.per_token_logps.detach().nan_to_num(0.0) for side in (pair.chosen, pair.rejected)]
         return torch.autograd.gradcheck(losses, [value.requires_grad_() for value in values])
+
+    return check
+
+
+@pytest.fixture
+def list_rows() -> list[tuple[int, int, int]]:
+    """Rows of lists, (list, chosen answer, rejected answer).
+
+    List 7: answers 0-3, 1 twice chosen and 3 also rejected; 3: three answers; 5: the same answer on both sides.
+    """
+    return [(7, 1, 0), (3, 0, 2), (7, 1, 3), (5, 0, 0), (7, 3, 2), (3, 0, 1)]
+
+
+@pytest.fixture
+def list_answers() -> dict[tuple[int, int], tuple[float, float, float]]:
+    """(list, answer): log-prob, reference's log-prob, score (which is the relevance too)."""
+    return {
+        (7, 0): (-3.0, -2.0, 0.5),
+        (7, 1): (-1.0, -2.5, 2.0),
+        (7, 2): (-4.0, -3.0, 0.0),
+        (7, 3): (-2.0, -2.5, 1.0),
+        (3, 0): (-1.0, -0.5, 3.0),
+        (3, 1): (-6.0, -4.0, 1.5),
+        (3, 2): (-2.0, -4.0, 0.2),
+        (5, 0): (-1.0, -1.5, 1.0),
+    }
+
+
+@pytest.fixture
+def listed(make_pair, list_rows, list_answers):
+    """Some of list_rows, in a given order, as a batch of one-token, one-step answers with all that lists have."""
+
+    def make(order):
+        rows = [list_rows[i] for i in order]
+        sides = {side: [list_answers[r[0], r[k]] for r in rows] for k, side in ((1, "chosen"), (2, "rejected"))}
+        columns = dict(zip(("list", "chosen_item", "rejected_item"), zip(*rows)))
+        for side, answers in sides.items():
+            columns |= {f"{side}_{name}": [a[2] for a in answers] for name in ("score", "relevance")}
+            columns[f"{side}_proposal_logps"] = [p - 0.5 * score for p, _, score in answers]
+        pair = make_pair(*([[answer[i]] for answer in side] for i in (0, 1) for side in sides.values()))
+        steps = {"step_ids": torch.ones(len(rows), 1).long(), "step_similarity": torch.full((len(rows), 1), 0.3)}
+        both = {side: replace(getattr(pair, side), **steps) for side in sides}
+        return replace(pair, **both, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in columns.items()})
+
+    return make
+
+
+@pytest.fixture
+def check_lists(listed, list_rows, list_answers):
+    """A list objective against plain Python; the order of rows and the other lists change nothing; one answer alone is
+    finite."""
+
+    def check(objective, by_hand) -> None:
+        whole = objective(listed(range(6)))
+        known = {name: by_hand([a for key, a in list_answers.items() if key[0] == name]) for name in (7, 3, 5)}
+        assert len(set(known.values())) == 3
+        assert whole.losses.tolist() == pytest.approx([known[row[0]] for row in list_rows], abs=1e-13)
+        for order in ([5, 4, 3, 2, 1, 0], [4, 2, 0], [1, 5], [3]):
+            for value, expected in zip(objective(listed(order)), whole, strict=True):
+                torch.testing.assert_close(value, expected[order], rtol=0, atol=1e-13)
+        alone = listed([3])
+        leaves = [alone.chosen.per_token_logps, alone.rejected.per_token_logps]
+        found = torch.autograd.grad(objective(alone).losses.sum(), leaves, allow_unused=True)
+        assert all(g is None or g.isfinite().all() for g in found)
 
     return check

@@ -10,35 +10,6 @@ from trainers.objectives.brain import brain
 from trainers.objectives.dpo import dpo
 from trainers.objectives.infonca import infonca
 
-# list 7: answers 0-3, 1 twice chosen and 3 also rejected; list 3: three answers; list 5: the same answer on both sides
-ROWS = [(7, 1, 0), (3, 0, 2), (7, 1, 3), (5, 0, 0), (7, 3, 2), (3, 0, 1)]
-# (list, answer): log-prob, reference's log-prob, score
-ANSWERS = {
-    (7, 0): (-3.0, -2.0, 0.5),
-    (7, 1): (-1.0, -2.5, 2.0),
-    (7, 2): (-4.0, -3.0, 0.0),
-    (7, 3): (-2.0, -2.5, 1.0),
-    (3, 0): (-1.0, -0.5, 3.0),
-    (3, 1): (-6.0, -4.0, 1.5),
-    (3, 2): (-2.0, -4.0, 0.2),
-    (5, 0): (-1.0, -1.5, 1.0),
-}
-
-
-@pytest.fixture
-def listed(make_pair):
-    """Some of the ROWS, in a given order, as a batch of one-token answers with the columns of lists."""
-
-    def make(order):
-        sides = [[ANSWERS[ROWS[row][0], ROWS[row][k]] for row in order] for k in (1, 2)]
-        pair = make_pair(*([[answer[i]] for answer in side] for i in (0, 1) for side in sides))
-        named = dict(zip(("list", "chosen_item", "rejected_item"), zip(*(ROWS[row] for row in order))))
-        named |= {f"{k}_score": [a[2] for a in side] for k, side in zip(("chosen", "rejected"), sides)}
-        named |= {f"{k}_proposal_logps": [p - 0.5 * s for p, _, s in v] for k, v in zip(("chosen", "rejected"), sides)}
-        return replace(pair, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in named.items()})
-
-    return make
-
 
 def by_hand(answers) -> float:
     """The proposal's log-prob is the policy's - 0.5 * score, as in listed()."""
@@ -74,27 +45,8 @@ def test_worked_value_and_gradient(worked):
     assert rejected.tolist() == [pytest.approx([-slope] * 3, abs=1e-14)]
 
 
-def test_lists_against_plain_python(listed):
-    output = brain(listed(range(6)))
-    expected = {name: by_hand([a for key, a in ANSWERS.items() if key[0] == name]) for name in (7, 3, 5)}
-    assert output.losses.tolist() == pytest.approx([expected[row[0]] for row in ROWS], abs=1e-13)
-    assert len(set(expected.values())) == 3
-
-
-def test_neither_the_order_of_rows_nor_the_other_lists_matter(listed):
-    whole = brain(listed(range(6)))
-    for order in ([5, 4, 3, 2, 1, 0], [4, 2, 0], [1, 5], [3]):
-        for value, expected in zip(brain(listed(order)), whole, strict=True):
-            torch.testing.assert_close(value, expected[order], rtol=0, atol=1e-13)
-
-
-def test_a_list_of_one_answer_is_finite(listed):
-    pair = listed([3])
-    output = brain(pair)
-    sides = [pair.chosen.per_token_logps, pair.rejected.per_token_logps]
-    gradients = torch.autograd.grad(output.losses.sum(), sides, allow_unused=True)
-    assert output.losses.isfinite().all()
-    assert all(g is None or g.isfinite().all() for g in gradients)
+def test_lists(check_lists):
+    check_lists(brain, by_hand)
 
 
 def test_with_the_reference_as_proposal_it_is_infonca_of_log_sigmoid_scores(random_pair):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,34 +11,6 @@ from diagnostics.errors import UserError
 from trainers import objectives
 from trainers.objectives.dpo import dpo
 from trainers.objectives.irpo import OPTIONAL_COLUMNS, irpo
-
-# list 7: answers 0-3, 1 twice chosen and 3 also rejected; list 3: three answers; list 5: the same answer on both sides
-ROWS = [(7, 1, 0), (3, 0, 2), (7, 1, 3), (5, 0, 0), (7, 3, 2), (3, 0, 1)]
-# (list, answer): log-prob, reference's log-prob, relevance
-ANSWERS = {
-    (7, 0): (-3.0, -2.0, 0.5),
-    (7, 1): (-1.0, -2.5, 2.0),
-    (7, 2): (-4.0, -3.0, 0.0),
-    (7, 3): (-2.0, -2.5, 1.0),
-    (3, 0): (-1.0, -0.5, 3.0),
-    (3, 1): (-6.0, -4.0, 1.5),
-    (3, 2): (-2.0, -4.0, 0.2),
-    (5, 0): (-1.0, -1.5, 1.0),
-}
-
-
-@pytest.fixture
-def listed(make_pair):
-    """Some of the ROWS, in a given order, as a batch of one-token answers with the columns of lists."""
-
-    def make(order):
-        sides = [[ANSWERS[ROWS[row][0], ROWS[row][k]] for row in order] for k in (1, 2)]
-        pair = make_pair(*([[answer[i]] for answer in side] for i in (0, 1) for side in sides))
-        named = dict(zip(("list", "chosen_item", "rejected_item"), zip(*(ROWS[row] for row in order))))
-        named |= {f"{k}_relevance": [a[2] for a in side] for k, side in zip(("chosen", "rejected"), sides)}
-        return replace(pair, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in named.items()})
-
-    return make
 
 
 def by_hand(answers) -> float:
@@ -70,27 +43,8 @@ def test_worked_value(worked):
     assert output.rejected_rewards.tolist() == pytest.approx([-0.2], abs=1e-15)
 
 
-def test_lists_against_plain_python(listed):
-    output = irpo(listed(range(6)), beta=0.5)
-    expected = {name: by_hand([a for key, a in ANSWERS.items() if key[0] == name]) for name in (7, 3, 5)}
-    assert output.losses.tolist() == pytest.approx([expected[row[0]] for row in ROWS], abs=1e-13)
-    assert len(set(expected.values())) == 3
-
-
-def test_neither_the_order_of_rows_nor_the_other_lists_matter(listed):
-    whole = irpo(listed(range(6)), beta=0.5)
-    for order in ([5, 4, 3, 2, 1, 0], [4, 2, 0], [1, 5], [3]):
-        for value, expected in zip(irpo(listed(order), beta=0.5), whole, strict=True):
-            torch.testing.assert_close(value, expected[order], rtol=0, atol=1e-13)
-
-
-def test_a_list_of_one_answer_is_finite(listed):
-    pair = listed([3])
-    output = irpo(pair, beta=0.5)
-    sides = [pair.chosen.per_token_logps, pair.rejected.per_token_logps]
-    gradients = torch.autograd.grad(output.losses.sum(), sides, allow_unused=True)
-    assert output.losses.isfinite().all()
-    assert all(g is None or g.isfinite().all() for g in gradients)
+def test_lists(check_lists):
+    check_lists(partial(irpo, beta=0.5), by_hand)
 
 
 def test_two_answers_are_half_of_weighted_dpo_both_ways(random_pair):
@@ -117,10 +71,10 @@ def test_two_answers_are_half_of_weighted_dpo_both_ways(random_pair):
     torch.testing.assert_close(*slopes, rtol=0, atol=1e-14)
 
 
-def test_ties_rank_in_the_order_of_items_whatever_the_order_of_rows(listed, monkeypatch):
+def test_ties_rank_in_the_order_of_items_whatever_the_order_of_rows(listed, monkeypatch, list_answers):
     for key in ((7, 0), (7, 2), (7, 3)):
-        monkeypatch.setitem(ANSWERS, key, (*ANSWERS[key][:2], 1.0))
-    expected = by_hand([ANSWERS[7, i] for i in range(4)])
+        monkeypatch.setitem(list_answers, key, (*list_answers[key][:2], 1.0))
+    expected = by_hand([list_answers[7, i] for i in range(4)])
     for order in ([0, 2, 4], [4, 2, 0], [2, 4, 0]):
         assert irpo(listed(order), beta=0.5).losses.tolist() == pytest.approx([expected] * 3, abs=1e-13)
 
@@ -141,7 +95,7 @@ def test_ranks_of_the_data_come_before_those_by_relevance(worked):
     assert irpo(ranked(pair, 1, 2), beta=0.1).losses.tolist() == irpo(pair, beta=0.1).losses.tolist()
 
 
-def test_ranks_go_with_the_items_of_lists(listed):
+def test_ranks_go_with_the_items_of_lists(listed, list_rows):
     """Ranks by falling relevance, given with the rows, change nothing; turned round in one list, that one alone."""
     place = {(7, 1): 1, (7, 3): 2, (7, 0): 3, (7, 2): 4, (3, 0): 1, (3, 1): 2, (3, 2): 3, (5, 0): 1}
     pair = listed(range(6))
@@ -149,12 +103,12 @@ def test_ranks_go_with_the_items_of_lists(listed):
 
     def given(place):
         named = zip(OPTIONAL_COLUMNS, (1, 2), strict=True)
-        ranks = {name: torch.tensor([place[row[0], row[k]] for row in ROWS]) for name, k in named}
+        ranks = {name: torch.tensor([place[row[0], row[k]] for row in list_rows]) for name, k in named}
         return irpo(replace(pair, columns=pair.columns | ranks)).losses
 
     torch.testing.assert_close(given(place), whole, rtol=0, atol=1e-14)
     turned = given(place | {(3, 0): 3, (3, 2): 1})
-    assert [bool(same) for same in (turned - whole).abs() < 1e-12] == [row[0] != 3 for row in ROWS]
+    assert [bool(same) for same in (turned - whole).abs() < 1e-12] == [row[0] != 3 for row in list_rows]
 
 
 def test_wrong_ranks_are_a_sentence(worked):
