@@ -23,10 +23,10 @@ from diagnostics.pairs import read_pairs
 from diagnostics.processes import share
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, write_frame, write_json
 from diagnostics.scoring import score
-from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives, recipes
 from trainers.alarm import Alarms, parse
+from trainers.card import standard_pair
 from trainers.config import TrainConfig, read_track, training_arguments
 from trainers.given import cleaned, gather, score_gaps
 from trainers.ingredients import Given, Ingredients
@@ -170,16 +170,7 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    one, zero = torch.ones(2, 1), torch.zeros(2, 1)
-    side = SequenceStats(
-        torch.full((2, 1), -1.0), one, zero, phrase_mask=one, per_token_collision=zero, step_ids=one,
-        step_similarity=zero,
-    )  # fmt: skip
-    columns = {name: torch.full((2,), 0.5) for name in (*objectives.columns(config.objective), "mismatched_logratios")}
-    columns["tie"] = zero[:, 0]
-    extra = {"gold": side, "reward_chosen": side, "reward_rejected": side}
-    pair = PairStats(side, side, side, side, columns, extra)
-    objectives.load(config.objective)(pair, **config.hyperparameters)
+    objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters)
 
 
 def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits) -> Any:
