@@ -44,7 +44,7 @@ class PreferencePair:
     """One pair. prompt, chosen, rejected: text, or lists of chat messages ({"role", "content"}) for chat data.
 
     pair_id: the row's own id, else 16 hex digits of a hash of the content. source_row: 0-based row of the source.
-    columns: the row's other fields, as read.
+    columns: the row's other fields, as read. tools, template_kwargs: what the chat template is given besides the messages.
     """
 
     pair_id: str
@@ -53,6 +53,8 @@ class PreferencePair:
     chosen: Text
     rejected: Text
     columns: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
