@@ -187,7 +187,10 @@ class PreferenceTrainer(Trainer):
             self.gradients.read(folder)
             if self.renewal:
                 self.renewal.read(folder, int(read_json(folder / "trainer_state.json")["global_step"]))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.recorder.close()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """A checkpoint with the objective's statistics and a renewed reference, to go on with them when resumed."""
