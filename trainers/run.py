@@ -49,7 +49,7 @@ from trainers.reference import LiveReference, precompute
 from trainers.trainer import PreferenceTrainer
 
 PARITY_PAIRS = 8
-GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "push_ratio/", "incentive_ratio/", "gradient_cosine/")
+GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
 
 
 @dataclass(frozen=True)
