@@ -19,7 +19,7 @@ from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.parts import Parts
 from diagnostics.probe_rows import read_probe
-from diagnostics.processes import agree, processes, share
+from diagnostics.processes import agree, hold, processes, share
 from diagnostics.progress import Progress
 from diagnostics.rates import Which
 from diagnostics.runlog import read_frame, write_frame
@@ -105,14 +105,15 @@ def flag(
     def job() -> forecast.Job:
         return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, tokenizer.eos_token_id)
 
-    further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
-    table, audit, probe_rows = agree(read)
-    prepare(model)
-    parts, pad_token_id = Parts(out), int(tokenizer.pad_token_id or 0)
-    budget, done = share(start)
-    agree(lambda: _score(model, audit.tokenized, parts, done, budget, pad_token_id))
-    forecast.measure(job(), further, probe_rows)
-    share(finish)
+    with hold(out, "flag"):
+        further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
+        table, audit, probe_rows = agree(read)
+        prepare(model)
+        parts, pad_token_id = Parts(out), int(tokenizer.pad_token_id or 0)
+        budget, done = share(start)
+        agree(lambda: _score(model, audit.tokenized, parts, done, budget, pad_token_id))
+        forecast.measure(job(), further, probe_rows)
+        share(finish)
     return read_frame(out / "scores.parquet"), table, audit
 
 
