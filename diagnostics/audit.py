@@ -84,7 +84,7 @@ class Audit:
     def said(self) -> list[str]:
         """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
         kept = self.frame["status"] == "kept"
-        doubtful = int((self.frame["doubts"] != "").sum())
+        doubtful = sum(doubts != "" for doubts in self.frame["doubts"])
         reasons = [f"{n} {code}" for code, n in sorted(self.counts.items(), key=lambda item: -item[1])]
         rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
         return [self.table.reading.said(), rows + (f" ({', '.join(reasons)})." if reasons else ".")]
