@@ -7,6 +7,7 @@ BOS (whatever the tokenizer puts in front) stands once at the start, EOS once at
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diagnostics.errors import DataError, UserError
@@ -115,6 +116,9 @@ def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> R
     A chat completion is what the template adds to the prompt (which ends in the template's generation prompt); blank
     text that the template puts after EOS is left out.
     """
+    if pair.chat_prompt and _ends_turns_in_eos(tokenizer):
+        sides = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
+        pair = replace(pair, prompt=pair.chat_prompt, chosen=sides[0], rejected=sides[1])
     if isinstance(pair.prompt, str):
         return RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False)
     try:
@@ -123,6 +127,23 @@ def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> R
     except SkipRow as skip:
         return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
     return RenderedPair(prompt, sides[0], sides[1], True)
+
+
+def _ends_turns_in_eos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template is one that this tokenizer's EOS ends: then text columns are read as a chat."""
+    if not tokenizer.chat_template or not tokenizer.eos_token:
+        return False
+    return _turn_end(str(tokenizer.chat_template), tokenizer).startswith(str(tokenizer.eos_token))
+
+
+@lru_cache(maxsize=8)
+def _turn_end(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the chat template writes behind an assistant's words; "" where it renders no such chat."""
+    probe = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
+    try:
+        return _apply_template(tokenizer, probe).rpartition("Answer")[2].lstrip()
+    except SkipRow:
+        return ""
 
 
 def _check_settings(
