@@ -1,7 +1,9 @@
 """The front door as a person meets it: each mistake ends in one sentence and an exit code, never in a traceback."""
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,12 @@ import tokenizers
 import transformers
 
 import chesboard
+from analysis import runs, verdict
+from diagnostics import measures
+from diagnostics.flagging import FURTHER
+from reports.notebooks import names as notebooks
+from trainers import objectives
+from trainers.config import ARGUMENTS, OWN
 
 FAST = ["--learning_rate", "3e-3", "--per_device_train_batch_size", "4", "--save_model", "false"]
 
@@ -37,6 +45,18 @@ def trained(call, lm_folder, pairs_file, tmp_path):
     )
     assert code == 0, complaint
     return tmp_path / "run"
+
+
+def test_train_ends_with_the_verdict_and_the_next_command(call, lm_folder, pairs_file, tmp_path):
+    run = tmp_path / "a run\x1b[31m"
+    code, printed, _ = call("train", "--model", lm_folder, "--data", pairs_file, "--output_dir", run, *FAST)
+    assert code == 0
+    *_, where, how, following = printed.splitlines()
+    assert where.startswith("run: ")
+    assert where.endswith("a run\\x1b[31m")
+    assert how == "verdict: " + verdict.headline(verdict.judge(runs.load(run)))
+    assert re.fullmatch(r"next: chesboard report '.*a run\\x1b\[31m'", following)
+    assert "\x1b" not in printed
 
 
 def one_sentence(complaint: str, *wanted: str) -> None:
@@ -200,10 +220,78 @@ def test_help_shows_examples(call, name):
 
 
 def test_list_names_everything(call):
-    code, printed, _ = call("list")
+    code, printed, _ = call("list", "--details")
     assert code == 0
     for name in ("dpo", "ipo_mean", "ches_score", "run_report", "arXiv:2410.08847"):
         assert name in printed
+
+
+def test_list_is_a_line_a_name(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed, _ = call("list")
+    assert code == 0
+    names = [line.split()[0] for line in printed.splitlines() if line]
+    everything = {*objectives.names(), *measures.names(), *FURTHER, *notebooks()}
+    assert everything <= set(names)
+    assert len(names) < len(everything) + 10
+    assert all(len(line) < 90 for line in printed.splitlines()[:-1])
+
+
+@pytest.mark.parametrize("args", [("--help", "simpo"), ("--objective", "simpo", "--help")])
+def test_help_of_train_names_every_key(call, args):
+    code, printed, _ = call("train", *args)
+    assert code == 0
+    shown = re.findall(r"^--(\w+)", printed, flags=re.MULTILINE)
+    assert sorted(shown) == sorted([*OWN, *ARGUMENTS, *objectives.hyperparameters("simpo")])
+    assert re.search(r"--learning_rate 1e-06", printed)
+    assert re.search(r"--gamma_beta_ratio +0.5 +of simpo: a number", printed)
+    assert re.search(r"--model +required", printed)
+
+
+def test_help_of_train_for_an_objective_there_is_not(call):
+    code, _, complaint = call("train", "--help", "simpoo")
+    assert code == 2
+    one_sentence(complaint, "unknown objective 'simpoo'", "simpo")
+
+
+def test_a_card_shows_every_hyperparameter_with_its_default(call):
+    code, printed, _ = call("list", "objectives", "simpo")
+    assert code == 0
+    assert re.search(r"--gamma_beta_ratio +default 0.5; a number", printed)
+
+
+def test_version(call):
+    code, printed, _ = call("--version")
+    assert code == 0
+    assert re.fullmatch(r"chesboard \d+\.\d+\.\d+\S*\n", printed)
+
+
+def test_a_shell_can_complete_commands(call, monkeypatch):
+    monkeypatch.setenv("_CHESBOARD_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "chesboard tr")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    _, printed, _ = call()
+    assert printed.split() == ["train", "trace"]
+
+
+def test_the_example_gates_can_be_printed_and_used(call, trained, tmp_path):
+    code, printed, _ = call("gate", "--example")
+    assert code == 0
+    (tmp_path / "gates.yaml").write_text(printed)
+    code, printed, _ = call("gate", trained, "--gates", tmp_path / "gates.yaml")
+    assert code in (0, 1)
+    assert "no answer became impossible" in " ".join(printed.split())
+    code, _, complaint = call("gate", trained)
+    assert code == 2
+    one_sentence(complaint, "gate --example")
+
+
+def test_judging_a_run_needs_no_torch(tmp_path):
+    """A fresh process, because this one has torch already."""
+    code = "import sys, reports.console, reports.gate; print('torch' in sys.modules)"
+    root = str(Path(chesboard.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_demo_does_not_overwrite(call, tmp_path):

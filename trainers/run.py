@@ -122,7 +122,6 @@ def train(config: TrainConfig) -> Path:
             about |= {"gradients": {"parameters": config.grad_parameters, "pairs": trainer.gradients.way}}
         write_json(run_dir / "manifest.json", about | {"recipes": recipe.said})
     _fit(trainer, writer, config, checkpoint)
-    PartialState().print(f"run: {run_dir}")
     return run_dir
 
 
@@ -141,10 +140,10 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
     if trainer.recorder.stopped:
-        PartialState().print(
+        said = (
             f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "
-            "goes on from it, with or without the alarm, and counts anew."
         )
+        PartialState().print(printable(f"{said}goes on from it, with or without the alarm, and counts anew."))
 
 
 def check(config: TrainConfig) -> None:
@@ -372,7 +371,7 @@ def _check_parity(
         f"(noise floor {parity['noise_floor']:.3g})"
     )
     if parity["passed"]:
-        PartialState().print(said)
+        PartialState().print(printable(said))
         return outcomes.noise(parity)
     why = (
         f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
@@ -381,7 +380,7 @@ def _check_parity(
     )
     if config.parity == "stop":
         raise DataError(why)
-    PartialState().print(f"warning: {why}")
+    PartialState().print(printable(f"warning: {why}"))
     return outcomes.noise(parity)
 
 
