@@ -27,7 +27,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"chesboard {importlib.metadata.version('chesboard')}")
+        typer.echo(printable(f"chesboard {importlib.metadata.version('chesboard')}"))
         raise typer.Exit()
 
 
@@ -526,7 +526,7 @@ def main() -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(
-            f"chesboard: {printable(place)}{error.strerror or error}. Check the path and the space left.",
+            printable(f"chesboard: {place}{error.strerror or error}. Check the path and the space left."),
             file=sys.stderr,
         )
         sys.exit(3)
