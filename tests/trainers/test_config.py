@@ -65,8 +65,12 @@ def test_wrong_values_are_named(values, said):
 
 
 def test_a_wrong_training_argument_is_named():
-    with pytest.raises(UserError, match="training settings do not fit"):
-        training_arguments(make_config(NEEDED | {"optim": "sgdd"}))
+    with pytest.raises(UserError, match="optim is 'sgdd'; it must be one of .*, the nearest are sgd"):
+        make_config(NEEDED | {"optim": "sgdd"})
+    with pytest.raises(UserError, match="training settings do not fit: adam_beta1 is '1'; "):
+        training_arguments(make_config(NEEDED | {"adam_beta1": 1}))
+    with pytest.raises(UserError, match="training settings do not fit: lr_scheduler_kwargs is "):
+        training_arguments(make_config(NEEDED | {"lr_scheduler_kwargs": {"none_such": 1}}))
 
 
 def test_flags_are_read_as_yaml():
@@ -97,7 +101,7 @@ def test_a_config_file_is_checked(tmp_path):
     path.write_text("- 1\n- 2\n")
     with pytest.raises(UserError, match="must hold one 'key: value' a line"):
         read_config(path)
-    with pytest.raises(UserError, match="no such config file"):
+    with pytest.raises(UserError, match="other.yaml: cannot read this file"):
         read_config(tmp_path / "other.yaml")
 
 
