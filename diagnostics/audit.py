@@ -57,8 +57,8 @@ DOUBTS = {
     "turns_cut": "turns behind the assistant's answer were left out",
     "prefilled": "the prompt ends in a turn of the assistant, which the answers continue",
     "no_generation_prompt": "the chat template does not ask for an answer: its header was moved from answers to prompt",
-    "generation_prompt_differs": "the chat template asks for an answer with other words than it writes before one; "
-    "the latter were taken",
+    "generation_prompt_differs": "the chat template asks for an answer otherwise than it writes one: the latter stands",
+    "prompt_differs": "the chat template writes a prompt in other words once an answer follows: it stands as asked",
     "eos_differs": "the chat template ends an answer in something else than EOS: that is counted, and no EOS behind it",
     "text_after_end": "the chat template writes more behind an answer's end: some trainers count it, here it is not",
     "no_turn_end": "the chat template does not end an answer, so EOS does",

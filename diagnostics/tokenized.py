@@ -117,11 +117,19 @@ def render_pairs(
             found.append(RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False))
             continue
         turn = turn or find_turn(tokenizer)
-        try:
-            found.append(render_chat(pair, tokenizer, turn))
-        except SkipRow as skip:
-            found.append(SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason))
+        found.append(_render(pair, tokenizer, turn))
     return found
+
+
+def _render(
+    pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", turn: Turn, tries: int = 3
+) -> RenderedPair | SkippedPair:
+    try:
+        return render_chat(pair, tokenizer, turn)
+    except SkipRow as skip:
+        if tries > 1 and "strftime_now" in str(tokenizer.chat_template):  # a second may have ended between two texts
+            return _render(pair, tokenizer, turn, tries - 1)
+        return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
 
 
 def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> RenderedPair | SkippedPair:
