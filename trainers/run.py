@@ -172,7 +172,16 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters)
+    try:
+        losses = objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters).losses
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"objective '{config.objective}' cannot work with its hyperparameters ({reason}).") from None
+    if not losses.isfinite().all():
+        raise UserError(
+            f"objective '{config.objective}' gives no finite loss with its hyperparameters: check "
+            f"{', '.join(config.hyperparameters) or 'them'}."
+        )
 
 
 def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits) -> Any:
