@@ -304,7 +304,8 @@ def _reading(
             used.setdefault(role, {}).update(dict.fromkeys(names))
     used["id"] = dict.fromkeys([c for c in _ID_FIELDS if c in columns][:1])
     used["scores"] = dict.fromkeys(score_columns(list(columns)))
-    roles = {role: tuple(names) for role, names in used.items() if names}
+    roles = {role: tuple(n for n in names if n in columns) for role, names in used.items()}
+    roles = {role: names for role, names in roles.items() if names}
     taken = {c for names in roles.values() for c in names}
     ignored = tuple(c for c in columns if c not in taken)
     notes = dict.fromkeys(done.note for done in parsed.values() if done.note)
