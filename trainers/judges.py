@@ -16,7 +16,7 @@ from diagnostics.engine import device_of
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair, Text
 from diagnostics.processes import processes
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pairs
 from trainers.models import UNREADABLE, load_to_device, load_tokenizer, pad_id
 
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -170,5 +170,5 @@ def _generate(model: Any, tokenizer: Any, rows: Sequence[tuple[int, ...]], tempe
 def _ends(model: Any, tokenizer: Any) -> list[int] | None:
     """Every token that ends an answer: chat models have one for the turn beside the tokenizer's."""
     known = model.generation_config.eos_token_id
-    both = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
-    return sorted(both) or None
+    every = {*(known if isinstance(known, list) else [known]), *end_ids(tokenizer)} - {None}
+    return sorted(every) or None
