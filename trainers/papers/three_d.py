@@ -26,6 +26,7 @@ from trainers.papers import Order, Setting, Trial, keys, measure, subset, train,
 from trainers.trainer import incentives
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _OWN = "not read; ours"
 _PLAIN = "not read; a common choice"
@@ -265,11 +266,11 @@ def _language_model(order: Order, settings: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _toy_bases(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    places = worlds(order, builders("refusal", len(order.numbers), settings["SFT steps"]))
+    places = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
     base = REFUSALS | keys(settings)
     return [
         ({"world": "refusal", "seed": seed}, base | world_paths("refusal", place) | {"seed": seed})
-        for seed, place in enumerate(places.values())
+        for seed, place in zip(order.numbers, places.values())
     ]
 
 
