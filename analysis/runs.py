@@ -105,16 +105,14 @@ def rows(run: RunLog, split: str) -> pd.DataFrame:
 
 
 def noise(run: RunLog) -> float:
-    """A change of a log-prob within this, in nats, is rounding: the largest difference between policy and reference
-    that the run found at its start; 0 where it did not look."""
-    return float((run.manifest.get("parity") or {}).get("max_difference") or 0.0)
+    """A change of a log-prob within this, in nats, is rounding (see outcomes.noise)."""
+    return outcomes.noise(run.manifest.get("parity"))
 
 
 def fell(rows: pd.DataFrame, side: str) -> pd.Series:
-    """1 where a side's log-prob fell since the start by more than the rows' noise (see diagnostics.outcomes, which the
-    run log follows too), 0 where not, NaN where it was not measured. rows: from `rows` or `ends`."""
-    change = column(rows, f"{side}_change")
-    return outcomes.fell(change, column(rows, "noise").fillna(0.0)).astype(float).where(change.notna())
+    """1 where a side's log-prob fell since the start (see diagnostics.outcomes, which the run log follows too), 0 where
+    not, NaN where it was not measured. rows: from `rows` or `ends`."""
+    return outcomes.fell(column(rows, f"{side}_change"), column(rows, "noise"))
 
 
 def add_changes(pairs: pd.DataFrame) -> pd.DataFrame:

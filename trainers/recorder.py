@@ -94,7 +94,7 @@ class Recorder(TrainerCallback):
         self.alarms = alarms or Alarms()
         self.stopped = ""  # the alarm that ended the training
         self.before = before  # called once with the prepared model, before the first step; returns the noise
-        self.noise = noise  # a log-ratio within it is rounding (see outcomes.fell)
+        self.noise = noise  # nats; a log-ratio within it is rounding (see outcomes.fell)
         self.report: Callable[[dict[str, float]], None] = lambda values: None  # set by the trainer: to its viewers
         self.writer, self.probe, self.tokens, self.main = writer, probe, tokens, main
         self.probe_every = probe_every
@@ -270,7 +270,7 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
         {
             "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
             "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
-            "displaced": NAN if math.isnan(ratio) else float(fell(ratio, noise)),
+            "displaced": float(fell(ratio, noise)),
             "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
             "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
         }
@@ -284,12 +284,12 @@ def quadrant(chosen: float, rejected: float, noise: float = 0.0) -> dict[str, fl
     """1 for what became of a pair, 0 for the other three, by the signs of its log-ratios; NaN without a reference.
 
     separated: chosen held or rose, rejected fell. both_fell. both_rose (or held). inverted: chosen fell, rejected held
-    or rose. A log-ratio within the noise has not moved.
+    or rose. Whether a side fell says outcomes.fell: a log-ratio within the noise has not moved.
     """
     names = ("separated", "both_fell", "both_rose", "inverted")
     if math.isnan(chosen + rejected):
         return dict.fromkeys(names, NAN)
-    chosen_fell, rejected_fell = fell(chosen, noise), fell(rejected, noise)
+    chosen_fell, rejected_fell = bool(fell(chosen, noise)), bool(fell(rejected, noise))
     fallen = "both_fell" if rejected_fell else "inverted"
     held = "separated" if rejected_fell else "both_rose"
     return dict.fromkeys(names, 0.0) | {fallen if chosen_fell else held: 1.0}

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from diagnostics import outcomes
 from diagnostics.audit import audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
@@ -337,7 +338,7 @@ def _check_parity(
 ) -> float:
     """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
 
-    Returns what a log-ratio must exceed to be more than rounding: the difference found here.
+    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise).
     """
     if reference is None or config.reference_model or config.parity == "off":
         return 0.0
@@ -353,7 +354,7 @@ def _check_parity(
     )
     if parity["passed"]:
         PartialState().print(said)
-        return parity["max_difference"]
+        return outcomes.noise(parity)
     why = (
         f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
         "check reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them "
@@ -362,13 +363,12 @@ def _check_parity(
     if config.parity == "stop":
         raise DataError(why)
     PartialState().print(f"warning: {why}")
-    return parity["max_difference"]
+    return outcomes.noise(parity)
 
 
 def _known_noise(run_dir: Path, reference: Any) -> float:
-    """The difference that the run found at its start."""
-    found = read_json(run_dir / "manifest.json").get("parity") or {}
-    return float(found.get("max_difference") or 0.0) if reference is not None else 0.0
+    """The noise that the run found at its start."""
+    return outcomes.noise(read_json(run_dir / "manifest.json").get("parity")) if reference is not None else 0.0
 
 
 def measure_parity(
