@@ -2,6 +2,7 @@
 else could explain it (length, chance, a better forecast)."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ from analysis.intervals import auroc, mean, spearman
 from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.wording import count, number, signed
+from diagnostics import outcomes
 from diagnostics.direction import direction
+from diagnostics.runlog import read_json
 
 WORLDS = {
     "refusal": "refusals (all answers of one length)",
@@ -61,7 +64,7 @@ def changes(paper: Paper) -> pd.DataFrame:
     ends = paper.tables["ends"].copy()
     ends["change"] = ends["end_chosen_logps"] - ends["start_chosen_logps"]
     ends["per_token"] = ends["change"] / ends["start_chosen_length"]
-    ends["fell"] = ends["change"] < 0
+    ends["fell"] = _fell(paper, ends)
     by_run = ends.groupby("run")
     wanted = ["change", "per_token", "fell", "start_ches_score", "end_ches_score", "start_refusal", "end_refusal"]
     found = pd.DataFrame(by_run[wanted].mean())
@@ -92,7 +95,7 @@ def aurocs(paper: Paper, world: str) -> pd.DataFrame:
     share that fell. NaN where under 5 % or over 95 % did."""
     runs, names = paper.runs, [n for n in NAMES if n in paper.tables["scores"]]
     of = runs.loc[(runs["world"] == world) & (runs["measure"] == "random")].merge(paper.tables["ends"], on="run")
-    of = of.loc[:, ["world", "seed", "run", "pair_id"]].assign(fell=of["end_chosen_logps"] < of["start_chosen_logps"])
+    of = of.loc[:, ["world", "seed", "run", "pair_id"]].assign(fell=_fell(paper, of))
     rows = of.merge(paper.tables["scores"], on=["world", "seed", "pair_id"])
     found = []
     for (seed, run), part in rows.groupby(["seed", "run"]):
@@ -103,6 +106,13 @@ def aurocs(paper: Paper, world: str) -> pd.DataFrame:
     columns = ["seed", "run", "measure", "auroc", "fell"]
     by_seed = pd.DataFrame(found, columns=columns).groupby(["seed", "measure"])
     return pd.DataFrame(by_seed[["auroc", "fell"]].mean()).reset_index()
+
+
+def _fell(paper: Paper, ends: pd.DataFrame) -> Any:
+    """Whether each pair's chosen answer fell in its run, as outcomes.fell says. ends: run and chosen log-probs."""
+    parity = {run: read_json(paper.path.parent / run / "manifest.json").get("parity") for run in set(ends["run"])}
+    noise = np.array([outcomes.noise(parity[run]) for run in ends["run"]])
+    return outcomes.fell(ends["end_chosen_logps"] - ends["start_chosen_logps"], noise)
 
 
 def _by_seed(table: pd.DataFrame, world: str, name: str, objective: str = "dpo") -> list[pd.DataFrame]:

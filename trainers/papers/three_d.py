@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.errors import UserError
+from diagnostics.outcomes import fell
 from diagnostics.runlog import read_table
 from diagnostics.stats import PairStats, SequenceStats
 from trainers import objectives
@@ -226,7 +227,7 @@ def _measure(now: Tensor, before: Tensor, stats: PairStats, losses: Tensor) -> d
         "chosen_push": push["chosen_incentive"],
         "rejected_push": push["rejected_incentive"],
         "log_ratio": now[:, 0] - now[:, 1],
-        "fell": (moved[:, 0] < 0).double(),
+        "fell": torch.as_tensor(fell(moved[:, 0].numpy())),
     }
     return {name: float(values.mean()) for name, values in means.items()}
 
