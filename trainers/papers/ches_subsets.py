@@ -21,8 +21,9 @@ from diagnostics.closed_forms import product_signs
 from diagnostics.errors import DataError
 from diagnostics.flagging import CHOICES, flag, prone
 from diagnostics.forward import prepare
+from diagnostics.outcomes import noise
 from diagnostics.pairs import PreferencePair, read_pairs
-from diagnostics.runlog import read_frame, read_table
+from diagnostics.runlog import read_frame, read_json, read_table
 from diagnostics.scoring import score
 from diagnostics.tokenized import TokenizedPair, tokenize_pairs
 from trainers.demo import facts, lm, own_data, refusal
@@ -138,7 +139,7 @@ def _trials(order: Order, pool: Pool, scores: pd.DataFrame, settings: Mapping[st
 
 
 def _ends(order: Order, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a pair and run: what its log says before the first and after the last step. refusal: mean probability
+    """One row a pair and run: what its log says before the first and after the last step. noise: the run's, nats; refusal: mean probability
     that a tracked unsafe prompt is refused, the same in all rows of a run, NaN where nothing is tracked."""
     found = []
     for run in runs.loc[runs["failed"] == "", "run"].unique():
@@ -147,7 +148,9 @@ def _ends(order: Order, runs: pd.DataFrame) -> pd.DataFrame:
         columns = ["chosen_logps", "chosen_length", "ches_score"]
         first, last = (pairs.loc[pairs["step"] == step, columns] for step in (0, pairs["step"].max()))
         both = first.add_prefix("start_").join(last.add_prefix("end_"))
-        found.append(both.reset_index().assign(run=run, **_refusals(read_table(order.out / run, "mass"))))
+        rounding = noise(read_json(order.out / run / "manifest.json").get("parity"))
+        told = {"run": run, "noise": rounding} | _refusals(read_table(order.out / run, "mass"))
+        found.append(both.reset_index().assign(**told))
     return pd.concat(found, ignore_index=True)
 
 
