@@ -43,7 +43,7 @@ MEANS = {
     "gradient_cosine/mean": "gradient_cosine",
     "slack/mean": "finite_slack",
     "slack/frac": "outside_band",
-    "push_ratio/mean": "finite_push_ratio",
+    "grad_push_ratio/mean": "finite_grad_push_ratio",
     "push_ratio/log_mean": "log_push_ratio",
     "push_ratio/over_100": "strong_push",
     "displacement/chosen": "chosen_logratios",
@@ -65,11 +65,11 @@ FIRST = (
     *("ref_chosen_logps", "ref_rejected_logps", "chosen_length", "rejected_length", "chosen_rewards"),
     *("rejected_rewards", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"),
     *("ches_score", "ln_ches_score", "chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
-    *("incentive_ratio", "gradient_cosine", "slack", "push_ratio"),
+    *("incentive_ratio", "gradient_cosine", "slack", "grad_push_ratio"),
 )
 # what only a training row has; what else a step has; what every probe measures. All can be given an alarm
 TRAINED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "incentive/chosen", "incentive/rejected")
-TRAINED += ("incentive_ratio/mean", "gradient_cosine/mean", "slack/mean", "slack/frac", "push_ratio/mean")
+TRAINED += ("incentive_ratio/mean", "gradient_cosine/mean", "slack/mean", "slack/frac", "grad_push_ratio/mean")
 STEP_KEYS = ("loss", "grad_norm", "learning_rate", "n", *TRAINED)
 PROBE_KEYS = tuple(name for name in MEANS if name not in TRAINED)
 # measured by the gradient instruments on their steps; on all others they stand in steps.jsonl and hold nothing
@@ -304,7 +304,7 @@ def _derive_push(row: dict[str, Any]) -> dict[str, float]:
 
 def _derive_band(row: dict[str, Any]) -> dict[str, float]:
     """Band columns of which a mean makes sense: their finite values, and whether the pair stands outside its band."""
-    finite = {f"finite_{k}": row.get(k, NAN) for k in ("incentive_ratio", "slack", "push_ratio")}
+    finite = {f"finite_{k}": row.get(k, NAN) for k in ("incentive_ratio", "slack", "grad_push_ratio")}
     slack = row.get("slack", NAN)
     outside = NAN if math.isnan(slack) else float(slack < 0)
     return {k: v if math.isfinite(v) else NAN for k, v in finite.items()} | {"outside_band": outside}
