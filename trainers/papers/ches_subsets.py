@@ -139,8 +139,9 @@ def _trials(order: Order, pool: Pool, scores: pd.DataFrame, settings: Mapping[st
 
 
 def _ends(order: Order, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a pair and run: what its log says before the first and after the last step. noise: the run's, nats; refusal: mean probability
-    that a tracked unsafe prompt is refused, the same in all rows of a run, NaN where nothing is tracked."""
+    """One row a pair and run: what its log says before the first and after the last step; noise: the run's, in nats.
+    refusal: mean probability that a tracked unsafe prompt is refused, the same in all rows of a run, NaN where nothing
+    is tracked."""
     found = []
     for run in runs.loc[runs["failed"] == "", "run"].unique():
         pairs = read_table(order.out / run, "pairs")

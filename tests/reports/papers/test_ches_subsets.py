@@ -199,8 +199,8 @@ def test_worked_auroc(tmp_path):
     scores = pd.DataFrame({"pair_id": [*"abcd"], "ches_score": [4, 3, 2, 1], "set_rate": [-2, 1, -1, 2], "random": 0})
     tables = {"runs": runs, "ends": ends, "scores": scores.assign(world="given", seed=0)}
     table = ches_subsets.aurocs(Paper(tmp_path, {}, tables), "given").set_index("measure")["auroc"]
-    # run r: a and c fell. CHES ranks a above b and d, c above d only: 3 of 4; set_rate, turned, all 4. In s none fell: by rounding,
-    # under .01 nats or within the run's noise
+    # run r: a and c fell. CHES ranks a above b and d, c above d only: 3 of 4; set_rate, turned, all 4. In s none fell:
+    # by less than .01 nats, or within the noise
     assert table["ches_score"] == 0.75
     assert table["set_rate"] == 1.0
     assert table["random"] == 0.5
