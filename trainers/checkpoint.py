@@ -77,7 +77,7 @@ def _missing(names: list[str], processes: int, folder: Path) -> str:
     if written and written != processes:
         raise UserError(f"{folder}: was written by {written} processes and not by {processes}. Start as many again.")
     needed = {
-        "the model": any(n.endswith(".safetensors") or n.startswith("pytorch_model_fsdp") for n in names),
+        "model.safetensors": any(n.endswith(".safetensors") or n.startswith("pytorch_model_fsdp") for n in names),
         "optimizer.pt": any(n.startswith("optimizer") for n in names),
         "scheduler.pt": "scheduler.pt" in names,
         "rng_state.pth": written > 0,
