@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from diagnostics import outcomes
-from diagnostics.audit import audit_pairs, skip_length_gaps
+from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash
 from diagnostics.folder import contents, set_aside
 from diagnostics.forward import prepare
@@ -64,6 +64,7 @@ class Splits:
     heldout: list[TokenizedPair]
     given: Given
     gaps: list[float]  # score gaps of the training pairs; empty unless a curriculum orders them
+    reading: dict[str, Any]  # how the data's rows were read
 
 
 def train(config: TrainConfig) -> Path:
@@ -190,7 +191,16 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters)
+    try:
+        losses = objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters).losses
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"objective '{config.objective}' cannot work with its hyperparameters ({reason}).") from None
+    if not losses.isfinite().all():
+        raise UserError(
+            f"objective '{config.objective}' gives no finite loss with its hyperparameters: check "
+            f"{', '.join(config.hyperparameters) or 'them'}."
+        )
 
 
 def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits) -> Any:
@@ -321,12 +331,14 @@ def _data(
     if config.max_length_gap is not None:
         audit = skip_length_gaps(audit, config.max_length_gap)
     pairs = list(audit.require_kept())
+    _say(config.data, audit)
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
         raw = read_pairs(config.heldout_data)
         hashes["heldout_data"] = data_hash(raw)
         other = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
+        _say(config.heldout_data, other)
         # both files may count their ids from 0: held-out ids say so
         kept = [replace(p, pair_id=f"heldout/{p.pair_id}") for p in other.require_kept()]
         audits["audit_heldout.parquet"] = other.frame.assign(pair_id="heldout/" + other.frame["pair_id"].astype(str))
@@ -340,6 +352,7 @@ def _data(
         raw = read_pairs(config.probe_data)
         hashes["probe_data"] = data_hash(raw)
         fixed = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
+        _say(config.probe_data, fixed)
         audits["audit_probe.parquet"] = fixed.frame
         probe = list(fixed.require_kept())[: config.probe_pairs]
     train = [p for p in pairs if p.pair_id not in away]
@@ -347,7 +360,13 @@ def _data(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
     gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
-    return Splits(train, probe, heldout, given, gaps), audits, hashes
+    return Splits(train, probe, heldout, given, gaps, table.reading.record()), audits, hashes
+
+
+def _say(source: str, audit: Audit) -> None:
+    """How a file's rows were read, and how many are used."""
+    for line in audit.said():
+        PartialState().print(printable(f"{source}: {line}"))
 
 
 def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
@@ -501,5 +520,6 @@ def _manifest(
         hashes=started,
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},
+        reading=splits.reading,
         pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},
     )
