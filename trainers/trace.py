@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from diagnostics.audit import audit_pairs
 from diagnostics.engine import engine_of
@@ -16,6 +15,7 @@ from diagnostics.errors import UserError
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
+from diagnostics.progress import counted
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
 from trainers.config import read_track
 from trainers.models import (
@@ -124,7 +124,7 @@ def _measure(out: Path, probe: Probe, checkpoints: dict[int, str], done: set[int
     writer = RunLogWriter(out)
     last = max(checkpoints)
     try:
-        for step, name in tqdm(checkpoints.items(), desc="checkpoints", disable=None):
+        for step, name in counted(checkpoints.items(), "trace", len(checkpoints), unit="checkpoint"):
             if step in done:
                 continue
             model = load_model(name, dtype=dtype).to(device)
