@@ -116,7 +116,7 @@ def audit(
     from diagnostics.audit import audit_pairs, counts_table
     from diagnostics.pairs import read_pairs
     from diagnostics.runlog import write_frame
-    from reports.console import show_counts
+    from reports.console import show_counts, show_lines
     from trainers.models import config_limit, load_tokenizer, longest
 
     table = read_pairs(data, split=split)
@@ -129,7 +129,8 @@ def audit(
     path = (out or Path("runs/audit")) / "audit.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frame(path, found.frame)
-    show_counts(counts_table(found), found.frame, path)
+    show_lines(found.said())
+    show_counts(counts_table(found), path)
 
 
 @app.command()
@@ -194,14 +195,14 @@ def flag(
     from diagnostics.flagging import check_by
     from diagnostics.flagging import flag as flag_pairs
     from diagnostics.processes import agree, leave, processes
-    from reports.console import show_flagged
+    from reports.console import show_flagged, show_lines
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
     agree(lambda: check_by(by))
     loaded, tokenizer = agree(
         lambda: (load_to_device(model, dtype=dtype, device_map=device_map), load_tokenizer(model))
     )
-    scores, *_ = flag_pairs(
+    scores, _, audit = flag_pairs(
         data,
         loaded,
         tokenizer,
@@ -223,6 +224,7 @@ def flag(
         write_flagged=write_flagged,
     )
     if processes().is_main_process:
+        show_lines(audit.said())
         show_flagged(scores, by, out)
     leave()
 
@@ -470,11 +472,10 @@ def gate(
 
         chesboard gate runs/a --gates gates.yaml
     """
-    from reports.console import show_gates
-    from reports.gate import judge
+    from reports.gate import judge, show
 
     findings = judge(run, gates, junit or run / "report" / "gates.xml")
-    if not show_gates(findings):
+    if not show(findings):
         raise typer.Exit(1)
 
 

@@ -35,8 +35,8 @@ SKIPS = {
     "not_text": "a field holds something other than text",
     "not_a_transcript": 'a completion without an "Assistant:" turn among transcripts',
     "prompts_differ": "chosen and rejected answer different prompts",
-    "no_preference": "the preference is not 1 or 2",
-    "repeated_id": "an earlier row has the same id",
+    "no_preference": "the preference names neither answer",
+    "context_unread": "a column that holds a prompt by its name is not used",
     "empty_completion": "chosen or rejected is empty or blank",
     "identical_completions": "chosen and rejected are the same (perhaps only after a cut)",
     "zero_tokens": "a completion gives no tokens",
@@ -93,6 +93,14 @@ class Audit:
     counts: dict[str, int]
     scored: int
     disagree: int
+
+    def said(self) -> list[str]:
+        """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
+        kept = self.frame["status"] == "kept"
+        doubtful = sum(doubts != "" for doubts in self.frame["doubts"])
+        reasons = [f"{n} {code}" for code, n in sorted(self.counts.items(), key=lambda item: -item[1])]
+        rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
+        return [self.table.reading.said(), rows + (f" ({', '.join(reasons)})." if reasons else ".")]
 
     def require_kept(self) -> list[TokenizedPair]:
         """The kept pairs, or DataError naming the first skipped row where there is none."""

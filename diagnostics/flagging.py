@@ -91,7 +91,8 @@ def flag(
         settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
         budget = batch_tokens or token_budget(model, audit.tokenized)
-        return parts.start(config, _about(model, hashes) | {"batch_tokens": budget}, audit.frame)
+        about = _about(model, hashes) | {"reading": table.reading.record(), "batch_tokens": budget}
+        return parts.start(config, about, audit.frame)
 
     def finish() -> None:
         scored = parts.read().reindex(columns=list(COLUMNS))

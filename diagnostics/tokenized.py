@@ -113,6 +113,11 @@ def render_pairs(
     turn: Turn | None = None
     found: list[RenderedPair | SkippedPair] = []
     for pair in pairs:
+        chat = pair.chat_prompt or not isinstance(pair.prompt, str)
+        turn = turn or find_turn(tokenizer) if chat and tokenizer.chat_template else turn
+        if pair.chat_prompt and turn and _ends_in_eos(turn, tokenizer):
+            sides = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
+            pair = replace(pair, prompt=pair.chat_prompt, chosen=sides[0], rejected=sides[1])
         if isinstance(pair.prompt, str):
             found.append(RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False))
             continue
@@ -130,6 +135,11 @@ def _render(
         if tries > 1 and "strftime_now" in str(tokenizer.chat_template):  # a second may have ended between two texts
             return _render(pair, tokenizer, turn, tries - 1)
         return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
+
+
+def _ends_in_eos(turn: Turn, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template is one that this tokenizer's EOS ends: then text columns are read as a chat."""
+    return bool(tokenizer.eos_token) and turn.end.lstrip().startswith(str(tokenizer.eos_token))
 
 
 def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> RenderedPair | SkippedPair:

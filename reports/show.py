@@ -37,7 +37,7 @@ def show_row(
 
 def _lines(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any]) -> list[Text]:
     head = [_said(f"{table.where(row)} (row {row} of {len(table.pairs) + len(table.problems)})", "bold")]
-    head += [_said(f"read as {table.shape}")]
+    head += [_said(table.reading.said())]
     for problem in table.problems:
         if problem.source_row == row:
             return [*head, _said(f"skipped, {problem.code}: {problem.reason}", "bold red")]

@@ -64,7 +64,8 @@ ONE_OR_MORE = (
     "ddp_timeout",
     "lora_alpha",
 )
-RANGES: dict[str, tuple[float, float]] = dict.fromkeys(ONE_OR_MORE, (1, LARGEST)) | {
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(ONE_OR_MORE, (1, LARGEST)),
     "max_steps": (-1, LARGEST),
     "local_rank": (-1, LARGEST),
     "seed": (0, 2**32 - 1),
@@ -353,7 +354,7 @@ def _try_optimizer(arguments: TrainingArguments) -> None:
     optimizer = kind([weight], **settings)
     schedule = get_scheduler(
         arguments.lr_scheduler_type, optimizer, num_warmup_steps=arguments.get_warmup_steps(3), num_training_steps=3,
-        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
         for _ in range(3):
@@ -498,12 +499,13 @@ def _shown(value: Any) -> str:
 def _hint(key: str, known: dict[str, Any], hyper: dict[str, Any]) -> str:
     """Which key was meant: by the names that other trainers use, as a part of a hyperparameter's name, by spelling."""
     plain = key.lower().replace("-", "_")
-    parts = [name for name in hyper if plain in name.split("_") or set(name.split("_")) <= set(plain.split("_"))]
-    for meant in (plain, *sorted(parts, key=len), USUAL.get(plain, "")):
+    whole = sorted((name for name in hyper if plain in name.split("_")), key=len)
+    for meant in (plain, *whole, USUAL.get(plain, "")):
         if meant in known:
             return f"; did you mean '{meant}'?"
     theirs = [name for name in objectives.names() if plain in objectives.hyperparameters(name)]
     if theirs:
         return f": it belongs to objective {', '.join(theirs[:5])}{' ...' if len(theirs) > 5 else ''}."
     near = difflib.get_close_matches(plain, list(hyper), n=1) or difflib.get_close_matches(plain, known, n=1)
+    near = near or [name for name in hyper if set(name.split("_")) & set(plain.split("_"))]
     return f"; did you mean '{near[0]}'?" if near else "."

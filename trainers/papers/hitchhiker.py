@@ -32,6 +32,7 @@ from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.reference import LiveReference
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _NOT = "not read"
 _GRID = "not read; a factor 3 either side of"
@@ -82,7 +83,8 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any]
     """Labels and keys for every seed: the fact world's own pairs and those with longer chosen answers."""
     standard = FACTS | keys(settings) | {"save_model": True, "probe_every": 1000}
     found = []
-    for seed, place in enumerate(worlds(order, builders("facts", len(order.numbers), settings["SFT steps"])).values()):
+    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
+    for seed, place in zip(order.numbers, places.values()):
         base = standard | world_paths("facts", place) | {"seed": seed}
         found.append(({"pairs": "plain", "seed": seed}, base))
         if settings["pairs with longer chosen answers"]:
