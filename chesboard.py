@@ -84,7 +84,7 @@ def audit(
     from diagnostics.audit import audit_pairs, counts_table
     from diagnostics.pairs import read_pairs
     from diagnostics.runlog import write_frame
-    from reports.console import show_counts
+    from reports.console import show_counts, show_lines
     from trainers.models import config_limit, load_tokenizer, longest
 
     table = read_pairs(data, split=split)
@@ -97,7 +97,8 @@ def audit(
     path = (out or Path("runs/audit")) / "audit.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frame(path, found.frame)
-    show_counts(counts_table(found), found.frame, path)
+    show_lines(found.said())
+    show_counts(counts_table(found), path)
 
 
 @app.command()
@@ -162,14 +163,14 @@ def flag(
     from diagnostics.flagging import check_by
     from diagnostics.flagging import flag as flag_pairs
     from diagnostics.processes import agree, leave, processes
-    from reports.console import show_flagged
+    from reports.console import show_flagged, show_lines
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
     agree(lambda: check_by(by))
     loaded, tokenizer = agree(
         lambda: (load_to_device(model, dtype=dtype, device_map=device_map), load_tokenizer(model))
     )
-    scores, *_ = flag_pairs(
+    scores, _, audit = flag_pairs(
         data,
         loaded,
         tokenizer,
@@ -191,6 +192,7 @@ def flag(
         write_flagged=write_flagged,
     )
     if processes().is_main_process:
+        show_lines(audit.said())
         show_flagged(scores, by, out)
     leave()
 

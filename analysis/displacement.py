@@ -17,7 +17,8 @@ OUTCOMES = ("separated", "both fell", "both rose", "inverted")
 
 
 def by_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a step: n, share of pairs that fell (runs.fell) with its interval, mean chosen change with its interval.
+    """One row a step: n, share of pairs that fell (runs.fell) with its interval, mean chosen change with its interval,
+    noise.
 
     rows: from runs.rows. share in [0, 1]; mean in nats, negative means the chosen responses lost likelihood.
     """
@@ -25,7 +26,7 @@ def by_step(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([_at_step(s, rows.loc[rows["step"] == s]) for s in steps], columns=_COLUMNS)
 
 
-_COLUMNS = ["step", "n", "share", "share_low", "share_high", "mean", "mean_low", "mean_high"]
+_COLUMNS = ["step", "n", "share", "share_low", "share_high", "mean", "mean_low", "mean_high", "noise"]
 
 
 def _at_step(step: int, group: pd.DataFrame) -> dict[str, float]:
@@ -36,7 +37,8 @@ def _at_step(step: int, group: pd.DataFrame) -> dict[str, float]:
     mean_low, mean_high = mean_interval(change)
     mean = float(change.mean()) if n else math.nan
     share = fell / n if n else math.nan
-    return dict(zip(_COLUMNS, (step, n, share, share_low, share_high, mean, mean_low, mean_high)))
+    noise = runs.column(group, "noise").max()
+    return dict(zip(_COLUMNS, (step, n, share, share_low, share_high, mean, mean_low, mean_high, noise)))
 
 
 def onset(table: pd.DataFrame) -> float:
@@ -55,13 +57,14 @@ def onset(table: pd.DataFrame) -> float:
 
 def is_displaced(row: Mapping[Hashable, Any]) -> bool:
     """Displaced at one step (a row of by_step): the 95 % interval of the share of pairs that fell lies above one half,
-    or that of the mean change lies below 0.
+    or that of the mean change lies wholly among the falls (outcomes.fell).
 
     With fewer than five pairs there is no interval worth the name; then both plain numbers must say so.
     """
+    noise = row.get("noise", math.nan)
     if row["n"] < FEW:
-        return bool(row["share"] > 0.5 and row["mean"] < 0)
-    return bool(row["share_low"] > 0.5 or row["mean_high"] < 0)
+        return bool(row["share"] > 0.5 and outcomes.fell(row["mean"], noise) == 1)
+    return bool(row["share_low"] > 0.5 or outcomes.fell(row["mean_high"], noise) == 1)
 
 
 def outcome(ends: pd.DataFrame) -> pd.Series:
@@ -132,9 +135,9 @@ def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
         return MonotoneFall(0, 0, 0, math.nan, math.nan, 0)
     epochs = dict(zip(rows["step"], rows["epoch"])) if "epoch" in rows else {}
     first = next((s for s in steps[:-1] if epochs.get(s, math.nan) >= 1), steps[0])
-    noise = runs.column(rows, "noise").fillna(0.0).iloc[0]
-    later = table.loc[outcomes.fell(table[first], noise), [s for s in steps if s >= first]].dropna()
-    again = outcomes.fell(later.diff(axis=1).iloc[:, 1:], noise).all(axis=1)
+    noise = runs.column(rows, "noise").iloc[0]
+    later = table.loc[outcomes.fell(table[first], noise) == 1, [s for s in steps if s >= first]].dropna()
+    again = (outcomes.fell(later.diff(axis=1).iloc[:, 1:], noise) == 1).all(axis=1)
     lower = outcomes.fell(later.iloc[:, -1] - later.iloc[:, 0], noise)
     return MonotoneFall(
         len(later), int(again.sum()), int(lower.sum()), float(first), float(steps[-1]), later.shape[1] - 1

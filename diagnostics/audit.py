@@ -17,12 +17,12 @@ import pandas as pd
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.templates import RenderedPair, content
 from diagnostics.tokenized import (
-    RenderedPair,
     SkippedPair,
     TokenizedPair,
     Truncation,
-    render_pair,
+    render_pairs,
     tokenize_pairs,
 )
 
@@ -35,13 +35,14 @@ SKIPS = {
     "not_text": "a field holds something other than text",
     "not_a_transcript": 'a completion without an "Assistant:" turn among transcripts',
     "prompts_differ": "chosen and rejected answer different prompts",
-    "no_preference": "the preference is not 1 or 2",
-    "repeated_id": "an earlier row has the same id",
+    "no_preference": "the preference names neither answer",
+    "context_unread": "a column that holds a prompt by its name is not used",
     "empty_completion": "chosen or rejected is empty or blank",
     "identical_completions": "chosen and rejected are the same (perhaps only after a cut)",
     "zero_tokens": "a completion gives no tokens",
     "no_context": "empty prompt and no BOS: nothing predicts the first token",
     "template_failed": "the chat template does not fit the messages",
+    "several_turns": "an answer goes on after a turn of the user or of a tool",
     "prompt_over_length": "the prompt alone fills max_length",
     "completion_over_length": "a completion alone fills max_length",
     "over_length": "prompt and completion together are over max_length",
@@ -50,7 +51,19 @@ SKIPS = {
 DOUBTS = {
     "prompt_truncated": "the start of the prompt was cut to fit max_length",
     "completion_truncated": "the end of a completion was cut to fit max_length, and its EOS with it",
-    "eos_one_side": "only one of the two completions ends in EOS",
+    "eos_one_side": "only one of the two completions ends in its end token",
+    "template_dropped": "the chat template leaves out a part of the messages (`chesboard show` says which)",
+    "template_adds": "the chat template opens the answers with text of its own, which counts as theirs",
+    "turns_cut": "turns behind the assistant's answer were left out",
+    "prefilled": "the prompt ends in a turn of the assistant, which the answers continue",
+    "no_generation_prompt": "the chat template does not ask for an answer: its header was moved from answers to prompt",
+    "generation_prompt_differs": "the chat template asks for an answer with other words than it writes before one; "
+    "the latter were taken",
+    "eos_differs": "the chat template ends an answer in something else than EOS: that is counted, and no EOS behind it",
+    "text_after_end": "the chat template writes more behind an answer's end: some trainers count it, here it is not",
+    "no_turn_end": "the chat template does not end an answer, so EOS does",
+    "clock": "the chat template shows the time: another start gives another prompt",
+    "prompt_repeated": "both answers begin with the prompt",
     "token_merge": "tokenizing prompt and completion together gives other tokens at the boundary",
     "doubled_bos": "the text itself holds BOS, so a trainer that adds BOS would double it (here it stands once)",
     "missing_bos": "the chat template leaves out the BOS that the tokenizer adds (here it was put in)",
@@ -81,6 +94,14 @@ class Audit:
     scored: int
     disagree: int
 
+    def said(self) -> list[str]:
+        """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
+        kept = self.frame["status"] == "kept"
+        doubtful = sum(doubts != "" for doubts in self.frame["doubts"])
+        reasons = [f"{n} {code}" for code, n in sorted(self.counts.items(), key=lambda item: -item[1])]
+        rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
+        return [self.table.reading.said(), rows + (f" ({', '.join(reasons)})." if reasons else ".")]
+
     def require_kept(self) -> list[TokenizedPair]:
         """The kept pairs, or DataError naming the first skipped row where there is none."""
         if not self.tokenized:
@@ -110,12 +131,13 @@ def audit_pairs(
 ) -> Audit:
     """Check and tokenize every row of a data set (max_length, truncation: see tokenized.tokenize_pairs)."""
     results: dict[int, TokenizedPair | SkippedPair] = {r.source_row: r for r in map(_unusable, table.pairs) if r}
+    texts = {p.source_row: r for p, r in zip(table.pairs, render_pairs(table.pairs, tokenizer), strict=True)}
     usable = [p for p in table.pairs if p.source_row not in results]
     settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
-    done = tokenize_pairs(usable, tokenizer, where=table.where, **settings)
+    rendered = [texts[p.source_row] for p in usable]
+    done = tokenize_pairs(usable, tokenizer, where=table.where, rendered=rendered, **settings)
     results |= {r.source_row: r for r in done}
     doubts = _doubts(table, tokenizer, results)
-    texts = {p.source_row: render_pair(p, tokenizer) for p in table.pairs}
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
     rows += [_pair_row(p, texts[p.source_row], results[p.source_row], doubts[p.source_row]) for p in table.pairs]
     frame = _frame(sorted(rows, key=lambda row: row["source_row"]))
@@ -157,9 +179,10 @@ def counts_table(audit: Audit) -> pd.DataFrame:
 
 
 def _unusable(pair: PreferencePair) -> SkippedPair | None:
-    """Pairs without a preference to learn: an empty completion, or two equal ones."""
+    """Pairs without a preference to learn: an empty completion (of messages only the template knows), or two equal
+    ones."""
     for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if not _plain(side).strip():
+        if isinstance(side, str) and not side.strip():
             return SkippedPair(pair.pair_id, pair.source_row, "empty_completion", f"{name} is empty or blank")
     if pair.chosen == pair.rejected:
         reason = "chosen and rejected are the same text"
@@ -169,7 +192,7 @@ def _unusable(pair: PreferencePair) -> SkippedPair | None:
 
 def _plain(text: Text) -> str:
     """The text itself, without any template."""
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+    return text if isinstance(text, str) else "\n".join(content(message) for message in text)
 
 
 def _doubts(
@@ -177,26 +200,34 @@ def _doubts(
 ) -> dict[int, str]:
     """source_row -> "; "-joined codes, in the order of DOUBTS; "" for a row that is skipped or free of doubt."""
     special = _special_pattern(tokenizer)
-    content = {p.source_row: _content(p.prompt, p.chosen, p.rejected) for p in table.pairs}
-    exchanged = {_content(p.prompt, p.rejected, p.chosen) for p in table.pairs}
+    known = {p.source_row: _key(p, p.chosen, p.rejected) for p in table.pairs}
+    exchanged = {_key(p, p.rejected, p.chosen) for p in table.pairs}
     seen: set[str] = set()
     doubts: dict[int, str] = {}
     for pair in table.pairs:
         row, result = pair.source_row, results[pair.source_row]
         found = set(result.doubts) if isinstance(result, TokenizedPair) else set()
-        found |= {"duplicate"} if content[row] in seen else set()
-        found |= {"contradiction"} if content[row] in exchanged else set()
+        found |= {"duplicate"} if known[row] in seen else set()
+        found |= {"contradiction"} if known[row] in exchanged else set()
         found |= {"sides_swapped"} if _scores_agree(pair) is False else set()
+        found |= {"prompt_repeated"} if _repeats_prompt(pair) else set()
         texts = (pair.prompt, pair.chosen, pair.rejected)
         found |= {"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set()
-        seen.add(content[row])
+        seen.add(known[row])
         kept = isinstance(result, TokenizedPair)
         doubts[row] = "; ".join(code for code in DOUBTS if code in found) if kept else ""
     return doubts
 
 
-def _content(*texts: Text) -> str:
-    return json.dumps(texts, sort_keys=True)
+def _key(pair: PreferencePair, *sides: Text) -> str:
+    return json.dumps([pair.prompt, *sides, pair.tools, pair.template_kwargs], sort_keys=True, default=str)
+
+
+def _repeats_prompt(pair: PreferencePair) -> bool:
+    """Whether both answers begin with the whole prompt (of messages: with the last one), and go on."""
+    asked = (pair.prompt if isinstance(pair.prompt, str) else content(pair.prompt[-1])).strip()
+    opened = re.compile(rf"\s*{re.escape(asked)}(?!\w)") if asked else None
+    return opened is not None and all(opened.match(_plain(side)) for side in (pair.chosen, pair.rejected))
 
 
 def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:

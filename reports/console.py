@@ -36,16 +36,20 @@ CARD_NOTES = (
 _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def show_counts(counts: pd.DataFrame, frame: pd.DataFrame, path: Path) -> None:
+def show_lines(lines: Sequence[str]) -> None:
+    """Sentences, one a line."""
+    for line in lines:
+        Console().print(line, markup=False, highlight=False)
+
+
+def show_counts(counts: pd.DataFrame, path: Path) -> None:
     """The audit: how many rows each code concerns, and where to look."""
-    kept = frame["status"].tolist().count("kept")
     table = _table("code", "kind", "rows", "first rows", "meaning")
     for row in counts.to_dict("records"):
         _add(table, row["code"], row["kind"], row["n"], row["first_rows"], row["meaning"])
     console = Console()
     if len(counts):
         console.print(table)
-    console.print(f"{kept} of {len(frame)} rows kept, {len(frame) - kept} skipped.", highlight=False)
     console.print(f"every row and its reason: {path}", markup=False, highlight=False)
 
 
@@ -64,7 +68,7 @@ def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
         f"{done['flagged'].tolist().count(True)} flagged by {by} (the {prone(by)} values are most prone).",
         highlight=False,
     )
-    if unranked := int(done["rank"].isna().sum()):
+    if unranked := done["rank"].isna().tolist().count(True):
         console.print(f"{by} is no number for {unranked} of them: they have no rank.", highlight=False)
     for line in flags.forecast_words(done):
         console.print(line, highlight=False)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from diagnostics.audit import audit_pairs, skip_length_gaps
+from diagnostics import outcomes
+from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
@@ -48,7 +49,7 @@ from trainers.reference import LiveReference, precompute
 from trainers.trainer import PreferenceTrainer
 
 PARITY_PAIRS = 8
-GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "push_ratio/", "incentive_ratio/", "gradient_cosine/")
+GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Splits:
     heldout: list[TokenizedPair]
     given: Given
     gaps: list[float]  # score gaps of the training pairs; empty unless a curriculum orders them
+    reading: dict[str, Any]  # how the data's rows were read
 
 
 def train(config: TrainConfig) -> Path:
@@ -170,7 +172,16 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters)
+    try:
+        losses = objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters).losses
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"objective '{config.objective}' cannot work with its hyperparameters ({reason}).") from None
+    if not losses.isfinite().all():
+        raise UserError(
+            f"objective '{config.objective}' gives no finite loss with its hyperparameters: check "
+            f"{', '.join(config.hyperparameters) or 'them'}."
+        )
 
 
 def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits) -> Any:
@@ -277,10 +288,12 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
     if config.max_length_gap is not None:
         audit = skip_length_gaps(audit, config.max_length_gap)
     pairs = list(audit.require_kept())
+    _say(config.data, audit)
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
         other = audit_pairs(cleaned(read_pairs(config.heldout_data), config.objective)[0], tokenizer, **settings)
+        _say(config.heldout_data, other)
         # both files may count their ids from 0: held-out ids say so
         kept = [replace(p, pair_id=f"heldout/{p.pair_id}") for p in other.require_kept()]
         audits["audit_heldout.parquet"] = other.frame.assign(pair_id="heldout/" + other.frame["pair_id"].astype(str))
@@ -291,6 +304,7 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
     if config.probe_data:
         fixed = audit_pairs(cleaned(read_pairs(config.probe_data), config.objective)[0], tokenizer, **settings)
+        _say(config.probe_data, fixed)
         audits["audit_probe.parquet"] = fixed.frame
         probe = list(fixed.require_kept())[: config.probe_pairs]
     train = [p for p in pairs if p.pair_id not in away]
@@ -298,7 +312,13 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
     gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
-    return Splits(train, probe, heldout, given, gaps), audits
+    return Splits(train, probe, heldout, given, gaps, table.reading.record()), audits
+
+
+def _say(source: str, audit: Audit) -> None:
+    """How a file's rows were read, and how many are used."""
+    for line in audit.said():
+        PartialState().print(printable(f"{source}: {line}"))
 
 
 def _reference(
@@ -337,7 +357,7 @@ def _check_parity(
 ) -> float:
     """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
 
-    Returns what a log-ratio must exceed to be more than rounding: the difference found here.
+    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise).
     """
     if reference is None or config.reference_model or config.parity == "off":
         return 0.0
@@ -353,7 +373,7 @@ def _check_parity(
     )
     if parity["passed"]:
         PartialState().print(said)
-        return parity["max_difference"]
+        return outcomes.noise(parity)
     why = (
         f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
         "check reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them "
@@ -362,13 +382,12 @@ def _check_parity(
     if config.parity == "stop":
         raise DataError(why)
     PartialState().print(f"warning: {why}")
-    return parity["max_difference"]
+    return outcomes.noise(parity)
 
 
 def _known_noise(run_dir: Path, reference: Any) -> float:
-    """The difference that the run found at its start."""
-    found = read_json(run_dir / "manifest.json").get("parity") or {}
-    return float(found.get("max_difference") or 0.0) if reference is not None else 0.0
+    """The noise that the run found at its start."""
+    return outcomes.noise(read_json(run_dir / "manifest.json").get("parity")) if reference is not None else 0.0
 
 
 def measure_parity(
@@ -433,5 +452,6 @@ def _manifest(
         hashes=started,
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},
+        reading=splits.reading,
         pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},
     )

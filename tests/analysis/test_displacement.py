@@ -64,7 +64,14 @@ def test_onset_is_the_first_step_of_the_last_unbroken_stretch(shares, expected):
 
 @pytest.mark.parametrize(
     ("share_low", "mean_high", "displaced"),
-    [(0.51, 1.0, True), (0.5, 0.1, False), (0.1, -0.01, True), (0.1, 0.0, False), (math.nan, math.nan, False)],
+    [
+        (0.51, 1.0, True),
+        (0.5, 0.1, False),
+        (0.1, -0.02, True),
+        (0.1, -0.005, False),
+        (0.1, 0.0, False),
+        (math.nan, math.nan, False),
+    ],
 )
 def test_displaced_when_either_interval_says_so(share_low, mean_high, displaced):
     row = dict(n=20, share=0.9, mean=-1.0, share_low=share_low, mean_high=mean_high)

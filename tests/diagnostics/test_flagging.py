@@ -94,7 +94,7 @@ def test_an_unknown_measure_names_the_nearest():
 
 def test_scores_are_not_overwritten(flagged, lm_folder, pairs_file):
     with pytest.raises(UserError, match="holds scores already"):
-        flag(pairs_file, load_model(lm_folder), load_tokenizer(lm_folder), flagged[3], model_name=lm_folder)
+        flag(pairs_file, load_model(lm_folder), load_tokenizer(lm_folder), flagged[3], model_name=lm_folder, count=1)
 
 
 def test_batches_hold_every_pair_once_within_the_budget(make_pairs):

@@ -71,7 +71,7 @@ def read(path: Path, *rows: object) -> PairTable:
         ({"chosen": [USER, BLUE], "rejected": [USER, GREEN]}, "conversational", ([USER], [BLUE], [GREEN])),
         ({"prompt": "Sky?", "chosen": [BLUE], "rejected": [GREEN]}, "conversational", ([USER], [BLUE], [GREEN])),
         (
-            {"prompt": "not used", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+            {"prompt": "Sky?", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
             "ultrafeedback",
             ([USER], [BLUE], [GREEN]),
         ),
@@ -86,12 +86,13 @@ def test_shapes(tmp_path: Path, row: dict, shape: str, expected: tuple) -> None:
 @given(st.text(max_size=12), st.text(max_size=8), st.text(max_size=8))
 def test_shared_start_loses_nothing(shared: str, left: str, right: str) -> None:
     """prompt + completion is the text again, whatever the text."""
-    from diagnostics.pairs import _from_shared_start
+    from diagnostics.shapes import shared_start
 
-    row = {"chosen": shared + left, "rejected": shared + right}
-    prompt, chosen, rejected = map(str, _from_shared_start(row))
-    assert (prompt + chosen, prompt + rejected) == (row["chosen"], row["rejected"])
-    assert bool(chosen) == bool(row["chosen"])
+    chosen, rejected = shared + left, shared + right
+    cut = shared_start(chosen, rejected)
+    assert 0 <= cut <= min(len(chosen), len(rejected))
+    assert chosen[:cut] == rejected[:cut]
+    assert cut < len(chosen) or not chosen
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
@@ -176,8 +177,10 @@ def test_ids(tmp_path: Path) -> None:
     assert other[1].pair_id == first.pair_id  # of the content alone: neither place nor other columns count
     assert other[0].pair_id != first.pair_id
     table = read(tmp_path, {**bare, "id": 7}, {**bare, "id": 7}, {**bare, "id": 8})
-    assert [p.pair_id for p in table.pairs] == ["7", "8"]
-    assert [(p.source_row, p.code, p.field) for p in table.problems] == [(1, "repeated_id", "id")]
+    digest = first.pair_id
+    assert [p.pair_id for p in table.pairs] == [f"7-{digest}", f"7-{digest}-2", "8"]  # nothing is dropped for its id
+    assert table.problems == []
+    assert "2 rows share their id" in table.reading.said()
 
 
 @pytest.mark.parametrize(
