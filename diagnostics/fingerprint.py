@@ -1,6 +1,7 @@
 """Content hashes of a model's weights, of a tokenizer, and of a data set: equal content, equal hash."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from diagnostics.manifest import file_hash
 from diagnostics.pairs import PairTable
+from diagnostics.tokenized import TokenizedPair
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -36,8 +38,17 @@ def data_hash(table: PairTable) -> str:
         return known
     digest = hashlib.sha256()
     for p in table.pairs:
-        digest.update(repr((p.pair_id, p.source_row, p.prompt, p.chosen, p.rejected)).encode())
+        told = (p.pair_id, p.source_row, p.prompt, p.chosen, p.rejected, p.tools, p.template_kwargs, p.columns)
+        digest.update(repr(told).encode())
     digest.update(repr([(p.source_row, p.code, p.reason) for p in table.problems]).encode())
+    return digest.hexdigest()
+
+
+def rendered_hash(pairs: Iterable[TokenizedPair]) -> str:
+    """Content hash of the token ids that are scored: another where a chat template shows the date, say."""
+    digest = hashlib.sha256()
+    for p in pairs:
+        digest.update(repr((p.pair_id, p.prompt_ids, p.chosen_ids, p.rejected_ids)).encode())
     return digest.hexdigest()
 
 
