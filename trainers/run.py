@@ -18,7 +18,7 @@ from diagnostics import outcomes
 from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError, printable
-from diagnostics.fingerprint import data_hash
+from diagnostics.fingerprint import data_hash, rendered_hash
 from diagnostics.folder import contents, set_aside
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
@@ -92,7 +92,9 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     model = load_policy(config.model, dtype=config.dtype)
     track = read_track(config.track) if config.track else None
     splits, audits, hashes = _data(config, tokenizer, model_limit(model))
-    check_ids(model, [*splits.train, *splits.probe, *splits.heldout])
+    everything = [*splits.train, *splits.probe, *splits.heldout]
+    check_ids(model, everything)
+    hashes["rendered"] = rendered_hash(everything)
     _check_batches(config, arguments, splits.train)
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), **hashes}
@@ -304,6 +306,8 @@ def _open_folder(
 
 def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -> None:
     changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
+    if changed == ["rendered"]:
+        changed = ["text of the prompts as the chat template renders it (does it show the date?)"]
     if changed:
         raise UserError(
             f"{run_dir}: the {' and '.join(changed)} changed since this run was started, so its log would mix two. "
