@@ -440,11 +440,10 @@ def gate(
 
         chesboard gate runs/a --gates gates.yaml
     """
-    from reports.console import show_gates
-    from reports.gate import judge
+    from reports.gate import judge, show
 
     findings = judge(run, gates, junit or run / "report" / "gates.xml")
-    if not show_gates(findings):
+    if not show(findings):
         raise typer.Exit(1)
 
 

@@ -143,6 +143,11 @@ def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> R
     return render_pairs([pair], tokenizer)[0]
 
 
+def end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Ids that end an answer: EOS, and the token that ends a turn of the chat template."""
+    return _closing_ids(find_turn(tokenizer).end if tokenizer.chat_template else "", tokenizer)
+
+
 def _check_settings(max_length: int | None, truncation: str) -> None:
     if truncation not in get_args(Truncation):
         raise UserError(f"truncation is {truncation!r}. Choose one of {', '.join(get_args(Truncation))}.")
