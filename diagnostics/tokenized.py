@@ -246,8 +246,9 @@ def _join(
         return SkippedPair(pair.pair_id, pair.source_row, "no_context", reason, lengths)
     doubts = [*text.doubts, *doubts, *(["token_merge"] if merged else [])]
     has_eos = [side[-1] in known for side, known in zip(sides, ends, strict=True)]
-    parts = (TokenIds(ids) for ids in (prompt, *sides))
-    return TokenizedPair(pair.pair_id, pair.source_row, *parts, has_eos[0], has_eos[1], tuple(doubts))
+    asked, chosen, rejected = (TokenIds(ids) for ids in (prompt, *sides))
+    ends = has_eos[0], has_eos[1]
+    return TokenizedPair(pair.pair_id, pair.source_row, asked, chosen, rejected, *ends, tuple(doubts))
 
 
 def _closing_ids(end: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
