@@ -35,7 +35,7 @@ def own_answers(
 
 
 def greedy(
-    model: nn.Module, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], *, pad: int, ends: Collection[int]
+    model: nn.Module, prompts: Sequence[Sequence[int]], limits: Sequence[int], *, pad: int, ends: Collection[int]
 ) -> list[tuple[int, ...]]:
     """After each prompt the most likely token, again and again, until one of `ends` (kept) or the row's limit."""
     width, device, training = max(map(len, prompts)), device_of(model), model.training

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair, SkipRow
 from diagnostics.templates import RenderedPair, Turn, find_turn, render_chat
+from diagnostics.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,12 +36,16 @@ class TokenizedPair:
 
     pair_id: str
     source_row: int
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    chosen_ids: TokenIds
+    rejected_ids: TokenIds
     chosen_has_eos: bool = True
     rejected_has_eos: bool = True
     doubts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):  # any sequence of numbers is kept small
+            object.__setattr__(self, name, TokenIds(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -250,10 +255,9 @@ def _join(
         return SkippedPair(pair.pair_id, pair.source_row, "no_context", reason, lengths)
     doubts = [*text.doubts, *doubts, *(["token_merge"] if merged else [])]
     has_eos = [side[-1] in known for side, known in zip(sides, ends, strict=True)]
-    chosen, rejected = map(tuple, sides)
-    return TokenizedPair(
-        pair.pair_id, pair.source_row, tuple(prompt), chosen, rejected, has_eos[0], has_eos[1], tuple(doubts)
-    )
+    asked, chosen, rejected = (TokenIds(ids) for ids in (prompt, *sides))
+    ends = has_eos[0], has_eos[1]
+    return TokenizedPair(pair.pair_id, pair.source_row, asked, chosen, rejected, *ends, tuple(doubts))
 
 
 def _closing_ids(end: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
@@ -333,8 +337,8 @@ def _cut_prompt(pair: TokenizedPair, prefix: int, room: int, sizes: str) -> Toke
     body = room - prefix
     if room < 1 or body < 0:
         raise SkipRow("completion_over_length", f"{sizes}, and the completion alone leaves no room for a prompt")
-    kept = pair.prompt_ids[len(pair.prompt_ids) - body :]
-    return replace(pair, prompt_ids=pair.prompt_ids[:prefix] + kept, doubts=(*pair.doubts, "prompt_truncated"))
+    ids = (*pair.prompt_ids[:prefix], *pair.prompt_ids[len(pair.prompt_ids) - body :])
+    return replace(pair, prompt_ids=ids, doubts=(*pair.doubts, "prompt_truncated"))
 
 
 def _cut_completions(pair: TokenizedPair, room: int) -> TokenizedPair:

@@ -251,7 +251,7 @@ def _prompt_pair(prompt: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> 
     if not isinstance(found, TokenizedPair):
         raise DataError(f"the track file's prompt '{prompt['id']}' cannot be used: {found.reason}")
     ids = found.prompt_ids
-    return TokenizedPair(prompt["id"], -1, ids, (ids[-1],), (ids[-1],), False, False)
+    return TokenizedPair(prompt["id"], -1, ids, ids[-1:], ids[-1:], False, False)
 
 
 def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int, device: Any) -> Tensor:
