@@ -327,7 +327,9 @@ def _sorted(frame: pd.DataFrame, table: str) -> pd.DataFrame:
 def _frame(path: Path, table: pa.Table) -> pd.DataFrame:
     """An Arrow table as a DataFrame, by its columns' types alone: what pandas wrote beside them may be damaged."""
     try:
-        return table.replace_schema_metadata(None).to_pandas()
+        frame = table.replace_schema_metadata(None).to_pandas()
+        unsure = [f.name for f in table.schema if pa.types.is_boolean(f.type) and table[f.name].null_count]
+        return frame.astype(dict.fromkeys(unsure, "boolean"))
     except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: not readable as a table ({error}). The file is damaged; run again.") from None
 
