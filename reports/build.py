@@ -16,6 +16,7 @@ from analysis import ablate, ablate_page, board, board_verdict, claims, demo, de
 from analysis.ablate import Ablation
 from analysis.board import Board
 from analysis.demo import Demo
+from analysis.page import value as shown
 from analysis.wording import count
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
@@ -24,7 +25,7 @@ from diagnostics.runlog import RunLog, write_json
 from reports.notebooks import Page, execute, names, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
-FIRST, LISTED = 5, 40
+FIRST = 5
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,8 @@ def _overview(material: Material, pages: list[Page], out: Path) -> Path:
     (out / "summary.md").write_text(summary, encoding="utf-8")
     _append_step_summary(summary)
     index = out / "index.html"
-    listed = entries[:LISTED]
-    more = count(len(entries) - LISTED, "more run") if len(entries) > LISTED else ""
     links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(material, out)
-    index.write_text(template("index.html.j2").render(entries=listed, more=more, links=links), encoding="utf-8")
+    index.write_text(template("index.html.j2").render(entries=entries, links=links), encoding="utf-8")
     return index
 
 
@@ -225,7 +224,7 @@ def _summary(entries: list[Entry]) -> str:
     lines += [_bullet(e) for e in entries[:FIRST]]
     if len(entries) > FIRST:
         lines += ["", f"<details><summary>The other {len(entries) - FIRST}</summary>", ""]
-        lines += [*(_bullet(e) for e in entries[FIRST:LISTED]), "", "</details>"]
+        lines += [*(_bullet(e) for e in entries[FIRST:]), "", "</details>"]
     lines += [
         "",
         "<details><summary>All numbers of the first</summary>",
@@ -234,7 +233,7 @@ def _summary(entries: list[Entry]) -> str:
         "|---|---|---|---|",
     ]
     for f in entries[0].findings:
-        value = "" if math.isnan(f.value) else f"{f.value:.4g}"
+        value = "" if math.isnan(f.value) else shown(f)
         lines.append(f"| {_markdown(f.name)} | {value} | {f.n} | {_markdown(f.meaning)} |")
     return "\n".join([*lines, "", "</details>", ""])
 

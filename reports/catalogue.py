@@ -16,7 +16,9 @@ from diagnostics import measures
 from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
 from diagnostics.flagging import FURTHER
-from reports.console import add, new_table, number, say
+from reports.console import number
+from reports.tables import add, say
+from reports.tables import table as new_table
 from trainers import objectives
 from trainers.card import Card, Push, card
 from trainers.config import ARGUMENTS, DEFAULTS, OWN, wanted

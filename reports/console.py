@@ -14,22 +14,13 @@ from typing import Any
 import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from analysis import flags, runs, trust, verdict
 from analysis.predictors import Scored
-from diagnostics.errors import printable
-from diagnostics.finding import Finding
-from reports import gate
+from reports.tables import add, say
+from reports.tables import table as new_table
 
 SHOWN = 10  # rows of the flag table
-
-
-def say(*lines: str) -> None:
-    """Sentences, one a line."""
-    for line in lines:
-        Console().print(Text(printable(line)), soft_wrap=True)
 
 
 def show_run(path: Path) -> None:
@@ -53,13 +44,15 @@ def show_flagged(scores: pd.DataFrame, by: str, prone: str, out: Path) -> None:
     done = scores.query("status == 'scored'")
     table = new_table("rank", "pair_id", "source row", by, "chosen tokens", "rejected tokens", "flagged")
     for row in done.sort_values("rank").head(SHOWN).to_dict("records"):
-        lengths = (int(row["chosen_length"]), int(row["rejected_length"]))
+        rank, *lengths = (_whole(row[name]) for name in ("rank", "chosen_length", "rejected_length"))
         mark = "yes" if row["flagged"] else ""
-        add(table, int(row["rank"]), row["pair_id"], row["source_row"], f"{row[by]:.4g}", *lengths, mark)
+        add(table, rank, row["pair_id"], row["source_row"], number(row[by]), *lengths, mark)
     Console().print(table)
+    unranked = done["rank"].isna().tolist().count(True)
     say(
         f"{len(done)} pairs scored, {len(scores) - len(done)} skipped, "
         f"{done['flagged'].tolist().count(True)} flagged by {by} (the {prone} values are most prone).",
+        *([f"{by} is no number for {unranked} of them: they have no rank."] if unranked else []),
         *flags.forecast_words(done),
         f"all scores: {out / 'scores.parquet'}   pages: chesboard report {shlex.quote(str(out))}",
     )
@@ -108,28 +101,10 @@ def show_ledger(page: Path, only: tuple[str, str] | None) -> None:
     say(f"all analyses in {page.parent}: {ledger['summary']}", f"{shown}ledger of all claims: {page}")
 
 
-def show_gates(findings: Sequence[Finding]) -> bool:
-    """One line a gate, and a `::warning::` line for each missed warning; True when no gate failed."""
-    table = new_table("gate", "value", "n", "verdict", "meaning")
-    for f in findings:
-        verdict = "pass" if f.passed else "FAIL" if gate.failed([f]) else "warning"
-        add(table, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
-    Console().print(table)
-    say(*gate.warnings(findings))
-    return not gate.failed(findings)
+def _whole(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.0f}"
 
 
 def number(value: float) -> str:
     value += 0.0  # -0 is 0
     return "-" if value != value else "infinite" if value == inf else "-infinite" if value == -inf else f"{value:.4g}"
-
-
-def new_table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, show_lines=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def add(table: Table, *values: object) -> None:
-    table.add_row(*(Text(printable(str(v))) for v in values))

@@ -53,7 +53,7 @@ MEANS = {
     "differential_mode": "logratio_margin",
     "quadrant/separated": "separated",
     "quadrant/both_fell": "both_fell",
-    "quadrant/both_rose": "both_rose",
+    "quadrant/neither_fell": "neither_fell",
     "quadrant/inverted": "inverted",
     "topk_entropy/chosen": "chosen_topk_entropy",
     "topk_entropy/rejected": "rejected_topk_entropy",
@@ -161,7 +161,9 @@ class Recorder(TrainerCallback):
             summary |= self._last_probe(step, epoch)
         self._write_step(summary)
         if self._bar is not None:
-            self._bar.add(note=f"loss={summary['loss']:.3f}, below_ref={summary['displacement/frac']:.0%}")
+            share = summary["displacement/frac"]
+            below = "" if math.isnan(share) else f", below_ref={share:.0%}"
+            self._bar.add(note=f"loss={summary['loss']:.3f}{below}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self._probed < state.global_step:
@@ -286,15 +288,15 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
 def quadrant(chosen: float, rejected: float, noise: float = 0.0) -> dict[str, float]:
     """1 for what became of a pair, 0 for the other three, by the signs of its log-ratios; NaN without a reference.
 
-    separated: chosen held or rose, rejected fell. both_fell. both_rose (or held). inverted: chosen fell, rejected held
-    or rose. Whether a side fell says outcomes.fell: a log-ratio within the noise has not moved.
+    separated: chosen held or rose, rejected fell. both_fell. neither_fell: both held or rose. inverted: chosen fell,
+    rejected held or rose. Whether a side fell says outcomes.fell: a log-ratio within the noise has not moved.
     """
-    names = ("separated", "both_fell", "both_rose", "inverted")
+    names = ("separated", "both_fell", "neither_fell", "inverted")
     if math.isnan(chosen + rejected):
         return dict.fromkeys(names, NAN)
     chosen_fell, rejected_fell = bool(fell(chosen, noise)), bool(fell(rejected, noise))
     fallen = "both_fell" if rejected_fell else "inverted"
-    held = "separated" if rejected_fell else "both_rose"
+    held = "separated" if rejected_fell else "neither_fell"
     return dict.fromkeys(names, 0.0) | {fallen if chosen_fell else held: 1.0}
 
 

@@ -17,9 +17,9 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from diagnostics.batch import PreferenceBatch
-from diagnostics.errors import DataError, printable
+from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run
-from diagnostics.processes import share
+from diagnostics.processes import share, tell
 from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
 from diagnostics.scoring import Scored, score
@@ -195,7 +195,7 @@ def _agrees(model: nn.Module, pairs: Sequence[TokenizedPair], known: Rows, pad_t
         f"{cache.folder}: cached reference log-probs differ from this model's by {found:.3g} nats on a token (rounding "
         f"explains {floor:.3g}), on {len(drawn)} pairs scored again. All of them are scored again now."
     )
-    PartialState().print(printable(said), file=sys.stderr)
+    tell(said, file=sys.stderr)
     return False
 
 

@@ -116,16 +116,34 @@ def test_chat_template_that_ends_in_eos() -> None:
     done = kept(tokenizer, CHAT)
     assert tokenizer.decode(done.prompt_ids) == "<|im_start|>user\nsky<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>"
-    assert (done.chosen_has_eos, done.doubts) == (True, ())
+    assert (done.chosen_has_eos, done.doubts) == (True, ("text_after_end",))
 
 
-def test_chat_template_without_eos_gets_one() -> None:
+def test_a_turn_end_that_is_not_eos_ends_the_answer() -> None:
+    """No line break and no EOS behind it: the policy would never have to write them."""
     tokenizer = build(template="<s>" + CHATML)
     done = kept(tokenizer, CHAT)
-    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>\n</s>"
+    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>"
+    assert (done.chosen_has_eos, done.rejected_has_eos) == (True, True)
     assert tokenizer.decode(done.prompt_ids).startswith("<s><|im_start|>")
     assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
-    assert done.doubts == ()
+    assert done.doubts == ("eos_differs", "text_after_end")
+
+
+def test_without_eos_a_chat_answer_has_no_turn_end_either() -> None:
+    for eos in ("</s>", "<|im_end|>"):
+        tokenizer = build(template="<s>" + CHATML, eos=eos)
+        done = kept(tokenizer, CHAT, append_eos=False)
+        assert tokenizer.decode(done.chosen_ids) == "blue"
+        assert (done.chosen_has_eos, done.rejected_has_eos) == (False, False)
+
+
+def test_a_chat_without_turn_ends_gets_eos() -> None:
+    tokenizer = build(template="<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]")
+    done = kept(tokenizer, CHAT)
+    assert tokenizer.decode(done.chosen_ids) == "blue</s>"
+    assert (done.chosen_has_eos, done.doubts) == (True, ("no_turn_end",))
+    assert tokenizer.decode(kept(tokenizer, CHAT, append_eos=False).chosen_ids) == "blue"
 
 
 def test_chat_template_that_lacks_or_doubles_bos() -> None:
@@ -133,7 +151,7 @@ def test_chat_template_that_lacks_or_doubles_bos() -> None:
         tokenizer = build(template=start + CHATML)
         done = kept(tokenizer, CHAT)
         assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
-        assert done.doubts == (doubt,)
+        assert doubt in done.doubts
 
 
 def test_chat_templates_that_do_not_fit() -> None:
