@@ -191,7 +191,7 @@ def test_no_command_and_wrong_option(call):
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
+    "name", ["demo", "show", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
 )
 def test_help_shows_examples(call, name):
     code, printed, _ = call(name, "--help")
