@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from analysis import papers as judged
 from analysis.papers import Claim, Paper
 from diagnostics.errors import DataError, NotebookError, UserError
+from diagnostics.progress import counted
 from diagnostics.runlog import write_frame, write_json
 from reports.notebooks import Page, execute, template
 from trainers import papers as made
@@ -58,7 +58,7 @@ def rerun(
     out.mkdir(parents=True, exist_ok=True)
     quiet()
     with alone(out), workers(jobs or (2 if scale == "toy" else 1)) as pool:
-        for name in tqdm(names, desc="papers", unit="paper", disable=True if len(names) == 1 else None):
+        for name in counted(names, "papers", len(names), unit="paper", show=len(names) > 1):
             order = Order(scale, out, seeds, model, (data or {}).get(name), pool, changes or {})
             try:
                 report(made.rerun(name, order))

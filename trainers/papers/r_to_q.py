@@ -155,7 +155,7 @@ def _two_steps(model: nn.Module, prompt: Sequence[int]) -> tuple[Tensor, Tensor]
 
 
 def _draw(
-    model: nn.Module, prompts: Sequence[tuple[int, ...]], limit: int, pad: int, eos: Any, generator: torch.Generator
+    model: nn.Module, prompts: Sequence[Sequence[int]], limit: int, pad: int, eos: Any, generator: torch.Generator
 ) -> list[tuple[int, ...]]:
     """One answer to each row, EOS kept where it came."""
     width, device = max(map(len, prompts)), device_of(model)
