@@ -81,7 +81,30 @@ def test_all_packages_are_listed():
         for room in ("diagnostics", "trainers", "analysis", "reports")
         for p in (ROOT / room).rglob("__init__.py")
     }
-    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+    assert found | {"notebooks"} == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_what_is_installed_without_the_checkout_has_all_that_it_reads(tmp_path):
+    """A wheel holds the notebooks, templates and published values, beside the code that looks for them there."""
+    code = (
+        "from setuptools import Distribution; d = Distribution(); d.parse_config_files(['pyproject.toml']);"
+        "c = d.get_command_obj('build_py'); c.ensure_finalized(); print(*c.get_outputs(), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    built = {line.split("lib/", 1)[1] for line in done.stdout.splitlines() if "lib/" in line}
+    rooms = ("diagnostics", "trainers", "analysis", "reports", "notebooks")
+    files = {p.relative_to(ROOT) for room in rooms for p in (ROOT / room).rglob("*") if p.is_file()}
+    kept = {str(p) for p in files if not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts) and p.suffix != ".pyc"}
+    assert kept - built == set()
+
+
+def test_gate_needs_no_torch(tmp_path):
+    """The modules that `chesboard gate` loads; seven seconds were spent on what it does not use."""
+    code = "import chesboard, reports.gate, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    body = (ROOT / "chesboard.py").read_text().split("def gate(")[1].split("@app.command")[0]
+    assert set(re.findall(r"from ([\w.]+) import", body)) <= {"reports.gate", "typer"}
 
 
 def test_no_init_under_tests():
