@@ -85,6 +85,7 @@ class Audit:
     frame: one row per source row, the columns of audit.parquet (lengths NaN and EOS flags missing where not known).
     tokenized: the kept pairs, in source order. counts: code -> number of rows (codes: MEANINGS).
     scored, disagree: rows with a score for each side, and those whose scores prefer the rejected side.
+    templated: rows that go through the chat template; the others are plain text.
     """
 
     table: PairTable
@@ -93,6 +94,7 @@ class Audit:
     counts: dict[str, int]
     scored: int
     disagree: int
+    templated: int = 0
 
     def said(self) -> list[str]:
         """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
@@ -100,7 +102,14 @@ class Audit:
         doubtful = sum(doubts != "" for doubts in self.frame["doubts"])
         reasons = [f"{n} {code}" for code, n in sorted(self.counts.items(), key=lambda item: -item[1])]
         rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
-        return [self.table.reading.said(), rows + (f" ({', '.join(reasons)})." if reasons else ".")]
+        rows += f" ({', '.join(reasons)})." if reasons else "."
+        part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
+        how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
+        return [self.table.reading.said(), f"{rows} {how}."]
+
+    def record(self) -> dict[str, Any]:
+        """The same for manifest.json and the pages."""
+        return self.table.reading.record() | {"said": " ".join(self.said())}
 
     def require_kept(self) -> list[TokenizedPair]:
         """The kept pairs, or DataError naming the first skipped row where there is none."""
@@ -144,7 +153,8 @@ def audit_pairs(
     kept = [r for r in done if isinstance(r, TokenizedPair)]
     agreements = [_scores_agree(p) for p in table.pairs]
     scored = [a for a in agreements if a is not None]
-    return Audit(table, frame, kept, _count(frame), len(scored), scored.count(False))
+    templated = sum(isinstance(text, RenderedPair) and text.templated for text in texts.values())
+    return Audit(table, frame, kept, _count(frame), len(scored), scored.count(False), templated)
 
 
 def skip_length_gaps(audit: Audit, most: int) -> Audit:

@@ -75,7 +75,7 @@ class Reading:
 
     def record(self) -> dict[str, Any]:
         """As it stands in manifest.json."""
-        return asdict(self) | {"said": self.said()}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def _reading(
     return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found, *([_CHAT] if chat else [])))
 
 
-_CHAT = "system text and question are messages where the chat template ends a turn in the EOS token, else lines of text"
+_CHAT = "the prompt is a chat where the tokenizer's chat template ends a turn in its EOS token, else lines of text"
 
 
 def score_columns(columns: Sequence[str]) -> list[str]:

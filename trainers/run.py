@@ -312,7 +312,7 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
     gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
-    return Splits(train, probe, heldout, given, gaps, table.reading.record()), audits
+    return Splits(train, probe, heldout, given, gaps, audit.record()), audits
 
 
 def _say(source: str, audit: Audit) -> None:
