@@ -39,7 +39,7 @@ _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 def show_lines(lines: Sequence[str]) -> None:
     """Sentences, one a line."""
     for line in lines:
-        Console().print(line, markup=False, highlight=False)
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_counts(counts: pd.DataFrame, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from diagnostics.audit import audit_pairs
 from diagnostics.engine import engine_of
-from diagnostics.errors import UserError
+from diagnostics.errors import UserError, printable
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
@@ -76,6 +76,8 @@ def trace(
     }
     audit = audit_pairs(read_pairs(data, split=split), tokenizer, **options)
     audit.require_kept()
+    for line in audit.said():
+        print(printable(line))
     write_frame(out / "audit.parquet", audit.frame)
     chosen = random.Random(seed).sample(audit.tokenized, min(pairs, len(audit.tokenized)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,7 +91,7 @@ def trace(
     write_json(out / "manifest.json", manifest(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": seed},
         hashes={"tokenizer": tokenizer_hash(tokenizer), "data": file_hash(data)},
-        reference={"kind": "live", "model": base},
+        reference={"kind": "live", "model": base}, reading=audit.record(),
     ))  # fmt: skip
     _measure(out, probe, found, done, dtype, device)
     compact(out)
