@@ -24,7 +24,7 @@ from diagnostics.progress import Progress
 from diagnostics.rates import Which
 from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches, token_budget
-from diagnostics.tokenized import TokenizedPair, Truncation
+from diagnostics.tokenized import TokenizedPair, Truncation, end_ids
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
 DEFAULT = "ln_ches_score"
@@ -110,7 +110,7 @@ def flag(
         write_back(table, read_frame(out / "scores.parquet"), kept=write_kept, flagged=write_flagged)
 
     def job() -> forecast.Job:
-        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, tokenizer.eos_token_id)
+        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, end_ids(tokenizer))
 
     with hold(out, "flag"):
         further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from diagnostics.audit import audit_pairs
 from diagnostics.engine import engine_of
@@ -16,11 +15,12 @@ from diagnostics.errors import UserError
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
+from diagnostics.progress import counted
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
 from trainers.config import read_track
 from trainers.models import (
+    adapter_base,
     config_limit,
-    load_adapter,
     load_model,
     load_tokenizer,
     longest,
@@ -53,14 +53,15 @@ def trace(
     """Measure the same pairs under every checkpoint and write a run log that `chesboard report` reads.
 
     checkpoints: model folders (or folders of checkpoint-* folders, or LoRA adapters), in the order of training.
-    reference: the model that the log-ratios and the KL refer to; default is the first checkpoint. pairs: how many,
+    reference: the model that the log-ratios and the KL refer to; default is the first checkpoint, or its
+    base model where that is an adapter. pairs: how many,
     drawn by seed. Started again with the same settings, it goes on after the last checkpoint that was measured.
     """
     quiet()
     out = Path(out)
     found = steps_of(expand(checkpoints))
     first = next(iter(found.values()))
-    base = reference or first
+    base = reference or adapter_base(first) or first
     settings = {
         "command": "trace", "data": data, "model": first, "reference_model": base, "checkpoints": list(found.values()),
         "output_dir": str(out), "pairs": pairs, "split": split, "max_length": max_length, "truncation": truncation,
@@ -78,7 +79,7 @@ def trace(
     write_frame(out / "audit.parquet", audit.frame)
     chosen = random.Random(seed).sample(audit.tokenized, min(pairs, len(audit.tokenized)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    frozen: Any = load_model(base, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
+    frozen = load_model(base, dtype=dtype).to(device)
     prepare(frozen)
     probe = Probe(
         {"probe": chosen}, tokenizer, pad_token_id=pad_id(tokenizer), reference=LiveReference(frozen),
@@ -123,15 +124,10 @@ def _measure(out: Path, probe: Probe, checkpoints: dict[int, str], done: set[int
     writer = RunLogWriter(out)
     last = max(checkpoints)
     try:
-        for step, name in tqdm(checkpoints.items(), desc="checkpoints", disable=None):
+        for step, name in counted(checkpoints.items(), "trace", len(checkpoints), unit="checkpoint"):
             if step in done:
                 continue
-            model: Any = (
-                load_adapter(name, dtype=dtype)
-                if (Path(name) / "adapter_config.json").exists()
-                else load_model(name, dtype=dtype)
-            )
-            model.to(device)
+            model = load_model(name, dtype=dtype).to(device)
             prepare(model)
             rows = probe.measure(model, step, NAN, tokens=step in (min(checkpoints), last))
             writer.append("pairs", [ordered(row) for row in rows.pairs])
