@@ -55,7 +55,7 @@ Truncation = Annotated[
     Literal["drop", "keep_start", "keep_end", "error"],
     typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent."),
 ]
-Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion with EOS.")]
+Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion (EOS; in chats the end of the turn).")]
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
 
 
@@ -84,6 +84,38 @@ def demo(
 
     runs = run_own_data(data, out) if data else run_demo(out, seeds=seeds, jobs=jobs, persona=persona)
     typer.echo(f"report: {build_report(runs, out=out / 'report')}")
+
+
+@app.command()
+def show(
+    data: Data,
+    model: Model,
+    row: Annotated[int, typer.Option(min=0, help="Which row, counted from 0.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Without colour (also where NO_COLOR is set).")] = False,
+    split: Split = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = "drop",
+    eos: Eos = True,
+) -> None:
+    """Show one row as the model sees it, token by token: prompt, answers, their ends, ids, and what was left out.
+
+    Examples:
+
+        chesboard show my_pairs.jsonl --model my-model
+
+        chesboard show my_pairs.jsonl --model my-model --row 12 --plain
+    """
+    from diagnostics.pairs import read_pairs
+    from reports.show import show_row
+    from trainers.models import config_limit, load_tokenizer, longest
+
+    table = read_pairs(data, split=split)
+    settings: Any = {
+        "max_length": longest(max_length, config_limit(model)),
+        "truncation": truncation,
+        "append_eos": eos,
+    }
+    show_row(table, load_tokenizer(model), row, settings, plain=plain)
 
 
 @app.command()
@@ -471,11 +503,10 @@ def gate(
 
         chesboard gate runs/a --gates gates.yaml
     """
-    from reports.console import show_gates
-    from reports.gate import judge
+    from reports.gate import judge, show
 
     findings = judge(run, gates, junit or run / "report" / "gates.xml")
-    if not show_gates(findings):
+    if not show(findings):
         raise typer.Exit(1)
 
 

@@ -13,7 +13,8 @@ from analysis.intervals import mean_interval, wilson
 from diagnostics import outcomes
 
 FEW = 5
-OUTCOMES = ("separated", "both fell", "both rose", "inverted")
+DISPLACED, HELD, UNCLEAR = "displaced", "not displaced", "unclear"
+OUTCOMES = ("separated", "both fell", "neither fell", "inverted")
 
 
 def by_step(rows: pd.DataFrame) -> pd.DataFrame:
@@ -67,14 +68,25 @@ def is_displaced(row: Mapping[Hashable, Any]) -> bool:
     return bool(row["share_low"] > 0.5 or outcomes.fell(row["mean_high"], noise) == 1)
 
 
+def state(table: pd.DataFrame) -> str:
+    """DISPLACED at the last step of by_step's table; HELD where the interval of the share lies below one half, or, with
+    fewer than five pairs, where the plain share is not above it; UNCLEAR otherwise, and without a measured pair."""
+    row: Any = table.iloc[-1].to_dict() if len(table) else {"n": 0}
+    if not row["n"]:
+        return UNCLEAR
+    if is_displaced(row):
+        return DISPLACED
+    return HELD if (row["share"] <= 0.5 if row["n"] < FEW else row["share_high"] < 0.5) else UNCLEAR
+
+
 def outcome(ends: pd.DataFrame) -> pd.Series:
     """What became of each pair, by which sides fell (runs.fell), as the recorder's quadrants.
 
-    separated: chosen held or rose, rejected fell. both fell. both rose (or held). inverted: chosen fell while
-    rejected held or rose. Missing where a change was not measured.
+    separated: chosen held or rose, rejected fell. both fell. neither fell: both held or rose (the recorder's
+    both_rose). inverted: chosen fell while rejected held or rose. Missing where a change was not measured.
     """
     chosen_fell, rejected_fell = (runs.fell(ends, side) == 1 for side in runs.SIDES)
-    name = pd.Series("both rose", index=ends.index, dtype=object)
+    name = pd.Series("neither fell", index=ends.index, dtype=object)
     name[~chosen_fell & rejected_fell] = "separated"
     name[chosen_fell & rejected_fell] = "both fell"
     name[chosen_fell & ~rejected_fell] = "inverted"
@@ -91,12 +103,10 @@ def quadrants(ends: pd.DataFrame) -> pd.DataFrame:
 
 
 def quadrants_by_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """Share of each outcome by step (index), columns in the order of OUTCOMES; steps without a measured pair left out.
-
-    rows: from runs.rows. At the start nothing has moved, so every pair counts as both rose (or held).
-    """
+    """Share of each outcome by step (index), columns in the order of OUTCOMES; steps without a measured pair are left
+    out, and step 0, where nothing has moved. rows: from runs.rows."""
     found = {}
-    for step in sorted(rows["step"].unique()):
+    for step in sorted(s for s in rows["step"].unique() if s > 0):
         names = outcome(rows.loc[rows["step"] == step]).dropna()
         if len(names):
             found[step] = [float((names == o).mean()) for o in OUTCOMES]
@@ -145,6 +155,6 @@ def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
 
 
 def worst(ends: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The pairs whose chosen response lost most likelihood, worst first."""
-    measured = ends.dropna(subset=["chosen_change"])
-    return measured.sort_values(["chosen_change", "pair_id"]).head(count).reset_index(drop=True)
+    """Of the pairs whose chosen response fell (runs.fell), those that lost most likelihood, worst first."""
+    fallen = ends.loc[runs.fell(ends, "chosen") == 1]
+    return fallen.sort_values(["chosen_change", "pair_id"]).head(count).reset_index(drop=True)

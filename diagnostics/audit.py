@@ -6,10 +6,12 @@ kept with its doubts, since only a person can tell whether a duplicate, a cut or
 Pairs whose answers differ much in length are skipped only where a run asks for it.
 """
 
+import hashlib
 import json
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +59,8 @@ DOUBTS = {
     "turns_cut": "turns behind the assistant's answer were left out",
     "prefilled": "the prompt ends in a turn of the assistant, which the answers continue",
     "no_generation_prompt": "the chat template does not ask for an answer: its header was moved from answers to prompt",
-    "generation_prompt_differs": "the chat template asks for an answer with other words than it writes before one; "
-    "the latter were taken",
+    "generation_prompt_differs": "the chat template asks for an answer otherwise than it writes one: the latter stands",
+    "prompt_differs": "the chat template writes a prompt in other words once an answer follows: it stands as asked",
     "eos_differs": "the chat template ends an answer in something else than EOS: that is counted, and no EOS behind it",
     "text_after_end": "the chat template writes more behind an answer's end: some trainers count it, here it is not",
     "no_turn_end": "the chat template does not end an answer, so EOS does",
@@ -73,6 +75,8 @@ DOUBTS = {
     "sides_swapped": "the row's own scores prefer the rejected completion",
 }
 MEANINGS = SKIPS | DOUBTS
+
+CHUNK = 256  # pairs rendered and tokenized at a time: a tokenizer's own lists take a hundred times the ids
 
 _SCORE = re.compile(r"score|rating|reward|quality")
 _COLUMNS = ("pair_id", "source_row", "status", "reason", "doubts", "prompt", "chosen", "rejected")
@@ -130,21 +134,43 @@ def audit_pairs(
     append_eos: bool = True,
 ) -> Audit:
     """Check and tokenize every row of a data set (max_length, truncation: see tokenized.tokenize_pairs)."""
-    results: dict[int, TokenizedPair | SkippedPair] = {r.source_row: r for r in map(_unusable, table.pairs) if r}
-    texts = {p.source_row: r for p, r in zip(table.pairs, render_pairs(table.pairs, tokenizer), strict=True)}
-    usable = [p for p in table.pairs if p.source_row not in results]
     settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
-    rendered = [texts[p.source_row] for p in usable]
-    done = tokenize_pairs(usable, tokenizer, where=table.where, rendered=rendered, **settings)
-    results |= {r.source_row: r for r in done}
-    doubts = _doubts(table, tokenizer, results)
+    special, twins = _special_pattern(tokenizer), _twins(table.pairs)
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
-    rows += [_pair_row(p, texts[p.source_row], results[p.source_row], doubts[p.source_row]) for p in table.pairs]
+    kept: list[TokenizedPair] = []
+    scored = disagree = 0
+    for start in range(0, len(table.pairs), CHUNK):
+        chunk = table.pairs[start : start + CHUNK]
+        texts = render_pairs(chunk, tokenizer)
+        for pair, text, result in zip(chunk, texts, _tokenized(chunk, texts, tokenizer, table, settings), strict=True):
+            agree = _scores_agree(pair)
+            scored, disagree = scored + (agree is not None), disagree + (agree is False)
+            doubts = ""
+            if isinstance(result, TokenizedPair):
+                kept.append(result)
+                found = _doubts(pair, special) | twins.get(pair.source_row, set()) | set(result.doubts)
+                found |= {"sides_swapped"} if agree is False else set()
+                doubts = "; ".join(code for code in DOUBTS if code in found)
+            rows.append(_pair_row(pair, text, result, doubts))
     frame = _frame(sorted(rows, key=lambda row: row["source_row"]))
-    kept = [r for r in done if isinstance(r, TokenizedPair)]
-    agreements = [_scores_agree(p) for p in table.pairs]
-    scored = [a for a in agreements if a is not None]
-    return Audit(table, frame, kept, _count(frame), len(scored), scored.count(False))
+    return Audit(table, frame, kept, _count(frame), scored, disagree)
+
+
+def _tokenized(
+    pairs: Sequence[PreferencePair],
+    texts: Sequence[RenderedPair | SkippedPair],
+    tokenizer: "PreTrainedTokenizerBase",
+    table: PairTable,
+    settings: dict[str, Any],
+) -> list[TokenizedPair | SkippedPair]:
+    """A chunk's results, in order; pairs without a preference to learn are not tokenized."""
+    found = [_unusable(pair) for pair in pairs]
+    usable = [i for i, skipped in enumerate(found) if skipped is None]
+    done = tokenize_pairs(
+        [pairs[i] for i in usable], tokenizer, where=table.where, rendered=[texts[i] for i in usable], **settings
+    )
+    results = dict(zip(usable, done, strict=True))
+    return [results[i] if skipped is None else skipped for i, skipped in enumerate(found)]
 
 
 def skip_length_gaps(audit: Audit, most: int) -> Audit:
@@ -195,39 +221,39 @@ def _plain(text: Text) -> str:
     return text if isinstance(text, str) else "\n".join(content(message) for message in text)
 
 
-def _doubts(
-    table: PairTable, tokenizer: "PreTrainedTokenizerBase", results: dict[int, TokenizedPair | SkippedPair]
-) -> dict[int, str]:
-    """source_row -> "; "-joined codes, in the order of DOUBTS; "" for a row that is skipped or free of doubt."""
-    special = _special_pattern(tokenizer)
-    known = {p.source_row: _key(p, p.chosen, p.rejected) for p in table.pairs}
-    exchanged = {_key(p, p.rejected, p.chosen) for p in table.pairs}
-    seen: set[str] = set()
-    doubts: dict[int, str] = {}
-    for pair in table.pairs:
-        row, result = pair.source_row, results[pair.source_row]
-        found = set(result.doubts) if isinstance(result, TokenizedPair) else set()
-        found |= {"duplicate"} if known[row] in seen else set()
-        found |= {"contradiction"} if known[row] in exchanged else set()
-        found |= {"sides_swapped"} if _scores_agree(pair) is False else set()
-        found |= {"prompt_repeated"} if _repeats_prompt(pair) else set()
-        texts = (pair.prompt, pair.chosen, pair.rejected)
-        found |= {"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set()
-        seen.add(known[row])
-        kept = isinstance(result, TokenizedPair)
-        doubts[row] = "; ".join(code for code in DOUBTS if code in found) if kept else ""
-    return doubts
+def _doubts(pair: PreferencePair, special: re.Pattern[str] | None) -> set[str]:
+    """Codes of what is doubtful about the pair's own texts."""
+    texts = (pair.prompt, pair.chosen, pair.rejected)
+    found = {"prompt_repeated"} if _repeats_prompt(pair) else set()
+    return found | ({"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set())
 
 
-def _key(pair: PreferencePair, *sides: Text) -> str:
-    return json.dumps([pair.prompt, *sides, pair.tools, pair.template_kwargs], sort_keys=True, default=str)
+def _twins(pairs: Sequence[PreferencePair]) -> dict[int, set[str]]:
+    """source_row -> duplicate, contradiction: pairs that an earlier one repeats, or any other one contradicts."""
+    known = [_key(p, p.chosen, p.rejected) for p in pairs]
+    exchanged, seen, found = {_key(p, p.rejected, p.chosen) for p in pairs}, set(), {}
+    for pair, key in zip(pairs, known, strict=True):
+        codes = ({"duplicate"} if key in seen else set()) | ({"contradiction"} if key in exchanged else set())
+        seen.add(key)
+        if codes:
+            found[pair.source_row] = codes
+    return found
+
+
+def _key(pair: PreferencePair, *sides: Text) -> bytes:
+    content = json.dumps([pair.prompt, *sides, pair.tools, pair.template_kwargs], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 def _repeats_prompt(pair: PreferencePair) -> bool:
     """Whether both answers begin with the whole prompt (of messages: with the last one), and go on."""
     asked = (pair.prompt if isinstance(pair.prompt, str) else content(pair.prompt[-1])).strip()
-    opened = re.compile(rf"\s*{re.escape(asked)}(?!\w)") if asked else None
-    return opened is not None and all(opened.match(_plain(side)) for side in (pair.chosen, pair.rejected))
+    return bool(asked) and all(_opens_with(_plain(side).lstrip(), asked) for side in (pair.chosen, pair.rejected))
+
+
+def _opens_with(text: str, start: str) -> bool:
+    behind = text[len(start) : len(start) + 1]
+    return text.startswith(start) and not (behind.isalnum() or behind == "_")
 
 
 def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:

@@ -8,7 +8,7 @@ from diagnostics.messages import is_message, is_messages
 
 SYSTEM = {"system", "system_prompt", "system_message", "system_instruction", "system_instructions", "sys", "sys_prompt"}
 INSTRUCTION = {"instruction", "instructions"}
-ASKED = {"question", "query", "problem", "request", "input", "inputs", "prompt_input", "human", "user", "user_input"}
+ASKED = {"question", "query", "problem", "request", "input", "inputs", "prompt_input", "user_input"}
 ASKED |= {"user_prompt", "user_query", "user_question", "user_message", "user_instruction", "user_request", "ask"}
 TOLD = {"context", "contexts", "passage", "passages", "document", "documents", "article", "paragraph", "paragraphs"}
 TOLD |= {"post", "history", "dialog", "dialogue", "dialogs", "dialogues", "conversation", "conversations", "messages"}
@@ -16,7 +16,21 @@ TOLD |= {"chat", "chats", "chat_history", "context_messages", "prompt_messages",
 TOLD |= {"dialog_history", "dialogue_history", "message_history", "history_messages", "background", "story", "evidence"}
 TOLD |= {"prompts", "input_messages", "previous_messages", "past_messages", "past_dialogue", "previous_turns"}
 NAMES = {"prompt"} | SYSTEM | INSTRUCTION | ASKED | TOLD
-PERHAPS = {"source", "src", "text", "title", "topic", "task", "body", "scenario", "premise", "claim", "statement"}
+PERHAPS = {
+    "user",
+    "human",
+    "source",
+    "src",
+    "text",
+    "title",
+    "topic",
+    "task",
+    "body",
+    "scenario",
+    "premise",
+    "claim",
+    "statement",
+}
 PERHAPS |= {"hypothesis", "sentence", "code", "snippet", "description", "excerpt", "abstract", "email", "review"}
 MEDIA = {"image", "images", "picture", "pictures", "photo", "img", "video", "videos", "audio", "audios", "pixel"}
 _DECORATION = {"text", "content", "body", "string", "str"}
@@ -31,7 +45,7 @@ _ABOUT = set(
     tools topic truth type uid url uuid version worse
     """.split()
 )  # words of names that tell about a row
-_WORDS, _VARIED = 4, 0.5  # of the sentences that make an unknown column look like content
+WORDS = 4  # of a text that looks like a sentence
 
 
 def plain_name(column: str) -> str:
@@ -85,20 +99,21 @@ def squeezed(text: str) -> str:
     return " ".join(text.split())
 
 
-def looks_like_content(column: str, values: list[Any], *, known_only: bool) -> bool:
-    """Whether a column of no known name holds sentences that differ from row to row, as a prompt does.
+def looks_like_content(column: str, values: list[Any], *, words: int, known_only: bool) -> bool:
+    """Whether a column of no known name holds texts of so many words that differ from row to row, as a prompt does.
 
     known_only: only for names that are sometimes a prompt's (source, text, title ...), else for all but those that
-    tell about the row (ids, models, categories, rationales ...).
+    tell about the row (ids, models, categories, rationales ...). Of those that do either (source, topic), the texts
+    must be sentences.
     """
     name = plain_name(column)
-    if not (name in PERHAPS if known_only else name in PERHAPS or not _ABOUT & set(name.split("_"))):
+    about = bool(_ABOUT & set(name.split("_")))
+    if is_media(column) or (name not in PERHAPS and (known_only or about)):
         return False
-    if is_media(column):
-        return False
-    said = [squeezed(v) for v in values if isinstance(v, str) and v.strip()]
-    wordy = [s for s in said if s.count(" ") + 1 >= _WORDS]
-    return 2 * len(wordy) > len(said) and len(set(wordy)) >= max(1, _VARIED * len(wordy))
+    said = [squeezed(v) for v in values if isinstance(v, str) and re.search(r"[^\W\d_]{2}", v)]
+    wordy = [s for s in said if s.count(" ") + 1 >= (WORDS if about else words)]
+    wordy = [s for s in wordy if s[-1] in ".?!:。" or not about]
+    return 2 * len(wordy) > len(said) and 2 * len(set(wordy)) >= len(wordy)
 
 
 def _is_exchange(value: Any) -> bool:

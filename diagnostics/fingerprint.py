@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
@@ -45,10 +46,12 @@ def data_hash(table: PairTable) -> str:
 
 
 def rendered_hash(pairs: Iterable[TokenizedPair]) -> str:
-    """Content hash of the token ids that are scored: another where a chat template shows the date, say."""
+    """Content hash of what the model is given: every pair's ids, in order. It differs where a chat template, its
+    arguments or the clock that it shows make another text of the same data."""
     digest = hashlib.sha256()
     for p in pairs:
-        digest.update(repr((p.pair_id, p.prompt_ids, p.chosen_ids, p.rejected_ids)).encode())
+        for ids in (p.prompt_ids, p.chosen_ids, p.rejected_ids):
+            digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
     return digest.hexdigest()
 
 

@@ -22,9 +22,9 @@ from diagnostics.probe_rows import read_probe
 from diagnostics.processes import agree, hold, processes, share
 from diagnostics.progress import Progress
 from diagnostics.rates import Which
-from diagnostics.runlog import read_frame, write_frame
+from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches, token_budget
-from diagnostics.tokenized import TokenizedPair, Truncation
+from diagnostics.tokenized import TokenizedPair, Truncation, end_ids
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
 DEFAULT = "ln_ches_score"
@@ -101,6 +101,7 @@ def flag(
             scored = scored.merge(forecast.read(job(), further), on="pair_id", how="left")
         scores = choose(_join(audit.frame, scored), by, **rule)
         write_frame(out / "scores.parquet", scores)
+        list_table(out / "scores.parquet", len(scores))
         write_back(table, scores, kept=write_kept, flagged=write_flagged)
         parts.remove()
 
@@ -109,7 +110,7 @@ def flag(
         write_back(table, read_frame(out / "scores.parquet"), kept=write_kept, flagged=write_flagged)
 
     def job() -> forecast.Job:
-        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, tokenizer.eos_token_id)
+        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, end_ids(tokenizer))
 
     with hold(out, "flag"):
         further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,15 @@ from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.engine import Engine, apply_head, close, device_of, engine_of, head_of, innermost, remember
 from diagnostics.packing import NAME, Part, pack, pack_apart, windows_seen
 from diagnostics.stats import PairStats, SequenceStats, wide
+from diagnostics.token_ids import TokenIds
 from diagnostics.tokenized import TokenizedPair
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
 GPU_TILE_BYTES = 512 << 20  # the same on a GPU, which small products leave idle (a plain choice, not measured)
 TOP = 10  # most likely tokens whose entropy and mass are taken
+SERIES = 0.05  # differences of log-probs up to which the KL takes a series; there float32 keeps 5 digits without it
+TOGETHER = 3e-8  # a KL below this share of a common move, squared, is taken in float64
+NEAR = 1e-4  # nats: a smaller KL needs the series where d is small
 BLOCK_BYTES = 1 << 20  # logits that one softmax works through on a CPU: they stay in the cache of one core
 
 
@@ -243,11 +248,13 @@ def with_kl(policy: Outputs, reference: Outputs) -> tuple[Tensor, Tensor, Tensor
 
     def one(hidden: Tensor, targets: Tensor, tile: slice) -> tuple[Tensor, ...]:
         logits = replace(policy, hidden=hidden).logits() if policy.whole is None else policy.logits(tile)
-        own = logits.log_softmax(-1)
         with torch.no_grad():
-            other = reference.logits(tile).log_softmax(-1)
-            ref, reverse = other.gather(-1, targets[:, None])[:, 0], _kl(own, other)[1]
-        return own.gather(-1, targets[:, None])[:, 0], ref, _kl(own, other)[0], reverse
+            other = reference.logits(tile)
+            ref_sum, probs = other.logsumexp(-1), other.softmax(-1)
+        own_sum = logits.logsumexp(-1)
+        own, ref = (z.gather(-1, targets[:, None])[:, 0] - n for z, n in ((logits, own_sum), (other, ref_sum)))
+        forward, reverse = divergences(logits, other, own_sum - ref_sum, probs)
+        return own, ref, forward, reverse.detach()
 
     values, ref, forward, reverse = (torch.cat(parts) for parts in zip(*_by_tile(policy, one), strict=True))
     return values, ref, forward, reverse
@@ -400,7 +407,7 @@ def trial(inner: Any) -> PreferenceBatch:
     """A small random batch with ragged lengths."""
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    ids = [tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
+    ids = [TokenIds(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
     pairs = [TokenizedPair("a", 0, ids[0], ids[1], ids[2]), TokenizedPair("b", 1, ids[3], ids[4], ids[5])]
     return collate(pairs, pad_token_id=0).to(device_of(inner))
 
@@ -469,16 +476,54 @@ def _compare(policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor
 
 
 def _compare_block(policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    policy_probs, ref_probs, difference = policy.softmax(-1), reference.softmax(-1), reference - policy
     # the exponential inside softmax is by far the cheapest: the largest logit and its probability give the log-sum
-    policy_sum = policy.amax(-1) - policy_probs.amax(-1).log()
+    policy_sum = policy.amax(-1) - policy.softmax(-1).amax(-1).log()
+    ref_probs = reference.softmax(-1)
     ref_sum = reference.amax(-1) - ref_probs.amax(-1).log()
-    forward = torch.linalg.vecdot(ref_probs, difference) - (ref_sum - policy_sum)
-    reverse = (ref_sum - policy_sum) - torch.linalg.vecdot(policy_probs, difference)
-    if not (forward.isfinite().all() and reverse.isfinite().all()):
-        forward, reverse = _kl(policy.log_softmax(-1), reference.log_softmax(-1))
     logps = policy.gather(-1, targets)[:, 0] - policy_sum, reference.gather(-1, targets)[:, 0] - ref_sum
-    return *logps, forward, reverse
+    return *logps, *divergences(policy, reference, policy_sum - ref_sum, ref_probs)
+
+
+def divergences(policy: Tensor, reference: Tensor, shift: Tensor, ref_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) nats each: exact KL(ref || policy) and KL(policy || ref) of logits (N, V), precise also near 0.
+
+    With d = log policy - log ref and ref's probabilities as weights, KL(ref || policy) is the sum of expm1(d) - d and
+    KL(policy || ref) that of d * expm1(d) - (expm1(d) - d): terms that are never negative, where the textbook's
+    differences of log-sums lose everything below 1e-6 in float32. shift: (N,) log-sum of the policy's logits less the
+    reference's, as rounded; by how much probabilities then miss 1 is known from d and taken back.
+    """
+    d = (policy - reference).sub_(shift[:, None])
+    missed, forward, reverse = _sums(d, partial(torch.linalg.vecdot, ref_probs))
+    taken = missed**2 / 2
+    forward, reverse = forward - taken, reverse - taken
+    # rounding of the differences themselves counts where all logits moved together by far more than apart
+    if bool((forward.isfinite() & reverse.isfinite() & (forward >= TOGETHER * shift**2)).all()):
+        return forward.clamp(min=0), reverse.clamp(min=0)
+    return _kl(policy, reference)
+
+
+def _sums(d: Tensor, mean: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of expm1(d), of expm1(d) - d, and (without gradient) of d * expm1(d) - (expm1(d) - d)."""
+    if bool(torch.stack(d.detach().aminmax()).abs().amax() < SERIES):
+        rest = _series(d)
+        grown = rest + d
+        missed, forward = mean(grown), mean(rest)
+    else:
+        grown = d.expm1()
+        missed = mean(grown)
+        forward = missed - mean(d)
+        if bool(forward.detach().amin() < NEAR):
+            forward = mean(torch.where(d.abs() < SERIES, _series(d), grown - d))
+    with torch.no_grad():
+        return missed, forward, mean(d * grown) - forward
+
+
+def _series(d: Tensor) -> Tensor:
+    """expm1(d) - d for small d: d^2 / 2 + d^3 / 6 + ..., to a relative 1e-12."""
+    found = d * (1 / 5040)
+    for factor in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2):
+        found.add_(factor).mul_(d)
+    return found.mul_(d)
 
 
 def _top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -489,10 +534,17 @@ def _top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _kl(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(ref || policy) and KL(policy || ref) of log-probs (N, V) of which some are -inf, (N,) nats each."""
-    # a token that a model rules out (log-prob -inf) adds nothing to the sum weighted by that model
-    forward = torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - policy)).sum(-1)
-    return forward, torch.where(policy.isneginf(), 0.0, policy.exp() * (policy - reference)).sum(-1)
+    """KL(ref || policy) and KL(policy || ref) of logits (N, V) of which some are infinite, in float64, (N,) nats each.
+
+    A token that a model rules out (log-prob -inf) adds nothing to the sum weighted by that model.
+    """
+    dtype = wide(policy.device)
+    own, other = policy.to(dtype).log_softmax(-1), reference.to(dtype).log_softmax(-1)
+    neither, never = own.isneginf() & other.isneginf(), other.isneginf()
+    d = torch.where(neither, 0.0, own - other)
+    forward = torch.where(never, own.exp(), other.exp() * (d.expm1() - d)).sum(-1)
+    back = torch.where(own.isneginf(), other.exp(), own.exp() * ((-d).expm1() + d)).sum(-1)
+    return forward.to(policy.dtype), back.to(policy.dtype)
 
 
 def _block(logits: Tensor) -> int:

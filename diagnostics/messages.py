@@ -146,12 +146,13 @@ def _are_objects(value: Any) -> bool:
 
 def _content(value: Any, name: str) -> str:
     """A content as text: of a list of parts, the texts joined; a part of another kind is refused by its type."""
+    value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list):
         return checked(value, name)
     texts = []
     for part in value:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if kind != "text":
+        if kind not in ("text", "input_text", "output_text"):
             raise SkipRow("not_text", f"field {name!r} has a part of type {str(kind)[:40]!r}; only text is read", name)
         texts.append(checked(part.get("text") if isinstance(part, dict) else part, name))
     return "".join(texts)

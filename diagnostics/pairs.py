@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics import shapes
-from diagnostics.context import is_context, is_media, looks_like_content, squeezed, texts
+from diagnostics.context import WORDS, is_context, is_media, looks_like_content, squeezed, texts
 from diagnostics.errors import DataError, printable
 from diagnostics.messages import Message, SkipRow, Text, without_nulls
 from diagnostics.row_files import RawRows, read_rows, write_raw
@@ -238,11 +238,13 @@ def _refuse_unknown(
         return
     seen = {i: view for i, view in enumerate(views) if isinstance(view, dict) and i in parsed}
     used = {c for done in parsed.values() for columns in done.used.values() for c in columns}
+    starts = sorted(len(done.prompt.split()) for done in parsed.values() if isinstance(done.prompt, str))
+    words = WORDS if starts and starts[len(starts) // 2] >= WORDS else 1  # a shared start of two words is no prompt
     for column in dict.fromkeys(c for view in seen.values() for c in view):
         values = [view.get(column) for view in list(seen.values())[:_LOOKED_AT]]
         if column in used or is_context(column):
             continue
-        if not looks_like_content(column, values, known_only=shape[1] == "prompt-columns"):
+        if not looks_like_content(column, values, words=words, known_only=shape[1] == "prompt-columns"):
             continue
         lost = [i for i, view in seen.items() if squeezed(str(view.get(column) or "")) not in _whole(parsed[i])]
         if lost:
@@ -302,7 +304,8 @@ def _reading(
             used.setdefault(role, {}).update(dict.fromkeys(names))
     used["id"] = dict.fromkeys([c for c in _ID_FIELDS if c in columns][:1])
     used["scores"] = dict.fromkeys(score_columns(list(columns)))
-    roles = {role: tuple(names) for role, names in used.items() if names}
+    roles = {role: tuple(n for n in names if n in columns) for role, names in used.items()}
+    roles = {role: names for role, names in roles.items() if names}
     taken = {c for names in roles.values() for c in names}
     ignored = tuple(c for c in columns if c not in taken)
     notes = dict.fromkeys(done.note for done in parsed.values() if done.note)

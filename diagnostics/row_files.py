@@ -158,10 +158,13 @@ def _read_csv(name: str, data: bytes) -> RawRows:
 
 def _read_parquet(name: str, data: bytes) -> RawRows:
     try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{name}: not readable as Parquet ({error}). The file is damaged; fetch it again.") from None
-    return RawRows("parquet", table.to_pylist(), None, table)
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+        table.validate(full=True)  # a flipped bit may leave offsets that point outside
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"{name}: not readable as Parquet ({why}). The file is damaged; fetch it again.") from None
+    return RawRows("parquet", rows, None, table)
 
 
 _READERS: dict[str, Callable[[str, bytes], RawRows]] = {

@@ -428,7 +428,12 @@ def _head(row: Row, found: Answers, sides: list[list[Message]]) -> tuple[list[Me
             for side in sides:  # the whole conversation, its answer included
                 if len(head) > len(side) and alike(head[-len(side) :], side):
                     head = head[: -len(side)]
-            return head, (column,)
+            asked = (
+                _prompt_columns(row, found) if head[-1]["role"] == "assistant" else []
+            )  # earlier turns, then a question
+            if asked:
+                head = [*head, {"role": "user", "content": "\n".join(_text(row, c) for c in asked)}]
+            return head, (column, *asked)
         if all(_split(s, head)[0] for s in sides) or column == "prompt":
             return head, (column,)
     return [], ()

@@ -32,17 +32,18 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class Turn:
-    """How a chat template writes an answer; all "" where the template cannot be asked.
+    """How a chat template writes an answer; empty where the template cannot be asked.
 
     header: what stands between the prompt (without generation prompt) and the answer. lacks_prompt: the template has no
-    generation prompt, so that the header is not asked for. added: text of the template that opens an answer behind the
-    generation prompt. end: what closes the answer, up to and including its end token; rest: what is written behind.
+    generation prompt, so that the header is not asked for. opened: what it writes in front of an answer behind the
+    generation prompt, None where it writes something else instead of that. end: what closes the answer, up to and
+    including its end token; rest: what is written behind.
     tokens: finds the tokens of the vocabulary that are no ordinary text (as <|im_end|>).
     """
 
     header: str = ""
     lacks_prompt: bool = False
-    added: str = ""
+    opened: str | None = None
     end: str = ""
     rest: str = ""
     tokens: re.Pattern[str] | None = None
@@ -85,8 +86,8 @@ def find_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
     end = _end(tail, _tail_within(tokenizer, answered, asked), tokens)
     header = before[len(bare) :] if before.startswith(bare) else ""
     lacks = prompt == bare and bool(header.strip())
-    added = before[len(prompt) :] if before.startswith(prompt) and not lacks else ""
-    return Turn(header, lacks, added if added.strip() else "", end, tail[len(end) :], tokens, True)
+    opened = before[len(prompt) :] if before.startswith(prompt) else None
+    return Turn(header, lacks, opened, end, tail[len(end) :], tokens, True)
 
 
 def _tail_within(tokenizer: "PreTrainedTokenizerBase", answered: list[Message], asked: list[Message]) -> str:
@@ -125,40 +126,53 @@ def render_chat(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", turn
     A prompt that ends in a turn of the assistant is continued by the answers: their text follows its own without a
     space. Turns behind the assistant's last one are left out; other turns between two of the assistant make a skip.
     """
-    assert not isinstance(pair.prompt, str)
+    assert isinstance(pair.prompt, list)
     options = _options(pair, tokenizer)
     notes: list[str] = []
     answers = [_answer(name, getattr(pair, name), notes) for name in ("chosen", "rejected")]
     doubts = ["turns_cut"] if notes else []
-    prefilled = bool(pair.prompt) and pair.prompt[-1].get("role") == "assistant"
-    ask: dict[str, Any] = {"continue_final_message": True} if prefilled else {"add_generation_prompt": True}
-    prompt = apply_template(tokenizer, pair.prompt, **ask, **options)
-    wholes = [
-        apply_template(tokenizer, _continued(pair.prompt, a) if prefilled else [*pair.prompt, a], **options)
-        for a in answers
-    ]
-    if prefilled:
-        doubts.append("prefilled")
-    elif turn.lacks_prompt and all(w.startswith(prompt + turn.header) for w in wholes):
-        prompt += turn.header
-        doubts.append("no_generation_prompt")
-    elif turn.header and not all(w.startswith(prompt) for w in wholes):
-        prompt = apply_template(tokenizer, pair.prompt, **options) + turn.header
-        doubts.append("generation_prompt_differs")
-    if not all(w.startswith(prompt) for w in wholes):
-        raise SkipRow("template_failed", "the chat template renders the prompt differently once a response follows")
-    parts = [_cut_end(w[len(prompt) :], turn, str(tokenizer.eos_token or "")) for w in wholes]
+    prompt, completions, found = _parts(pair.prompt, answers, tokenizer, turn, options)
+    doubts += found
+    parts = [_cut_end(text, turn, str(tokenizer.eos_token or "")) for text in completions]
     for name, answer, (body, _, rest) in zip(("chosen", "rejected"), answers, parts, strict=True):
         if not body.strip() or not _said([answer], name):
             raise SkipRow("empty_completion", f"{name} is empty or blank")
         notes += _missing(_said([answer], name), body)
-        notes += [f"{name}: the template writes {rest!r} behind the end of the turn"] if rest else []
+        notes += [f"{name}: {rest!r}, which the chat template writes behind the end, is left out"] if rest else []
     notes += _missing(_said(pair.prompt, "prompt") + _tool_names(pair), prompt)
     doubts += ["template_dropped"] if any(NOT_SHOWN in note for note in notes) else []
     doubts += _doubts_of_ends(parts, turn, tokenizer)
-    doubts += ["clock"] if _shows_clock(tokenizer, pair.prompt, ask | options) else []
+    doubts += ["clock"] if _shows_clock(tokenizer, pair.prompt, options) else []
     (chosen, end, _), (rejected, other, _) = parts
     return RenderedPair(prompt, chosen + end, rejected + other, True, (end, other), tuple(doubts), tuple(notes))
+
+
+def _parts(
+    prompt: list[Message], answers: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", turn: Turn, options: Any
+) -> tuple[str, list[str], list[str]]:
+    """The prompt as the model is asked, what the template writes behind it for each answer, and doubts about both."""
+    if prompt and prompt[-1].get("role") == "assistant":
+        asked = apply_template(tokenizer, prompt, continue_final_message=True, **options)
+        wholes = [apply_template(tokenizer, _continued(prompt, a), **options) for a in answers]
+        return asked, _behind(asked, wholes), ["prefilled"]
+    asked = apply_template(tokenizer, prompt, add_generation_prompt=True, **options)
+    wholes = [apply_template(tokenizer, [*prompt, a], **options) for a in answers]
+    if turn.lacks_prompt and all(w.startswith(asked + turn.header) for w in wholes):
+        return asked + turn.header, _behind(asked + turn.header, wholes), ["no_generation_prompt"]
+    if all(w.startswith(asked) for w in wholes):
+        return asked, _behind(asked, wholes), []
+    if turn.opened is None:  # it asks in another way than it writes an answer
+        asked = apply_template(tokenizer, prompt, **options) + turn.header
+        return asked, _behind(asked, wholes), ["generation_prompt_differs"]
+    probe = [*prompt, {"role": "assistant", "content": _ANSWER}]  # it writes the prompt in another way then
+    before = apply_template(tokenizer, probe, **options).rpartition(_ANSWER)[0]
+    return asked, [turn.opened + text for text in _behind(before, wholes)], ["prompt_differs"]
+
+
+def _behind(start: str, wholes: Sequence[str]) -> list[str]:
+    if not start or not all(w.startswith(start) for w in wholes):
+        raise SkipRow("template_failed", "the chat template renders the prompt differently once a response follows")
+    return [w[len(start) :] for w in wholes]
 
 
 def _options(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -180,7 +194,7 @@ def _answer(name: str, messages: Any, notes: list[str]) -> Message:
         raise SkipRow(
             "several_turns", f"{name} holds {whose}; only one turn of the assistant can be scored, so split the row"
         )
-    notes += [f"{name}: the turn of the {role} behind the answer" for role in roles[1:]]
+    notes += [f"{name}: the turn of the {role} behind the answer is left out" for role in roles[1:]]
     return messages[0]
 
 
@@ -209,11 +223,12 @@ def _doubts_of_ends(
 ) -> list[str]:
     ends = [end for _, end, _ in parts]
     eos = str(tokenizer.eos_token) if tokenizer.eos_token else None
+    opened = turn.opened if turn.opened and turn.opened.strip() and not turn.lacks_prompt else None
     found = {
         "no_turn_end": not all(ends),
         "eos_differs": any(end and (eos is None or not end.endswith(eos)) for end in ends),
         "text_after_end": any(end and rest for _, end, rest in parts),
-        "template_adds": any(turn.added and body.startswith(turn.added) for body, _, _ in parts),
+        "template_adds": any(opened and body.startswith(opened) for body, _, _ in parts),
     }
     return [code for code, is_so in found.items() if is_so]
 

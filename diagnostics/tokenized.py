@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair, SkipRow
 from diagnostics.templates import RenderedPair, Turn, find_turn, render_chat
+from diagnostics.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,12 +36,16 @@ class TokenizedPair:
 
     pair_id: str
     source_row: int
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    chosen_ids: TokenIds
+    rejected_ids: TokenIds
     chosen_has_eos: bool = True
     rejected_has_eos: bool = True
     doubts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):  # any sequence of numbers is kept small
+            object.__setattr__(self, name, TokenIds(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,20 @@ def render_pairs(
         if isinstance(pair.prompt, str):
             found.append(RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False))
             continue
-        try:
-            found.append(render_chat(pair, tokenizer, turn or find_turn(tokenizer)))
-        except SkipRow as skip:
-            found.append(SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason))
+        turn = turn or find_turn(tokenizer)
+        found.append(_render(pair, tokenizer, turn))
     return found
+
+
+def _render(
+    pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", turn: Turn, tries: int = 3
+) -> RenderedPair | SkippedPair:
+    try:
+        return render_chat(pair, tokenizer, turn)
+    except SkipRow as skip:
+        if tries > 1 and "strftime_now" in str(tokenizer.chat_template):  # a second may have ended between two texts
+            return _render(pair, tokenizer, turn, tries - 1)
+        return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
 
 
 def _ends_in_eos(turn: Turn, tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -136,6 +150,11 @@ def _ends_in_eos(turn: Turn, tokenizer: "PreTrainedTokenizerBase") -> bool:
 def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> RenderedPair | SkippedPair:
     """The texts of one pair; see render_pairs."""
     return render_pairs([pair], tokenizer)[0]
+
+
+def end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Ids that end an answer: EOS, and the token that ends a turn of the chat template."""
+    return _closing_ids(find_turn(tokenizer).end if tokenizer.chat_template else "", tokenizer)
 
 
 def _check_settings(max_length: int | None, truncation: str) -> None:
@@ -236,10 +255,9 @@ def _join(
         return SkippedPair(pair.pair_id, pair.source_row, "no_context", reason, lengths)
     doubts = [*text.doubts, *doubts, *(["token_merge"] if merged else [])]
     has_eos = [side[-1] in known for side, known in zip(sides, ends, strict=True)]
-    chosen, rejected = map(tuple, sides)
-    return TokenizedPair(
-        pair.pair_id, pair.source_row, tuple(prompt), chosen, rejected, has_eos[0], has_eos[1], tuple(doubts)
-    )
+    asked, chosen, rejected = (TokenIds(ids) for ids in (prompt, *sides))
+    ends = has_eos[0], has_eos[1]
+    return TokenizedPair(pair.pair_id, pair.source_row, asked, chosen, rejected, *ends, tuple(doubts))
 
 
 def _closing_ids(end: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
@@ -319,8 +337,8 @@ def _cut_prompt(pair: TokenizedPair, prefix: int, room: int, sizes: str) -> Toke
     body = room - prefix
     if room < 1 or body < 0:
         raise SkipRow("completion_over_length", f"{sizes}, and the completion alone leaves no room for a prompt")
-    kept = pair.prompt_ids[len(pair.prompt_ids) - body :]
-    return replace(pair, prompt_ids=pair.prompt_ids[:prefix] + kept, doubts=(*pair.doubts, "prompt_truncated"))
+    ids = (*pair.prompt_ids[:prefix], *pair.prompt_ids[len(pair.prompt_ids) - body :])
+    return replace(pair, prompt_ids=ids, doubts=(*pair.doubts, "prompt_truncated"))
 
 
 def _cut_completions(pair: TokenizedPair, room: int) -> TokenizedPair:

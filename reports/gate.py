@@ -15,11 +15,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from rich.console import Console
 
 from analysis import runs
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
 from diagnostics.plain_yaml import read_plain
+from reports import tables
 
 EXAMPLE = Path(__file__).resolve().parent / "templates" / "gates.yaml"
 
@@ -83,8 +85,8 @@ def judge(run_path: Path, gates_path: Path, junit_path: Path | None = None) -> l
     Raises UserError for a gates file that cannot be used, DataError for a run that cannot be read.
     """
     gates = read_gates(Path(gates_path))
-    tables = _tables(Path(run_path), gates)
-    findings = [_judge(gate, tables) for gate in gates]
+    read = _tables(Path(run_path), gates)
+    findings = [_judge(gate, read) for gate in gates]
     if junit_path:
         write_junit(Path(junit_path), findings, Path(run_path).resolve().name)
     return findings
@@ -99,6 +101,19 @@ def warnings(findings: Sequence[Finding]) -> list[str]:
     """`::warning::` lines for GitHub, one for every missed gate of severity warning."""
     missed = [f for f in findings if f.passed is False and getattr(f, "severity", "error") == "warning"]
     return ["::warning::" + printable(f.meaning).replace("%", "%25") for f in missed]
+
+
+def show(findings: Sequence[Finding]) -> bool:
+    """Print one line a gate, and a `::warning::` line for each missed warning; True when no gate failed."""
+    found = tables.table("gate", "value", "n", "verdict", "meaning")
+    for f in findings:
+        verdict = "pass" if f.passed else "FAIL" if failed([f]) else "warning"
+        tables.add(found, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
+    console = Console()
+    console.print(found)
+    for line in warnings(findings):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return not failed(findings)
 
 
 def read_gates(path: Path) -> list[Gate]:
@@ -158,8 +173,8 @@ def _tables(path: Path, gates: list[Gate]) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _judge(gate: Gate, tables: dict[str, pd.DataFrame]) -> GateFinding:
-    table = tables[f"pairs/{gate.split}" if gate.table == "pairs" else gate.table]
+def _judge(gate: Gate, read: dict[str, pd.DataFrame]) -> GateFinding:
+    table = read[f"pairs/{gate.split}" if gate.table == "pairs" else gate.table]
     values = _values(gate, table)
     value = REDUCE[gate.aggregate](values, gate.bound) if len(values) else math.nan
     passed = len(values) > 0 and OPS[gate.op](value, gate.value)

@@ -19,7 +19,7 @@ from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run, with_top_tokens
 from diagnostics.pairs import PreferencePair
 from diagnostics.scoring import Scored, batches, rows, score
-from diagnostics.tokenized import TokenizedPair, tokenize_pair
+from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pair
 from trainers.responses import Responses
 
 OWN = "own/"  # before the pair_id of a kept own answer
@@ -60,9 +60,8 @@ class Probe:
         self.reference = reference
         self.start_file, self.saved = start, resumed
         self.start = _read_start(start) if resumed else {}
-        eos: Any = tokenizer.eos_token_id
         followed = pairs.get("probe", ())[:responses]
-        self.responses = Responses(followed, pad_token_id=pad_token_id, eos=eos, seed=seed)
+        self.responses = Responses(followed, pad_token_id=pad_token_id, ends=end_ids(tokenizer), seed=seed)
         self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
         self.prompts = [_prompt_pair(p, tokenizer) for p in track["prompts"]] if track else []
         self.sets = {p["id"]: p["set"] for p in track["prompts"]} if track else {}
@@ -113,7 +112,7 @@ class Probe:
         return [*ledger, self._mass_row(head, "other", 0, -1, *other)]
 
     def _eos_rows(self, scored: Scored, i: int, pair: TokenizedPair, head: dict[str, Any]) -> list[dict[str, Any]]:
-        """Probability of EOS where each completion ends."""
+        """Probability of its own end token (EOS, or the end of a turn) where each completion ends."""
         ends = (
             ("chosen_eos", pair.chosen_has_eos, scored.stats.chosen, pair.chosen_ids),
             ("rejected_eos", pair.rejected_has_eos, scored.stats.rejected, pair.rejected_ids),
@@ -252,7 +251,7 @@ def _prompt_pair(prompt: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> 
     if not isinstance(found, TokenizedPair):
         raise DataError(f"the track file's prompt '{prompt['id']}' cannot be used: {found.reason}")
     ids = found.prompt_ids
-    return TokenizedPair(prompt["id"], -1, ids, (ids[-1],), (ids[-1],), False, False)
+    return TokenizedPair(prompt["id"], -1, ids, ids[-1:], ids[-1:], False, False)
 
 
 def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int, device: Any) -> Tensor:

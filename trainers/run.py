@@ -37,9 +37,10 @@ from trainers.ingredients import Given, Ingredients, by_prompt
 from trainers.models import (
     adapter_off,
     add_lora,
-    load_model,
+    load_policy,
     load_tokenizer,
     longest,
+    make_savable,
     model_limit,
     pad_id,
     quiet,
@@ -88,7 +89,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     main = arguments.process_index == 0
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, dtype=config.dtype)
+    model = load_policy(config.model, dtype=config.dtype)
     track = read_track(config.track) if config.track else None
     splits, audits, hashes = _data(config, tokenizer, model_limit(model))
     everything = [*splits.train, *splits.probe, *splits.heldout]
@@ -101,7 +102,9 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     started |= {name: file_hash(path) for name, path in files.items() if path}
     share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
 
-    policy = model
+    policy, changed = model, make_savable(model)
+    if changed:
+        PartialState().print(changed)
     if config.lora_r:
         policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
     reference = _reference(config, policy, splits, arguments, tokenizer, started)
@@ -209,7 +212,7 @@ def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Spl
     """The already trained policy whose token rewards the objective reads, or None."""
     if "reward model" not in objectives.needs(config.objective) or not config.reward_model:
         return None
-    model = load_model(config.reward_model, dtype=config.dtype)
+    model = load_policy(config.reward_model, dtype=config.dtype)
     check_ids(model, splits.train)
     model.requires_grad_(False)
     prepare(nn.Module.to(model, arguments.device))
@@ -407,10 +410,10 @@ def _reference(
     if config.reference == "live" and config.lora_r and not config.reference_model:
         return LiveReference(policy, adapter=True)
     if config.reference == "live":
-        frozen = load_model(config.reference_model or config.model, dtype=config.dtype)
+        frozen = load_policy(config.reference_model or config.model, dtype=config.dtype)
         frozen.requires_grad_(False)
         return LiveReference(nn.Module.to(frozen, arguments.device))
-    model = load_model(config.reference_model, dtype=config.dtype) if config.reference_model else policy
+    model = load_policy(config.reference_model, dtype=config.dtype) if config.reference_model else policy
     cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
     nn.Module.to(model, arguments.device)
     if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike

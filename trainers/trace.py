@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.engine import engine_of
@@ -19,11 +18,12 @@ from diagnostics.forward import prepare
 from diagnostics.manifest import manifest
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share
-from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
+from diagnostics.progress import counted
+from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
 from trainers.config import read_track
 from trainers.models import (
+    adapter_base,
     config_limit,
-    load_adapter,
     load_model,
     load_tokenizer,
     longest,
@@ -34,6 +34,7 @@ from trainers.probe import Probe
 from trainers.recorder import NAN, ordered, summarise
 from trainers.reference import LiveReference
 
+_STEP = r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)"  # words before a number of steps
 RESPONSES = 16  # pairs of which further answers are followed
 
 
@@ -56,8 +57,9 @@ def trace(
 
     checkpoints: model folders (or folders of checkpoint-* folders, or LoRA adapters), each PATH or PATH=STEP (see
     steps_of). reference: the model that the log-ratios and the KL refer to, and the start (step 0) that every change
-    counts from; default is the first checkpoint. pairs: how many, drawn by seed. Started again with the same settings,
-    it goes on after the last checkpoint that was measured. Of several processes the first does it all.
+    counts from; default is the first checkpoint, or its base model where that is an adapter. pairs: how many, drawn by
+    seed. Started again with the same settings, it goes on after the last checkpoint that was measured. Of several
+    processes the first does it all.
     """
     quiet()
     out = Path(out)
@@ -81,6 +83,7 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
         print(f"{out}: all {len(found)} checkpoints are measured; nothing is left to do.")
         return
     base, dtype, track = found[0], settings["dtype"], settings["track"]
+    print(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
     tokenizer = load_tokenizer(base)
     table = read_pairs(settings["data"], split=settings["split"])
     audit = audit_pairs(
@@ -122,7 +125,8 @@ def expand(checkpoints: Sequence[str]) -> list[str]:
 
 
 def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[int, str]:
-    """Checkpoint by step, in the order of their steps. Step 0 is the reference: by default the first checkpoint.
+    """Checkpoint by step, in the order of their steps. Step 0 is the reference: by default the first checkpoint,
+    or the base model of the adapter that it is.
 
     The step of the others: what is written behind the path, PATH=STEP; else what its trainer_state.json says; else the
     number after a word for steps anywhere in its path (checkpoint-100, global_step2_hf, step_100, or 100 alone); else,
@@ -131,7 +135,7 @@ def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[i
     if not checkpoints:
         raise UserError("no checkpoint given. Name model folders, or one folder of checkpoint-* folders.")
     given = [_given(name) for name in checkpoints]
-    base = reference or given[0][0]
+    base = reference or adapter_base(given[0][0]) or given[0][0]
     rest = [(name, step) for name, step in given if not _same_place(name, base)]
     steps = [step if step is not None else _step(name) for name, step in rest]
     if rest and all(step is None for step in steps):
@@ -151,15 +155,10 @@ def _measure(out: Path, probe: Probe, checkpoints: dict[int, str], done: set[int
     writer = RunLogWriter(out)
     last = max(checkpoints)
     try:
-        for step, name in tqdm(checkpoints.items(), desc="checkpoints", disable=None):
+        for step, name in counted(checkpoints.items(), "trace", len(checkpoints), unit="checkpoint"):
             if step in done:
                 continue
-            model: Any = (
-                load_adapter(name, dtype=dtype)
-                if (Path(name) / "adapter_config.json").exists()
-                else load_model(name, dtype=dtype)
-            )
-            model.to(device)
+            model = load_model(name, dtype=dtype).to(device)
             prepare(model)
             rows = probe.measure(model, step, NAN, tokens=step in (min(checkpoints), last))
             writer.append("pairs", [ordered(row) for row in rows.pairs])
@@ -178,8 +177,7 @@ def _look(out: Path, settings: dict[str, Any]) -> set[int]:
         raise UserError(f"{out}: this folder exists already and is no trace. Choose another --out.")
     if read_json(out / "config.json") != json.loads(json.dumps(settings)):
         raise UserError(f"{out}: holds a run with other settings. Choose another --out, or repeat its settings.")
-    steps = read_run(out).steps
-    return {int(s) for s in steps["step"]} if len(steps) else set()
+    return set(read_steps(out))
 
 
 def _open(out: Path, done: set[int], settings: dict[str, Any], about: dict[str, Any], audit: Audit) -> None:
@@ -213,7 +211,9 @@ def _step(name: str) -> int | None:
         if isinstance(step, int):
             return step
     last = Path(name).name
-    return int(last) if last.isdecimal() else _numbered(name, r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)")
+    return (
+        int(last) if last.isdecimal() else _numbered(name, r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)")
+    )
 
 
 def _epoch(name: str) -> int | None:

@@ -195,7 +195,10 @@ class PreferenceTrainer(Trainer):
             self.gradients.read(folder)
             if self.renewal:
                 self.renewal.read(folder, int(read_json(folder / "trainer_state.json")["global_step"]))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.recorder.close()
 
     def load(self, checkpoint: str) -> None:
         """The weights and the state of a checkpoint that has no step left."""

@@ -90,7 +90,7 @@ def likelihoods(probe: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     for side in runs.SIDES:
         probe[side] = probe[f"{side}_change"]
         probe[f"{side}_avg"] = probe[side] / probe[f"{side}_length"]
-    probe["fell"] = (probe["chosen_change"] < 0).astype(float)
+    probe["fell"] = runs.fell(probe, "chosen")
     probe["level"] = probe["chosen_logps"] / probe["chosen_length"]
     names = ["chosen", "rejected", "chosen_avg", "rejected_avg", "fell", "level"]
     table = probe.pivot_table(names, "step", aggfunc="mean").reset_index()

