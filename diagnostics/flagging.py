@@ -91,7 +91,7 @@ def flag(
         settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
         budget = batch_tokens or token_budget(model, audit.tokenized)
-        about = _about(model, hashes) | {"reading": table.reading.record(), "batch_tokens": budget}
+        about = _about(model, hashes) | {"reading": audit.record(), "batch_tokens": budget}
         return parts.start(config, about, audit.frame)
 
     def finish() -> None:

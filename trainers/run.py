@@ -366,7 +366,7 @@ def _data(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
     gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
-    return Splits(train, probe, heldout, given, gaps, table.reading.record()), audits, hashes
+    return Splits(train, probe, heldout, given, gaps, audit.record()), audits, hashes
 
 
 def _say(source: str, audit: Audit) -> None:

@@ -35,6 +35,13 @@ def test_every_row_is_in_the_scores(flagged):
     assert {p.name for p in out.iterdir()} == {"scores.parquet", "audit.parquet", "config.json", "manifest.json"}
 
 
+def test_how_the_rows_were_read_stands_in_the_manifest(flagged):
+    reading = json.loads((flagged[3] / "manifest.json").read_text())["reading"]
+    assert reading["used"]["prompt"] == ["prompt"]
+    assert reading["said"] == " ".join(flagged[2].said())
+    assert "24 of 25 rows kept, 1 skipped" in reading["said"]
+
+
 def test_default_flags_the_top_tenth_by_ln_ches(flagged):
     scores = flagged[0]
     assert scores["flagged"].sum() == 2  # a tenth of 24, rounded

@@ -88,6 +88,7 @@ def test_dpo_starts_at_log_two_and_policy_equals_reference(go):
     assert log.steps.set_index("step").loc[1, "loss"] == pytest.approx(math.log(2), abs=1e-9)
     assert log.manifest["parity"]["passed"]
     assert log.manifest["parity"]["max_difference"] == 0
+    assert log.manifest["reading"]["said"].startswith("Read as prompt: ")
     start = log.pairs[log.pairs["step"] == 0]
     assert (start["chosen_logps"] == start["ref_chosen_logps"]).all()
     assert start["chosen_kl"].abs().max() == 0
