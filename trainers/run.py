@@ -22,6 +22,7 @@ from diagnostics.fingerprint import data_hash, rendered_hash
 from diagnostics.folder import contents, set_aside
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
+from diagnostics.pair_file import read_once
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
@@ -91,7 +92,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, dtype=config.dtype)
     track = read_track(config.track) if config.track else None
-    splits, audits, hashes = _data(config, tokenizer, model_limit(model))
+    audits: dict[str, Any] = {}
+    splits, hashes = _data_once(config, tokenizer, model_limit(model), run_dir, audits)
     everything = [*splits.train, *splits.probe, *splits.heldout]
     check_ids(model, everything)
     hashes["rendered"] = rendered_hash(everything)
@@ -101,6 +103,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     files = {"pair_weights": config.pair_weights, "track": config.track}
     started |= {name: file_hash(path) for name, path in files.items() if path}
     share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
+    audits.clear()  # they hold every text of the data
 
     policy, changed = model, make_savable(model)
     if changed:
@@ -322,6 +325,27 @@ def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) ->
             f"{run_dir}: this run was started with other settings ({', '.join(changed)}). Resume with the run's own "
             "config.json, or start anew in another output_dir."
         )
+
+
+def _data_once(
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    run_dir: Path,
+    audits: dict[str, Any],
+) -> tuple[Splits, dict[str, str]]:
+    """`_data`, read and tokenized once however many processes there are; only the first has the audits."""
+
+    def read() -> tuple[list[TokenizedPair], tuple[Splits, list[int], dict[str, str]]]:
+        splits, found, hashes = _data(config, tokenizer, limit)
+        audits.update(found)
+        parts = (splits.train, splits.probe, splits.heldout)
+        others = replace(splits, train=[], probe=[], heldout=[])
+        return [pair for part in parts for pair in part], (others, [len(part) for part in parts], hashes)
+
+    pairs, (splits, (train, probe, _), hashes) = read_once(read, run_dir / "pairs.arrow.tmp")
+    sets = pairs[:train], pairs[train : train + probe], pairs[train + probe :]
+    return replace(splits, train=sets[0], probe=sets[1], heldout=sets[2]), hashes
 
 
 def _data(
