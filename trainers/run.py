@@ -43,6 +43,7 @@ from trainers.models import (
     tokenizer_hash,
     weights_hash,
 )
+from trainers.moved import moved, sample
 from trainers.probe import Probe
 from trainers.recorder import PROBE_KEYS, STEP_KEYS, Recorder
 from trainers.reference import LiveReference, precompute
@@ -122,7 +123,10 @@ def train(config: TrainConfig) -> Path:
         if config.grad_every:
             about |= {"gradients": {"parameters": config.grad_parameters, "pairs": trainer.gradients.way}}
         write_json(run_dir / "manifest.json", about | {"recipes": recipe.said})
+    start = sample(policy)
     _fit(trainer, writer, config, checkpoint)
+    if main and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        _note(run_dir, weights_moved=moved(start, policy))
     PartialState().print(f"run: {run_dir}")
     return run_dir
 
@@ -347,9 +351,8 @@ def _check_parity(
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
     eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
     parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=eps)
-    path = Path(config.output_dir) / "manifest.json"
     if PartialState().is_main_process:
-        write_json(path, read_json(path) | {"parity": parity})
+        _note(Path(config.output_dir), parity=parity)
     said = (
         f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
@@ -368,6 +371,11 @@ def _check_parity(
     return parity["max_difference"]
 
 
+def _note(run_dir: Path, **found: Any) -> None:
+    """What was found out about the run, into its manifest."""
+    write_json(run_dir / "manifest.json", read_json(run_dir / "manifest.json") | found)
+
+
 def _known_noise(run_dir: Path, reference: Any) -> float:
     """The difference that the run found at its start."""
     found = read_json(run_dir / "manifest.json").get("parity") or {}
@@ -379,7 +387,8 @@ def measure_parity(
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
-    The floor is four times that noise, and never below one rounding step (eps) of the largest log-prob.
+    The floor is four times that noise, and never below one rounding step (eps) of the largest log-prob. Noise of more
+    than the square root of eps, in nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
@@ -388,6 +397,14 @@ def measure_parity(
         raise DataError(
             f"the model's log-probs are not finite for pair_id {', '.join(dict.fromkeys(bad))}. Look for NaN or inf "
             "in its weights, or load it as float32."
+        )
+    tokens = {(p.pair_id, side): len(getattr(p, f"{side}_ids")) for p in pairs for side in ("chosen", "rejected")}
+    noisy = max(together, key=lambda k: abs(together[k][0] - alone[k][0]) / tokens[k])
+    if abs(together[noisy][0] - alone[noisy][0]) > eps**0.5 * tokens[noisy]:
+        raise DataError(
+            f"the {noisy[1]} side of pair_id {noisy[0]} has log-prob {alone[noisy][0]:.6g} alone and "
+            f"{together[noisy][0]:.6g} beside other pairs: more than rounding explains ({eps**0.5:.2g} nats a token). "
+            "This model's log-probs depend on their neighbours; choose another model, or a wider dtype."
         )
     noise = max(abs(together[k][0] - alone[k][0]) for k in together)
     floor = max(4 * noise, eps * max(abs(p) for p, _ in together.values()))
