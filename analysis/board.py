@@ -124,15 +124,15 @@ def with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
 def measured(run: RunLog, rows: pd.DataFrame, split: str) -> dict[str, float]:
     """Means over the pairs of one split at one step; rows from `with_ratios`.
 
-    n; chosen, rejected, drift, margin in nats; fell: share of pairs with chosen below the reference by more than the
-    rounding found at the start; implicit: share with margin > 0; ranking: share whose chosen answer is the likelier
+    n; chosen, rejected, drift, margin in nats; fell: share of pairs whose chosen answer fell below the reference
+    (outcomes.fell); implicit: share with margin > 0; ranking: share whose chosen answer is the likelier
     one; kl, kl_reverse: nats per chosen response, *_token: per token of it; top: share in which the likeliest token
     is the chosen answer's where the sides first differ; sampled: probability of that token; the columns of
     `lengths`; eos: probability that the chosen answer ends where it does.
     """
     found = {name: mean(rows[name]) for name in ("chosen", "rejected", "drift", "margin")} | {"n": float(len(rows))}
     chosen, margin = runs.column(rows, "chosen"), runs.column(rows, "margin")
-    found["fell"] = _share(outcomes.fell(chosen, runs.noise(run)), chosen)
+    found["fell"] = mean(outcomes.fell(chosen, runs.noise(run)))
     found["implicit"] = _share(margin > 0, margin)
     gap = runs.column(rows, "chosen_logps") - runs.column(rows, "rejected_logps")
     found["ranking"] = _share(gap > 0, gap)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from analysis.figures import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, SIDE, below, panels, styled
 from analysis.mass import RESPONSES
 
-OUTCOME = {"separated": CYCLE[2], "both fell": REJECTED, "both rose": CYCLE[3], "inverted": CYCLE[4]}
+OUTCOME = {"separated": CYCLE[2], "both fell": REJECTED, "neither fell": CYCLE[3], "inverted": CYCLE[4]}
 TYPE = {"chosen": CHOSEN, "rejected": REJECTED, "own": CYCLE[2], "other": CYCLE[3], "shuffled": NEUTRAL}
 
 

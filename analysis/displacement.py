@@ -13,11 +13,13 @@ from analysis.intervals import mean_interval, wilson
 from diagnostics import outcomes
 
 FEW = 5
-OUTCOMES = ("separated", "both fell", "both rose", "inverted")
+DISPLACED, HELD, UNCLEAR = "displaced", "not displaced", "unclear"
+OUTCOMES = ("separated", "both fell", "neither fell", "inverted")
 
 
 def by_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a step: n, share of pairs that fell (runs.fell) with its interval, mean chosen change with its interval.
+    """One row a step: n, share of pairs that fell (runs.fell) with its interval, mean chosen change with its interval,
+    noise.
 
     rows: from runs.rows. share in [0, 1]; mean in nats, negative means the chosen responses lost likelihood.
     """
@@ -25,7 +27,7 @@ def by_step(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([_at_step(s, rows.loc[rows["step"] == s]) for s in steps], columns=_COLUMNS)
 
 
-_COLUMNS = ["step", "n", "share", "share_low", "share_high", "mean", "mean_low", "mean_high"]
+_COLUMNS = ["step", "n", "share", "share_low", "share_high", "mean", "mean_low", "mean_high", "noise"]
 
 
 def _at_step(step: int, group: pd.DataFrame) -> dict[str, float]:
@@ -36,7 +38,8 @@ def _at_step(step: int, group: pd.DataFrame) -> dict[str, float]:
     mean_low, mean_high = mean_interval(change)
     mean = float(change.mean()) if n else math.nan
     share = fell / n if n else math.nan
-    return dict(zip(_COLUMNS, (step, n, share, share_low, share_high, mean, mean_low, mean_high)))
+    noise = runs.column(group, "noise").max()
+    return dict(zip(_COLUMNS, (step, n, share, share_low, share_high, mean, mean_low, mean_high, noise)))
 
 
 def onset(table: pd.DataFrame) -> float:
@@ -55,23 +58,35 @@ def onset(table: pd.DataFrame) -> float:
 
 def is_displaced(row: Mapping[Hashable, Any]) -> bool:
     """Displaced at one step (a row of by_step): the 95 % interval of the share of pairs that fell lies above one half,
-    or that of the mean change lies below 0.
+    or that of the mean change lies wholly among the falls (outcomes.fell).
 
     With fewer than five pairs there is no interval worth the name; then both plain numbers must say so.
     """
+    noise = row.get("noise", math.nan)
     if row["n"] < FEW:
-        return bool(row["share"] > 0.5 and row["mean"] < 0)
-    return bool(row["share_low"] > 0.5 or row["mean_high"] < 0)
+        return bool(row["share"] > 0.5 and outcomes.fell(row["mean"], noise) == 1)
+    return bool(row["share_low"] > 0.5 or outcomes.fell(row["mean_high"], noise) == 1)
+
+
+def state(table: pd.DataFrame) -> str:
+    """DISPLACED at the last step of by_step's table; HELD where the interval of the share lies below one half, or, with
+    fewer than five pairs, where the plain share is not above it; UNCLEAR otherwise, and without a measured pair."""
+    row: Any = table.iloc[-1].to_dict() if len(table) else {"n": 0}
+    if not row["n"]:
+        return UNCLEAR
+    if is_displaced(row):
+        return DISPLACED
+    return HELD if (row["share"] <= 0.5 if row["n"] < FEW else row["share_high"] < 0.5) else UNCLEAR
 
 
 def outcome(ends: pd.DataFrame) -> pd.Series:
     """What became of each pair, by which sides fell (runs.fell), as the recorder's quadrants.
 
-    separated: chosen held or rose, rejected fell. both fell. both rose (or held). inverted: chosen fell while
-    rejected held or rose. Missing where a change was not measured.
+    separated: chosen held or rose, rejected fell. both fell. neither fell: both held or rose (the recorder's
+    both_rose). inverted: chosen fell while rejected held or rose. Missing where a change was not measured.
     """
     chosen_fell, rejected_fell = (runs.fell(ends, side) == 1 for side in runs.SIDES)
-    name = pd.Series("both rose", index=ends.index, dtype=object)
+    name = pd.Series("neither fell", index=ends.index, dtype=object)
     name[~chosen_fell & rejected_fell] = "separated"
     name[chosen_fell & rejected_fell] = "both fell"
     name[chosen_fell & ~rejected_fell] = "inverted"
@@ -88,12 +103,10 @@ def quadrants(ends: pd.DataFrame) -> pd.DataFrame:
 
 
 def quadrants_by_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """Share of each outcome by step (index), columns in the order of OUTCOMES; steps without a measured pair left out.
-
-    rows: from runs.rows. At the start nothing has moved, so every pair counts as both rose (or held).
-    """
+    """Share of each outcome by step (index), columns in the order of OUTCOMES; steps without a measured pair are left
+    out, and step 0, where nothing has moved. rows: from runs.rows."""
     found = {}
-    for step in sorted(rows["step"].unique()):
+    for step in sorted(s for s in rows["step"].unique() if s > 0):
         names = outcome(rows.loc[rows["step"] == step]).dropna()
         if len(names):
             found[step] = [float((names == o).mean()) for o in OUTCOMES]
@@ -132,9 +145,9 @@ def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
         return MonotoneFall(0, 0, 0, math.nan, math.nan, 0)
     epochs = dict(zip(rows["step"], rows["epoch"])) if "epoch" in rows else {}
     first = next((s for s in steps[:-1] if epochs.get(s, math.nan) >= 1), steps[0])
-    noise = runs.column(rows, "noise").fillna(0.0).iloc[0]
-    later = table.loc[outcomes.fell(table[first], noise), [s for s in steps if s >= first]].dropna()
-    again = outcomes.fell(later.diff(axis=1).iloc[:, 1:], noise).all(axis=1)
+    noise = runs.column(rows, "noise").iloc[0]
+    later = table.loc[outcomes.fell(table[first], noise) == 1, [s for s in steps if s >= first]].dropna()
+    again = (outcomes.fell(later.diff(axis=1).iloc[:, 1:], noise) == 1).all(axis=1)
     lower = outcomes.fell(later.iloc[:, -1] - later.iloc[:, 0], noise)
     return MonotoneFall(
         len(later), int(again.sum()), int(lower.sum()), float(first), float(steps[-1]), later.shape[1] - 1
@@ -142,6 +155,6 @@ def monotone_fall(rows: pd.DataFrame) -> MonotoneFall:
 
 
 def worst(ends: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The pairs whose chosen response lost most likelihood, worst first."""
-    measured = ends.dropna(subset=["chosen_change"])
-    return measured.sort_values(["chosen_change", "pair_id"]).head(count).reset_index(drop=True)
+    """Of the pairs whose chosen response fell (runs.fell), those that lost most likelihood, worst first."""
+    fallen = ends.loc[runs.fell(ends, "chosen") == 1]
+    return fallen.sort_values(["chosen_change", "pair_id"]).head(count).reset_index(drop=True)

@@ -61,10 +61,11 @@ def realised(rows: pd.DataFrame, run_pairs: pd.DataFrame) -> pd.DataFrame:
     return first.assign(chosen_moved=end - first["chosen_logps"])
 
 
-def agreement(table: pd.DataFrame) -> pd.DataFrame:
-    """predicted (rises, falls, both): n, how many moved that way, their share with its 95 % interval."""
+def agreement(table: pd.DataFrame, noise: float = 0.0) -> pd.DataFrame:
+    """predicted (rises, falls, either): n, how many moved that way, their share with its 95 % interval. A pair whose
+    chosen answer moved by no more than the noise (nats) is left out."""
     known = table.dropna(subset=["rises", "chosen_moved"])
-    known = known.loc[known["chosen_moved"] != 0]
+    known = known.loc[known["chosen_moved"].abs() > noise]
     rises, rose = known["rises"].astype(bool), known["chosen_moved"] > 0
     found = []
     for name, picked in (("rises", rises), ("falls", ~rises), ("either", rises | True)):

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.wording import correlation, for_plot, percent, signed
+from analysis.wording import correlation, for_plot, number, percent, signed
 
 CHOSEN, REJECTED, NEUTRAL, DARK = "#1f77a4", "#d1495b", "#8a8f98", "#2b2f36"
 SIDE = {"chosen": CHOSEN, "rejected": REJECTED}
@@ -68,7 +68,7 @@ def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFra
 
 @styled
 def shares(table: pd.DataFrame, onset: float) -> Figure:
-    """Share of probe pairs whose chosen likelihood is below its start, by step, with the 95 % Wilson band."""
+    """Share of probe pairs whose chosen answer fell since the start, by step, with the 95 % Wilson band."""
     figure, (axes,) = panels(1, height=2.8)
     axes.fill_between(table["step"], table["share_low"], table["share_high"], color=CHOSEN, alpha=0.18, lw=0)
     axes.plot(table["step"], table["share"], "o-", color=CHOSEN, ms=3)
@@ -77,8 +77,9 @@ def shares(table: pd.DataFrame, onset: float) -> Figure:
     if not np.isnan(onset):
         axes.axvline(onset, color=REJECTED, lw=1.2, label=f"onset: step {onset:.0f}")
         axes.legend(loc="best")
-    n = f"{last['n']:.0f}"
-    title = f"{percent(last['share'])} of {n} probe pairs are below their start at the end"
+    title = f"At the end {percent(last['share'])} of {last['n']:.0f} probe pairs have lost chosen likelihood"
+    if not last["n"]:
+        title = "Probe pairs that have lost chosen likelihood; at the end none was measured"
     axes.set(title=title, xlabel="optimizer step", ylabel="share of pairs", ylim=(-0.02, 1.02))
     return figure
 
@@ -106,7 +107,7 @@ def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name:
 _CORNERS = {
     "separated": (0.99, 0.02, "right", "bottom"),
     "both fell": (0.01, 0.02, "left", "bottom"),
-    "both rose": (0.99, 0.98, "right", "top"),
+    "neither fell": (0.99, 0.98, "right", "top"),
     "inverted": (0.01, 0.98, "left", "top"),
 }
 
@@ -148,13 +149,26 @@ def divergence(table: pd.DataFrame) -> Figure:
     for column in table:
         side = str(column).split("_")[0]
         reverse = str(column).endswith("reverse")
-        name = f"{side}: KL({'policy || reference' if reverse else 'reference || policy'})"
-        axes.plot(table.index, table[column], "--" if reverse else "-", marker="o", ms=3, color=SIDE[side], label=name)
-    worst = table.iloc[-1].max()
-    axes.set(title=f"The policy ends up to {worst:.2f} nats per response away from its reference")
+        style = "--" if reverse else "-"
+        axes.plot(table.index, table[column], style, marker="o", ms=3, color=SIDE[side], label=kl_name(column))
+    axes.set(title=furthest(table))
     axes.set(xlabel="optimizer step", ylabel="exact KL (nats per response)")
     below(axes, 2)
     return figure
+
+
+def furthest(table: pd.DataFrame) -> str:
+    """Where the policy ends furthest from its reference: how many nats, on which side, in which direction."""
+    last = table.iloc[-1].dropna()
+    if last.empty:
+        return "KL over steps"
+    return f"At the end {kl_name(last.idxmax())} is {number(last.max())} nats per response, the largest of {len(last)}"
+
+
+def kl_name(column: object) -> str:
+    """`KL(reference || policy), chosen`: a KL column in words."""
+    way = "policy || reference" if str(column).endswith("reverse") else "reference || policy"
+    return f"KL({way}), {str(column).split('_')[0]}"
 
 
 @styled
@@ -186,6 +200,7 @@ def ledger(table: pd.DataFrame, n: int) -> Figure:
         axes.plot(table.index, table["argmax"], color=DARK, lw=1.6, ls="--", label="most likely token, whichever it is")
     change = table["chosen"].dropna().iloc[-1] - table["chosen"].dropna().iloc[0] if "chosen" in table else np.nan
     title = f"At the first differing token the chosen one changed by {signed(change)} (mean of {n} pairs)"
+    title = title if change == change else "Probability at the first differing token"
     axes.set(title=title, xlabel="optimizer step", ylabel="probability", ylim=(0, 1))
     below(axes, 4)
     return figure

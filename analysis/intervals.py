@@ -1,6 +1,7 @@
-"""How sure a number is: Wilson intervals for shares, seeded bootstrap intervals for means and rank correlations."""
+"""How sure a number is: Wilson intervals for shares, Student t for means, Fisher z for rank correlations."""
 
 import math
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +14,7 @@ Z = float(stats.norm.ppf(0.975))
 NOTHING = (math.nan, math.nan)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
+def wilson(hits: float, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share p = hits / n; (NaN, NaN) for n = 0. Wilson 1927.
 
     (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with z = 1.96.
@@ -43,17 +44,33 @@ def deviation(values: ArrayLike) -> float:
     return float(array.std(ddof=1)) if len(array) > 1 else math.nan
 
 
-def mean_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean; (NaN, NaN) for fewer than two rows."""
+def mean_interval(values: ArrayLike) -> tuple[float, float]:
+    """95 % Student t interval of the mean of the finite values, mean -+ t(n - 1) SD / sqrt(n).
+
+    (NaN, NaN) for fewer than two, and where they do not vary: equal values do not say how far another would lie.
+    A percentile bootstrap would miss the mean in 14 % of samples of five.
+    """
     array = finite(values)
-    if len(array) < 2:
+    if len(array) < 2 or array.min() == array.max():
         return NOTHING
-    rng = np.random.default_rng(seed)
-    batch = max(1, 2_000_000 // len(array))
-    found = stats.bootstrap(
-        (array,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=batch, rng=rng
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    middle, half = float(array.mean()), half_width(array)
+    return middle - half, middle + half
+
+
+def share_interval(shares: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
+    """95 % interval of the mean of several runs' shares, each of so many rows; within [0, 1].
+
+    The wider end of two: Student t over the runs, and Wilson over all rows together, which holds where there is one
+    run or where the runs agree by chance. (NaN, NaN) where nothing was measured.
+    """
+    share, n = (np.asarray(v, dtype=float) for v in (shares, counts))
+    known = np.isfinite(share) & (n > 0)
+    if not known.any():
+        return NOTHING
+    share, n = share[known], n[known]
+    low, high = wilson(float(share.mean() * n.sum()), int(n.sum()))
+    half = half_width(share) if len(share) > 1 else 0.0
+    return max(0.0, min(low, float(share.mean()) - half)), min(1.0, max(high, float(share.mean()) + half))
 
 
 def geometric_mean(values: ArrayLike) -> float:
@@ -68,7 +85,13 @@ def half_width(values: ArrayLike) -> float:
     For a handful of seeds: a bootstrap of three values could never leave their range.
     """
     n = len(finite(values))
-    return float(stats.t.ppf(0.975, n - 1)) * deviation(values) / math.sqrt(n) if n > 1 else math.nan
+    return _t(n) * deviation(values) / math.sqrt(n) if n > 1 else math.nan
+
+
+@cache
+def _t(n: int) -> float:
+    """The 97.5 % point of Student's t for n values."""
+    return float(stats.t.ppf(0.975, n - 1))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
@@ -77,12 +100,17 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     return float(weighted.spearman(a, b, weighted.draws(0, len(a)))[0])
 
 
-def spearman_interval(x: ArrayLike, y: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of Spearman's rho, pairs resampled together; NaN below five rows."""
+def spearman_interval(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+    """95 % interval of Spearman's rho, tanh(artanh rho -+ z sqrt((1 + rho^2 / 2) / (n - 3))); Bonett and Wright 2000.
+
+    NaN below five rows, without spread, and where the ranks agree entirely.
+    """
     a, b = _both(x, y)
-    if len(a) < 5:
+    rho = spearman(a, b)
+    if len(a) < 5 or not abs(rho) < 1 - 1e-12:
         return NOTHING
-    return percentiles(weighted.spearman(a, b, weighted.draws(resamples(len(a)), len(a), seed)))
+    half = Z * math.sqrt((1 + rho**2 / 2) / (len(a) - 3))
+    return math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
 
 
 def auroc(score: ArrayLike, positive: ArrayLike) -> float:

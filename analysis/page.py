@@ -9,7 +9,7 @@ from html import escape
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.wording import clip, number, span
+from analysis.wording import clip, number, percent, span
 from diagnostics.finding import Finding
 
 
@@ -34,6 +34,9 @@ def stack(*blocks: Block) -> Block:
 def note(text: str, kind: str = "note") -> Block:
     """A paragraph; `kind` is its style: note, good, bad or quiet."""
     return Block(f'<p class="{escape(kind)}">{escape(text)}</p>')
+
+
+EMPTY = Block("")  # a section that has nothing to say: the page leaves it out, with its heading
 
 
 def heading(words: str) -> Block:
@@ -73,12 +76,24 @@ def table(
 
 
 def findings(found: list[Finding]) -> Block:
-    """Findings as a table: name, value, 95 % interval, n, what it means."""
+    """Findings as a table: name, value, 95 % interval, n, what it means; below it the names of those not measured."""
+    known, absent = [f for f in found if f.n], [f.name for f in found if not f.n]
     rows = [
-        {"what": f.name, "value": number(f.value), "95 % interval": span(f.interval), "n": f.n, "meaning": f.meaning}
-        for f in found
+        {"what": f.name, "value": value(f), "95 % interval": span(f.interval, form(f)), "n": f.n, "meaning": f.meaning}
+        for f in known
     ]
-    return table(pd.DataFrame(rows))
+    quiet = [note(f"Not measured in this run: {', '.join(absent)}.", "quiet")] if absent else []
+    return stack(*([table(pd.DataFrame(rows))] if rows else []), *quiet)
+
+
+def form(finding: Finding) -> Callable[[float], str]:
+    """How the finding's number reads: shares as percentages, as its sentence has them."""
+    return percent if finding.name.rpartition("/")[2] in ("frac", "displaced", "accuracy") else number
+
+
+def value(finding: Finding) -> str:
+    """The finding's number in the unit of its sentence."""
+    return form(finding)(finding.value)
 
 
 def text(label: str, content: object, limit: int = 1200) -> Block:

@@ -1,6 +1,9 @@
 """The sections of the run report: each joins a table, its judgement and its figure, and returns a Block."""
 
+from collections.abc import Callable
+from functools import wraps
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -25,12 +28,21 @@ from analysis.page import Block
 from analysis.wording import ABSENT, clip, number, percent, signed, span, visible
 from diagnostics.runlog import RunLog
 
-PROBE = "The run log has no probe rows; train with probe_every and probe_pairs set."
-
 
 def load(run_dir: str) -> RunLog:
     """Read the run that this report is about."""
     return runs.load(run_dir)
+
+
+def probed(section: Callable[..., Block]) -> Callable[..., Block]:
+    """The section, or nothing where no probe pair was measured after the start: the verdict has said so, and how to
+    go on."""
+
+    @wraps(section)
+    def made(run: RunLog, *rest: Any) -> Block:
+        return section(run, *rest) if verdict.measured(run) else page.EMPTY
+
+    return made
 
 
 def summary(run: RunLog) -> Block:
@@ -40,34 +52,37 @@ def summary(run: RunLog) -> Block:
     kind = "note" if first.passed is None else "good" if first.passed else "bad"
     name = page.note(f"Run {run.name}: {run.config.get('objective', 'objective unknown')}", "quiet")
     verdict_note = page.note(first.meaning, f"verdict {kind}")
-    return page.stack(name, verdict_note, *_alarms(run), page.findings(found[1:]))
+    read = [page.note(said, "quiet") for said in [runs.reading(run.manifest)] if said]
+    return page.stack(name, *read, verdict_note, *_alarms(run), page.findings(found[1:]))
 
 
+@probed
 def trajectories(run: RunLog) -> Block:
     """Likelihoods of both sides over steps, and the share of pairs that fell, for probe and held-out pairs."""
     rows = runs.rows(run, "probe")
     table = displacement.by_step(rows)
-    if not any(table["n"]):
-        return page.missing("Likelihood over time", PROBE)
     chosen, rejected = (curves.bands(rows, f"{side}_change") for side in runs.SIDES)
-    title = (
-        f"Chosen moved by {signed(_last(chosen))}, rejected by {signed(_last(rejected))} nats (median of probe pairs)"
-    )
+    moves = ((side, _last(table)) for side, table in (("Chosen", chosen), ("rejected", rejected)))
+    words = [f"{side}{' moved' if side == 'Chosen' else ''} by {signed(by)}" for side, by in moves if by == by]
+    title = f"{', '.join(words)} nats (median of probe pairs)"
     picture = figures.trajectories(chosen, rejected, runs.rows(run, "train"), title)
     return page.stack(
         page.picture(picture, title),
-        page.picture(figures.shares(table, displacement.onset(table)), "Share of pairs below their start, by step"),
+        page.picture(
+            figures.shares(table, displacement.onset(table)), "Share of pairs whose chosen answer fell, by step"
+        ),
         _splits(run),
     )
 
 
+@probed
 def quadrants(run: RunLog) -> Block:
-    """What became of each pair (separated, both fell, both rose, inverted), at the end and by step."""
+    """What became of each pair (separated, both fell, neither fell, inverted), at the end and by step."""
     rows = runs.rows(run, "probe")
     ends = runs.ends(rows)
-    if ends.empty:
-        return page.missing("Outcomes", PROBE)
     shares = displacement.quadrants(ends)
+    if not sum(shares["n"]):
+        return page.missing("Outcomes", "No probe pair was measured on both sides.")
     figure = figures.quadrant(ends, shares, "start_ches_score", "CHES before training")
     shown = shares.assign(interval=[span(i, percent) for i in zip(shares["low"], shares["high"])])
     shown = shown.drop(columns=["low", "high"])
@@ -78,6 +93,7 @@ def quadrants(run: RunLog) -> Block:
     )
 
 
+@probed
 def scorecard(run: RunLog) -> Block:
     """How well each measure, taken before training, told which pairs lost likelihood."""
     found = predictors.collect([run])
@@ -87,6 +103,7 @@ def scorecard(run: RunLog) -> Block:
     return page.stack(scorecard_page.section(found), page.picture(figure, "Measures against realised displacement"))
 
 
+@probed
 def divergence(run: RunLog) -> Block:
     """Exact KL between policy and reference on the probe responses, and what the preference cost in it."""
     table = curves.kl(runs.rows(run, "probe"))
@@ -99,7 +116,8 @@ def gradients(run: RunLog) -> Block:
     """Gradient norms before clipping, in total and by layer group."""
     table = curves.gradients(run.steps)
     if table.empty:
-        return page.missing("Gradient norms", "steps.jsonl has no grad_norm.")
+        why = "steps.jsonl has no grad_norm."
+        return page.missing("Gradient norms", why) if verdict.measured(run) else page.EMPTY
     return page.picture(figures.gradients(table), "Gradient norms over steps")
 
 
@@ -108,6 +126,8 @@ def pulls(run: RunLog) -> Block:
     the push on their probabilities, which every run logs."""
     rows, sides = entanglement.measured(run.pairs), entanglement.sides(run.steps)
     if rows.empty or sides.empty:
+        if not verdict.measured(run):
+            return page.EMPTY
         why = "Train with grad_every set, 10 for example."
         return page.stack(page.missing("Gradients of chosen and rejected apart", why), _push(run))
     parts = [page.picture(gradient_figures.sides(sides), "Gradient norms of both sides over steps, and their sums")]
@@ -118,10 +138,11 @@ def pulls(run: RunLog) -> Block:
     else:
         why = "No measured pair was pushed up on its chosen and down on its rejected side."
         parts.append(page.missing("The band", why))
-    found = entanglement.agreement(entanglement.realised(rows, run.pairs))
+    found = entanglement.agreement(entanglement.realised(rows, run.pairs), runs.noise(run))
     return page.stack(*parts, _prediction(found), _push(run))
 
 
+@probed
 def where_mass_went(run: RunLog) -> Block:
     """Top-k entropy and mass, the response types, the ledger at the first differing token, gainers, EOS, groups."""
     if run.mass.empty:
@@ -138,6 +159,7 @@ def where_mass_went(run: RunLog) -> Block:
     return page.stack(*made)
 
 
+@probed
 def by_place(run: RunLog) -> Block:
     """What tokens lost by their place relative to the first one in which chosen and rejected differ."""
     found = first_difference.profile(run.tokens)
@@ -149,11 +171,12 @@ def by_place(run: RunLog) -> Block:
     return page.stack(page.note(sentence), page.picture(curve_figures.first_difference(found.table, title), title))
 
 
+@probed
 def worst_pairs(run: RunLog, count: int) -> Block:
     """The pairs that lost most chosen likelihood, with their text and what each token lost."""
     found = displacement.worst(runs.ends(runs.rows(run, "probe")), count)
     if found.empty:
-        return page.missing("Worst pairs", PROBE)
+        return page.note("No probe pair's chosen response lost likelihood.")
     texts = runs.texts(run.audit)
     legend = page.note(
         "Red tokens lost log-probability, green ones gained; rest the pointer on a token for its numbers."
@@ -170,10 +193,8 @@ def settings(run: RunLog) -> Block:
 
 def _alarms(run: RunLog) -> list[Block]:
     """What the run's alarms said."""
-    if "alarm" not in run.steps:
-        return []
-    said = run.steps.dropna(subset=["alarm"])
-    return [page.note(f"Alarm: {text}", "bad") for text in said["alarm"]]
+    said = run.steps["alarm"].dropna() if "alarm" in run.steps else []
+    return [page.note(f"Alarm: {text}", "alarm") for text in said]
 
 
 def _modes(rows: pd.DataFrame) -> Block:
@@ -237,7 +258,7 @@ def _responses(run: RunLog) -> Block:
 def _push(run: RunLog) -> Block:
     table = entanglement.push_by_step(runs.rows(run, "probe"))
     if table.empty:
-        return page.missing("Push on the probabilities", PROBE)
+        return page.missing("Push on the probabilities", "A side's likelihood was not measured.")
     title = "How much harder a loss of the margin pushes the rejected probability than the chosen one"
     return page.stack(page.note(readings.push(table)), page.picture(gradient_figures.push(table, title), title))
 

@@ -3,23 +3,26 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from diagnostics import outcomes
 from diagnostics.errors import DataError
-from diagnostics.runlog import RunLog, read_frame, read_run
+from diagnostics.runlog import RunLog, read_frame, read_json, read_run
 
 SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
 class Flags:
-    """A folder that `chesboard flag` wrote. scores and audit: DataFrames; audit is empty where missing."""
+    """A folder that `chesboard flag` wrote. scores and audit: DataFrames; audit is empty where missing. reading: how
+    the rows were read, "" where not known."""
 
     path: Path
     scores: pd.DataFrame
     audit: pd.DataFrame
+    reading: str = ""
 
     @property
     def name(self) -> str:
@@ -56,7 +59,15 @@ def load_flags(path: str | Path) -> Flags:
     missing = sorted({"pair_id", "status"} - set(scores.columns))
     if missing:
         raise DataError(f"{path / 'scores.parquet'}: the column {missing[0]} is missing. Flag the data again.")
-    return Flags(path, scores, read_frame(path / "audit.parquet"))
+    about = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    return Flags(path, scores, read_frame(path / "audit.parquet"), reading(about))
+
+
+def reading(manifest: Any) -> str:
+    """The sentence of a manifest that says how the data's rows were read; "" where it has none."""
+    found = manifest.get("reading") if isinstance(manifest, dict) else None
+    said = found.get("said") if isinstance(found, dict) else None
+    return said if isinstance(said, str) else ""
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
@@ -105,16 +116,14 @@ def rows(run: RunLog, split: str) -> pd.DataFrame:
 
 
 def noise(run: RunLog) -> float:
-    """A change of a log-prob within this, in nats, is rounding: the largest difference between policy and reference
-    that the run found at its start; 0 where it did not look."""
-    return float((run.manifest.get("parity") or {}).get("max_difference") or 0.0)
+    """A change of a log-prob within this, in nats, is rounding (see outcomes.noise)."""
+    return outcomes.noise(run.manifest.get("parity"))
 
 
 def fell(rows: pd.DataFrame, side: str) -> pd.Series:
-    """1 where a side's log-prob fell since the start by more than the rows' noise (see diagnostics.outcomes, which the
-    run log follows too), 0 where not, NaN where it was not measured. rows: from `rows` or `ends`."""
-    change = column(rows, f"{side}_change")
-    return outcomes.fell(change, column(rows, "noise").fillna(0.0)).astype(float).where(change.notna())
+    """1 where a side's log-prob fell since the start (see diagnostics.outcomes, which the run log follows too), 0 where
+    not, NaN where it was not measured. rows: from `rows` or `ends`."""
+    return outcomes.fell(column(rows, f"{side}_change"), column(rows, "noise"))
 
 
 def add_changes(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -264,7 +264,7 @@ def check_ids(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
     """DataError where the tokenizer gives ids that the model has no embedding for."""
     rows = innermost(model).get_input_embeddings().weight.shape[0]
     for pair in pairs:
-        largest = max(*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
+        largest = max(map(max, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)))
         if largest >= rows:
             raise DataError(
                 f"the tokenizer gives token id {largest} (pair_id {pair.pair_id}), but the model has only {rows} "

@@ -39,6 +39,7 @@ from diagnostics.engine import (
 from diagnostics.errors import DataError
 from diagnostics.packing import Part, pack, pack_apart, windows_seen
 from diagnostics.stats import PairStats, SequenceStats, wide
+from diagnostics.token_ids import TokenIds
 from diagnostics.tokenized import TokenizedPair
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
@@ -490,7 +491,7 @@ def trial(inner: Any) -> PreferenceBatch:
     """A small random batch with ragged lengths."""
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    ids = [tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
+    ids = [TokenIds(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
     pairs = [TokenizedPair("a", 0, ids[0], ids[1], ids[2]), TokenizedPair("b", 1, ids[3], ids[4], ids[5])]
     return collate(pairs, pad_token_id=0).to(device_of(inner))
 

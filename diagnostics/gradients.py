@@ -159,7 +159,7 @@ def band(
 
     incentive_ratio: r. gradient_cosine: rho. slack: nats to the nearer edge, -log rho - |log r - log r*|; below 0 one
     of the two fails; inf where rho <= 0 (both hold whatever r is); NaN unless both incentives and both gradients are
-    positive. push_ratio: |d_l s_l| / |d_w s_w|.
+    positive. grad_push_ratio: |d_l s_l| / |d_w s_w|.
     """
     ratio, cosine = chosen_incentive / rejected_incentive, inner / (chosen_norm * rejected_norm)
     off = (ratio.log() - (rejected_norm / chosen_norm).log()).abs()
@@ -167,7 +167,7 @@ def band(
     defined = (chosen_incentive > 0) & (rejected_incentive > 0) & (chosen_norm > 0) & (rejected_norm > 0)
     push = (rejected_incentive * rejected_norm).abs() / (chosen_incentive * chosen_norm).abs()
     slack = torch.where(defined & ~cosine.isnan(), slack, math.nan)
-    return {"incentive_ratio": ratio, "gradient_cosine": cosine, "slack": slack, "push_ratio": push}
+    return {"incentive_ratio": ratio, "gradient_cosine": cosine, "slack": slack, "grad_push_ratio": push}
 
 
 class _Carry(torch.autograd.Function):

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from diagnostics.outcomes import MIN_EFFECT
+
 CONVENTIONS = {
     "logps": "sum of log-probabilities over completion tokens in nats; EOS included, prompt excluded",
     "length": "completion tokens, EOS included",
@@ -22,9 +24,12 @@ CONVENTIONS = {
     "alone lowers the chosen or raises the rejected answer",
     "push_ratio": "push_ratio/log_mean: mean of log p(chosen) - log p(rejected), the log of how much harder a loss of "
     "the margin pushes the rejected probability; push_ratio/over_100: share of pairs where that is over 100 times "
-    "(arXiv:2404.04626); push_ratio/mean, on gradient steps: ratio of the two gradients' lengths in the weights",
-    "fell": "a log-prob is lower by more than policy and reference differed by at most at the start (parity, "
-    "max_difference; 0 where not measured): than the reference's in steps.jsonl, than at step 0 on the pages",
+    "(arXiv:2404.04626)",
+    "grad_push_ratio": "on gradient steps: length of the loss's gradient in the weights through the rejected log-prob "
+    "over that through the chosen one, |d_l s_l| / |d_w s_w|",
+    "fell": f"a log-prob is lower by more than {MIN_EFFECT} nats per answer (a likelihood 1 % lower) and by more than "
+    "the noise at the start (parity: noise_floor or max_difference, the larger; 0 where not measured): than the "
+    "reference's in steps.jsonl, than at step 0 on the pages",
     "rewards": "the objective's implicit rewards (beta * (policy - reference) log-probs for DPO)",
     "train rows": "measured in the forward pass of update `step`, with the weights before that update",
     "probe and eval rows": "measured in eval mode with the weights after `step` updates; probe pairs are training "

@@ -1,18 +1,37 @@
 """What counts as a fall, and how hard the rejected answer is pushed: one definition for run log and pages. No torch."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+MIN_EFFECT = 0.01  # nats per answer, a likelihood 1 % lower: a smaller change is no movement, however certain
 STRONG = 100.0  # a push ratio above this: the rejected answer drives nearly everything
 
 
 def fell(change: Any, noise: Any = 0.0) -> Any:
-    """Whether a log-prob fell: change < -noise, in nats; False for NaN. Numbers, arrays or Series.
+    """1.0 where a log-prob fell, change < -least(noise), in nats; 0.0 where not; NaN where it was not measured, so
+    that a mean over it is the share of what was measured. Numbers, arrays, Series or DataFrames."""
+    return np.heaviside(-change - least(noise), 0.0)
 
-    noise: a change within it is rounding, the largest difference that policy and reference, then the same model, had
-    at the start of the run (manifest.json, parity); 0 where that was not measured.
-    """
-    return change < -noise
+
+def rose(change: Any, noise: Any = 0.0) -> Any:
+    """1.0 where a log-prob rose, change > least(noise), in nats; else as `fell`."""
+    return np.heaviside(change - least(noise), 0.0)
+
+
+def least(noise: Any = 0.0) -> Any:
+    """What a change of a log-prob must exceed to be a movement, in nats: the noise, and never less than MIN_EFFECT."""
+    return np.fmax(noise, MIN_EFFECT)
+
+
+def noise(parity: Mapping[str, Any] | None) -> float:
+    """A change within this, in nats, is rounding: the noise floor found at the start of the run, or the difference
+    that policy and reference, then the same model, had where that is larger (manifest.json, parity); 0 where the run
+    did not look."""
+    found = [(parity or {}).get(key) for key in ("noise_floor", "max_difference")]
+    return max((float(v) for v in found if isinstance(v, (int, float)) and math.isfinite(v)), default=0.0)
 
 
 def log_push_ratio(chosen_logps: Any, rejected_logps: Any) -> Any:

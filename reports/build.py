@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from analysis import ablate, ablate_page, board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
 from analysis.ablate import Ablation
 from analysis.board import Board
 from analysis.demo import Demo
+from analysis.page import value as shown
 from analysis.wording import count
 from diagnostics.errors import DataError, UserError
 from diagnostics.finding import Finding
+from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
 from reports.notebooks import Page, execute, names, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
-FIRST, LISTED = 5, 40
+FIRST = 5
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _run_all(pages: list[Page], out: Path) -> None:
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         waiting = [pool.submit(execute, page, out) for page in pages]
         try:
-            for done in tqdm(waiting, desc="report", unit="page", disable=None):
+            for done in counted(waiting, "report", len(waiting), unit="page"):
                 done.result()
         finally:
             for job in waiting:
@@ -161,9 +161,7 @@ def _overview(material: Material, pages: list[Page], out: Path) -> Path:
     (out / "summary.md").write_text(summary, encoding="utf-8")
     _append_step_summary(summary)
     index = out / "index.html"
-    listed = entries[:LISTED]
-    more = count(len(entries) - LISTED, "more run") if len(entries) > LISTED else ""
-    index.write_text(template("index.html.j2").render(entries=listed, more=more, pages=pages), encoding="utf-8")
+    index.write_text(template("index.html.j2").render(entries=entries, pages=pages), encoding="utf-8")
     return index
 
 
@@ -213,7 +211,7 @@ def _summary(entries: list[Entry]) -> str:
     lines += [_bullet(e) for e in entries[:FIRST]]
     if len(entries) > FIRST:
         lines += ["", f"<details><summary>The other {len(entries) - FIRST}</summary>", ""]
-        lines += [*(_bullet(e) for e in entries[FIRST:LISTED]), "", "</details>"]
+        lines += [*(_bullet(e) for e in entries[FIRST:]), "", "</details>"]
     lines += [
         "",
         "<details><summary>All numbers of the first</summary>",
@@ -222,7 +220,7 @@ def _summary(entries: list[Entry]) -> str:
         "|---|---|---|---|",
     ]
     for f in entries[0].findings:
-        value = "" if math.isnan(f.value) else f"{f.value:.4g}"
+        value = "" if math.isnan(f.value) else shown(f)
         lines.append(f"| {_markdown(f.name)} | {value} | {f.n} | {_markdown(f.meaning)} |")
     return "\n".join([*lines, "", "</details>", ""])
 

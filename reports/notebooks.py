@@ -109,10 +109,34 @@ def render(notebook: Path, title: str) -> Path:
     """Executed notebook -> one HTML file beside it, without code, that fetches nothing."""
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
-    body, _ = exporter.from_notebook_node(nbformat.read(notebook, as_version=4))
+    book = nbformat.read(notebook, as_version=4)
+    book.cells = [cell for section in _sections(book.cells) if _speaks(section) for cell in section]
+    body, _ = exporter.from_notebook_node(book)
     done = notebook.with_suffix(".html")
     done.write_text(template("page.html.j2").render(title=title, body=body), encoding="utf-8")
     return done
+
+
+def _sections(cells: list[Any]) -> list[list[Any]]:
+    """The cells, cut before every second-level heading."""
+    found: list[list[Any]] = [[]]
+    for cell in cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            found.append([])
+        found[-1].append(cell)
+    return found
+
+
+def _speaks(section: list[Any]) -> bool:
+    """Whether any of a section's outputs has content; one that has no output at all is kept."""
+    outputs = [output for cell in section if cell.cell_type == "code" for output in cell.outputs]
+    return not outputs or any(_html(output) for output in outputs)
+
+
+def _html(output: Any) -> bool:
+    """Whether an output shows anything: HTML that is not empty, or any other kind."""
+    data = output.get("data", {})
+    return bool(data["text/html"]) if "text/html" in data else True
 
 
 def template(name: str) -> jinja2.Template:

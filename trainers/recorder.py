@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from diagnostics.errors import DataError
+from diagnostics.errors import DataError, printable
 from diagnostics.outcomes import fell, is_strong, log_push_ratio
 from diagnostics.processes import share
+from diagnostics.progress import Steps
 from diagnostics.runlog import RunLogWriter
 from diagnostics.scoring import rows
 from diagnostics.stats import PairStats
@@ -43,7 +44,7 @@ MEANS = {
     "gradient_cosine/mean": "gradient_cosine",
     "slack/mean": "finite_slack",
     "slack/frac": "outside_band",
-    "push_ratio/mean": "finite_push_ratio",
+    "grad_push_ratio/mean": "finite_grad_push_ratio",
     "push_ratio/log_mean": "log_push_ratio",
     "push_ratio/over_100": "strong_push",
     "displacement/chosen": "chosen_logratios",
@@ -52,7 +53,7 @@ MEANS = {
     "differential_mode": "logratio_margin",
     "quadrant/separated": "separated",
     "quadrant/both_fell": "both_fell",
-    "quadrant/both_rose": "both_rose",
+    "quadrant/neither_fell": "neither_fell",
     "quadrant/inverted": "inverted",
     "topk_entropy/chosen": "chosen_topk_entropy",
     "topk_entropy/rejected": "rejected_topk_entropy",
@@ -65,11 +66,11 @@ FIRST = (
     *("ref_chosen_logps", "ref_rejected_logps", "chosen_length", "rejected_length", "chosen_rewards"),
     *("rejected_rewards", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"),
     *("ches_score", "ln_ches_score", "chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
-    *("incentive_ratio", "gradient_cosine", "slack", "push_ratio"),
+    *("incentive_ratio", "gradient_cosine", "slack", "grad_push_ratio"),
 )
 # what only a training row has; what else a step has; what every probe measures. All can be given an alarm
 TRAINED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "incentive/chosen", "incentive/rejected")
-TRAINED += ("incentive_ratio/mean", "gradient_cosine/mean", "slack/mean", "slack/frac", "push_ratio/mean")
+TRAINED += ("incentive_ratio/mean", "gradient_cosine/mean", "slack/mean", "slack/frac", "grad_push_ratio/mean")
 STEP_KEYS = ("loss", "grad_norm", "learning_rate", "n", *TRAINED)
 PROBE_KEYS = tuple(name for name in MEANS if name not in TRAINED)
 # measured by the gradient instruments on their steps; on all others they stand in steps.jsonl and hold nothing
@@ -94,7 +95,7 @@ class Recorder(TrainerCallback):
         self.alarms = alarms or Alarms()
         self.stopped = ""  # the alarm that ended the training
         self.before = before  # called once with the prepared model, before the first step; returns the noise
-        self.noise = noise  # a log-ratio within it is rounding (see outcomes.fell)
+        self.noise = noise  # nats; a log-ratio within it is rounding (see outcomes.fell)
         self.report: Callable[[dict[str, float]], None] = lambda values: None  # set by the trainer: to its viewers
         self.writer, self.probe, self.tokens, self.main = writer, probe, tokens, main
         self.probe_every = probe_every
@@ -106,7 +107,7 @@ class Recorder(TrainerCallback):
         self._gradients: dict[str, float] = {}
         self._learning_rate = NAN
         self._probed = -1
-        self._bar: tqdm | None = None
+        self._bar: Steps | None = None
 
     def add(
         self, pair_ids: Sequence[str], stats: PairStats, output: ObjectiveOutput, more: dict[str, Tensor] | None = None
@@ -135,7 +136,7 @@ class Recorder(TrainerCallback):
         self._gradients |= values
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
+        self._bar = Steps("training", state.max_steps, before=state.global_step, show=self.main)
         if state.global_step == 0:
             self.noise = self.before(self.model)
             start = {"step": 0, "epoch": 0.0} | self._run_probe(0, 0.0, last=state.max_steps == 0)
@@ -160,8 +161,9 @@ class Recorder(TrainerCallback):
             summary |= self._last_probe(step, epoch)
         self._write_step(summary)
         if self._bar is not None:
-            self._bar.update()
-            self._bar.set_postfix(loss=f"{summary['loss']:.3f}", below_ref=f"{summary['displacement/frac']:.0%}")
+            share = summary["displacement/frac"]
+            below = "" if math.isnan(share) else f", below_ref={share:.0%}"
+            self._bar.add(note=f"loss={summary['loss']:.3f}{below}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self._probed < state.global_step:
@@ -170,7 +172,10 @@ class Recorder(TrainerCallback):
             self._write_step(end | self._alarm(end))
         if self.main and state.global_step:
             for unseen in self.alarms.unseen():
-                tqdm.write(f"alarm '{unseen}' could not set in: its key was never measured.")
+                tqdm.write(printable(f"alarm '{unseen}' could not set in: its key was never measured."))
+
+    def close(self) -> None:
+        """The end of the progress, also of a run that broke off."""
         if self._bar is not None:
             self._bar.close()
 
@@ -215,7 +220,7 @@ class Recorder(TrainerCallback):
             return {}
         text = "; ".join(found)
         if self.main:
-            tqdm.write(f"alarm: {text}")
+            tqdm.write(printable(f"alarm: {text}"))
         return {"alarm": text}
 
     def _write_step(self, summary: dict[str, Any]) -> None:
@@ -270,7 +275,7 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
         {
             "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
             "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
-            "displaced": NAN if math.isnan(ratio) else float(fell(ratio, noise)),
+            "displaced": float(fell(ratio, noise)),
             "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
             "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
         }
@@ -283,15 +288,15 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
 def quadrant(chosen: float, rejected: float, noise: float = 0.0) -> dict[str, float]:
     """1 for what became of a pair, 0 for the other three, by the signs of its log-ratios; NaN without a reference.
 
-    separated: chosen held or rose, rejected fell. both_fell. both_rose (or held). inverted: chosen fell, rejected held
-    or rose. A log-ratio within the noise has not moved.
+    separated: chosen held or rose, rejected fell. both_fell. neither_fell: both held or rose. inverted: chosen fell,
+    rejected held or rose. Whether a side fell says outcomes.fell: a log-ratio within the noise has not moved.
     """
-    names = ("separated", "both_fell", "both_rose", "inverted")
+    names = ("separated", "both_fell", "neither_fell", "inverted")
     if math.isnan(chosen + rejected):
         return dict.fromkeys(names, NAN)
-    chosen_fell, rejected_fell = fell(chosen, noise), fell(rejected, noise)
+    chosen_fell, rejected_fell = bool(fell(chosen, noise)), bool(fell(rejected, noise))
     fallen = "both_fell" if rejected_fell else "inverted"
-    held = "separated" if rejected_fell else "both_rose"
+    held = "separated" if rejected_fell else "neither_fell"
     return dict.fromkeys(names, 0.0) | {fallen if chosen_fell else held: 1.0}
 
 
@@ -304,7 +309,7 @@ def _derive_push(row: dict[str, Any]) -> dict[str, float]:
 
 def _derive_band(row: dict[str, Any]) -> dict[str, float]:
     """Band columns of which a mean makes sense: their finite values, and whether the pair stands outside its band."""
-    finite = {f"finite_{k}": row.get(k, NAN) for k in ("incentive_ratio", "slack", "push_ratio")}
+    finite = {f"finite_{k}": row.get(k, NAN) for k in ("incentive_ratio", "slack", "grad_push_ratio")}
     slack = row.get("slack", NAN)
     outside = NAN if math.isnan(slack) else float(slack < 0)
     return {k: v if math.isfinite(v) else NAN for k, v in finite.items()} | {"outside_band": outside}

@@ -64,7 +64,14 @@ def test_onset_is_the_first_step_of_the_last_unbroken_stretch(shares, expected):
 
 @pytest.mark.parametrize(
     ("share_low", "mean_high", "displaced"),
-    [(0.51, 1.0, True), (0.5, 0.1, False), (0.1, -0.01, True), (0.1, 0.0, False), (math.nan, math.nan, False)],
+    [
+        (0.51, 1.0, True),
+        (0.5, 0.1, False),
+        (0.1, -0.02, True),
+        (0.1, -0.005, False),
+        (0.1, 0.0, False),
+        (math.nan, math.nan, False),
+    ],
 )
 def test_displaced_when_either_interval_says_so(share_low, mean_high, displaced):
     row = dict(n=20, share=0.9, mean=-1.0, share_low=share_low, mean_high=mean_high)
@@ -85,14 +92,15 @@ def test_quadrants_name_the_four_outcomes_and_leave_out_the_unmeasured():
         )
     )
     table = displacement.quadrants(ends).set_index("outcome")
-    assert table["n"].to_dict() == {"separated": 1, "both fell": 2, "both rose": 2, "inverted": 1}
+    assert table["n"].to_dict() == {"separated": 1, "both fell": 2, "neither fell": 2, "inverted": 1}
     assert table["share"].sum() == pytest.approx(1.0)
     assert table.loc["both fell", "share"] == pytest.approx(2 / 6)
 
 
-def test_worst_pairs_come_first():
+def test_worst_pairs_come_first_and_none_that_gained():
     ends = runs.ends(_rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0)}))
-    assert displacement.worst(ends, 2)["pair_id"].tolist() == ["c", "a"]
+    assert displacement.worst(ends, 1)["pair_id"].tolist() == ["c"]
+    assert displacement.worst(ends, 9)["pair_id"].tolist() == ["c", "a"]
 
 
 def test_ends_join_by_pair_id_and_keep_the_first_measures():
@@ -106,8 +114,7 @@ def test_ends_join_by_pair_id_and_keep_the_first_measures():
 def test_quadrants_by_step():
     """The rejected side falls by the step in every pair (see _rows)."""
     table = displacement.quadrants_by_step(_rows({0: (0, 0, 0), 4: (-1.0, 2.0, -3.0), 8: (math.nan,) * 3}))
-    assert table.index.tolist() == [0, 4]
-    assert table.loc[0].tolist() == [0, 0, 1, 0]
+    assert table.index.tolist() == [4]  # at step 0 nothing has moved
     assert table.loc[4].tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0])
 
 

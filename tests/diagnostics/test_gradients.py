@@ -221,7 +221,7 @@ def test_band_worked():
     assert made["gradient_cosine"].tolist() == [0.5] * 3
     assert made["slack"].tolist() == pytest.approx([0.0, math.log(2), -math.log(2)], abs=1e-6)
     assert made["incentive_ratio"].tolist() == [1, 2, 8]
-    assert made["push_ratio"].tolist() == pytest.approx([2, 1, 0.25])
+    assert made["grad_push_ratio"].tolist() == pytest.approx([2, 1, 0.25])
 
 
 def test_slack_has_the_sign_of_the_first_order_change():

@@ -1,11 +1,13 @@
+import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from analysis import demo_page, flag_page, run_page, verdict
+from analysis import demo_page, flag_page, run_page, runs, verdict
 from analysis.wording import visible
 
 SECTIONS = (
@@ -57,7 +59,7 @@ def test_verdict_of_a_displaced_run(make_run):
     words = verdict.headline(verdict.judge(run))
     assert words.startswith("displaced: 100 % of 12 probe pairs lost chosen likelihood (95 % interval 76 % to 100 %)")
     assert "mean −4.75 nats" in words  # -2 (1 + mean(i) / 4) with mean(i) = 5.5
-    assert "KL 2.50 nats per response" in words
+    assert "KL(reference || policy) 2.50 nats per chosen response" in words
     assert "onset at step 5" in words
     assert "$6 & more' (+0.40), ' Yes⏎' (+0.10) per pair, and the chosen one moved by −0.40" in words
     assert "EOS at the end of the chosen responses went from 0.90 to 0.50" in words
@@ -95,7 +97,23 @@ def test_a_log_without_probes_says_so(tmp_path, make_run):
     found = verdict.judge(empty)
     assert found[0].passed is None
     assert "no probe pairs" in found[0].meaning
-    assert "probe_every" in run_page.trajectories(empty).html
+    assert "probe_every" in found[0].meaning
+    assert all(getattr(run_page, name)(empty).html == "" for name in ("trajectories", "quadrants", "by_place"))
+
+
+def test_a_run_that_stopped_early_says_so_once_and_how_to_go_on(make_run):
+    """Only step 0 was probed: a page of `not measured` would say nothing more than the verdict."""
+    run = run_page.load(make_run())
+    early = replace(run, pairs=run.pairs[run.pairs["step"] == 0], steps=run.steps[run.steps["step"] <= 5])
+    first = verdict.judge(early)[0]
+    assert first.passed is None
+    assert first.meaning == (
+        "not measured: the log ends at step 5, before its first probe after the start. To go on, give the same command "
+        "again with --resume"
+    )
+    kept = ("summary", "gradients", "settings")
+    assert all(getattr(run_page, name)(early).html == "" for name in SECTIONS if name not in kept)
+    assert "not measured" in run_page.summary(early).html
 
 
 def test_the_page_says_who_fell_and_who_rose_and_whether_it_harms(make_run):
@@ -105,7 +123,7 @@ def test_the_page_says_who_fell_and_who_rose_and_whether_it_harms(make_run):
     assert "Squeezing: everything fell but what the model would have said anyway. Fell: chosen −1.53" in html
     assert "rose: the model's own answer at the start +0.51 (nats per token, 12 pairs)." in html
     assert "Benign so far" in html
-    assert "top-k entropy +0.50 (+0.50 to +0.50) nats, top-k mass 0.00 (0.00 to 0.00) (12 pairs)" in html
+    assert "top-k entropy +0.50 (+0.50 to +0.50) nats, top-k mass 0.00 (no interval) (12 pairs)" in html
     cost = unescape(run_page.divergence(run).html)
     assert "Preference accuracy on 12 held-out pairs" in cost
     assert "Monotone fall: of 12 probe pairs whose chosen response had fallen by step 5, 100 %" in unescape(
@@ -118,7 +136,7 @@ def test_alarms_stand_under_the_verdict_and_are_escaped(make_run):
     with open(path / "steps.jsonl", "a") as file:
         file.write('{"step": 21, "alarm": "loss > 0 <script>"}\n')
     html = run_page.summary(run_page.load(path)).html
-    assert "Alarm: loss &gt; 0 &lt;script&gt;" in html
+    assert '<p class="alarm">Alarm: loss &gt; 0 &lt;script&gt;' in html
 
 
 def test_one_probe_pair_is_enough(make_run):
@@ -159,8 +177,6 @@ def test_flag_page_counts_every_row(make_flags, nasty):
 
 def test_flag_page_says_what_the_forecast_is_and_where_it_fails(make_flags):
     """25 of 39 chosen answers forecast to fall; ranked by the rate, so the lowest stands first among the extremes."""
-    from dataclasses import replace
-
     from analysis import flags as tables
 
     found = flag_page.load(make_flags())
@@ -214,3 +230,15 @@ def test_demo_page_shows_runs_side_by_side(make_run, make_flags):
 
 def test_a_visible_token_keeps_its_spaces():
     assert visible(" Yes\n") == "' Yes⏎'"
+
+
+@pytest.mark.parametrize("kind", ["run", "flags"])
+def test_how_the_rows_were_read_stands_on_the_page(make_run, make_flags, kind):
+    folder, page = (make_run(), run_page) if kind == "run" else (make_flags(), flag_page)
+    assert "Read as" not in page.summary(page.load(folder)).html
+    said = {"said": "Read as prompt: prompt from prompt; ignored: <img src=x>."}
+    (folder / "manifest.json").write_text(json.dumps({"reading": said}))
+    html = page.summary(page.load(folder)).html
+    assert "Read as prompt: prompt from prompt; ignored: &lt;img src=x&gt;." in html
+    for damaged in ([], {"reading": []}, {"reading": {"said": 3}}):
+        assert runs.reading(damaged) == ""

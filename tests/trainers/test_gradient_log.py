@@ -145,7 +145,7 @@ def test_pairs_of_a_run(go):
     assert first["incentive_ratio"].to_numpy() == pytest.approx(1.0)
     lengths = first["chosen_grad_norm"] * first["rejected_grad_norm"]
     np.testing.assert_allclose(first["gradient_cosine"], first["grad_inner"] / lengths)
-    np.testing.assert_allclose(first["push_ratio"], first["rejected_grad_norm"] / first["chosen_grad_norm"])
+    np.testing.assert_allclose(first["grad_push_ratio"], first["rejected_grad_norm"] / first["chosen_grad_norm"])
     mean = log.steps.set_index("step").loc[1]
     assert mean["gradient_cosine/mean"] == pytest.approx(first["gradient_cosine"].mean())
     assert mean["slack/frac"] == (first["slack"] < 0).mean()

@@ -23,8 +23,8 @@ def row(chosen: float, rejected: float) -> dict[str, float]:
         (1.0, -1.0, "separated"),
         (0.0, -1.0, "separated"),
         (-1.0, -1.0, "both_fell"),
-        (1.0, 1.0, "both_rose"),
-        (0.0, 0.0, "both_rose"),
+        (1.0, 1.0, "neither_fell"),
+        (0.0, 0.0, "neither_fell"),
         (-1.0, 0.0, "inverted"),
         (-0.1, -1.0, "separated"),  # within the noise of 0.1
     ],
@@ -40,7 +40,7 @@ def test_quadrant_shares_and_modes_are_means_over_rows():
     found = means([row(1.0, -1.0), row(-1.0, -3.0), row(-2.0, 0.0), row(2.0, 1.0)])
     assert found["quadrant/separated"] == 0.25
     assert found["quadrant/both_fell"] == 0.25
-    assert found["quadrant/both_rose"] == 0.25
+    assert found["quadrant/neither_fell"] == 0.25
     assert found["quadrant/inverted"] == 0.25
     assert found["common_mode"] == (0 - 2 - 1 + 1.5) / 4
     assert found["differential_mode"] == (2 + 2 - 2 + 1) / 4

@@ -3,7 +3,7 @@
 from torch.nn.functional import logsigmoid
 
 from diagnostics.stats import PairStats
-from trainers.objectives import ObjectiveOutput, logratios, require_positive, rewarded
+from trainers.objectives import ObjectiveOutput, logratios, require_positive
 
 NEEDS = ("reference",)
 PROVENANCE = "TRL"
@@ -16,11 +16,11 @@ def ln_dpo(pair: PairStats, *, beta: float = 5.0) -> ObjectiveOutput:
     nats), n the number of completion tokens, EOS included; (B,), lower is better, log 2 where policy = reference.
     NaN where a completion has no token. beta multiplies nats per token, so it is larger than in dpo: 5.0 is Tulu 3's
     (open-instruct `dpo_norm`); the best value of arXiv 2407.15229 was not found.
-    rewards = beta * u / n_chosen and beta * v / n_rejected, whose margin the loss is in (ipo_mean logs sums).
-    Equals TRL's `sigmoid_norm` and open-instruct's `dpo_norm`. Like dpo it looks at a margin alone and does not stop
-    displacement.
+    rewards = beta * u and beta * v, with sums as TRL logs them and as in every other objective, so that rewards can be
+    compared; the loss is in the margin of their means a token. Equals TRL's `sigmoid_norm` and open-instruct's
+    `dpo_norm`. Like dpo it looks at a margin alone and does not stop displacement.
     """
     require_positive(beta=beta)
     chosen, rejected = logratios(pair)
-    chosen, rejected = beta * chosen / pair.chosen.lengths, beta * rejected / pair.rejected.lengths
-    return rewarded(-logsigmoid(chosen - rejected), chosen, rejected)
+    margins = chosen / pair.chosen.lengths - rejected / pair.rejected.lengths
+    return ObjectiveOutput(-logsigmoid(beta * margins), (beta * chosen).detach(), (beta * rejected).detach())
