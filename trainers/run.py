@@ -48,6 +48,7 @@ from trainers.models import (
     tokenizer_hash,
     weights_hash,
 )
+from trainers.moved import moved, sample
 from trainers.probe import Probe
 from trainers.recorder import PROBE_KEYS, STEP_KEYS, Recorder
 from trainers.reference import LiveReference, precompute
@@ -91,6 +92,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, dtype=config.dtype)
+    if changed := make_savable(model):
+        PartialState().print(changed)
     track = read_track(config.track) if config.track else None
     audits: dict[str, Any] = {}
     splits, hashes = _data_once(config, tokenizer, model_limit(model), run_dir, audits)
@@ -105,9 +108,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
     audits.clear()  # they hold every text of the data
 
-    policy, changed = model, make_savable(model)
-    if changed:
-        PartialState().print(changed)
+    policy = model
     if config.lora_r:
         policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
     reference = _reference(config, policy, splits, arguments, tokenizer, started)
@@ -148,6 +149,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
 def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, checkpoint: str | None) -> None:
     """Train, close the log and save the weights; last, the manifest says that the run is finished."""
     run_dir, main = Path(config.output_dir), PartialState().is_main_process
+    policy: Any = trainer.model
+    start = sample(policy)
     with _one_sentence(run_dir):
         try:
             if checkpoint and is_last(Path(checkpoint)):
@@ -162,9 +165,10 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
             trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            _note(run_dir, weights_moved=moved(start, policy))
         if not trainer.recorder.stopped:
-            path = run_dir / "manifest.json"
-            write_json(path, read_json(path) | {"finished": {"step": trainer.state.global_step}})
+            _note(run_dir, finished={"step": trainer.state.global_step})
     if trainer.recorder.stopped:
         PartialState().print(
             f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "
@@ -463,9 +467,8 @@ def _check_parity(
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
     eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
     parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=eps)
-    path = Path(config.output_dir) / "manifest.json"
     if PartialState().is_main_process:
-        write_json(path, read_json(path) | {"parity": parity})
+        _note(Path(config.output_dir), parity=parity)
     said = (
         f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
@@ -484,6 +487,11 @@ def _check_parity(
     return outcomes.noise(parity)
 
 
+def _note(run_dir: Path, **found: Any) -> None:
+    """What was found out about the run, into its manifest."""
+    write_json(run_dir / "manifest.json", read_json(run_dir / "manifest.json") | found)
+
+
 def _known_noise(run_dir: Path, reference: Any) -> float:
     """The noise that the run found at its start."""
     return outcomes.noise(read_json(run_dir / "manifest.json").get("parity")) if reference is not None else 0.0
@@ -494,7 +502,8 @@ def measure_parity(
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
-    The floor is four times that noise, and never below one rounding step (eps) of the largest log-prob.
+    The floor is four times that noise, and never below one rounding step (eps) of the largest log-prob. Noise of more
+    than the square root of eps, in nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
@@ -503,6 +512,14 @@ def measure_parity(
         raise DataError(
             f"the model's log-probs are not finite for pair_id {', '.join(dict.fromkeys(bad))}. Look for NaN or inf "
             "in its weights, or load it as float32."
+        )
+    tokens = {(p.pair_id, side): len(getattr(p, f"{side}_ids")) for p in pairs for side in ("chosen", "rejected")}
+    noisy = max(together, key=lambda k: abs(together[k][0] - alone[k][0]) / tokens[k])
+    if abs(together[noisy][0] - alone[noisy][0]) > eps**0.5 * tokens[noisy]:
+        raise DataError(
+            f"the {noisy[1]} side of pair_id {noisy[0]} has log-prob {alone[noisy][0]:.6g} alone and "
+            f"{together[noisy][0]:.6g} beside other pairs: more than rounding explains ({eps**0.5:.2g} nats a token). "
+            "This model's log-probs depend on their neighbours; choose another model, or a wider dtype."
         )
     noise = max(abs(together[k][0] - alone[k][0]) for k in together)
     floor = max(4 * noise, eps * max(abs(p) for p, _ in together.values()))
