@@ -4,15 +4,36 @@ Start here: `chesboard demo` runs the whole main job; `chesboard COMMAND --help`
 """
 
 import importlib.util
+import os
+import shlex
+import signal
 import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from diagnostics import folder
 from diagnostics.errors import DataError, UserError, printable
 
 ROOMS = ("diagnostics", "trainers", "analysis", "reports")
+ALONE = "newest"  # what --resume means where it stands alone
+OUT_OF_MEMORY = "out of memory; lower the batch size or max_length, or use a smaller model. What was logged is kept."
+# words of the errors with which a process sees that another of its job is gone
+LOST = (
+    "DistBackendError",
+    "DistNetworkError",
+    "DistStoreError",
+    "gloo",
+    "NCCL",
+    "Connection closed",
+    "Connection reset",
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -34,7 +55,7 @@ Truncation = Annotated[
     Literal["drop", "keep_start", "keep_end", "error"],
     typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent."),
 ]
-Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion with EOS.")]
+Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion (EOS; in chats the end of the turn).")]
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
 
 
@@ -66,6 +87,38 @@ def demo(
 
 
 @app.command()
+def show(
+    data: Data,
+    model: Model,
+    row: Annotated[int, typer.Option(min=0, help="Which row, counted from 0.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Without colour (also where NO_COLOR is set).")] = False,
+    split: Split = None,
+    max_length: MaxLength = None,
+    truncation: Truncation = "drop",
+    eos: Eos = True,
+) -> None:
+    """Show one row as the model sees it, token by token: prompt, answers, their ends, ids, and what was left out.
+
+    Examples:
+
+        chesboard show my_pairs.jsonl --model my-model
+
+        chesboard show my_pairs.jsonl --model my-model --row 12 --plain
+    """
+    from diagnostics.pairs import read_pairs
+    from reports.show import show_row
+    from trainers.models import config_limit, load_tokenizer, longest
+
+    table = read_pairs(data, split=split)
+    settings: Any = {
+        "max_length": longest(max_length, config_limit(model)),
+        "truncation": truncation,
+        "append_eos": eos,
+    }
+    show_row(table, load_tokenizer(model), row, settings, plain=plain)
+
+
+@app.command()
 def audit(
     data: Data,
     model: Model,
@@ -84,7 +137,7 @@ def audit(
     from diagnostics.audit import audit_pairs, counts_table
     from diagnostics.pairs import read_pairs
     from diagnostics.runlog import write_frame
-    from reports.console import show_counts
+    from reports.console import show_counts, show_lines
     from trainers.models import config_limit, load_tokenizer, longest
 
     table = read_pairs(data, split=split)
@@ -97,7 +150,8 @@ def audit(
     path = (out or Path("runs/audit")) / "audit.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frame(path, found.frame)
-    show_counts(counts_table(found), found.frame, path)
+    show_lines(found.said())
+    show_counts(counts_table(found), path)
 
 
 @app.command()
@@ -162,14 +216,14 @@ def flag(
     from diagnostics.flagging import check_by
     from diagnostics.flagging import flag as flag_pairs
     from diagnostics.processes import agree, leave, processes
-    from reports.console import show_flagged
+    from reports.console import show_flagged, show_lines
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
     agree(lambda: check_by(by))
     loaded, tokenizer = agree(
         lambda: (load_to_device(model, dtype=dtype, device_map=device_map), load_tokenizer(model))
     )
-    scores, *_ = flag_pairs(
+    scores, _, audit = flag_pairs(
         data,
         loaded,
         tokenizer,
@@ -191,6 +245,7 @@ def flag(
         write_flagged=write_flagged,
     )
     if processes().is_main_process:
+        show_lines(audit.said())
         show_flagged(scores, by, out)
     leave()
 
@@ -199,7 +254,14 @@ def flag(
 def train(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="YAML file of flat keys.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[auto]",
+            help="Go on from the run folder's newest whole checkpoint. auto: start, go on, or end at once where the "
+            "run is finished; a run without a checkpoint starts over, its log set aside.",
+        ),
+    ] = None,
 ) -> None:
     """Instrumented training. Every key may stand in the config file or follow as --key value; unknown keys fail.
 
@@ -218,12 +280,15 @@ def train(
         chesboard train --config run.yaml --alarm "displacement/frac > 0.8 for 3" --alarm_action stop
 
         chesboard train --config run.yaml --resume
+
+        until chesboard train --config run.yaml --resume auto; do sleep 60; done
     """
     from diagnostics.processes import leave
     from trainers.config import make_config, parse_flags, read_config
     from trainers.run import train as train_run
 
-    values = (read_config(config) if config else {}) | parse_flags(context.args) | ({"resume": True} if resume else {})
+    values = (read_config(config) if config else {}) | parse_flags(context.args)
+    values |= {"resume": True if resume == ALONE else resume} if resume else {}
     train_run(make_config(values))
     leave()
 
@@ -438,11 +503,10 @@ def gate(
 
         chesboard gate runs/a --gates gates.yaml
     """
-    from reports.console import show_gates
-    from reports.gate import judge
+    from reports.gate import judge, show
 
     findings = judge(run, gates, junit or run / "report" / "gates.xml")
-    if not show_gates(findings):
+    if not show(findings):
         raise typer.Exit(1)
 
 
@@ -470,23 +534,110 @@ def list_all(
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in one sentence and an exit code, never in a traceback."""
+    """Entry point: a user's mistake ends in one sentence and an exit code, never in a traceback; so does a signal, and
+    a fault of ours, whose traceback goes to a file."""
+    with _signals():
+        try:
+            _check_rooms()
+            app(_arguments(sys.argv[1:]), standalone_mode=True)
+        except UserError as error:
+            _end(str(error), error.exit_code)
+        except Stopped as error:
+            _end(_stopped(error.signal), error.code)
+        except MemoryError:
+            _end(OUT_OF_MEMORY, 3)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _end(f"{place}{error.strerror or error}. Check the path and the space left.", 3)
+        except Exception as error:
+            if known := _known(error):
+                _end(known, 3)
+            _end(_fault(), 70)
+
+
+class Stopped(SystemExit):
+    """A signal that ends the job: every file is closed on the way out. Its code is 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped. While that closes the job a second SIGINT ends it at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _check_rooms()
-        app(standalone_mode=True)
-    except UserError as error:
-        print(f"chesboard: {printable(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(
-            f"chesboard: {printable(place)}{error.strerror or error}. Check the path and the space left.",
-            file=sys.stderr,
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _arguments(given: list[str]) -> list[str]:
+    """The command line, where `--resume` of train may stand alone or take a value."""
+    alone = [a == "--resume" and (b is None or b.startswith("--")) for a, b in zip(given, [*given[1:], None])]
+    return [f"--resume={ALONE}" if lone else a for a, lone in zip(given, alone)] if given[:1] == ["train"] else given
+
+
+def _end(sentence: str, code: Any) -> NoReturn:
+    """Say it and leave. One of several processes leaves at once: what the others wait for would hold it back."""
+    print(f"chesboard: {printable(sentence)}", file=sys.stderr)
+    if _processes() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _processes() -> int:
+    """How many processes torchrun or accelerate started for this job."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _stopped(name: str) -> str:
+    """What a signal ended, and the command that goes on."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    more = " --resume auto" if command == "train" and "--resume" not in sys.argv else ""
+    if _processes() > 1:
+        how = f"start the same again, with{more}" if more else "start the same again"
+    else:
+        started = sys.orig_argv if sys.argv[0].endswith(".py") else ["chesboard", *sys.argv[1:]]
+        how = shlex.join(started) + more
+    return f"stopped by {name}; what was logged is whole and kept. To go on: {how}"
+
+
+def _known(error: Exception) -> str:
+    """The sentence for what is no fault of ours: no memory left, or another process of the job gone; else empty."""
+    said = f"{type(error).__name__} {error}"
+    if "OutOfMemoryError" in said or "can't allocate memory" in said:
+        return OUT_OF_MEMORY
+    if _processes() > 1 and any(word in said for word in LOST):
+        return (
+            "another process of this job has ended, so this one cannot go on; see what that one said. What was logged "
+            "is kept: start the same again" + " with --resume auto." * (sys.argv[1:2] == ["train"])
         )
-        sys.exit(3)
-    except KeyboardInterrupt:
-        print("chesboard: interrupted; what was written is kept.", file=sys.stderr)
-        sys.exit(130)
+    return ""
+
+
+def _fault() -> str:
+    """Write the traceback into the folder that was being written, or where there is none, a temporary one."""
+    text = traceback.format_exc()
+    for place in (*folder.latest, Path(tempfile.mkdtemp(prefix="chesboard-"))):
+        with suppress(OSError):
+            (place / folder.FAULT).write_text(text, encoding="utf-8")
+            last = text.strip().splitlines()[-1][:200]
+            return f"this is a fault of Chesboard: please report it with the file {place / folder.FAULT} ({last})."
+    return f"this is a fault of Chesboard: please report it.\n{text}"
 
 
 def _check_rooms() -> None:

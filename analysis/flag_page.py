@@ -27,7 +27,7 @@ def headline(found: Flags) -> str:
 def summary(found: Flags) -> Block:
     """What was read and flagged, skipped rows by reason, kept rows by doubt, pairs that start the wrong way."""
     scored = flags.table(found)
-    made = [page.note(headline(found), "verdict")]
+    made = [page.note(headline(found), "verdict"), *([page.note(found.reading, "quiet")] if found.reading else [])]
     margin = runs.column(scored, flags.MARGIN).dropna()
     if len(margin):
         share = percent(float((margin < 0).mean()))

@@ -52,7 +52,8 @@ def summary(run: RunLog) -> Block:
     kind = "note" if first.passed is None else "good" if first.passed else "bad"
     name = page.note(f"Run {run.name}: {run.config.get('objective', 'objective unknown')}", "quiet")
     verdict_note = page.note(first.meaning, f"verdict {kind}")
-    return page.stack(name, verdict_note, *_alarms(run), page.findings(found[1:]))
+    read = [page.note(said, "quiet") for said in [runs.reading(run.manifest)] if said]
+    return page.stack(name, *read, verdict_note, *_alarms(run), page.findings(found[1:]))
 
 
 @probed

@@ -3,23 +3,26 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from diagnostics import outcomes
 from diagnostics.errors import DataError
-from diagnostics.runlog import RunLog, read_frame, read_run
+from diagnostics.runlog import RunLog, read_frame, read_json, read_run
 
 SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
 class Flags:
-    """A folder that `chesboard flag` wrote. scores and audit: DataFrames; audit is empty where missing."""
+    """A folder that `chesboard flag` wrote. scores and audit: DataFrames; audit is empty where missing. reading: how
+    the rows were read, "" where not known."""
 
     path: Path
     scores: pd.DataFrame
     audit: pd.DataFrame
+    reading: str = ""
 
     @property
     def name(self) -> str:
@@ -56,7 +59,15 @@ def load_flags(path: str | Path) -> Flags:
     missing = sorted({"pair_id", "status"} - set(scores.columns))
     if missing:
         raise DataError(f"{path / 'scores.parquet'}: the column {missing[0]} is missing. Flag the data again.")
-    return Flags(path, scores, read_frame(path / "audit.parquet"))
+    about = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    return Flags(path, scores, read_frame(path / "audit.parquet"), reading(about))
+
+
+def reading(manifest: Any) -> str:
+    """The sentence of a manifest that says how the data's rows were read; "" where it has none."""
+    found = manifest.get("reading") if isinstance(manifest, dict) else None
+    said = found.get("said") if isinstance(found, dict) else None
+    return said if isinstance(said, str) else ""
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:

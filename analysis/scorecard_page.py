@@ -24,9 +24,16 @@ HEADS = {
 NOTHING = "It needs at least three pairs whose measures and displacement both vary."
 
 
-def load(run_dirs: list[str], scores: list[str]) -> Scored:
-    """Read the runs and the scores of their pairs."""
-    return predictors.collect([runs.load(p) for p in run_dirs], [_scores(p) for p in scores])
+def load(run_dirs: str | list[str], scores: str | list[str] | None = None) -> Scored:
+    """Read the runs and the scores of their pairs: none, one for all runs, or one for each."""
+    if not _paths(run_dirs):
+        raise DataError("run_dirs names no run folder. Give one that `chesboard train` wrote, or several seeds of it.")
+    return predictors.collect([runs.load(p) for p in _paths(run_dirs)], [_scores(p) for p in _paths(scores)])
+
+
+def _paths(given: str | list[str] | None) -> list[str]:
+    """One path may stand without brackets, None is none."""
+    return [given] if isinstance(given, str) else list(given or [])
 
 
 def _scores(path: str) -> pd.DataFrame:

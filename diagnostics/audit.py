@@ -6,10 +6,12 @@ kept with its doubts, since only a person can tell whether a duplicate, a cut or
 Pairs whose answers differ much in length are skipped only where a run asks for it.
 """
 
+import hashlib
 import json
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,12 @@ import pandas as pd
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.templates import RenderedPair, content
 from diagnostics.tokenized import (
-    RenderedPair,
     SkippedPair,
     TokenizedPair,
     Truncation,
-    render_pair,
+    render_pairs,
     tokenize_pairs,
 )
 
@@ -35,13 +37,14 @@ SKIPS = {
     "not_text": "a field holds something other than text",
     "not_a_transcript": 'a completion without an "Assistant:" turn among transcripts',
     "prompts_differ": "chosen and rejected answer different prompts",
-    "no_preference": "the preference is not 1 or 2",
-    "repeated_id": "an earlier row has the same id",
+    "no_preference": "the preference names neither answer",
+    "context_unread": "a column that holds a prompt by its name is not used",
     "empty_completion": "chosen or rejected is empty or blank",
     "identical_completions": "chosen and rejected are the same (perhaps only after a cut)",
     "zero_tokens": "a completion gives no tokens",
     "no_context": "empty prompt and no BOS: nothing predicts the first token",
     "template_failed": "the chat template does not fit the messages",
+    "several_turns": "an answer goes on after a turn of the user or of a tool",
     "prompt_over_length": "the prompt alone fills max_length",
     "completion_over_length": "a completion alone fills max_length",
     "over_length": "prompt and completion together are over max_length",
@@ -50,7 +53,19 @@ SKIPS = {
 DOUBTS = {
     "prompt_truncated": "the start of the prompt was cut to fit max_length",
     "completion_truncated": "the end of a completion was cut to fit max_length, and its EOS with it",
-    "eos_one_side": "only one of the two completions ends in EOS",
+    "eos_one_side": "only one of the two completions ends in its end token",
+    "template_dropped": "the chat template leaves out a part of the messages (`chesboard show` says which)",
+    "template_adds": "the chat template opens the answers with text of its own, which counts as theirs",
+    "turns_cut": "turns behind the assistant's answer were left out",
+    "prefilled": "the prompt ends in a turn of the assistant, which the answers continue",
+    "no_generation_prompt": "the chat template does not ask for an answer: its header was moved from answers to prompt",
+    "generation_prompt_differs": "the chat template asks for an answer otherwise than it writes one: the latter stands",
+    "prompt_differs": "the chat template writes a prompt in other words once an answer follows: it stands as asked",
+    "eos_differs": "the chat template ends an answer in something else than EOS: that is counted, and no EOS behind it",
+    "text_after_end": "the chat template writes more behind an answer's end: some trainers count it, here it is not",
+    "no_turn_end": "the chat template does not end an answer, so EOS does",
+    "clock": "the chat template shows the time: another start gives another prompt",
+    "prompt_repeated": "both answers begin with the prompt",
     "token_merge": "tokenizing prompt and completion together gives other tokens at the boundary",
     "doubled_bos": "the text itself holds BOS, so a trainer that adds BOS would double it (here it stands once)",
     "missing_bos": "the chat template leaves out the BOS that the tokenizer adds (here it was put in)",
@@ -60,6 +75,8 @@ DOUBTS = {
     "sides_swapped": "the row's own scores prefer the rejected completion",
 }
 MEANINGS = SKIPS | DOUBTS
+
+CHUNK = 256  # pairs rendered and tokenized at a time: a tokenizer's own lists take a hundred times the ids
 
 _SCORE = re.compile(r"score|rating|reward|quality")
 _COLUMNS = ("pair_id", "source_row", "status", "reason", "doubts", "prompt", "chosen", "rejected")
@@ -72,6 +89,7 @@ class Audit:
     frame: one row per source row, the columns of audit.parquet (lengths NaN and EOS flags missing where not known).
     tokenized: the kept pairs, in source order. counts: code -> number of rows (codes: MEANINGS).
     scored, disagree: rows with a score for each side, and those whose scores prefer the rejected side.
+    templated: rows that go through the chat template; the others are plain text.
     """
 
     table: PairTable
@@ -80,6 +98,22 @@ class Audit:
     counts: dict[str, int]
     scored: int
     disagree: int
+    templated: int = 0
+
+    def said(self) -> list[str]:
+        """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
+        kept = self.frame["status"] == "kept"
+        doubtful = sum(doubts != "" for doubts in self.frame["doubts"])
+        reasons = [f"{n} {code}" for code, n in sorted(self.counts.items(), key=lambda item: -item[1])]
+        rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
+        rows += f" ({', '.join(reasons)})." if reasons else "."
+        part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
+        how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
+        return [self.table.reading.said(), f"{rows} {how}."]
+
+    def record(self) -> dict[str, Any]:
+        """The same for manifest.json and the pages."""
+        return self.table.reading.record() | {"said": " ".join(self.said())}
 
     def require_kept(self) -> list[TokenizedPair]:
         """The kept pairs, or DataError naming the first skipped row where there is none."""
@@ -109,20 +143,44 @@ def audit_pairs(
     append_eos: bool = True,
 ) -> Audit:
     """Check and tokenize every row of a data set (max_length, truncation: see tokenized.tokenize_pairs)."""
-    results: dict[int, TokenizedPair | SkippedPair] = {r.source_row: r for r in map(_unusable, table.pairs) if r}
-    usable = [p for p in table.pairs if p.source_row not in results]
     settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
-    done = tokenize_pairs(usable, tokenizer, where=table.where, **settings)
-    results |= {r.source_row: r for r in done}
-    doubts = _doubts(table, tokenizer, results)
-    texts = {p.source_row: render_pair(p, tokenizer) for p in table.pairs}
+    special, twins = _special_pattern(tokenizer), _twins(table.pairs)
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
-    rows += [_pair_row(p, texts[p.source_row], results[p.source_row], doubts[p.source_row]) for p in table.pairs]
+    kept: list[TokenizedPair] = []
+    scored = disagree = templated = 0
+    for start in range(0, len(table.pairs), CHUNK):
+        chunk = table.pairs[start : start + CHUNK]
+        texts = render_pairs(chunk, tokenizer)
+        templated += sum(isinstance(text, RenderedPair) and text.templated for text in texts)
+        for pair, text, result in zip(chunk, texts, _tokenized(chunk, texts, tokenizer, table, settings), strict=True):
+            agree = _scores_agree(pair)
+            scored, disagree = scored + (agree is not None), disagree + (agree is False)
+            doubts = ""
+            if isinstance(result, TokenizedPair):
+                kept.append(result)
+                found = _doubts(pair, special) | twins.get(pair.source_row, set()) | set(result.doubts)
+                found |= {"sides_swapped"} if agree is False else set()
+                doubts = "; ".join(code for code in DOUBTS if code in found)
+            rows.append(_pair_row(pair, text, result, doubts))
     frame = _frame(sorted(rows, key=lambda row: row["source_row"]))
-    kept = [r for r in done if isinstance(r, TokenizedPair)]
-    agreements = [_scores_agree(p) for p in table.pairs]
-    scored = [a for a in agreements if a is not None]
-    return Audit(table, frame, kept, _count(frame), len(scored), scored.count(False))
+    return Audit(table, frame, kept, _count(frame), scored, disagree, templated)
+
+
+def _tokenized(
+    pairs: Sequence[PreferencePair],
+    texts: Sequence[RenderedPair | SkippedPair],
+    tokenizer: "PreTrainedTokenizerBase",
+    table: PairTable,
+    settings: dict[str, Any],
+) -> list[TokenizedPair | SkippedPair]:
+    """A chunk's results, in order; pairs without a preference to learn are not tokenized."""
+    found = [_unusable(pair) for pair in pairs]
+    usable = [i for i, skipped in enumerate(found) if skipped is None]
+    done = tokenize_pairs(
+        [pairs[i] for i in usable], tokenizer, where=table.where, rendered=[texts[i] for i in usable], **settings
+    )
+    results = dict(zip(usable, done, strict=True))
+    return [results[i] if skipped is None else skipped for i, skipped in enumerate(found)]
 
 
 def skip_length_gaps(audit: Audit, most: int) -> Audit:
@@ -157,9 +215,10 @@ def counts_table(audit: Audit) -> pd.DataFrame:
 
 
 def _unusable(pair: PreferencePair) -> SkippedPair | None:
-    """Pairs without a preference to learn: an empty completion, or two equal ones."""
+    """Pairs without a preference to learn: an empty completion (of messages only the template knows), or two equal
+    ones."""
     for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if not _plain(side).strip():
+        if isinstance(side, str) and not side.strip():
             return SkippedPair(pair.pair_id, pair.source_row, "empty_completion", f"{name} is empty or blank")
     if pair.chosen == pair.rejected:
         reason = "chosen and rejected are the same text"
@@ -169,34 +228,42 @@ def _unusable(pair: PreferencePair) -> SkippedPair | None:
 
 def _plain(text: Text) -> str:
     """The text itself, without any template."""
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+    return text if isinstance(text, str) else "\n".join(content(message) for message in text)
 
 
-def _doubts(
-    table: PairTable, tokenizer: "PreTrainedTokenizerBase", results: dict[int, TokenizedPair | SkippedPair]
-) -> dict[int, str]:
-    """source_row -> "; "-joined codes, in the order of DOUBTS; "" for a row that is skipped or free of doubt."""
-    special = _special_pattern(tokenizer)
-    content = {p.source_row: _content(p.prompt, p.chosen, p.rejected) for p in table.pairs}
-    exchanged = {_content(p.prompt, p.rejected, p.chosen) for p in table.pairs}
-    seen: set[str] = set()
-    doubts: dict[int, str] = {}
-    for pair in table.pairs:
-        row, result = pair.source_row, results[pair.source_row]
-        found = set(result.doubts) if isinstance(result, TokenizedPair) else set()
-        found |= {"duplicate"} if content[row] in seen else set()
-        found |= {"contradiction"} if content[row] in exchanged else set()
-        found |= {"sides_swapped"} if _scores_agree(pair) is False else set()
-        texts = (pair.prompt, pair.chosen, pair.rejected)
-        found |= {"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set()
-        seen.add(content[row])
-        kept = isinstance(result, TokenizedPair)
-        doubts[row] = "; ".join(code for code in DOUBTS if code in found) if kept else ""
-    return doubts
+def _doubts(pair: PreferencePair, special: re.Pattern[str] | None) -> set[str]:
+    """Codes of what is doubtful about the pair's own texts."""
+    texts = (pair.prompt, pair.chosen, pair.rejected)
+    found = {"prompt_repeated"} if _repeats_prompt(pair) else set()
+    return found | ({"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set())
 
 
-def _content(*texts: Text) -> str:
-    return json.dumps(texts, sort_keys=True)
+def _twins(pairs: Sequence[PreferencePair]) -> dict[int, set[str]]:
+    """source_row -> duplicate, contradiction: pairs that an earlier one repeats, or any other one contradicts."""
+    known = [_key(p, p.chosen, p.rejected) for p in pairs]
+    exchanged, seen, found = {_key(p, p.rejected, p.chosen) for p in pairs}, set(), {}
+    for pair, key in zip(pairs, known, strict=True):
+        codes = ({"duplicate"} if key in seen else set()) | ({"contradiction"} if key in exchanged else set())
+        seen.add(key)
+        if codes:
+            found[pair.source_row] = codes
+    return found
+
+
+def _key(pair: PreferencePair, *sides: Text) -> bytes:
+    content = json.dumps([pair.prompt, *sides, pair.tools, pair.template_kwargs], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
+def _repeats_prompt(pair: PreferencePair) -> bool:
+    """Whether both answers begin with the whole prompt (of messages: with the last one), and go on."""
+    asked = (pair.prompt if isinstance(pair.prompt, str) else content(pair.prompt[-1])).strip()
+    return bool(asked) and all(_opens_with(_plain(side).lstrip(), asked) for side in (pair.chosen, pair.rejected))
+
+
+def _opens_with(text: str, start: str) -> bool:
+    behind = text[len(start) : len(start) + 1]
+    return text.startswith(start) and not (behind.isalnum() or behind == "_")
 
 
 def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:

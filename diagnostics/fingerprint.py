@@ -1,14 +1,17 @@
 """Content hashes of a model's weights, of a tokenizer, and of a data set: equal content, equal hash."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from diagnostics.manifest import file_hash
 from diagnostics.pairs import PairTable
+from diagnostics.tokenized import TokenizedPair
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -36,8 +39,19 @@ def data_hash(table: PairTable) -> str:
         return known
     digest = hashlib.sha256()
     for p in table.pairs:
-        digest.update(repr((p.pair_id, p.source_row, p.prompt, p.chosen, p.rejected)).encode())
+        told = (p.pair_id, p.source_row, p.prompt, p.chosen, p.rejected, p.tools, p.template_kwargs, p.columns)
+        digest.update(repr(told).encode())
     digest.update(repr([(p.source_row, p.code, p.reason) for p in table.problems]).encode())
+    return digest.hexdigest()
+
+
+def rendered_hash(pairs: Iterable[TokenizedPair]) -> str:
+    """Content hash of what the model is given: every pair's ids, in order. It differs where a chat template, its
+    arguments or the clock that it shows make another text of the same data."""
+    digest = hashlib.sha256()
+    for p in pairs:
+        for ids in (p.prompt_ids, p.chosen_ids, p.rejected_ids):
+            digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
     return digest.hexdigest()
 
 

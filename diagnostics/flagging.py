@@ -20,12 +20,12 @@ from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.parts import Parts
 from diagnostics.probe_rows import read_probe
-from diagnostics.processes import agree, processes, share
+from diagnostics.processes import agree, hold, processes, share
 from diagnostics.progress import Progress
 from diagnostics.rates import Which
-from diagnostics.runlog import read_frame, write_frame
+from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches, token_budget
-from diagnostics.tokenized import TokenizedPair, Truncation
+from diagnostics.tokenized import TokenizedPair, Truncation, end_ids
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
 DEFAULT = "ln_ches_score"
@@ -67,7 +67,8 @@ def flag(
     `above` or `below`. write_kept, write_flagged: files for the data's own rows (see write_back).
     The forecast's columns are measured where `by` names one, or all (`everything`); `parameters` says in which weights,
     `probe` is the file that probe_influence is about (see forecast).
-    Interrupted and called again with the same arguments, it goes on where it was; several processes share the work.
+    Interrupted and called again with the same arguments, it goes on where it was (finished, it stays as it is);
+    several processes share the work.
     The table is the same either way: to the byte where each process uses as many threads, else up to rounding.
     Returns the scores (one row a source row), the pairs as read, and the audit.
     """
@@ -84,14 +85,15 @@ def flag(
         check_ids(model, [*audit.require_kept(), *rows])
         return table, audit, rows
 
-    def start() -> tuple[int, set[str]]:
+    def start() -> tuple[int, set[str] | None]:
         hashes = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table)}
         hashes |= {"probe": file_hash(probe) or ""} if probe else {}
         asked = {"forecast": list(further), "parameters": parameters, "probe": probe} if further else {}
         settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
         budget = batch_tokens or token_budget(model, audit.tokenized)
-        return parts.start(config, _about(model, hashes) | {"batch_tokens": budget}, audit.frame)
+        about = _about(model, hashes) | {"reading": audit.record(), "batch_tokens": budget}
+        return parts.start(config, about, audit.frame)
 
     def finish() -> None:
         scored = parts.read().reindex(columns=list(COLUMNS))
@@ -100,20 +102,27 @@ def flag(
             scored = scored.merge(forecast.read(job(), further), on="pair_id", how="left")
         scores = choose(_join(audit.frame, scored), by, **rule)
         write_frame(out / "scores.parquet", scores)
+        list_table(out / "scores.parquet", len(scores))
         write_back(table, scores, kept=write_kept, flagged=write_flagged)
         parts.remove()
 
-    def job() -> forecast.Job:
-        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, tokenizer.eos_token_id)
+    def again() -> None:
+        print(f"{out}: holds the scores already; nothing is left to do.")
+        write_back(table, read_frame(out / "scores.parquet"), kept=write_kept, flagged=write_flagged)
 
-    further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
-    table, audit, probe_rows = agree(read)
-    prepare(model)
-    parts, pad_token_id = Parts(out), int(tokenizer.pad_token_id or 0)
-    budget, done = share(start)
-    agree(lambda: _score(model, audit.tokenized, parts, done, budget, pad_token_id))
-    forecast.measure(job(), further, probe_rows)
-    share(finish)
+    def job() -> forecast.Job:
+        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, end_ids(tokenizer))
+
+    with hold(out, "flag"):
+        further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
+        table, audit, probe_rows = agree(read)
+        prepare(model)
+        parts, pad_token_id = Parts(out), int(tokenizer.pad_token_id or 0)
+        budget, done = share(start)
+        if done is not None:
+            agree(lambda: _score(model, audit.tokenized, parts, done, budget, pad_token_id))
+            forecast.measure(job(), further, probe_rows)
+        share(finish if done is not None else again)
     return read_frame(out / "scores.parquet"), table, audit
 
 

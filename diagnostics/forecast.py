@@ -12,7 +12,7 @@ Every pass has a folder of its own in parts/ and goes on where it was stopped; p
 are the same whatever the number of processes up to rounding.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ NO_WEIGHTS = (*CLOSED, "last_layer_set_rate", "own_answer_gap")  # taken from fo
 
 @dataclass(frozen=True)
 class Job:
-    """What every pass needs. parameters: which weights the gradients are taken in; eos_token_id: ends an own answer."""
+    """What every pass needs. parameters: which weights the gradients are taken in; ends: ids that end an own answer."""
 
     model: Any
     pairs: Sequence[TokenizedPair]
@@ -65,7 +65,7 @@ class Job:
     batch_tokens: int
     pad_token_id: int
     parameters: rates.Which = "all"
-    eos_token_id: int | None = None
+    ends: Collection[int] = ()
 
     @property
     def gradient_tokens(self) -> int:
@@ -191,8 +191,8 @@ def _own(job: Job, groups: Groups) -> Rows:
     longest = max(map(width, job.pairs))
 
     def work(part: Sequence[TokenizedPair]) -> dict[str, Tensor]:
-        ends: dict[str, Any] = {"pad": job.pad_token_id, "eos": job.eos_token_id}
-        own = own_answers(job.model, part, longest=longest, batch_tokens=job.batch_tokens, **ends)
+        how: dict[str, Any] = {"pad": job.pad_token_id, "ends": job.ends, "batch_tokens": job.batch_tokens}
+        own = own_answers(job.model, part, longest=longest, **how)
         batch = job.collate([replace(p, chosen_ids=own[p.pair_id], rejected_ids=p.chosen_ids) for p in part])
         with torch.no_grad():
             stats = pair_stats(batch, run(job.model, batch))

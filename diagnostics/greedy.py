@@ -1,11 +1,11 @@
 """A model's own answer to a prompt: greedy decoding, many prompts at once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
 
-from diagnostics.engine import device_of
+from diagnostics.engine import device_of, engine_of, evaluating
 from diagnostics.forward import caches, decode
 from diagnostics.scoring import batches, token_budget
 from diagnostics.tokenized import TokenizedPair
@@ -19,44 +19,43 @@ def own_answers(
     *,
     longest: int,
     pad: int,
-    eos: int | None,
+    ends: Collection[int],
     batch_tokens: int | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """The model's own answer to each pair's prompt, by pair_id: greedy, until EOS, OWN_TOKENS tokens, or until prompt
-    and answer have `longest` tokens, which the model is known to take."""
+    """The model's own answer to each pair's prompt, by pair_id: greedy, until one of `ends` (tokenized.end_ids),
+    OWN_TOKENS tokens, or until prompt and answer have `longest` tokens, which the model is known to take."""
     budget = batch_tokens or token_budget(model, pairs)
     budget = budget if caches(model) else 1  # without a cache one at a time, free of padding
     found = {}
     for group in batches(pairs, budget):
         limits = [min(OWN_TOKENS, longest - len(p.prompt_ids)) for p in group]
-        answers = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, eos=eos)
+        answers = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, ends=ends)
         found |= {p.pair_id: ids for p, ids in zip(group, answers, strict=True)}
     return found
 
 
 def greedy(
-    model: nn.Module, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], *, pad: int, eos: int | None
+    model: nn.Module, prompts: Sequence[Sequence[int]], limits: Sequence[int], *, pad: int, ends: Collection[int]
 ) -> list[tuple[int, ...]]:
-    """After each prompt the most likely token, again and again, until EOS (which is kept) or the row's limit."""
-    width, device, training = max(map(len, prompts)), device_of(model), model.training
+    """After each prompt the most likely token, again and again, until one of `ends` (kept) or the row's limit."""
+    if engine_of(model).switch is not None and len(prompts) > 1:  # a row's rotary factors are to be its own
+        single = zip(prompts, limits, strict=True)
+        return [greedy(model, [p], [limit], pad=pad, ends=ends)[0] for p, limit in single]
+    width, device = max(map(len, prompts)), device_of(model)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     new, past = ids, None
-    model.eval()
-    try:
-        while any(_goes_on(a, limit, eos) for a, limit in zip(answers, limits, strict=True)):
-            with torch.no_grad():
-                logits, past = decode(model, new, mask, past)
+    with torch.no_grad(), evaluating(model):
+        while any(_goes_on(a, limit, ends) for a, limit in zip(answers, limits, strict=True)):
+            logits, past = decode(model, new, mask, past)
             tokens = logits.argmax(-1, keepdim=True)
             for i, token in enumerate(tokens[:, 0].tolist()):
-                answers[i] += (token,) if _goes_on(answers[i], limits[i], eos) else ()
+                answers[i] += (token,) if _goes_on(answers[i], limits[i], ends) else ()
             ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
             new = ids if past is None else tokens
-    finally:
-        model.train(training)
     return answers
 
 
-def _goes_on(answer: tuple[int, ...], limit: int, eos: int | None) -> bool:
-    return len(answer) < limit and (not answer or answer[-1] != eos)
+def _goes_on(answer: tuple[int, ...], limit: int, ends: Collection[int]) -> bool:
+    return len(answer) < limit and (not answer or answer[-1] not in ends)

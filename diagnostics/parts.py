@@ -21,6 +21,7 @@ from diagnostics.errors import UserError
 from diagnostics.runlog import RunLogWriter, read_json, read_table, write_frame, write_json
 
 MODEL = "model (its weights)"
+GONE = "parts.tmp"  # parts on their way out
 NAMES = ("command", "model", "data", "probe")  # where things lie may change: their content is compared by hash
 
 
@@ -36,12 +37,20 @@ class Parts:
 
     def start(
         self, config: Mapping[str, Any], manifest: Mapping[str, Any], audit: pd.DataFrame
-    ) -> tuple[int, set[str]]:
-        """Begin a new folder or go on in one. Returns the job's batch size in tokens and the pair_ids already scored.
+    ) -> tuple[int, set[str] | None]:
+        """Begin a new folder or go on in one. Returns the job's batch size in tokens and the pair_ids already scored,
+        None where the job is finished.
 
-        Raises UserError where the folder holds a finished job, another kind of run, or a job with other content.
+        Raises UserError where the folder holds another kind of run, or a job with other content.
         """
         self._check_kind()
+        shutil.rmtree(self.out / GONE, ignore_errors=True)
+        if (self.out / "scores.parquet").exists() and not self.folder.exists():
+            written = read_json(self.out / "manifest.json")
+            self._check_same(
+                read_json(self.out / "config.json"), written, config, manifest, "holds scores already, made"
+            )
+            return int(written["batch_tokens"]), None
         found = self.read()
         if found.empty:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -72,18 +81,24 @@ class Parts:
         return set(found["pair_id"]) if len(found) else set()
 
     def remove(self) -> None:
-        """The job is done and its table written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """The job is done and its table written. In one move: parts half removed would be a job half done."""
+        if self.folder.exists():
+            self.folder.rename(self.out / GONE)
+        shutil.rmtree(self.out / GONE, ignore_errors=True)
 
     def _check_kind(self) -> None:
         config = self.out / "config.json"
-        if config.exists() and read_json(config).get("command") != "flag":
+        left = config.exists() or (self.out / "scores.parquet").exists()
+        if left and not (config.exists() and read_json(config).get("command") == "flag"):
             raise UserError(f"{self.out}: holds a run of another kind. Choose another --out folder.")
-        if (self.out / "scores.parquet").exists() and self.read().empty:
-            raise UserError(f"{self.out}: holds scores already. Choose another --out folder, or remove this one.")
 
     def _check_same(
-        self, config: Mapping[str, Any], about: Mapping[str, Any], new_config: Mapping[str, Any], new: Mapping[str, Any]
+        self,
+        config: Mapping[str, Any],
+        about: Mapping[str, Any],
+        new_config: Mapping[str, Any],
+        new: Mapping[str, Any],
+        said: str = "scoring was begun here",
     ) -> None:
         before, now = _content(config, about), _content(new_config, new)
         changed = [name for name in now if before.get(name) != now[name]]
@@ -91,7 +106,7 @@ class Parts:
             changed.remove(MODEL)  # other numbers for that reason alone
         if changed:
             raise UserError(
-                f"{self.out}: scoring was begun here with another {', another '.join(changed)}. Give the same again "
+                f"{self.out}: {said} with another {', another '.join(changed)}. Give the same again "
                 "to go on, or choose another --out folder."
             )
 

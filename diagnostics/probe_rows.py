@@ -1,6 +1,7 @@
 """Probe rows: prompts and the answers that a person wants to protect, one JSON object a line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ def read_probe(
 ) -> list[TokenizedPair]:
     """Rows {"prompt": text or chat messages, "answer": text}, tokenized; the answer is the chosen side.
 
-    No EOS is added, so that an answer may be only the start of one ("Sorry, I"). The rejected side is the answer's
-    first token and is not used. DataError naming the line where a row cannot be used: a probe is short, and one that
-    lost rows silently would protect something else.
+    No EOS is added, nor the end of a turn, so that an answer may be only the start of one ("Sorry, I"). The rejected
+    side is the answer's first token and is not used. DataError naming the line where a row cannot be used: a probe is
+    short, and one that lost rows silently would protect something else.
     """
     pairs = [_pair(f"{path}: line {n}", n, line) for n, line in _lines(Path(path))]
     done = tokenize_pairs(pairs, tokenizer, max_length=max_length, truncation=truncation, append_eos=False)
@@ -27,7 +28,7 @@ def read_probe(
         if not isinstance(found, TokenizedPair):
             raise DataError(f"{path}: line {pair.source_row}: {found.reason.replace('chosen', 'answer')}.")
     kept = [p for p in done if isinstance(p, TokenizedPair)]
-    return [TokenizedPair(p.pair_id, p.source_row, p.prompt_ids, p.chosen_ids, p.chosen_ids[:1]) for p in kept]
+    return [replace(p, rejected_ids=p.chosen_ids[:1], rejected_has_eos=False, doubts=()) for p in kept]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

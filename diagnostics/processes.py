@@ -5,14 +5,17 @@ for one that is gone, and the sentence is said once.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from diagnostics import folder
 from diagnostics.errors import UserError
 
 T = TypeVar("T")
@@ -50,6 +53,16 @@ def share(work: Callable[[], T]) -> T:
     broadcast_object_list(box)
     _stop(box[1])
     return box[0]
+
+
+@contextmanager
+def hold(place: Path, command: str) -> Iterator[None]:
+    """Keep every other job from writing to the folder meanwhile; the first process holds it for all of this one."""
+    share(lambda: folder.take(place, command))
+    try:
+        yield
+    finally:
+        folder.release(place)
 
 
 def leave() -> None:

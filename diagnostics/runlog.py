@@ -3,13 +3,16 @@
     runs/<name>/config.json  manifest.json  audit.parquet  steps.jsonl  pairs/  mass/  tokens/
 
 While a run lives, `pairs`, `mass` and `tokens` grow as Arrow IPC streams (part-*.arrow, one record batch an
-append), so that a crash loses nothing; `compact` turns each into part-*.parquet. The reader takes both.
+append, see streams), so that a crash loses nothing; `compact` turns each into part-*.parquet and lists all finished
+files with their checksums in manifest.json (see listing). The reader takes both, and refuses what is damaged or lacks
+rows (see complete).
 Numbers are float64 and NaN where not measured, never 0. Rows are joined by pair_id, never by position.
 """
 
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +23,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from diagnostics import complete, listing
 from diagnostics.errors import DataError
+from diagnostics.files import disk_errors, read_json, read_text, replace_text, write_json
+from diagnostics.streams import Stream, read_stream
+
+__all__ = [
+    "RunLog",
+    "RunLogWriter",
+    "compact",
+    "drop_after",
+    "list_table",
+    "read_frame",
+    "read_json",
+    "read_run",
+    "read_steps",
+    "read_table",
+    "write_frame",
+    "write_json",
+]
 
 TABLES = ("pairs", "mass", "tokens")
 
 _INTS = ("step", "rank", "token_id", "position", "source_row")
 _STRINGS = ("split", "pair_id", "kind", "name", "token", "side")
 _TEXTS = ("alarm",)  # keys of steps.jsonl that hold words
-_SORT = {
+_CONFIG_NUMBERS = ("seed", "learning_rate", "beta", "ablate_drop", "demo_seed", "demo_prompt")
+_MANIFEST_OBJECTS = ("parity", "pairs", "hashes", "conventions")
+_SORT = {  # the columns by which a table's rows are known, and sorted
     "pairs": ["step", "split", "pair_id"],
     "mass": ["step", "split", "pair_id", "kind", "rank"],
     "tokens": ["step", "pair_id", "side", "position"],
@@ -67,9 +90,10 @@ class RunLogWriter:
     def __init__(self, path: str | Path, *, rank: int = 0) -> None:
         self.path = Path(path)
         self.rank = rank
-        self._streams: dict[str, tuple[pa.Schema, Any, Any]] = {}
+        self._streams: dict[tuple[str, pa.Schema], Stream] = {}  # one part for each table and set of columns
         for table in TABLES:
-            (self.path / table).mkdir(parents=True, exist_ok=True)
+            with disk_errors(self.path / table):
+                (self.path / table).mkdir(parents=True, exist_ok=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write config.json or manifest.json in one move."""
@@ -79,7 +103,7 @@ class RunLogWriter:
         """Add one line to steps.jsonl."""
         line = json.dumps({k: _jsonable(v) for k, v in row.items()}, allow_nan=False)
         with (
-            _disk_errors(self.path / "steps.jsonl"),
+            disk_errors(self.path / "steps.jsonl"),
             open(self.path / "steps.jsonl", "a", encoding="utf-8") as f,
         ):
             f.write(line + "\n")
@@ -89,58 +113,77 @@ class RunLogWriter:
         if not rows:
             return
         schema = pa.schema([(name, column_type(name)) for name in rows[0]])
-        arrays = [pa.array([r[f.name] for r in rows], f.type, from_pandas=False) for f in schema]
-        file, writer = self._stream(table, schema)
-        with _disk_errors(self.path / table):
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-            file.flush()
+        with disk_errors(self.path / table):
+            arrays = [pa.array([r[f.name] for r in rows], f.type, from_pandas=False) for f in schema]
+            batch = pa.record_batch(arrays, schema=schema)
+            stream = self._streams.pop((table, schema), None) or Stream(self._next_part(table), schema)
+            stream.append(batch)
+            self._streams[table, schema] = stream  # not where that failed: nothing may follow a batch that is cut
 
     def close(self) -> None:
         """End the streams; the rows stay readable whether or not this is reached."""
-        for _, file, writer in self._streams.values():
-            with _disk_errors(self.path):
-                writer.close()
-                file.close()
-        self._streams.clear()
+        while self._streams:
+            (table, _), stream = self._streams.popitem()
+            with disk_errors(self.path / table):
+                stream.close()
 
-    def _stream(self, table: str, schema: pa.Schema) -> tuple[Any, Any]:
-        if table in self._streams:
-            known, file, writer = self._streams[table]
-            if known == schema:
-                return file, writer
-            writer.close()
-            file.close()
+    def _next_part(self, table: str) -> Path:
         folder = self.path / table
         number = 1 + max((int(p.name.split("-")[1].split(".")[0]) for p in folder.glob("part-*")), default=-1)
-        with _disk_errors(folder):
-            file = open(folder / f"part-{number:05d}-r{self.rank}.arrow", "wb")
-            writer = pa.ipc.new_stream(file, schema)
-        self._streams[table] = (schema, file, writer)
-        return file, writer
+        return folder / f"part-{number:05d}-r{self.rank}.arrow"
 
 
 def compact(path: str | Path) -> None:
-    """Turn every part-*.arrow of a run into part-*.parquet. Safe to interrupt: the reader prefers the Parquet twin."""
-    for table in TABLES:
-        for part in sorted((Path(path) / table).glob("part-*.arrow")):
-            done = part.with_suffix(".parquet")
-            if not done.exists():
-                _write_parquet(_read_stream(part), done)
+    """Turn every part-*.arrow of a run into part-*.parquet, and list the finished files in manifest.json.
+
+    A stream is removed when all of it was read and its Parquet twin read back. Safe to interrupt: the reader prefers
+    the twin. Raises DataError, and removes nothing, where a file is damaged.
+    """
+    _check_listed(Path(path))
+    _finish(Path(path))
+
+
+def _finish(path: Path) -> None:
+    streams = sorted(part for table in TABLES for part in (path / table).glob("part-*.arrow"))
+    for part in streams:
+        done, (rows, _) = part.with_suffix(".parquet"), read_stream(part)
+        if not done.exists():
+            _write_parquet(rows, done)
+        if _read_parquet(done).num_rows != rows.num_rows:
+            raise DataError(f"{done}: has not the rows of {part.name}. Remove the one of the two that is damaged.")
+    _list_files(path)
+    for part in streams:
+        with disk_errors(part):
             part.unlink()
+            part.with_suffix(".sums").unlink(missing_ok=True)
 
 
 def drop_after(path: str | Path, step: int) -> None:
-    """Forget every logged row past `step` (a resumed run writes them again)."""
-    path = Path(path)
-    compact(path)
-    for table in TABLES:
-        for part in (path / table).glob("part-*.parquet"):
-            kept = _read_parquet(part)
-            _write_parquet(kept.filter(pc.field("step") <= step), part)
-    steps = path / "steps.jsonl"
+    """Forget every logged row past `step` (a resumed run writes them again). Where a file is damaged, all stays.
+
+    Lines of steps.jsonl past `step` may be lost, those up to it may not.
+    """
+    path, steps = Path(path), Path(path) / "steps.jsonl"
+    lines = {at: json.dumps(row) + "\n" for at, row in read_steps(path).items() if at <= step}
+    _check_listed(path, but="steps.jsonl")
+    _finish(path)
+    shorter = {}
+    for part in sorted(part for table in TABLES for part in (path / table).glob("part-*.parquet")):
+        rows = _read_parquet(part)
+        kept = rows.filter(pc.field("step") <= step) if rows.num_rows else rows
+        if lost := set(kept["step"].to_pylist() if lines and kept.num_rows else ()) - set(lines):
+            raise DataError(f"{steps}: the line of step {min(lost)} is missing. Restore it from a copy, or run again.")
+        if kept.num_rows < rows.num_rows:
+            shorter[part] = kept
+    text = "".join(lines.values())
+    if not shorter and (not steps.exists() or read_text(steps) == text):
+        return
+    listing.clear(path)  # first: stopped in between, the log is still one that can be read
+    for part, kept in shorter.items():
+        _write_parquet(kept, part)
     if steps.exists():
-        lines = [json.dumps(row) for row in _read_jsonl(steps) if row["step"] <= step]
-        _replace(steps, "".join(line + "\n" for line in lines))
+        replace_text(steps, text)
+    _list_files(path)
 
 
 def read_run(path: str | Path) -> RunLog:
@@ -150,53 +193,54 @@ def read_run(path: str | Path) -> RunLog:
         raise DataError(f"{path}: no such run folder. Give the folder that `chesboard train` or `demo` wrote.")
     if not (path / "config.json").exists():
         raise DataError(f"{path}: not a run folder (no config.json in it).")
-    return RunLog(
-        path=path,
-        config=read_json(path / "config.json"),
-        manifest=read_json(path / "manifest.json") if (path / "manifest.json").exists() else {},
-        steps=_steps_frame(path / "steps.jsonl"),
-        pairs=read_table(path, "pairs"),
-        mass=read_table(path, "mass"),
-        tokens=read_table(path, "tokens"),
-        audit=read_frame(path / "audit.parquet"),
-    )
+    config, manifest = _read_settings(path)
+    _check_listed(path)
+    steps = _steps_frame(path)  # before the tables: a running log writes a step after its rows
+    logged = {table: _read_rows(path, table) for table in TABLES}
+    tables = {table: rows for table, (rows, _) in logged.items()}
+    complete.require(path, steps, tables, {table: cut for table, (_, cut) in logged.items()})
+    tables = {table: _sorted(rows, table) for table, rows in tables.items()}
+    return RunLog(path, config, manifest, steps, **tables, audit=read_frame(path / "audit.parquet"))
+
+
+def read_steps(path: str | Path) -> dict[int, dict[str, Any]]:
+    """The rows of steps.jsonl by their step; empty where it is missing.
+
+    A step that stands there twice is one row, where its lines do not contradict each other. Raises DataError naming the
+    line that is no row with a step.
+    """
+    path = Path(path) / "steps.jsonl"
+    rows: dict[int, dict[str, Any]] = {}
+    lines = (read_text(path) if path.exists() else "").split("\n")
+    for number, line in enumerate(lines, 1):
+        row = _step_row(path, number, line, last=number == len(lines))
+        if row is None:
+            continue
+        before = rows.setdefault(row["step"], row)
+        for key, value in row.items():
+            if before.get(key) is not None and value is not None and before[key] != value:
+                raise DataError(
+                    f"{path}: line {number} gives step {row['step']} another {key} than a line before, as two writers "
+                    "leave it. Remove one of the two lines."
+                )
+            before[key] = value if before.get(key) is None else before[key]
+    return rows
 
 
 def read_table(path: str | Path, table: str) -> pd.DataFrame:
-    """All rows of pairs, mass or tokens, sorted; a row logged twice by two processes counts once."""
-    folder = Path(path) / table
-    parquet = sorted(folder.glob("part-*.parquet"))
-    done = {p.stem for p in parquet}
-    streams = [p for p in sorted(folder.glob("part-*.arrow")) if p.stem not in done]
-    tables = [_read_parquet(p) for p in parquet] + [_read_stream(p) for p in streams]
-    tables = [t for t in tables if t.num_rows]
-    if not tables:
-        return pd.DataFrame()
-    frame = pa.concat_tables(tables, promote_options="default").to_pandas()
-    keys = [k for k in _SORT[table] if k in frame]
-    if table == "pairs":
-        frame = frame.drop_duplicates(keys)
-    return frame.sort_values(keys, kind="stable", ignore_index=True)
+    """All rows of pairs, mass or tokens, sorted; a row logged twice by two processes counts once.
+
+    The parts of a scoring job (diagnostics.parts) have no steps: their rows are known by pair_id alone.
+    """
+    _check_listed(Path(path), table)
+    return _sorted(_read_rows(Path(path), table, stepless=True)[0], table)
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
     """A Parquet file as a DataFrame; empty where the file is missing."""
-    return _read_parquet(Path(path)).to_pandas() if Path(path).exists() else pd.DataFrame()
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object, or DataError naming the file."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}). The file is damaged; run again.") from None
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object in one move, so that no half file is ever seen."""
-    _replace(Path(path), json.dumps(content, indent=2, default=str) + "\n")
+    path = Path(path)
+    listing.check(path.parent, path.name)
+    return _frame(path, _read_parquet(path)) if path.exists() else pd.DataFrame()
 
 
 def write_frame(path: str | Path, frame: pd.DataFrame) -> None:
@@ -204,22 +248,94 @@ def write_frame(path: str | Path, frame: pd.DataFrame) -> None:
     _write_parquet(pa.Table.from_pandas(frame, preserve_index=False), Path(path))
 
 
-class _disk_errors:
-    """Turns an operating system error while writing into one sentence; what was written before stays."""
+def list_table(path: str | Path, rows: int) -> None:
+    """List a finished table in the manifest.json beside it, so that a reader sees damage."""
+    listing.add(Path(path).parent, {Path(path).name: rows})
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __enter__(self) -> None:
-        return None
+def _check_listed(path: Path, table: str = "", but: str = "") -> None:
+    """Every file of the folder (or of one of its tables) that manifest.json lists is there and as it was."""
+    for name in listing.listed(path):
+        if name != but and (not table or name.startswith(f"{table}/")):
+            listing.check(path, name)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise DataError(
-                f"{self.path}: cannot write ({reason}). Rows logged before this are kept; free some space "
-                "or choose another folder, then resume."
-            ) from None
+
+def _list_files(path: Path) -> None:
+    parts = [part for table in TABLES for part in (path / table).glob("part-*.parquet")]
+    files = [*sorted(parts), *sorted(path.glob("audit*.parquet"))]
+    rows = {str(file.relative_to(path)): _read_parquet(file).num_rows for file in files}
+    if (path / "steps.jsonl").exists():
+        rows["steps.jsonl"] = len(read_steps(path))
+    listing.add(path, rows)
+
+
+def _read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and manifest.json, what the analyses read of them checked for its kind."""
+    config = read_json(path / "config.json")
+    manifest = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    for key in _CONFIG_NUMBERS:
+        _require_number(path / "config.json", key, config.get(key))
+    for key in _MANIFEST_OBJECTS:
+        if not isinstance(manifest.get(key) or {}, dict):
+            raise DataError(f"{path / 'manifest.json'}: `{key}` is no JSON object. The file is damaged; run again.")
+    for key in ("max_difference", "noise_floor"):
+        _require_number(path / "manifest.json", f"parity/{key}", (manifest.get("parity") or {}).get(key))
+    return config, manifest
+
+
+def _require_number(path: Path, key: str, value: Any) -> None:
+    try:
+        float(0.0 if value is None else value)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{path}: `{key}` is no number. The file is damaged; run again.") from None
+
+
+def _read_rows(path: Path, table: str, *, stepless: bool = False) -> tuple[pd.DataFrame, bool]:
+    """The rows of a table as they were logged, and whether the end of one of its streams was cut off."""
+    folder = path / table
+    parquet = sorted(folder.glob("part-*.parquet"))
+    done = {p.stem for p in parquet}
+    streams = {p: read_stream(p) for p in sorted(folder.glob("part-*.arrow")) if p.stem not in done}
+    parts = {p: _read_parquet(p) for p in parquet} | {p: rows for p, (rows, _) in streams.items()}
+    for part, rows in parts.items():
+        _require_keys(part, rows, ["pair_id"] if stepless and "step" not in rows.schema.names else _SORT[table])
+    found = [rows.replace_schema_metadata(None) for rows in parts.values() if rows.num_rows]
+    cut = any(cut for _, cut in streams.values())
+    if not found:
+        return pd.DataFrame(), cut
+    try:
+        return _frame(folder, pa.concat_tables(found, promote_options="permissive")), cut
+    except pa.ArrowException as error:
+        raise DataError(f"{folder}: its parts do not fit together ({error}). One is damaged; run again.") from None
+
+
+def _require_keys(part: Path, rows: pa.Table, keys: Sequence[str]) -> None:
+    """A part has the columns by which its rows are known, once each, of their type and without a gap."""
+    for name in keys if rows.num_rows else ():
+        kinds = (pa.types.is_integer,) if name in _INTS else (pa.types.is_string, pa.types.is_large_string)
+        column = rows[name] if rows.schema.names.count(name) == 1 else None
+        if column is None or column.null_count or not any(kind(column.type) for kind in kinds):
+            said = "is missing" if column is None else "holds something else than it should"
+            raise DataError(f"{part}: the column {name} {said}. The file is damaged, or no run log's; run again.")
+
+
+def _sorted(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    if frame.empty:
+        return pd.DataFrame()
+    keys = [key for key in _SORT[table] if key in frame]
+    if table == "pairs":
+        frame = frame.drop_duplicates(keys)
+    return frame.sort_values(keys, kind="stable", ignore_index=True)
+
+
+def _frame(path: Path, table: pa.Table) -> pd.DataFrame:
+    """An Arrow table as a DataFrame, by its columns' types alone: what pandas wrote beside them may be damaged."""
+    try:
+        frame = table.replace_schema_metadata(None).to_pandas()
+        unsure = [f.name for f in table.schema if pa.types.is_boolean(f.type) and table[f.name].null_count]
+        return frame.astype(dict.fromkeys(unsure, "boolean"))
+    except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: not readable as a table ({error}). The file is damaged; run again.") from None
 
 
 def _jsonable(value: Any) -> Any:
@@ -231,62 +347,68 @@ def _jsonable(value: Any) -> Any:
 
 
 def _steps_frame(path: Path) -> pd.DataFrame:
-    frame = pd.DataFrame(_read_jsonl(path) if path.exists() else [])
-    return pd.DataFrame(
-        {k: frame[k] if k in _TEXTS else pd.to_numeric(frame[k], errors="coerce") for k in frame.columns}
-    )
+    """steps.jsonl as a table, one row a step."""
+    rows = pd.DataFrame(list(read_steps(path).values()))
+    return pd.DataFrame({k: rows[k] if k in _TEXTS else pd.to_numeric(rows[k], errors="coerce") for k in rows.columns})
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.split("\n")
-    for number, line in enumerate(lines[:-1], 1):  # a last line without its newline was cut by a crash
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise DataError(f"{path}: line {number} is not JSON. Remove that line or run again.") from None
-    return rows
-
-
-def _read_stream(path: Path) -> pa.Table:
-    """Every whole record batch of a stream; a batch cut by a crash is left out."""
-    batches: list[pa.RecordBatch] = []
-    schema = pa.schema([])
+def _step_row(path: Path, number: int, line: str, *, last: bool) -> dict[str, Any] | None:
+    """One line's row; None for what follows the last newline, where that is nothing or was cut by a crash."""
+    what = None
     try:
-        reader = pa.ipc.open_stream(pa.memory_map(str(path)))
-        schema = reader.schema
-        batches.extend(_whole_batches(reader))
-    except (pa.ArrowInvalid, OSError):
-        pass  # an empty or cut header: nothing was logged in this part yet
-    return pa.Table.from_batches(batches, schema=schema)
+        row = json.loads(line)
+    except RecursionError:
+        what = "is nested too deeply"
+    except ValueError as error:
+        if last and (not line or (line.startswith("{") and getattr(error, "msg", "") != "Extra data")):
+            return None
+        what = "is not JSON"
+    else:
+        what = _no_step(row)
+    if what:
+        raise DataError(f"{path}: line {number} {what}. Remove that line or run again.")
+    return row | {"step": int(row["step"])}
 
 
-def _whole_batches(reader: Any) -> Any:
-    while True:
-        try:
-            yield reader.read_next_batch()
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            return
+def _no_step(row: Any) -> str:
+    """Why a line is no row of a step; empty where it is one."""
+    if not isinstance(row, dict) or "step" not in row:
+        return "is no row with a step"
+    step = row["step"]
+    if type(step) not in (int, float) or step != step // 1 or not 0 <= step < 2**53:
+        return "has a step that is no whole number from 0"
+    for key, value in row.items():
+        if key in _TEXTS and not isinstance(value, str | None):
+            return f"has {key} that is no text"
+        if key not in _TEXTS and not _is_number(value):
+            return f"has {key} that is no number"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of steps.jsonl is a number, null, or the word for one that JSON does not know."""
+    if isinstance(value, str):
+        return value in ("inf", "-inf", "nan")
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def _read_parquet(path: Path) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read()
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise DataError(f"{path}: not readable as Parquet ({error}). The file is damaged; run again.") from None
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
     part = path.with_name(path.name + ".tmp")
-    with _disk_errors(path):
-        pq.write_table(table, part, compression="zstd")
-        os.replace(part, path)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".tmp")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+    with disk_errors(path):
+        try:
+            with open(part, "wb") as file:
+                pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+                file.flush()
+                os.fsync(file.fileno())  # its stream is removed afterwards
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 Prompt and completion are tokenized apart and their ids joined, so that no token straddles the boundary: a joint
 tokenization may merge "the sk" + "y blue" into the token " sky", and the completion then starts in the wrong place.
-BOS (whatever the tokenizer puts in front) stands once at the start, EOS once at the end.
+BOS (whatever the tokenizer puts in front) stands once at the start. The end stands once at the end: EOS for plain text,
+for chat messages the end of the turn as the chat template writes it (diagnostics.templates).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.pairs import PreferencePair, SkipRow, Text
+from diagnostics.pairs import PreferencePair, SkipRow
+from diagnostics.templates import RenderedPair, Turn, find_turn, render_chat
+from diagnostics.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,20 +27,25 @@ _ANCHOR = "\n"
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """Ids of one pair. prompt_ids holds BOS and template tokens; chosen_ids and rejected_ids end in EOS
-    where *_has_eos is True (False where the completion was truncated, or EOS is switched off).
+    """Ids of one pair. prompt_ids holds BOS and template tokens; chosen_ids and rejected_ids end in their end token
+    (EOS, or the chat template's end of a turn) where *_has_eos is True: False where the completion was truncated, where
+    the end is switched off, or where the template ends a turn in ordinary text.
 
     doubts: codes of what is doubtful about this tokenization (diagnostics.audit.MEANINGS explains each).
     """
 
     pair_id: str
     source_row: int
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    chosen_ids: TokenIds
+    rejected_ids: TokenIds
     chosen_has_eos: bool = True
     rejected_has_eos: bool = True
     doubts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):  # any sequence of numbers is kept small
+            object.__setattr__(self, name, TokenIds(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,6 @@ class SkippedPair:
     code: str
     reason: str
     lengths: tuple[int, int, int] | None = None
-
-
-@dataclass(frozen=True)
-class RenderedPair:
-    """The three texts that are tokenized. templated: they come from the tokenizer's chat template."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    templated: bool
 
 
 def tokenize_pair(
@@ -82,6 +80,7 @@ def tokenize_pairs(
     truncation: Truncation,
     append_eos: bool = True,
     where: Callable[[int], str] = "row {}".format,
+    rendered: Sequence[RenderedPair | SkippedPair] | None = None,
 ) -> list[TokenizedPair | SkippedPair]:
     """Tokenize pairs, in order; one that cannot be used becomes a SkippedPair with its reason.
 
@@ -90,82 +89,86 @@ def tokenize_pairs(
         keep_end    cuts the start of the prompt (BOS stays); skips the pair if a completion alone is too long;
         keep_start  cuts the end of a completion, which then has no EOS; skips the pair if nothing of it is left;
         error       raises DataError naming the row.
-    append_eos: end each completion in EOS (once, also where the chat template already puts it there).
-    where: names a source row in error messages.
+    append_eos: end each completion, once: text in EOS, chat messages in the template's end of the turn (in EOS where it
+    has none). Without, a completion stops where its own text does.
+    where: names a source row in error messages. rendered: the pairs' texts where they are known (render_pairs).
     """
-    _check_settings(tokenizer, max_length, truncation, append_eos)
-    rendered = [render_pair(pair, tokenizer) for pair in pairs]
-    texts = [t for r in rendered if isinstance(r, RenderedPair) for t in _texts(r)]
+    _check_settings(max_length, truncation)
+    rendered = render_pairs(pairs, tokenizer) if rendered is None else rendered
+    texts = [t for r in rendered if isinstance(r, RenderedPair) for t in _texts(r, append_eos)]
     encoded = iter(_without_added_space(tokenizer, texts, _encode(tokenizer, texts)))
     prefix = _prefix_ids(tokenizer)
+    written = {end for r in rendered if isinstance(r, RenderedPair) for end in r.ends}
+    closing = {end: _closing_ids(end, tokenizer) for end in written}
     done: list[TokenizedPair | SkippedPair] = []
-    for pair, text in zip(pairs, rendered):
+    for pair, text in zip(pairs, rendered, strict=True):
         if isinstance(text, SkippedPair):
             done.append(text)
             continue
         ids = [next(encoded) for _ in range(5)]
-        whole = _join(pair, ids, prefix, text.templated, tokenizer.eos_token_id, append_eos)
+        whole = _join(pair, ids, prefix, text, closing, tokenizer, append_eos)
         done.append(whole if isinstance(whole, SkippedPair) else _fit(whole, prefix, max_length, truncation, where))
     return done
 
 
-def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> RenderedPair | SkippedPair:
-    """The texts to tokenize: plain text as it is, chat messages through the tokenizer's chat template.
+def render_pairs(
+    pairs: Sequence[PreferencePair], tokenizer: "PreTrainedTokenizerBase"
+) -> list[RenderedPair | SkippedPair]:
+    """The texts to tokenize: plain text as it is, chat messages through the tokenizer's chat template."""
+    turn: Turn | None = None
+    found: list[RenderedPair | SkippedPair] = []
+    for pair in pairs:
+        chat = pair.chat_prompt or not isinstance(pair.prompt, str)
+        turn = turn or find_turn(tokenizer) if chat and tokenizer.chat_template else turn
+        if pair.chat_prompt and turn and _ends_in_eos(turn, tokenizer):
+            sides = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
+            pair = replace(pair, prompt=pair.chat_prompt, chosen=sides[0], rejected=sides[1])
+        if isinstance(pair.prompt, str):
+            found.append(RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False))
+            continue
+        turn = turn or find_turn(tokenizer)
+        found.append(_render(pair, tokenizer, turn))
+    return found
 
-    A chat completion is what the template adds to the prompt (which ends in the template's generation prompt); blank
-    text that the template puts after EOS is left out.
-    """
-    if isinstance(pair.prompt, str):
-        return RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False)
+
+def _render(
+    pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", turn: Turn, tries: int = 3
+) -> RenderedPair | SkippedPair:
     try:
-        prompt = _apply_template(tokenizer, pair.prompt, add_generation_prompt=True)
-        sides = [_completion(tokenizer, pair.prompt, prompt, side) for side in (pair.chosen, pair.rejected)]
+        return render_chat(pair, tokenizer, turn)
     except SkipRow as skip:
+        if tries > 1 and "strftime_now" in str(tokenizer.chat_template):  # a second may have ended between two texts
+            return _render(pair, tokenizer, turn, tries - 1)
         return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
-    return RenderedPair(prompt, sides[0], sides[1], True)
 
 
-def _check_settings(
-    tokenizer: "PreTrainedTokenizerBase", max_length: int | None, truncation: str, append_eos: bool
-) -> None:
+def _ends_in_eos(turn: Turn, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template is one that this tokenizer's EOS ends: then text columns are read as a chat."""
+    return bool(tokenizer.eos_token) and turn.end.lstrip().startswith(str(tokenizer.eos_token))
+
+
+def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> RenderedPair | SkippedPair:
+    """The texts of one pair; see render_pairs."""
+    return render_pairs([pair], tokenizer)[0]
+
+
+def end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Ids that end an answer: EOS, and the token that ends a turn of the chat template."""
+    return _closing_ids(find_turn(tokenizer).end if tokenizer.chat_template else "", tokenizer)
+
+
+def _check_settings(max_length: int | None, truncation: str) -> None:
     if truncation not in get_args(Truncation):
         raise UserError(f"truncation is {truncation!r}. Choose one of {', '.join(get_args(Truncation))}.")
     if max_length is not None and max_length < 2:
         raise UserError(f"max_length is {max_length}. Give at least 2 tokens, or none for no limit.")
-    if append_eos and tokenizer.eos_token_id is None:
-        raise DataError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: has no EOS token, so completions cannot be ended. "
-            "Set eos_token in its tokenizer_config.json, or switch the appending of EOS off."
-        )
 
 
-def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Any, **options: Any) -> str:
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: has no chat template, but the data holds chat messages. "
-            "Use a model with a chat template, or give prompt, chosen and rejected as text."
-        )
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SkipRow("template_failed", f"the chat template refuses the messages ({reason[:200]})") from None
-
-
-def _completion(tokenizer: "PreTrainedTokenizerBase", messages: Any, prompt: str, side: Text) -> str:
-    whole = _apply_template(tokenizer, [*messages, *side])
-    if not whole.startswith(prompt):
-        raise SkipRow("template_failed", "the chat template renders the prompt differently once a response follows")
-    completion = whole[len(prompt) :]
-    eos = tokenizer.eos_token
-    return completion.rstrip() if eos and completion.rstrip().endswith(str(eos)) else completion
-
-
-def _texts(text: RenderedPair) -> tuple[str, ...]:
+def _texts(text: RenderedPair, ended: bool) -> tuple[str, ...]:
     """The three parts, then both joint texts, which only serve to find merges over the boundary."""
-    return text.prompt, text.chosen, text.rejected, text.prompt + text.chosen, text.prompt + text.rejected
+    sides = (text.chosen, text.rejected)
+    chosen, rejected = sides if ended else (s.removesuffix(end) for s, end in zip(sides, text.ends, strict=True))
+    return text.prompt, chosen, rejected, text.prompt + chosen, text.prompt + rejected
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool = False) -> list[Ids]:
@@ -225,24 +228,53 @@ def _prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:
 
 
 def _join(
-    pair: PreferencePair, ids: list[Ids], prefix: Ids, templated: bool, eos: Any, append_eos: bool
+    pair: PreferencePair,
+    ids: list[Ids],
+    prefix: Ids,
+    text: RenderedPair,
+    closing: dict[str, set[int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    append_eos: bool,
 ) -> TokenizedPair | SkippedPair:
-    """The untruncated pair from its five encoded texts (see _texts)."""
-    body, chosen, rejected, joint_chosen, joint_rejected = ids
-    merged = body + chosen != joint_chosen or body + rejected != joint_rejected
-    prompt, doubts = _with_prefix(body, prefix, templated)
-    sides = [side if not append_eos or side[-1:] == [eos] else [*side, eos] for side in (chosen, rejected)]
+    """The untruncated pair from its five encoded texts (see _texts). closing: the ids that close a side, by its end."""
+    body, *plain, joint_chosen, joint_rejected = ids
+    merged = body + plain[0] != joint_chosen or body + plain[1] != joint_rejected
+    prompt, doubts = _with_prefix(body, prefix, text.templated)
+    ends = [closing[end] for end in text.ends]
+    sides = [
+        _with_eos(side, tokenizer) if append_eos and not end else side
+        for side, end in zip(plain, text.ends, strict=True)
+    ]
     lengths = (len(prompt), len(sides[0]), len(sides[1]))
-    for name, side in zip(("chosen", "rejected"), (chosen, rejected)):
-        if not side or side == [eos]:
+    for name, side, known in zip(("chosen", "rejected"), plain, ends, strict=True):
+        if not side or (len(side) == 1 and side[0] in known):
             reason = f"{name} has no tokens of its own"
             return SkippedPair(pair.pair_id, pair.source_row, "zero_tokens", reason, lengths)
     if not prompt:
         reason = "the prompt has no tokens and the tokenizer adds no BOS, so nothing predicts the first token"
         return SkippedPair(pair.pair_id, pair.source_row, "no_context", reason, lengths)
-    if merged:
-        doubts.append("token_merge")
-    return _tokenized(pair.pair_id, pair.source_row, prompt, sides, eos, doubts)
+    doubts = [*text.doubts, *doubts, *(["token_merge"] if merged else [])]
+    has_eos = [side[-1] in known for side, known in zip(sides, ends, strict=True)]
+    asked, chosen, rejected = (TokenIds(ids) for ids in (prompt, *sides))
+    ends = has_eos[0], has_eos[1]
+    return TokenizedPair(pair.pair_id, pair.source_row, asked, chosen, rejected, *ends, tuple(doubts))
+
+
+def _closing_ids(end: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Ids that close a completion: EOS, and the token that the template's own end ends in, if it is one."""
+    found = {i for i, token in tokenizer.added_tokens_decoder.items() if end.endswith(str(token))}
+    eos: Any = tokenizer.eos_token_id
+    return found if eos is None else found | {eos}
+
+
+def _with_eos(side: Ids, tokenizer: "PreTrainedTokenizerBase") -> Ids:
+    eos: Any = tokenizer.eos_token_id
+    if eos is None:
+        raise DataError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: has no EOS token, so completions cannot be ended. "
+            "Set eos_token in its tokenizer_config.json, or switch the appending of EOS off."
+        )
+    return side if side[-1:] == [eos] else [*side, eos]
 
 
 def _with_prefix(ids: Ids, prefix: Ids, templated: bool) -> tuple[Ids, list[str]]:
@@ -255,13 +287,6 @@ def _with_prefix(ids: Ids, prefix: Ids, templated: bool) -> tuple[Ids, list[str]
     if repeats == 0:
         return [*prefix, *ids], ["missing_bos"] if templated else []
     return [*prefix, *ids[repeats * size :]], [] if templated and repeats == 1 else ["doubled_bos"]
-
-
-def _tokenized(
-    pair_id: str, row: int, prompt: Ids, sides: list[Ids], eos: int | None, doubts: list[str]
-) -> TokenizedPair:
-    ends = [eos is not None and side[-1] == eos for side in sides]
-    return TokenizedPair(pair_id, row, tuple(prompt), tuple(sides[0]), tuple(sides[1]), ends[0], ends[1], tuple(doubts))
 
 
 def _fit(
@@ -312,8 +337,8 @@ def _cut_prompt(pair: TokenizedPair, prefix: int, room: int, sizes: str) -> Toke
     body = room - prefix
     if room < 1 or body < 0:
         raise SkipRow("completion_over_length", f"{sizes}, and the completion alone leaves no room for a prompt")
-    kept = pair.prompt_ids[len(pair.prompt_ids) - body :]
-    return replace(pair, prompt_ids=pair.prompt_ids[:prefix] + kept, doubts=(*pair.doubts, "prompt_truncated"))
+    ids = (*pair.prompt_ids[:prefix], *pair.prompt_ids[len(pair.prompt_ids) - body :])
+    return replace(pair, prompt_ids=ids, doubts=(*pair.doubts, "prompt_truncated"))
 
 
 def _cut_completions(pair: TokenizedPair, room: int) -> TokenizedPair:

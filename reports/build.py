@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from analysis import ablate, ablate_page, board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
 from analysis.ablate import Ablation
 from analysis.board import Board
@@ -21,6 +19,7 @@ from analysis.page import value as shown
 from analysis.wording import count
 from diagnostics.errors import DataError, UserError
 from diagnostics.finding import Finding
+from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
 from reports.notebooks import Page, execute, names, template
 
@@ -148,7 +147,7 @@ def _run_all(pages: list[Page], out: Path) -> None:
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         waiting = [pool.submit(execute, page, out) for page in pages]
         try:
-            for done in tqdm(waiting, desc="report", unit="page", disable=None):
+            for done in counted(waiting, "report", len(waiting), unit="page"):
                 done.result()
         finally:
             for job in waiting:

@@ -12,16 +12,15 @@ import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from analysis import flags, trust
 from analysis.predictors import Scored
 from diagnostics import measures
 from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
-from diagnostics.finding import Finding
 from diagnostics.flagging import FURTHER, prone
-from reports import gate
+from reports.tables import add as _add
+from reports.tables import table as _table
 from trainers import objectives
 from trainers.card import Card, Push, card
 
@@ -37,16 +36,20 @@ CARD_NOTES = (
 _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def show_counts(counts: pd.DataFrame, frame: pd.DataFrame, path: Path) -> None:
+def show_lines(lines: Sequence[str]) -> None:
+    """Sentences, one a line."""
+    for line in lines:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_counts(counts: pd.DataFrame, path: Path) -> None:
     """The audit: how many rows each code concerns, and where to look."""
-    kept = frame["status"].tolist().count("kept")
     table = _table("code", "kind", "rows", "first rows", "meaning")
     for row in counts.to_dict("records"):
         _add(table, row["code"], row["kind"], row["n"], row["first_rows"], row["meaning"])
     console = Console()
     if len(counts):
         console.print(table)
-    console.print(f"{kept} of {len(frame)} rows kept, {len(frame) - kept} skipped.", highlight=False)
     console.print(f"every row and its reason: {path}", markup=False, highlight=False)
 
 
@@ -55,9 +58,9 @@ def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
     done = scores.query("status == 'scored'")
     table = _table("rank", "pair_id", "source row", by, "chosen tokens", "rejected tokens", "flagged")
     for row in done.sort_values("rank").head(SHOWN).to_dict("records"):
-        lengths = (int(row["chosen_length"]), int(row["rejected_length"]))
+        rank, *lengths = (_whole(row[name]) for name in ("rank", "chosen_length", "rejected_length"))
         mark = "yes" if row["flagged"] else ""
-        _add(table, int(row["rank"]), row["pair_id"], row["source_row"], f"{row[by]:.4g}", *lengths, mark)
+        _add(table, rank, row["pair_id"], row["source_row"], _number(row[by]), *lengths, mark)
     console = Console()
     console.print(table)
     console.print(
@@ -65,6 +68,8 @@ def show_flagged(scores: pd.DataFrame, by: str, out: Path) -> None:
         f"{done['flagged'].tolist().count(True)} flagged by {by} (the {prone(by)} values are most prone).",
         highlight=False,
     )
+    if unranked := done["rank"].isna().tolist().count(True):
+        console.print(f"{by} is no number for {unranked} of them: they have no rank.", highlight=False)
     for line in flags.forecast_words(done):
         console.print(line, highlight=False)
     console.print(
@@ -117,19 +122,6 @@ def show_ledger(page: Path, only: tuple[str, str] | None) -> None:
     console.print(f"all analyses in {page.parent}: {ledger['summary']}", markup=False, highlight=False, soft_wrap=True)
     shown = f"page: {page.with_name(mine[0]['page'])}   " if mine else ""
     console.print(f"{shown}ledger of all claims: {page}", markup=False, highlight=False, soft_wrap=True)
-
-
-def show_gates(findings: Sequence[Finding]) -> bool:
-    """One line a gate, and a `::warning::` line for each missed warning; True when no gate failed."""
-    table = _table("gate", "value", "n", "verdict", "meaning")
-    for f in findings:
-        verdict = "pass" if f.passed else "FAIL" if gate.failed([f]) else "warning"
-        _add(table, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
-    console = Console()
-    console.print(table)
-    for line in gate.warnings(findings):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return not gate.failed(findings)
 
 
 def show_list(what: str | None = None, name: str | None = None) -> None:
@@ -225,6 +217,10 @@ def _push_table(pushes: Sequence[Push], where: str, title: str) -> Table:
     return table
 
 
+def _whole(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.0f}"
+
+
 def _number(value: float) -> str:
     value += 0.0  # -0 is 0
     return "-" if value != value else "infinite" if value == inf else "-infinite" if value == -inf else f"{value:.4g}"
@@ -269,14 +265,3 @@ def _notebooks() -> list[tuple[str, str, str]]:
         text = "".join(cells[0]["source"]) if cells else ""
         found.append((path.stem, summary(text.lstrip("# ")), ", ".join(papers("".join(map(str, cells))))))
     return found
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, show_lines=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def _add(table: Table, *values: object) -> None:
-    table.add_row(*(Text(printable(str(v))) for v in values))

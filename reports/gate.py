@@ -1,6 +1,6 @@
 """Gates: judge a run by a declarative file, so that CI can stop a run that displaced.
 
-A gates file is YAML: a list of gates, or `gates:` with one. See templates/gates.yaml for an example.
+A gates file is YAML: a list of gates, or `gates:` with one. `chesboard gate --example` prints templates/gates.yaml.
 """
 
 import difflib
@@ -14,12 +14,16 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from rich.console import Console
 
 from analysis import runs
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
+from diagnostics.plain_yaml import read_plain
+from reports import tables
+
+EXAMPLE = Path(__file__).resolve().parent / "templates" / "gates.yaml"
 
 REDUCE: dict[str, Callable[[np.ndarray, float], float]] = {
     "mean": lambda v, _: float(v.mean()),
@@ -53,13 +57,13 @@ class Gate(BaseModel):
 
     name: str = ""
     table: Literal["steps", "pairs", "scores"]
-    metric: str
+    metric: str = Field(min_length=1)
     split: Literal["train", "probe", "eval"] = "probe"
     aggregate: Literal["mean", "median", "min", "max", "sum", "last", "share_below", "share_above"]
-    bound: float = 0.0
-    window: str = Field(default="last", pattern=r"^(all|last( [1-9]\d*)?|steps \d+\.\.\d+)$")
+    bound: float = Field(default=0.0, strict=True, allow_inf_nan=False)
+    window: str = Field(default="last", pattern=r"^(all|last( [1-9][0-9]{0,11})?|steps [0-9]{1,12}\.\.[0-9]{1,12})$")
     op: Literal["<", "<=", ">", ">="]
-    value: float = Field(allow_inf_nan=False)
+    value: float = Field(strict=True, allow_inf_nan=False)
     severity: Literal["error", "warning"] = "error"
 
     @property
@@ -81,8 +85,8 @@ def judge(run_path: Path, gates_path: Path, junit_path: Path | None = None) -> l
     Raises UserError for a gates file that cannot be used, DataError for a run that cannot be read.
     """
     gates = read_gates(Path(gates_path))
-    tables = _tables(Path(run_path), gates)
-    findings = [_judge(gate, tables) for gate in gates]
+    read = _tables(Path(run_path), gates)
+    findings = [_judge(gate, read) for gate in gates]
     if junit_path:
         write_junit(Path(junit_path), findings, Path(run_path).resolve().name)
     return findings
@@ -96,24 +100,31 @@ def failed(findings: Sequence[Finding]) -> bool:
 def warnings(findings: Sequence[Finding]) -> list[str]:
     """`::warning::` lines for GitHub, one for every missed gate of severity warning."""
     missed = [f for f in findings if f.passed is False and getattr(f, "severity", "error") == "warning"]
-    return ["::warning::" + f.meaning.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for f in missed]
+    return ["::warning::" + printable(f.meaning).replace("%", "%25") for f in missed]
+
+
+def show(findings: Sequence[Finding]) -> bool:
+    """Print one line a gate, and a `::warning::` line for each missed warning; True when no gate failed."""
+    found = tables.table("gate", "value", "n", "verdict", "meaning")
+    for f in findings:
+        verdict = "pass" if f.passed else "FAIL" if failed([f]) else "warning"
+        tables.add(found, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
+    console = Console()
+    console.print(found)
+    for line in warnings(findings):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return not failed(findings)
 
 
 def read_gates(path: Path) -> list[Gate]:
     """The gates of a file. Raises UserError naming file, gate and field."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the gates file ({error.__class__.__name__}).") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise UserError(f"{path}: not valid YAML{line}. Indent with spaces, and put > and >= in quotes.") from None
+    content = read_plain(path)
     if isinstance(content, dict) and list(content) == ["gates"]:
         content = content["gates"]
     if not isinstance(content, list) or not content:
         raise UserError(
-            f"{path}: holds no gates. Write a list of gates, each with table, metric, aggregate, op and value."
+            f"{path}: holds no gates. Write a list of gates, each with table, metric, aggregate, op and value; "
+            "`chesboard gate --example` prints one."
         )
     try:
         return TypeAdapter(list[Gate]).validate_python(content)
@@ -139,7 +150,7 @@ def write_junit(path: Path, findings: Sequence[GateFinding], suite: str) -> None
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     number_, *field = first["loc"] or (0,)
-    words = f"gate {int(number_) + 1}" + (f", {'.'.join(map(str, field))}" if field else "")
+    words = f"gate {int(number_) + 1}" + (f", {'.'.join(map(str, field))[:80]}" if field else "")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(field[-1]), Gate.model_fields, 1)
         return f"{words}: no such field{f'; did you mean {near[0]}?' if near else '.'}"
@@ -162,8 +173,8 @@ def _tables(path: Path, gates: list[Gate]) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _judge(gate: Gate, tables: dict[str, pd.DataFrame]) -> GateFinding:
-    table = tables[f"pairs/{gate.split}" if gate.table == "pairs" else gate.table]
+def _judge(gate: Gate, read: dict[str, pd.DataFrame]) -> GateFinding:
+    table = read[f"pairs/{gate.split}" if gate.table == "pairs" else gate.table]
     values = _values(gate, table)
     value = REDUCE[gate.aggregate](values, gate.bound) if len(values) else math.nan
     passed = len(values) > 0 and OPS[gate.op](value, gate.value)
@@ -199,7 +210,7 @@ def _no_metric(gate: Gate, table: pd.DataFrame) -> str:
     known = [c for c in table.columns if pd.api.types.is_numeric_dtype(table[c])]
     near = difflib.get_close_matches(gate.metric, known, 1, cutoff=0)
     hint = f"; the nearest is {near[0]}" if near else ""
-    return f"gate '{gate.title}': {gate.table} has no metric {gate.metric}{hint}."
+    return f"gate '{gate.title[:120]}': {gate.table} has no metric {gate.metric[:80]}{hint}."
 
 
 def _xml(text: str) -> str:

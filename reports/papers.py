@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from analysis import papers as judged
 from analysis.papers import Claim, Paper
 from diagnostics.errors import DataError, NotebookError, UserError
+from diagnostics.progress import counted
 from diagnostics.runlog import write_frame, write_json
 from reports.notebooks import Page, execute, template
 from trainers import papers as made
@@ -23,13 +23,15 @@ from trainers.papers import Order, Scale
 
 @dataclass(frozen=True)
 class Line:
-    """One analysis on the ledger. page: its HTML relative to the ledger; claims: judged; minutes: what it took."""
+    """One analysis on the ledger. page: its HTML relative to the ledger; seeds: in words; claims: judged; minutes: what
+    it took."""
 
     name: str
     title: str
     source: str
     scale: str
     page: str
+    seeds: str
     claims: list[Claim]
     minutes: float
 
@@ -56,7 +58,7 @@ def rerun(
     out.mkdir(parents=True, exist_ok=True)
     quiet()
     with alone(out), workers(jobs or (2 if scale == "toy" else 1)) as pool:
-        for name in tqdm(names, desc="papers", unit="paper", disable=True if len(names) == 1 else None):
+        for name in counted(names, "papers", len(names), unit="paper", show=len(names) > 1):
             order = Order(scale, out, seeds, model, (data or {}).get(name), pool, changes or {})
             try:
                 report(made.rerun(name, order))
@@ -89,16 +91,18 @@ def report(folder: Path) -> Path:
 def ledger(out: Path) -> Path:
     """Write out/index.html, ledger.parquet and ledger.json: every claim of every finished analysis in the folder."""
     lines, lost = _lines(_finished(out))
+    every = [c for line in lines for c in line.claims]
+    told = iter([judged.row(c, gone) for c, gone in zip(every, judged.doubtful(every))])
+    shown = [(line, [next(told) for _ in line.claims]) for line in lines]
     rows = [
-        {"analysis": line.name, "scale": line.scale, "page": line.page, "id": c.id} | judged.row(c)
-        for line in lines
-        for c in line.claims
+        {"analysis": line.name, "scale": line.scale, "page": line.page, "id": c.id} | row
+        for line, of in shown
+        for c, row in zip(line.claims, of)
     ]
     write_frame(out / "ledger.parquet", pd.DataFrame(rows))
-    said = judged.summary([c for line in lines for c in line.claims])
+    said = judged.summary(every)
     write_json(out / "ledger.json", {"summary": said, "claims": rows, "unreadable": lost})
     page = out / "index.html"
-    shown = [(line, [judged.row(c) for c in line.claims]) for line in lines]
     words = {
         "summary": said,
         "lines": shown,
@@ -154,4 +158,5 @@ def _line(paper: Paper) -> Line:
     entry, scale = judged.published()[paper.name], str(paper.record["scale"])
     minutes = float(paper.record["seconds"]) / 60
     page = f"{paper.path.name}.html"
-    return Line(paper.name, str(entry["title"]), str(entry["paper"]), scale, page, judged.judge(paper), minutes)
+    seeds, claims = judged.seed_words(paper), judged.judge(paper)
+    return Line(paper.name, str(entry["title"]), str(entry["paper"]), scale, page, seeds, claims, minutes)

@@ -89,7 +89,8 @@ def test_rows_that_cannot_be_used_are_listed_and_the_rest_goes_on(call, lm_folde
     path = jsonl(tmp_path / "p.jsonl", GOOD, GOOD | {"chosen": ""}, {"prompt": "x", "rejected": "y"})
     code, printed, _ = call("audit", path, "--model", lm_folder, "--out", tmp_path / "audit")
     assert code == 0
-    assert "1 of 3 rows kept, 2 skipped" in printed
+    assert "1 of 3 rows kept, 2 skipped; 0 of the kept are doubtful (1 empty_completion, 1 missing_field)." in printed
+    assert "Read as prompt: prompt from prompt; chosen from chosen; rejected from rejected" in printed
     frame = pd.read_parquet(tmp_path / "audit" / "audit.parquet")
     assert frame["status"].tolist() == ["kept", "skipped", "skipped"]
     assert "chosen" in frame["reason"][2]
@@ -191,7 +192,7 @@ def test_no_command_and_wrong_option(call):
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
+    "name", ["demo", "show", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
 )
 def test_help_shows_examples(call, name):
     code, printed, _ = call(name, "--help")

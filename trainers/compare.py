@@ -15,16 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
 from diagnostics.measures import unknown
+from diagnostics.progress import counted, hushed
 from diagnostics.runlog import read_json, write_json
 from trainers import objectives
 from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, read_config
@@ -247,15 +245,14 @@ def workers(jobs: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor 
 
 
 def each(pool: ProcessPoolExecutor | None, call: Callable[..., Any], tasks: Sequence[tuple], name: str) -> list[Any]:
-    """Every task's result, in order, with a bar called by the plural `name`; the first error ends them all."""
+    """Every task's result, in order, with progress under the plural `name`; the first error ends them all."""
     if not tasks:
         return []
-    bar: Any = partial(tqdm, total=len(tasks), desc=name, unit=name[:-1], disable=None)
     if pool is None:
-        return [_quietly(call, *task) for task in bar(tasks)]
+        return [_quietly(call, *task) for task in counted(tasks, name, len(tasks), unit=name[:-1])]
     waiting = [pool.submit(_quietly, call, *task) for task in tasks]
     try:
-        for done in bar(as_completed(waiting)):
+        for done in counted(as_completed(waiting), name, len(tasks), unit=name[:-1]):
             done.result()
     finally:
         for job in waiting:
@@ -264,7 +261,7 @@ def each(pool: ProcessPoolExecutor | None, call: Callable[..., Any], tasks: Sequ
 
 
 def _quietly(call: Callable[..., Any], *task: Any) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):  # dozens of runs: the parent shows one bar instead
+    with contextlib.redirect_stdout(io.StringIO()), hushed():  # dozens of runs: the parent shows one bar instead
         return call(*task)
 
 

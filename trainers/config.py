@@ -1,23 +1,25 @@
 """TrainConfig: everything needed to repeat a run, as one flat set of keys.
 
 A key is a field of TrainConfig, a hyperparameter of the chosen objective, or a field of transformers'
-TrainingArguments. Anything else is refused with the nearest name. `config.json` in the run folder holds them all.
+TrainingArguments. Anything else is refused with the nearest name, and a value that cannot work by its key, before
+anything is read or trained. `config.json` in the run folder holds them all; `chesboard train --help` shows them.
 """
 
 import difflib
 import json
-import math
-import re
-from dataclasses import asdict, dataclass, field, fields
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 import yaml
 from pydantic import BaseModel, Field, ValidationError
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.plain_yaml import parse_plain, read_plain
 from trainers import objectives
 from trainers.alarm import parse
 from trainers.recorder import PROBE_KEYS, STEP_KEYS
@@ -47,128 +49,192 @@ DECIDED = (
     "label_names",
 )
 
-TEXTS = (
-    "model",
-    "data",
-    "output_dir",
-    "reference_model",
-    "reward_model",
-    "reference_cache",
-    "heldout_data",
-    "probe_data",
-    "split",
-    "track",
-    "pair_weights",
-    "weight_by",
+# the smallest and largest number a key takes; of all others 0 and LARGEST
+LARGEST = 2**31 - 1
+ONE_OR_MORE = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_accumulation_steps",
+    "max_length",
+    "rounds",
+    "save_total_limit",
+    "torch_empty_cache_steps",
+    "dataloader_prefetch_factor",
+    "ddp_timeout",
+    "lora_alpha",
 )
-
-CHOICES = {
-    "reference": ("live", "precomputed", "none"),
-    "truncation": ("drop", "keep_start", "keep_end", "error"),
-    "parity": ("stop", "warn", "off"),
-    "tokens": ("ends", "all", "none"),
-    "phrase_source": ("auto", "tags", "diff"),
-    "alarm_action": ("warn", "stop"),
-    "dtype": ("float32", "bfloat16", "float16"),
-    "curriculum": ("none", "score_gap"),
-    "grad_parameters": ("all", "head"),
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(ONE_OR_MORE, (1, LARGEST)),
+    "max_steps": (-1, LARGEST),
+    "local_rank": (-1, LARGEST),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+    "lora_r": (0, 2**14),
+    "num_train_epochs": (0, 1e6),
+    "label_smoothing_factor": (0, 1),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
 }
+
+# what other trainers call a key: ours, the first of them that this run has
+USUAL = {
+    "adapter": "lora_r", "algorithm": "objective", "base_model": "model", "batch": "per_device_train_batch_size",
+    "batch_size": "per_device_train_batch_size", "bs": "per_device_train_batch_size", "clip_grad": "max_grad_norm",
+    "cutoff_len": "max_length", "data_path": "data", "dataset": "data", "dataset_name": "data", "datasets": "data",
+    "dpo_alpha": "alpha", "dpo_beta": "beta", "epochs": "num_train_epochs", "eval_data": "heldout_data",
+    "eval_dataset": "heldout_data", "eval_every": "probe_every", "eval_file": "heldout_data",
+    "eval_steps": "probe_every", "file": "data", "grad_accum": "gradient_accumulation_steps",
+    "grad_clip": "max_grad_norm", "gradient_accumulation": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm", "gradient_clip_val": "max_grad_norm", "inverse_temperature": "beta",
+    "kl_beta": "beta", "kl_coef": "beta", "kl_coeff": "beta", "kl_coefficient": "beta", "kl_penalty": "beta",
+    "kl_weight": "beta", "lora_rank": "lora_r", "lora_target": "lora_targets",
+    "lora_target_modules": "lora_targets", "loss": "objective", "loss_type": "objective", "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type", "max_completion_length": "max_length", "max_epochs": "num_train_epochs",
+    "max_grad": "max_grad_norm", "max_len": "max_length", "max_prompt_length": "max_length",
+    "max_seq_len": "max_length", "max_seq_length": "max_length", "max_sequence_length": "max_length",
+    "max_train_steps": "max_steps", "method": "objective", "micro_batch_size": "per_device_train_batch_size",
+    "model_name": "model", "model_name_or_path": "model", "model_path": "model", "n_epochs": "num_train_epochs",
+    "nll_coef": "alpha", "nll_weight": "alpha", "num_epochs": "num_train_epochs", "num_steps": "max_steps",
+    "optimizer": "optim", "out": "output_dir", "out_dir": "output_dir", "output": "output_dir",
+    "policy": "model", "pref_loss": "objective", "r": "lora_r", "random_seed": "seed", "rank": "lora_r",
+    "ref_model": "reference_model", "ref_model_name_or_path": "reference_model", "reference_free": "reference",
+    "rpo_alpha": "alpha", "save_dir": "output_dir", "save_every": "save_steps", "scheduler": "lr_scheduler_type",
+    "sequence_len": "max_length", "sft_weight": "alpha", "steps": "max_steps", "target_modules": "lora_targets",
+    "temperature": "beta", "torch_dtype": "dtype", "total_steps": "max_steps", "train_batch_size":
+    "per_device_train_batch_size", "train_data": "data", "train_file": "data", "train_steps": "max_steps",
+    "trainer": "objective", "val_data": "heldout_data", "validation_file": "heldout_data",
+    "warmup": "warmup_steps", "warmup_ratio": "warmup_steps", "wd": "weight_decay",
+}  # fmt: skip
+
+
+def _key(group: str, words: str, default: Any = MISSING) -> Any:
+    """A field with its group and its line of help."""
+    return field(default=default, metadata={"group": group, "help": words})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run.
+    """One training run. Every field says what it is in its own line; `chesboard train --help` prints them."""
 
-    model: local folder or hub id of a causal language model; data: preference file, folder or hub id.
-    output_dir: the run folder; must not exist, except with resume.
-    objective: name of a file in trainers/objectives; its hyperparameters are keys beside it.
-    reference: live (exact KL is logged), precomputed (log-probs cached on disk, no KL), or none.
-    reference_model: another model as the reference; default is the model as it starts.
-    reference_cache: folder for precomputed log-probs; default is `ref_logps` beside the run folder.
-    reward_model: a policy trained before, whose token rewards some objectives read (same tokenizer).
-    phrase_source: where phrases come from that some objectives compare: <MASK> ... </MASK> tags in the answers,
-        a token diff of chosen and rejected, or auto (tags where any row has them). Tags are never trained on.
-    log_kl: take the KL over the vocabulary in every step, also where the objective does not need it.
-    split: split of a hub data set. heldout_data: a second file to hold out; default is a share of data.
-    probe_data: a file of the pairs to probe, trained on or not; default is a draw of the training pairs.
-    max_length: longest prompt + completion in tokens (None: the model's limit); truncation: what to do beyond it.
-    append_eos: end every completion with EOS. dtype: of the loaded weights.
-    lora_r: rank of a LoRA adapter, 0 for full fine-tuning; lora_alpha, lora_targets as in peft.
-    probe_pairs, heldout_pairs: how many training and held-out pairs are measured at step 0, every
-        probe_every steps and at the end. probe_every 0: about ten times in the run.
-    response_types: of how many probe pairs further answers are followed at every probe: the model's own at the start,
-        another prompt's chosen, the chosen with its tokens shuffled. 0: none.
-    grad_every: measure the gradients of chosen and rejected apart, of the update and of every pair, in updates 1,
-        1 + grad_every, ...; 0 for never. grad_parameters: in all trainable ones (LoRA's, if it is LoRA), or the head's.
-    tokens: per-token log of the probe pairs: at both ends, at all probe steps, or none.
-    track: JSON file of prompts and token groups whose probability is followed.
-    max_length_gap: train only on pairs whose two answers differ by at most so many tokens; the others stand in
-        audit.parquet as skipped (length_gap), and a held-out share is drawn from what is left.
-    pair_weights: a scores.parquet of `chesboard flag`; each pair's loss is multiplied by a weight of mean 1 that falls
-        the more prone to displacement the pair is among the training pairs by the column weight_by (source: own,
-        `recipes.rank_weights`).
-        The logged loss is the loss as trained, and the column `weight` of pairs says the factor.
-    curriculum: score_gap trains from easy (largest chosen_score - rejected_score) to hard (arXiv 2403.07230), none in
-        random order. rounds: how many rounds it has, one after the other, each num_train_epochs times and shuffled
-        inside; each begins with the reference renewed (recall). With 1 round, strictly by gap.
-    renew_reference: after every so many steps the live reference becomes a copy of the policy (DNO, arXiv 2404.03715);
-        0 never. Log-ratios restart from 0 then: `reference_renewed` in steps.jsonl is 1. Checkpoints hold its weights.
-    alarm: conditions on logged keys, judged whenever they are measured: "displacement/frac > 0.8 for 3" means at three
-        evaluations in a row (several: separated by ;). A key that the probe measures means probe/KEY; after --resume
-        the count starts anew. alarm_action: warn says it and logs it; stop also saves and ends the training.
-    parity: what to do when policy and reference differ at step 0. save_model: keep the trained weights.
-    resume: go on from the run folder's last checkpoint (or a given one).
-    extras: further keys kept in config.json for whoever reads the run.
-    """
-
-    model: str
-    data: str
-    output_dir: str
-    objective: str = "dpo"
-    reference: str = "live"
-    reference_model: str | None = None
-    reference_cache: str | None = None
-    reward_model: str | None = None
-    phrase_source: str = "auto"
-    log_kl: bool = True
-    split: str | None = None
-    heldout_data: str | None = None
-    probe_data: str | None = None
-    max_length: int | None = None
-    truncation: str = "drop"
-    append_eos: bool = True
-    dtype: str = "float32"
-    lora_r: int = 0
-    lora_alpha: int = 16
-    lora_targets: str = "all-linear"
-    probe_pairs: int = 64
-    heldout_pairs: int = 64
-    probe_every: int = 0
-    response_types: int = 16
-    grad_every: int = 0
-    grad_parameters: str = "all"
-    tokens: str = "ends"
-    track: str | None = None
-    max_length_gap: int | None = None
-    pair_weights: str | None = None
-    weight_by: str = "ln_ches_score"
-    curriculum: str = "none"
-    rounds: int = 1
-    renew_reference: int = 0
-    alarm: str | None = None
-    alarm_action: str = "warn"
-    parity: str = "stop"
-    save_model: bool = True
-    seed: int = 0
-    resume: bool | str = False
+    model: str = _key("model", "local folder or hub id of a causal language model")
+    data: str = _key("data", "preference file, folder or hub id")
+    output_dir: str = _key("run", "the run folder; must not exist, except with resume")
+    objective: str = _key("objective", "a file in trainers/objectives; its hyperparameters are keys beside it", "dpo")
+    reference: Literal["live", "precomputed", "none"] = _key(
+        "reference", "live (exact KL is logged), precomputed (log-probs cached on disk, no KL), or none", "live"
+    )
+    reference_model: str | None = _key(
+        "reference", "another model as the reference; default is the model as it starts", None
+    )
+    reference_cache: str | None = _key(
+        "reference", "folder for precomputed log-probs; default is ref_logps beside the run folder", None
+    )
+    reward_model: str | None = _key(
+        "objective", "a policy trained before, whose token rewards some objectives read (same tokenizer)", None
+    )
+    phrase_source: Literal["auto", "tags", "diff"] = _key(
+        "data",
+        "phrases that some objectives compare: <MASK> ... </MASK> tags in the answers, a token diff of chosen and "
+        "rejected, or auto (tags where any row has them); tags are never trained on",
+        "auto",
+    )
+    log_kl: bool = _key("measuring", "take the KL in every step, also where the objective does not need it", True)
+    split: str | None = _key("data", "split of a hub data set", None)
+    heldout_data: str | None = _key("data", "a second file to hold out; default is a share of data", None)
+    probe_data: str | None = _key(
+        "data", "a file of the pairs to probe, trained on or not; default is a draw of the training pairs", None
+    )
+    max_length: int | None = _key("data", "longest prompt + completion in tokens; default is the model's limit", None)
+    truncation: Literal["drop", "keep_start", "keep_end", "error"] = _key(
+        "data", "what to do with a longer pair; never silent", "drop"
+    )
+    append_eos: bool = _key("data", "end every completion with EOS", True)
+    dtype: Literal["float32", "bfloat16", "float16"] = _key("model", "of the loaded weights", "float32")
+    lora_r: int = _key("model", "rank of a LoRA adapter, 0 for full fine-tuning", 0)
+    lora_alpha: int = _key("model", "scale of the adapter, as in peft", 16)
+    lora_targets: str = _key("model", "modules that get an adapter, as in peft, separated by commas", "all-linear")
+    probe_pairs: int = _key(
+        "measuring", "training pairs measured at step 0, every probe_every steps and at the end", 64
+    )
+    heldout_pairs: int = _key("measuring", "held-out pairs measured at the same steps", 64)
+    probe_every: int = _key("measuring", "steps between two probes; 0 is about ten times in the run", 0)
+    response_types: int = _key(
+        "measuring",
+        "of how many probe pairs further answers are followed at every probe: the model's own at the start, another "
+        "prompt's chosen, the chosen with its tokens shuffled; 0 is none",
+        16,
+    )
+    grad_every: int = _key(
+        "measuring",
+        "measure the gradients of chosen and rejected apart, of the update and of every pair, in updates 1, "
+        "1 + grad_every, ...; 0 is never",
+        0,
+    )
+    grad_parameters: Literal["all", "head"] = _key(
+        "measuring", "in all trainable parameters (LoRA's, if it is LoRA), or the head's", "all"
+    )
+    tokens: Literal["ends", "all", "none"] = _key(
+        "measuring", "per-token log of the probe pairs: at both ends, at all probe steps, or none", "ends"
+    )
+    track: str | None = _key("measuring", "JSON file of prompts and token groups whose probability is followed", None)
+    max_length_gap: int | None = _key(
+        "recipe",
+        "train only on pairs whose two answers differ by at most so many tokens; the others stand in audit.parquet "
+        "as skipped (length_gap), and a held-out share is drawn from what is left",
+        None,
+    )
+    # source of the weights: own, `recipes.rank_weights`
+    pair_weights: str | None = _key(
+        "recipe",
+        "a scores.parquet of `chesboard flag`: each pair's loss is multiplied by a weight of mean 1 that falls the "
+        "more prone to displacement the pair is among the training pairs; the logged loss is the loss as trained",
+        None,
+    )
+    weight_by: str = _key("recipe", "the column of pair_weights", "ln_ches_score")
+    # arXiv 2403.07230
+    curriculum: Literal["none", "score_gap"] = _key(
+        "recipe",
+        "score_gap trains from easy (largest chosen_score - rejected_score) to hard, none in random order",
+        "none",
+    )
+    # recall
+    rounds: int = _key(
+        "recipe",
+        "rounds of the curriculum, each num_train_epochs times, shuffled inside, from a renewed reference; with 1, "
+        "strictly by gap",
+        1,
+    )
+    # DNO, arXiv 2404.03715
+    renew_reference: int = _key(
+        "recipe",
+        "after every so many steps the live reference becomes a copy of the policy (reference_renewed in steps.jsonl "
+        "is 1, and log-ratios restart from 0); 0 is never",
+        0,
+    )
+    alarm: str | list[str] | None = _key(  # noqa: RUF009 (the same helper as everywhere here)
+        "run",
+        "conditions on logged keys, several separated by ;: `displacement/frac > 0.8 for 3` means at three evaluations "
+        "in a row; a key that the probe measures means probe/KEY, and a resumed run counts anew",
+        None,
+    )
+    alarm_action: Literal["warn", "stop"] = _key(
+        "run", "warn says it and logs it; stop also saves and ends the training", "warn"
+    )
+    parity: Literal["stop", "warn", "off"] = _key(
+        "reference", "what to do when policy and reference differ at step 0", "stop"
+    )
+    save_model: bool = _key("run", "keep the trained weights", True)
+    seed: int = _key("run", "of the order, the draws and the initial LoRA weights", 0)
+    resume: bool | str = _key("run", "go on from the run folder's last checkpoint (or a given one)", False)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)  # further keys kept in config.json for whoever reads the run
 
     def flat(self) -> dict[str, Any]:
         """All keys on one level, as config.json holds them."""
         own = asdict(self)
-        nested = [own.pop(name) for name in ("hyperparameters", "training", "extras")]
+        nested = [own.pop(name) for name in NESTED]
         return own | nested[0] | nested[1] | nested[2]
 
     def changed(self, written: dict[str, Any]) -> list[str]:
@@ -178,29 +244,30 @@ class TrainConfig:
         return sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
 
 
+NESTED = ("hyperparameters", "training", "extras")
+OWN = {f.name: f for f in fields(TrainConfig) if f.name not in NESTED}
+ARGUMENTS = {f.name: f for f in fields(TrainingArguments) if f.init and f.name not in (*DECIDED, *OWN)}
+
+
 def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None) -> TrainConfig:
     """Check flat keys and sort them into a TrainConfig. Raises UserError naming the key and the nearest known one."""
-    own_names = {f.name for f in fields(TrainConfig)} - {"hyperparameters", "training", "extras"}
-    hyper = objectives.hyperparameters(str(values.get("objective", "dpo")))
-    arguments = {f.name for f in fields(TrainingArguments) if f.init} - set(DECIDED)
-    known = own_names | set(hyper) | arguments
+    name = str(values.get("objective", "dpo"))
+    hyper = objectives.hyperparameters(name)
+    kinds = {f.name: f.type for f in (*ARGUMENTS.values(), *OWN.values())} | objectives.kinds(name)
     for key in values:
-        if key not in known:
+        if key not in kinds:
             raise UserError(
-                f"unknown key '{key}'{_nearest(key, known)} Known keys are listed by `chesboard train --help`."
+                f"unknown key '{key[:80]}'{_hint(key, kinds, hyper)} `chesboard train --help` lists all keys."
             )
     for key in ("model", "data", "output_dir"):
-        if not values.get(key):
+        if values.get(key) in (None, ""):
             raise UserError(f"'{key}' is missing. Give it in the config file or as --{key}.")
-    values = values | {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
-    _check_choices(values)
-    for key in hyper.keys() & values.keys():
-        _check_type(key, values[key], bool if isinstance(hyper[key], bool) else None)
+    values = {key: _checked(key, value, kinds[key]) for key, value in values.items()}
     values = _with_alarm(_without_eos(values))
     return TrainConfig(
-        **{k: v for k, v in values.items() if k in own_names},
+        **{k: v for k, v in values.items() if k in OWN},
         hyperparameters=hyper | {k: v for k, v in values.items() if k in hyper},
-        training=DEFAULTS | {k: v for k, v in values.items() if k in arguments - own_names - set(hyper)},
+        training=DEFAULTS | {k: v for k, v in values.items() if k in ARGUMENTS.keys() - hyper.keys()},
         extras=extras or {},
     )
 
@@ -225,12 +292,7 @@ def _with_alarm(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """Flat keys of a YAML (or JSON) file."""
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Yaml)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}).") from None
+    values = read_plain(Path(path))
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise UserError(f"{path}: must hold one 'key: value' a line.")
     return values
@@ -241,56 +303,78 @@ def parse_flags(args: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     rest = list(args)
     while rest:
-        flag, _, value = rest.pop(0).partition("=")
+        flag, equals, value = rest.pop(0).partition("=")
         if not flag.startswith("--"):
-            raise UserError(f"'{flag}' stands alone; write --key value.")
-        if not value:
+            raise UserError(f"'{flag[:80]}' stands alone; write --key value.")
+        if not equals:
             if not rest:
-                raise UserError(f"{flag} has no value; write {flag} VALUE.")
+                raise UserError(f"{flag[:80]} has no value; write {flag[:80]} VALUE.")
             value = rest.pop(0)
         key = flag[2:].replace("-", "_")
-        values[key] = _value(value)
+        values[key] = value if _is_text(key) else _value(value)
     return values
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML in which only true and false are truth values (no and off are words) and 1e-6 is a number."""
-
-
-_Yaml.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:[Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+def _is_text(key: str) -> bool:
+    """Whether a key takes nothing but text: a folder may be called 007 or true."""
+    return key in OWN and OWN[key].type in (str, str | None)
 
 
 def _value(text: str) -> Any:
-    """One value of the command line, read as YAML; what is no YAML is text."""
+    """One value of the command line, read as YAML; what is no plain YAML is text."""
     try:
-        return yaml.load(text, Loader=_Yaml)
+        return parse_plain(text)
     except yaml.YAMLError:
         return text
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """transformers' TrainingArguments for a run; wrong values end in a UserError that names them."""
+    """transformers' TrainingArguments for a run, whose optimizer and schedule were tried on one number; what does not
+    work ends in a UserError that names it."""
     values = dict(config.training)
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     values["output_dir"] = str(Path(config.output_dir) / "checkpoints")
+    fixed = {"seed": config.seed, "remove_unused_columns": False, "eval_strategy": "no", "disable_tqdm": True}
     try:
-        arguments = TrainingArguments(
-            **values, seed=config.seed, remove_unused_columns=False, eval_strategy="no", disable_tqdm=True
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"the training settings do not fit: {' '.join(str(error).split())}") from None
+        arguments = TrainingArguments(**(values | fixed))
+        _try_optimizer(arguments)
+    except Exception as error:  # whatever a library makes of a setting, the setting is the user's
+        raise UserError(_does_not_fit(values, error)) from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by `accelerate launch`
     return arguments
+
+
+def _try_optimizer(arguments: TrainingArguments) -> None:
+    """Make optimizer and schedule for a single weight and take three steps. Some optimizers need the model itself."""
+    if arguments.optim_target_modules or str(getattr(arguments.optim, "value", arguments.optim)).endswith("lomo"):
+        return
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = kind([weight], **settings)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, num_warmup_steps=arguments.get_warmup_steps(3), num_training_steps=3,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+        for _ in range(3):
+            optimizer.step()
+            schedule.step()
+
+
+def _does_not_fit(values: dict[str, Any], error: Exception) -> str:
+    """Why the settings cannot be used, and the first key that cannot be used even alone."""
+    key = next((f"{key} is {_shown(values[key])}; " for key in values if not _works_alone(key, values[key])), "")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the training settings do not fit: {key}{reason}"
+
+
+def _works_alone(key: str, value: Any) -> bool:
+    try:
+        _try_optimizer(TrainingArguments(**{"output_dir": "unused", "use_cpu": True} | {key: value}))
+    except Exception:
+        return False
+    return True
 
 
 class TrackedPrompt(BaseModel):
@@ -323,30 +407,105 @@ def read_track(path: str | Path) -> dict[str, Any]:
         ) from None
 
 
-def _check_choices(values: dict[str, Any]) -> None:
-    for key, allowed in CHOICES.items():
-        if key in values and values[key] not in allowed:
-            raise UserError(f"{key} is '{values[key]}'; it must be one of {', '.join(allowed)}.")
-    kinds = {f.name: f.type for f in (*fields(TrainingArguments), *fields(TrainConfig))}
-    for key, value in values.items():
-        kind = kinds.get(key)
-        _check_type(key, value, int if kind == int | None and value is not None else kind)
+# --- values ------------------------------------------------------------------------------------------------------
 
 
-def _check_type(key: str, value: Any, kind: Any) -> None:
-    """A value of the wrong kind is refused here, by name, and not deep inside a library."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is bool and not isinstance(value, bool):
-        raise UserError(f"{key} is '{value}'; it must be true or false.")
-    if kind is float and not number:
-        raise UserError(f"{key} is '{value}'; it must be a number.")
-    if kind is int and not (number and value == int(value)):
-        raise UserError(f"{key} is '{value}'; it must be a whole number.")
-    least = 1 if key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "rounds") else 0
-    if number and value < least and (least or key in {f.name for f in fields(TrainConfig)}):
-        raise UserError(f"{key} is '{value}'; it must be a whole number, {least} or more.")
+def _checked(key: str, value: Any, kind: Any) -> Any:
+    """The value, if the key can take it: a wrong one is refused here, by name, and not deep inside a library."""
+    if isinstance(value, int) and not isinstance(value, bool) and not _fits(value, kind) and _fits("", kind):
+        value = str(value)  # a run called 7
+    if not _fits(value, kind):
+        raise UserError(f"{key} is {_shown(value)}; it must be {_wanted(value, kind)}.")
+    if isinstance(value, str) and dict in _plain_kinds(kind):
+        _check_mapping(key, value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = RANGES.get(key, (0, LARGEST)) if key in OWN or key in ARGUMENTS else (-LARGEST, LARGEST)
+        if not low <= value <= high:
+            more = f"{low} or more" if value < low else f"{high:,} at most".replace(",", "")
+            raise UserError(f"{key} is {_shown(value)}; it must be {_wanted(value, kind)}, {more}.")
+        value = int(value) if int in _plain_kinds(kind) and float not in _plain_kinds(kind) else value
+    return value
 
 
-def _nearest(key: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
+def _check_mapping(key: str, value: str) -> None:
+    """Text where a mapping is wanted: a JSON object, or a file that holds one."""
+    try:
+        found = json.loads(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{key} is {_shown(value)}; it must be a mapping (key: value) or a JSON file that holds one.")
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The alternatives of an annotated type. Where one is a list of words, free text is none."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    words = any(isinstance(part, type) and issubclass(part, Enum) for part in parts)
+    return tuple(part for part in parts if not (words and part is str))
+
+
+def _plain_kinds(kind: Any) -> list[Any]:
+    return [get_origin(part) or part for part in _kinds(kind)]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from YAML is of an annotated type. A whole number is a decimal one too, and 3.0 is whole."""
+    return any(_fits_one(value, part) for part in _kinds(kind))
+
+
+def _fits_one(value: Any, kind: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63  # false for NaN, inf
+    if kind is float:
+        return number
+    if kind is int:
+        return number and value == int(value)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if words := _words(kind):
+        return isinstance(value, str) and value in words
+    kind = get_origin(kind) or kind
+    return kind is Any or (isinstance(kind, type) and isinstance(value, kind))
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that a kind allows, where it allows only some."""
+    if get_origin(kind) is Literal:
+        return [word for word in get_args(kind) if isinstance(word, str)]
+    return [word.value for word in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
+
+
+def _wanted(value: Any, kind: Any) -> str:
+    """What a key takes, in words."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text (in quotes)", list: "a list"}
+    said = []
+    for part, plain in zip(_kinds(kind), _plain_kinds(kind), strict=True):
+        words = _words(part)
+        if len(words) > 12:
+            near = difflib.get_close_matches(str(value), words, n=3, cutoff=0)
+            said.append(f"one of {len(words)} words, the nearest are {', '.join(near)}")
+        elif words:
+            said.append(f"one of {', '.join(words)}")
+        elif plain in (dict, *names):
+            said.append(names.get(plain, "a mapping (key: value)"))
+    return " or ".join(said) or "left out"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given, not too long."""
+    text = json.dumps(value, default=str) if isinstance(value, bool | dict | list) else str(value)
+    return "empty" if value is None else f"'{text[:60]}{' ...' if len(text) > 60 else ''}'"
+
+
+def _hint(key: str, known: dict[str, Any], hyper: dict[str, Any]) -> str:
+    """Which key was meant: by the names that other trainers use, as a part of a hyperparameter's name, by spelling."""
+    plain = key.lower().replace("-", "_")
+    whole = sorted((name for name in hyper if plain in name.split("_")), key=len)
+    for meant in (plain, *whole, USUAL.get(plain, "")):
+        if meant in known:
+            return f"; did you mean '{meant}'?"
+    theirs = [name for name in objectives.names() if plain in objectives.hyperparameters(name)]
+    if theirs:
+        return f": it belongs to objective {', '.join(theirs[:5])}{' ...' if len(theirs) > 5 else ''}."
+    near = difflib.get_close_matches(plain, list(hyper), n=1) or difflib.get_close_matches(plain, known, n=1)
+    near = near or [name for name in hyper if set(name.split("_")) & set(plain.split("_"))]
     return f"; did you mean '{near[0]}'?" if near else "."

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from diagnostics import templates
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
 from diagnostics.phrases import from_diff, from_tags, mark
@@ -86,12 +87,12 @@ def _untagged(table: PairTable, pair: PreferencePair, side: str) -> tuple[Text, 
         plain, spans = from_tags(content)
     except ValueError as error:
         raise DataError(f"{table.where(pair.source_row)}: {side}: {error} Correct the tags of that row.") from None
-    return plain if isinstance(text, str) else [*text[:-1], text[-1] | {"content": plain}], spans
+    return plain if isinstance(text, str) else [text[0] | {"content": plain}, *text[1:]], spans
 
 
 def _content(text: Text) -> str:
-    """The answer's own text: of a chat, that of its last message."""
-    return text if isinstance(text, str) else str(text[-1].get("content", ""))
+    """The answer's own text: of a chat, that of its first message, which is the one that is scored."""
+    return text if isinstance(text, str) else templates.content(text[0])
 
 
 def _prefixed(table: PairTable, pair: PreferencePair, objective: str) -> PreferencePair:
@@ -101,7 +102,7 @@ def _prefixed(table: PairTable, pair: PreferencePair, objective: str) -> Prefere
             f"{table.where(pair.source_row)}: objective '{objective}' reads the text field 'prefix' (the correct steps "
             "so far) and a prompt that is text. Add the field; it may be empty."
         )
-    return replace(pair, prompt=pair.prompt + found)
+    return replace(pair, prompt=pair.prompt + found, chat_prompt=None)
 
 
 def _number(pair: PreferencePair, name: str, where: str) -> float | list[float]:

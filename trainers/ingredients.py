@@ -16,6 +16,7 @@ from diagnostics.errors import UserError
 from diagnostics.forward import Outputs, collisions, pair_stats, run, sequence_stats, split, spread
 from diagnostics.scoring import width
 from diagnostics.stats import PairStats, SequenceStats, wide
+from diagnostics.token_ids import TokenIds
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
 
@@ -110,7 +111,7 @@ class Ingredients:
 
 def by_prompt(pairs: Sequence[TokenizedPair]) -> list[list[TokenizedPair]]:
     """The lists of a data set: pairs that share a prompt, in the order of their first pair."""
-    groups: dict[tuple[int, ...], list[TokenizedPair]] = {}
+    groups: dict[TokenIds, list[TokenizedPair]] = {}
     for pair in pairs:
         groups.setdefault(pair.prompt_ids, []).append(pair)
     return list(groups.values())

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from diagnostics.engine import device_of
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair, Text
 from diagnostics.processes import processes
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
-from trainers.models import UNREADABLE, load_to_device, load_tokenizer, pad_id
+from diagnostics.token_ids import TokenIds
+from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pairs
+from trainers.models import adapter_base, load_config, load_to_device, load_tokenizer, load_whole, pad_id
 
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -60,7 +61,7 @@ def sample(
     return [found[i] for i in range(len(rows))]
 
 
-def prompt_ids(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
+def prompt_ids(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[TokenIds]:
     """The ids of prompts exactly as training sees them. Raises DataError for one that cannot be used."""
     pairs = [PreferencePair(str(i), i, prompt, *_dummies(prompt)) for i, prompt in enumerate(prompts)]
     done = tokenize_pairs(pairs, tokenizer, max_length=None, truncation="drop", append_eos=False)
@@ -83,11 +84,7 @@ def first_words(refusals: Sequence[str]) -> Judge:
 def load_judge(name: str) -> Judge:
     """The judge in a model folder or hub id: a text classifier with a label that names refusals, or a causal language
     model, which is asked. Raises DataError where it is neither."""
-    try:
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise DataError(f"{name}: the judge cannot be loaded ({str(error).splitlines()[0]}).") from None
-    kinds = " ".join(config.architectures or [])
+    kinds = "" if adapter_base(name) else " ".join(load_config(name).architectures or [])
     return _classifier(name) if "SequenceClassification" in kinds else _asked(name)
 
 
@@ -103,7 +100,7 @@ def leading_score(text: str) -> float:
 def _classifier(name: str) -> Judge:
     """Reads the answer alone; 0 where the most likely label names a refusal."""
     tokenizer: Any = load_tokenizer(name)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+    model = load_whole(AutoModelForSequenceClassification, name)
     labels = {
         i: any(part in str(label).lower() for part in REFUSAL_LABELS) for i, label in model.config.id2label.items()
     }
@@ -153,7 +150,7 @@ def _dummies(prompt: Text) -> list[Any]:
     return [[{"role": "assistant", "content": text}] if chat else text for text in (".", "!")]
 
 
-def _generate(model: Any, tokenizer: Any, rows: Sequence[tuple[int, ...]], temperature: float, limit: int) -> list[str]:
+def _generate(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], temperature: float, limit: int) -> list[str]:
     width, pad, device = max(map(len, rows)), pad_id(tokenizer), device_of(model)
     ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rows], device=device)
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
@@ -170,5 +167,5 @@ def _generate(model: Any, tokenizer: Any, rows: Sequence[tuple[int, ...]], tempe
 def _ends(model: Any, tokenizer: Any) -> list[int] | None:
     """Every token that ends an answer: chat models have one for the turn beside the tokenizer's."""
     known = model.generation_config.eos_token_id
-    both = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
-    return sorted(both) or None
+    every = {*(known if isinstance(known, list) else [known]), *end_ids(tokenizer)} - {None}
+    return sorted(every) or None

@@ -1,51 +1,159 @@
-"""Loading models and tokenizers: local folders or hub ids, safetensors only, no remote code, clear errors."""
+"""Loading models and tokenizers: local folders or hub ids, safetensors only, no remote code, clear errors.
 
+What is loaded is what the files say: weights that are missing, left over or of another shape end in one sentence,
+never in a model that was partly filled with chance numbers. An adapter is put on the base model that it names.
+"""
+
+import functools
+import json
+import re
+import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)  # fmt: skip
+from transformers.utils.hub import cached_file
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash as tokenizer_hash
 from diagnostics.fingerprint import weights_hash as weights_hash
 from diagnostics.processes import processes
 
-# what the loaders raise for a folder or id that they cannot read
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# a file that is not there is no error yet: loading the model says what is wrong
+_QUIET: dict[str, Any] = {
+    f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
+}
+# buffers that older versions of transformers saved (causal masks) and no model reads any more
+_HARMLESS = re.compile(r"\.(attn|attention)(\.attention)?\.(bias|masked_bias)$")
+_OTHER = re.compile(r"Classification|Regression|Reward|QuestionAnswering|MaskedLM|(?<!Head)Model$")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+# settings of sampling; without sampling they say nothing, and transformers refuses to save them
+_SAMPLING = ("temperature", "top_p", "min_p", "top_h", "top_k", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-def load_model(name: str, *, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
-    """A causal language model in eval mode. Raises DataError for a folder that cannot be loaded safely.
+def load_model(name: str, *, dtype: str = "float32", device_map: str | None = None) -> Any:
+    """A causal language model in eval mode; of an adapter, its base model with the adapter on it (a PeftModel).
 
+    Raises DataError for a folder that cannot be loaded safely and whole.
     device_map: spreads the layers over all devices ("auto"; see from_pretrained); None leaves them on the CPU.
     """
-    _check_folder(name)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, device_map=device_map
-        )
-    except UNREADABLE as error:
-        raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
+    base = adapter_base(name)
+    if base is None:
+        model = load_whole(AutoModelForCausalLM, name, dtype=dtype, device_map=device_map)
+    else:
+        model = _with_adapter(name, base, dtype, device_map)
     _no_dropout(model)
     return model.eval()
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id; a missing pad token becomes EOS (masks rule, not the pad id)."""
+def load_policy(name: str, *, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
+    """load_model as one model to train or to refer to: an adapter is merged into its base."""
+    model = load_model(name, dtype=dtype, device_map=device_map)
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    model = model.merge_and_unload().eval().requires_grad_(True)
+    model.name_or_path = name  # an adapter trained on this model has this one as its base, not the base below it
+    model.config._name_or_path = name
+    return model
+
+
+def load_whole(kind: Any, name: str, *, dtype: str = "float32", device_map: str | None = None) -> Any:
+    """A model of an Auto class of transformers. Raises DataError where its weights are not all there, and only they."""
+    _check_folder(name)
+    config = load_config(name)
+    _check_weights(name, config)
+    try:
+        model, found = kind.from_pretrained(
+            name, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False,
+            device_map=device_map, output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except Exception as error:  # whatever a model's files make the loaders raise, the files cannot be used
+        raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
+    _check_loaded(name, config, found, text=kind is AutoModelForCausalLM)
+    return model
+
+
+def load_config(name: str) -> Any:
+    """The config of a model folder or hub id, without what would fetch code: attention from the hub."""
     _check_folder(name, weights=False)
-    if Path(name).is_dir() and not _has_tokenizer(Path(name)):
-        raise DataError(f"{name}: no tokenizer in this folder. Save it there with tokenizer.save_pretrained('{name}').")
+    said = _read_json(name, "config.json") or {}
+    kernel = next(_hub_code(said), None)
+    if kernel:
+        raise DataError(
+            f"{name}: config.json asks for {kernel[0]} '{kernel[1]}', which is code from the hub. Chesboard runs no "
+            f"code of a model: take {kernel[0]} out of config.json."
+        )
+    if said.get("quantization_config"):
+        method = (
+            said["quantization_config"].get("quant_method") if isinstance(said["quantization_config"], dict) else ""
+        )
+        raise DataError(
+            f"{name}: its weights are quantised ({method or 'quantization_config in config.json'}). Chesboard reads "
+            "plain weights only: dequantise the model and save it with save_pretrained."
+        )
+    try:
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        why = "it needs Python code of its own (auto_map)" if "trust_remote_code" in str(error) else _first_line(error)
+        raise DataError(f"{name}: the model's config cannot be read ({why}).") from None
+    config._attn_implementation = None  # also in its parts: the attention is chosen here
+    return config
+
+
+def adapter_base(name: str) -> str | None:
+    """The base model that an adapter names, or None for what is no adapter. Raises DataError for a broken one."""
+    if not isinstance(name, str):
+        raise UserError(f"the model is {name!r}; give a model folder or a hub id.")
+    settings = _read_json(name, _ADAPTER)
+    if settings is None:
+        return None
+    if _file(name, _WEIGHTS) or _file(name, _INDEX):
+        raise DataError(
+            f"{name}: holds a whole model and an adapter ({_ADAPTER}). Put them into folders of their own and name one."
+        )
+    base = settings.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip():
+        raise DataError(
+            f"{name}: {_ADAPTER} names no base model. Write its folder or hub id there as base_model_name_or_path."
+        )
+    beside = Path(name).parent / base  # where the two folders were moved together
+    return str(beside) if Path(name).is_dir() and not Path(base).is_dir() and beside.is_dir() else base
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; a missing pad token becomes EOS (masks rule, not the pad id).
+
+    An adapter that was saved without one has its base model's.
+    """
+    base = adapter_base(name)
+    if base is not None and not any(_file(name, leaf) for leaf in _TOKENIZERS):
+        return load_tokenizer(_next_base(name, base))
+    if base is None:
+        _check_folder(name, weights=False)
+        if Path(name).is_dir() and not _has_tokenizer(Path(name)):
+            raise DataError(
+                f"{name}: no tokenizer in this folder. Save it there with tokenizer.save_pretrained('{name}')."
+            )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except UNREADABLE as error:
+    except Exception as error:
         raise DataError(f"{name}: the tokenizer cannot be loaded ({_first_line(error)}).") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -57,10 +165,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
 
 
-def model_limit(model: PreTrainedModel) -> int | None:
+def model_limit(model: Any) -> int | None:
     """Longest sequence the model was built for, or None where its config does not say."""
-    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    return int(limit) if limit else None
+    return _limit(model.config)
 
 
 def longest(asked: int | None, limit: int | None) -> int | None:
@@ -70,16 +177,11 @@ def longest(asked: int | None, limit: int | None) -> int | None:
 
 def config_limit(name: str) -> int | None:
     """The same from a model folder or hub id, without loading the weights."""
-    _check_folder(name, weights=False)
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: the model's config cannot be read ({_first_line(error)}).") from None
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(limit) if limit else None
+    base = adapter_base(name)
+    return _limit(load_config(name)) if base is None else config_limit(_next_base(name, base))
 
 
-def load_to_device(name: str, *, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
+def load_to_device(name: str, *, dtype: str = "float32", device_map: str | None = None) -> Any:
     """load_model on this process's GPU where there is one, or spread over all devices by a device_map."""
     quiet()
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -104,16 +206,38 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any
         raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
 
 
-def load_adapter(folder: str, *, dtype: str = "float32") -> Any:
-    """A LoRA checkpoint on the base model that its own adapter_config.json names."""
-    import peft
+def make_savable(model: Any) -> str | None:
+    """Make sure, before anything is trained, that the model's settings can be saved; says what was changed for it.
 
-    base = peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if not list(Path(folder).glob("*.safetensors")):
+    Some models come with settings of sampling in generation_config.json that do not sample: they change nothing, but
+    transformers refuses to save them, after the training. They are left out. Raises DataError where that is not enough.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name, known = inner.config._name_or_path, getattr(inner, "generation_config", None)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            inner.config.save_pretrained(folder)
+            if known is None:
+                return None
+            why = _unsavable(known, folder)
+            if not why:
+                return None
+            kept = {k: v for k, v in known.to_diff_dict().items() if k not in _SAMPLING}
+            inner.generation_config = GenerationConfig(**kept)
+            still = _unsavable(inner.generation_config, folder)
+        except Exception as error:
+            raise DataError(
+                f"{inner.config._name_or_path}: its config cannot be saved ({_first_line(error)})."
+            ) from None
+    if still:
         raise DataError(
-            f"{folder}: no *.safetensors here. Save the adapter with save_pretrained, which writes safetensors."
+            f"{name}: generation_config.json cannot be saved, and the trained weights neither ({still}). Mend or "
+            "remove it."
         )
-    return peft.PeftModel.from_pretrained(load_model(str(base), dtype=dtype), folder).eval()
+    return (
+        f"{name}: generation_config.json has settings of sampling but does not sample; they are left out of what is "
+        "saved."
+    )
 
 
 @contextmanager
@@ -128,6 +252,59 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _with_adapter(name: str, base: str, dtype: str, device_map: str | None) -> Any:
+    """The base model with its adapter. Says which base that is: the adapter's file decides it, not the user."""
+    import peft
+
+    base = _next_base(name, base)
+    if processes().is_main_process:
+        print(f"{name} is an adapter; its base model is {base}, as its {_ADAPTER} says.", file=sys.stderr)
+    weights = _file(name, _ADAPTER_WEIGHTS)
+    if weights is None:
+        found = [p.name for pattern in _PICKLED for p in Path(name).glob(pattern)]
+        why = f"only pickled weights ({', '.join(found)}), which can run code" if found else f"no {_ADAPTER_WEIGHTS}"
+        raise DataError(f"{name}: {why}. Save the adapter with save_pretrained, which writes safetensors.")
+    below = load_policy(base, dtype=dtype, device_map=device_map)
+    folder = str(weights.parent)
+    try:
+        settings: Any = peft.PeftConfig.from_pretrained(folder)
+        kind = settings.task_type or "CAUSAL_LM"
+        if settings.is_prompt_learning or settings.is_adaption_prompt or kind != "CAUSAL_LM":
+            raise ValueError(f"adapters of the kind {settings.peft_type} for {kind} are not read")
+        if getattr(settings, "megatron_config", None):
+            raise ValueError("it asks for megatron's code")
+        settings.inference_mode = True
+        model = peft.PeftModelForCausalLM(below, settings)
+        found = model.load_adapter(folder, "default", torch_device=None if device_map else "cpu")
+    except Exception as error:
+        raise DataError(
+            f"{name}: the adapter does not fit its base model {base} ({_first_line(error)}). Name the base that it was "
+            f"trained on, as it was then, in {_ADAPTER}."
+        ) from None
+    wrong = [*(f"{k} is missing" for k in found.missing_keys), *(f"{k} is left over" for k in found.unexpected_keys)]
+    if wrong:
+        raise DataError(
+            f"{name}: the adapter's weights do not fit its base model {base} ({_some(wrong)}). Name the base that it "
+            f"was trained on in {_ADAPTER}."
+        )
+    return model
+
+
+def _next_base(name: str, base: str) -> str:
+    """The base of an adapter, which may be an adapter itself; DataError where that goes round in a circle."""
+    seen, at = {_place(name)}, base
+    while at is not None:
+        if _place(at) in seen:
+            raise DataError(f"{name}: {_ADAPTER} names a base model that has this adapter as its own base ({at}).")
+        seen.add(_place(at))
+        at = adapter_base(at)
+    return base
+
+
+def _place(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _check_folder(name: str, *, weights: bool = True) -> None:
@@ -146,9 +323,118 @@ def _check_folder(name: str, *, weights: bool = True) -> None:
         raise DataError(f"{name}: {why}. Save the model with model.save_pretrained, which writes safetensors.")
 
 
+def _check_weights(name: str, config: Any) -> None:
+    """DataError where the weights' list, or the config, leads to files that are no safetensors."""
+    asked = getattr(config, "transformers_weights", None)
+    index = str(asked) if str(asked).endswith(".index.json") else _INDEX
+    parts = (_read_json(name, index) or {}).get("weight_map", {}) if asked or not _file(name, _WEIGHTS) else {}
+    if not isinstance(parts, dict):
+        raise DataError(f"{name}: {index} has no weight_map of names and files. Save the model anew.")
+    files = [*parts.values(), *([asked] if asked and index != asked else [])]
+    wrong = sorted({str(f) for f in files if not str(f).endswith(".safetensors") or Path(str(f)).name != str(f)})
+    if wrong:
+        raise DataError(
+            f"{name}: its weights are to be read from {_some(wrong)}, which is no .safetensors file of this model. "
+            "Save the model with model.save_pretrained, which writes safetensors."
+        )
+
+
+def _check_loaded(name: str, config: Any, found: dict[str, Any], *, text: bool) -> None:
+    """DataError for weights that the files lack, have too many, or in another shape. text: a model to write text."""
+    missing = sorted(found["missing_keys"])
+    left = sorted(k for k in found["unexpected_keys"] if not _HARMLESS.search(k))
+    shapes = [f"{k} {tuple(got)} for {tuple(wanted)}" for k, got, wanted in sorted(found["mismatched_keys"])]
+    said = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for keys, what in ((missing, "missing"), (shapes, "of another shape"), (left, "left over"))
+        if keys
+    ]
+    if not said:
+        return
+    kind = str(next(iter(getattr(config, "architectures", None) or []), ""))
+    other = f" It was saved as {kind}, not as a causal language model." if text and _OTHER.search(kind) else ""
+    raise DataError(
+        f"{name}: its weights are not those of the model that config.json describes: {'; '.join(said)}.{other} Save "
+        "the whole model with model.save_pretrained."
+    )
+
+
+def _hub_code(said: Any) -> Iterator[tuple[str, str]]:
+    """Places in a config that name attention, experts or kernels of the hub: `owner/name`."""
+    items = said.items() if isinstance(said, dict) else enumerate(said) if isinstance(said, list) else ()
+    for key, value in items:
+        if "_implementation" in str(key) or "kernel_config" in str(key):
+            yield from ((str(key), text) for text in _texts(value) if "/" in text)
+        else:
+            yield from _hub_code(value)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [t for v in (*value.keys(), *value.values()) for t in _texts(v)]
+    return (
+        [t for v in value for t in _texts(v)] if isinstance(value, list) else [value] if isinstance(value, str) else []
+    )
+
+
+def _limit(config: Any) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(limit) if limit else None
+
+
+def _file(name: str, leaf: str) -> Path | None:
+    """A file of a model folder or hub id, or None where there is none (or no way to it)."""
+    if Path(name).is_dir():
+        path = Path(name) / leaf
+        return path if path.is_file() else None
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+        return None
+    found = cached_file(name, leaf, local_files_only=not _reachable(name), **_QUIET)
+    return Path(found) if found else None
+
+
+@functools.cache
+def _reachable(name: str) -> bool:
+    """Whether the hub answers for this id; where it does not, only what was fetched before is looked at."""
+    try:
+        cached_file(name, _ADAPTER, **_QUIET | {"_raise_exceptions_for_connection_errors": True})
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _read_json(name: str, leaf: str) -> dict[str, Any] | None:
+    """A JSON object of a model folder or hub id; None where there is no such file."""
+    path = _file(name, leaf)
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: {leaf} is not readable as JSON ({_first_line(error)}). Save it anew.") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{name}: {leaf} holds no JSON object. Save it anew.")
+    return found
+
+
+def _unsavable(settings: GenerationConfig, folder: str) -> str:
+    """Why these settings cannot be saved, or nothing; the trainer writes the tokenizer's ends into them first, and
+    settings that were changed since they were read are held to all rules."""
+    try:
+        settings.validate(strict=True)
+        settings.save_pretrained(folder)
+    except ValueError as error:
+        return _first_line(error)
+    return ""
+
+
+def _some(names: Collection[str]) -> str:
+    shown = list(names)[:4]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+
+
 def _has_tokenizer(folder: Path) -> bool:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-    return any((folder / n).exists() for n in names)
+    return any((folder / n).exists() for n in _TOKENIZERS)
 
 
 def _no_dropout(model: nn.Module) -> None:
@@ -162,4 +448,5 @@ def _no_dropout(model: nn.Module) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]

@@ -1,6 +1,7 @@
 """The probe: fixed pairs and prompts measured again and again, to see where the probability went."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +9,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.batch import PreferenceBatch
+from diagnostics.engine import evaluating
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run, with_top_tokens
 from diagnostics.pairs import PreferencePair
 from diagnostics.scoring import Scored, batches, rows, score
-from diagnostics.tokenized import TokenizedPair, tokenize_pair
+from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pair
 from trainers.responses import Responses
 
 OWN = "own/"  # before the pair_id of a kept own answer
@@ -36,8 +39,9 @@ class ProbeRows:
 class Probe:
     """Measures fixed pairs (split `probe`: training pairs, `eval`: held-out pairs) and tracked prompts.
 
-    start: where the step-0 distributions (and the model's own answers) are kept, so that a resumed run compares with
-        the same start. responses: of how many probe pairs further answers are followed (see Responses); seed: of them.
+    start: where the distributions of the first measurement (and the model's own answers) are kept, so that a resumed
+        run compares with the same start; DataError where it is gone then. responses: of how many probe pairs further
+        answers are followed (see Responses); seed: of them.
     """
 
     def __init__(
@@ -49,16 +53,16 @@ class Probe:
         reference: Callable[[PreferenceBatch], Any] | None,
         track: dict[str, Any] | None,
         start: Path,
+        resumed: bool = False,
         responses: int = 0,
         seed: int = 0,
     ) -> None:
         self.pairs, self.tokenizer, self.pad_token_id = pairs, tokenizer, pad_token_id
         self.reference = reference
-        self.start_file = start
-        self.start: dict[str, Tensor] = load_file(start) if start.exists() else {}
-        eos: Any = tokenizer.eos_token_id
+        self.start_file, self.saved = start, resumed
+        self.start = _read_start(start) if resumed else {}
         followed = pairs.get("probe", ())[:responses]
-        self.responses = Responses(followed, pad_token_id=pad_token_id, eos=eos, seed=seed)
+        self.responses = Responses(followed, pad_token_id=pad_token_id, ends=end_ids(tokenizer), seed=seed)
         self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
         self.prompts = [_prompt_pair(p, tokenizer) for p in track["prompts"]] if track else []
         self.sets = {p["id"]: p["set"] for p in track["prompts"]} if track else {}
@@ -75,8 +79,11 @@ class Probe:
                 if tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
         out.mass += self._tracked(model, step) + self._responses(model, step, out.pairs)
-        if step == 0 and self.start and PartialState().is_main_process:
-            save_file(self.start, self.start_file)
+        if not self.saved and PartialState().is_main_process:
+            half = self.start_file.with_name(self.start_file.name + ".tmp")
+            save_file(self.start, half)
+            os.replace(half, self.start_file)
+        self.saved = True
         return out
 
     def _mass(self, scored: Scored, step: int, split: str) -> list[dict[str, Any]]:
@@ -106,7 +113,7 @@ class Probe:
         return [*ledger, self._mass_row(head, "other", 0, -1, *other)]
 
     def _eos_rows(self, scored: Scored, i: int, pair: TokenizedPair, head: dict[str, Any]) -> list[dict[str, Any]]:
-        """Probability of EOS where each completion ends."""
+        """Probability of its own end token (EOS, or the end of a turn) where each completion ends."""
         ends = (
             ("chosen_eos", pair.chosen_has_eos, scored.stats.chosen, pair.chosen_ids),
             ("rejected_eos", pair.rejected_has_eos, scored.stats.rejected, pair.rejected_ids),
@@ -197,6 +204,17 @@ class Probe:
         return found
 
 
+def _read_start(path: Path) -> dict[str, Tensor]:
+    """What the first measurement found. DataError where it cannot be read: another start would give other changes."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path}: the start of this run cannot be read ({error}), and without it nothing measured from here on "
+            "could be compared. Restore this file, or start anew in another folder."
+        ) from None
+
+
 def first_difference(pair: TokenizedPair) -> int | None:
     """Index of the first completion token in which the sides differ; None where one side begins with the other."""
     for k, (a, b) in enumerate(zip(pair.chosen_ids, pair.rejected_ids, strict=False)):
@@ -234,7 +252,7 @@ def _prompt_pair(prompt: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> 
     if not isinstance(found, TokenizedPair):
         raise DataError(f"the track file's prompt '{prompt['id']}' cannot be used: {found.reason}")
     ids = found.prompt_ids
-    return TokenizedPair(prompt["id"], -1, ids, (ids[-1],), (ids[-1],), False, False)
+    return TokenizedPair(prompt["id"], -1, ids, ids[-1:], ids[-1:], False, False)
 
 
 def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int, device: Any) -> Tensor:
@@ -248,10 +266,5 @@ def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int
         attention[i, : n + 1] = 1
         completion[i, n] = 1
     batch = PreferenceBatch(ids, attention, completion, tuple(p.pair_id for p in pairs)).to(device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return run(model, batch).logits().softmax(-1)
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model):
+        return run(model, batch).logits().softmax(-1)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from diagnostics.errors import DataError
+from diagnostics.errors import DataError, printable
 from diagnostics.outcomes import fell, is_strong, log_push_ratio
 from diagnostics.processes import share
+from diagnostics.progress import Steps
 from diagnostics.runlog import RunLogWriter
 from diagnostics.scoring import rows
 from diagnostics.stats import PairStats
@@ -106,7 +107,7 @@ class Recorder(TrainerCallback):
         self._gradients: dict[str, float] = {}
         self._learning_rate = NAN
         self._probed = -1
-        self._bar: tqdm | None = None
+        self._bar: Steps | None = None
 
     def add(
         self, pair_ids: Sequence[str], stats: PairStats, output: ObjectiveOutput, more: dict[str, Tensor] | None = None
@@ -135,7 +136,7 @@ class Recorder(TrainerCallback):
         self._gradients |= values
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
+        self._bar = Steps("training", state.max_steps, before=state.global_step, show=self.main)
         if state.global_step == 0:
             self.noise = self.before(self.model)
             start = {"step": 0, "epoch": 0.0} | self._run_probe(0, 0.0, last=state.max_steps == 0)
@@ -160,10 +161,9 @@ class Recorder(TrainerCallback):
             summary |= self._last_probe(step, epoch)
         self._write_step(summary)
         if self._bar is not None:
-            self._bar.update()
             share = summary["displacement/frac"]
-            below = {} if math.isnan(share) else {"below_ref": f"{share:.0%}"}
-            self._bar.set_postfix(loss=f"{summary['loss']:.3f}", **below)
+            below = "" if math.isnan(share) else f", below_ref={share:.0%}"
+            self._bar.add(note=f"loss={summary['loss']:.3f}{below}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self._probed < state.global_step:
@@ -172,7 +172,10 @@ class Recorder(TrainerCallback):
             self._write_step(end | self._alarm(end))
         if self.main and state.global_step:
             for unseen in self.alarms.unseen():
-                tqdm.write(f"alarm '{unseen}' could not set in: its key was never measured.")
+                tqdm.write(printable(f"alarm '{unseen}' could not set in: its key was never measured."))
+
+    def close(self) -> None:
+        """The end of the progress, also of a run that broke off."""
         if self._bar is not None:
             self._bar.close()
 
@@ -217,7 +220,7 @@ class Recorder(TrainerCallback):
             return {}
         text = "; ".join(found)
         if self.main:
-            tqdm.write(f"alarm: {text}")
+            tqdm.write(printable(f"alarm: {text}"))
         return {"alarm": text}
 
     def _write_step(self, summary: dict[str, Any]) -> None:

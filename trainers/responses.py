@@ -6,7 +6,7 @@ model already held most likely rises).
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,12 +20,12 @@ from diagnostics.tokenized import TokenizedPair
 class Responses:
     """The further answers to a few probe pairs and their log-probs (chosen and rejected are scored with the pair).
 
-    eos: id that ends the own answer, or None. seed: of the shuffling. An answer is cut where it and its prompt would
+    ends: ids that end the own answer. seed: of the shuffling. An answer is cut where it and its prompt would
     be longer than the longest pair, which the model is known to take.
     """
 
-    def __init__(self, pairs: Sequence[TokenizedPair], *, pad_token_id: int, eos: int | None, seed: int) -> None:
-        self.pairs, self.pad_token_id, self.eos = pairs, pad_token_id, eos
+    def __init__(self, pairs: Sequence[TokenizedPair], *, pad_token_id: int, ends: Collection[int], seed: int) -> None:
+        self.pairs, self.pad_token_id, self.ends = pairs, pad_token_id, ends
         self.longest = max(map(width, pairs), default=0)
         self.rooms = {p.pair_id: self.longest - len(p.prompt_ids) for p in pairs}
         self.known = {"other": others(pairs), "shuffled": {p.pair_id: shuffled(p, seed) for p in pairs}}
@@ -36,7 +36,7 @@ class Responses:
         own: the own answers by pair_id, kept by the caller; where it holds none they are generated with this model.
         """
         missing = [p for p in self.pairs if p.pair_id not in own]
-        made = own_answers(model, missing, longest=self.longest, pad=self.pad_token_id, eos=self.eos)
+        made = own_answers(model, missing, longest=self.longest, pad=self.pad_token_id, ends=self.ends)
         own |= {pair_id: torch.tensor(ids) for pair_id, ids in made.items()}
         answers = self.known | {"own": {p.pair_id: tuple(own[p.pair_id].tolist()) for p in self.pairs}}
         asked = self._asked(answers)

@@ -15,28 +15,32 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from diagnostics import outcomes
-from diagnostics.audit import audit_pairs, skip_length_gaps
+from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
+from diagnostics.fingerprint import data_hash, rendered_hash
+from diagnostics.folder import contents, set_aside
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pairs import read_pairs
-from diagnostics.processes import share
-from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, write_frame, write_json
+from diagnostics.processes import hold, share
+from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
 from diagnostics.scoring import score
 from diagnostics.tokenized import TokenizedPair
 from trainers import objectives, recipes
 from trainers.alarm import Alarms, parse
 from trainers.card import standard_pair
+from trainers.checkpoint import is_last, newest, step_of
 from trainers.config import TrainConfig, read_track, training_arguments
 from trainers.given import cleaned, gather, score_gaps
-from trainers.ingredients import Given, Ingredients
+from trainers.ingredients import Given, Ingredients, by_prompt
 from trainers.models import (
     adapter_off,
     add_lora,
-    load_model,
+    load_policy,
     load_tokenizer,
     longest,
+    make_savable,
     model_limit,
     pad_id,
     quiet,
@@ -61,31 +65,46 @@ class Splits:
     heldout: list[TokenizedPair]
     given: Given
     gaps: list[float]  # score gaps of the training pairs; empty unless a curriculum orders them
+    reading: dict[str, Any]  # how the data's rows were read
 
 
 def train(config: TrainConfig) -> Path:
     """Run the whole job and return the run folder. Same config and seed, same log.
 
-    Nothing is written before data, model and settings proved usable.
+    Nothing is written before data, model and settings proved usable, and nothing while another process writes there.
     """
     quiet()
     check(config)
-    arguments = training_arguments(config)
+    arguments, run_dir = training_arguments(config), Path(config.output_dir)
+    with hold(run_dir, "train"):
+        checkpoint, finished = share(lambda: _look(config, run_dir, arguments.world_size))
+        if not finished:
+            _train(config, arguments, run_dir, checkpoint)
+    PartialState().print(f"run: {run_dir}")
+    return run_dir
+
+
+def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, checkpoint: str | None) -> None:
+    """Prepare everything, then train, from the checkpoint where there is one."""
     main = arguments.process_index == 0
-    run_dir, checkpoint = _look(config)
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, dtype=config.dtype)
+    model = load_policy(config.model, dtype=config.dtype)
     track = read_track(config.track) if config.track else None
-    splits, audits = _data(config, tokenizer, model_limit(model))
-    check_ids(model, [*splits.train, *splits.probe, *splits.heldout])
+    splits, audits, hashes = _data(config, tokenizer, model_limit(model))
+    everything = [*splits.train, *splits.probe, *splits.heldout]
+    check_ids(model, everything)
+    hashes["rendered"] = rendered_hash(everything)
+    _check_batches(config, arguments, splits.train)
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
-    started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": file_hash(config.data)}
-    files = {"pair_weights": config.pair_weights, "probe_data": config.probe_data}
+    started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), **hashes}
+    files = {"pair_weights": config.pair_weights, "track": config.track}
     started |= {name: file_hash(path) for name, path in files.items() if path}
     share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
 
-    policy = model
+    policy, changed = model, make_savable(model)
+    if changed:
+        PartialState().print(changed)
     if config.lora_r:
         policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
     reference = _reference(config, policy, splits, arguments, tokenizer, started)
@@ -98,7 +117,7 @@ def train(config: TrainConfig) -> Path:
         writer,
         Probe(
             {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
-            reference=reference, track=track, start=run_dir / "probe_start.safetensors",
+            reference=reference, track=track, start=run_dir / "probe_start.safetensors", resumed=bool(checkpoint),
             responses=config.response_types, seed=config.seed,
         ),
         probe_every=config.probe_every or max(1, _total_steps(arguments, len(ingredients.groups)) // 10),
@@ -121,16 +140,17 @@ def train(config: TrainConfig) -> Path:
             about |= {"gradients": {"parameters": config.grad_parameters, "pairs": trainer.gradients.way}}
         write_json(run_dir / "manifest.json", about | {"recipes": recipe.said})
     _fit(trainer, writer, config, checkpoint)
-    PartialState().print(f"run: {run_dir}")
-    return run_dir
 
 
 def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, checkpoint: str | None) -> None:
-    """Train, close the log and save the weights."""
+    """Train, close the log and save the weights; last, the manifest says that the run is finished."""
     run_dir, main = Path(config.output_dir), PartialState().is_main_process
     with _one_sentence(run_dir):
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            if checkpoint and is_last(Path(checkpoint)):
+                trainer.load(checkpoint)  # stopped after its last step
+            else:
+                trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             writer.close()
         if main:
@@ -139,6 +159,9 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
             trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
+        if not trainer.recorder.stopped:
+            path = run_dir / "manifest.json"
+            write_json(path, read_json(path) | {"finished": {"step": trainer.state.global_step}})
     if trainer.recorder.stopped:
         PartialState().print(
             f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "
@@ -148,6 +171,8 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
 
 def check(config: TrainConfig) -> None:
     """Everything about a config that can be refused without reading data or model."""
+    if config.training.get("max_steps") == 0:
+        raise UserError("max_steps is 0; give 1 or more, or leave it out to train for num_train_epochs.")
     _try_objective(config)
     recipes.check(config)
     _alarms(config)
@@ -171,14 +196,23 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters)
+    try:
+        losses = objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters).losses
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"objective '{config.objective}' cannot work with its hyperparameters ({reason}).") from None
+    if not losses.isfinite().all():
+        raise UserError(
+            f"objective '{config.objective}' gives no finite loss with its hyperparameters: check "
+            f"{', '.join(config.hyperparameters) or 'them'}."
+        )
 
 
 def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits) -> Any:
     """The already trained policy whose token rewards the objective reads, or None."""
     if "reward model" not in objectives.needs(config.objective) or not config.reward_model:
         return None
-    model = load_model(config.reward_model, dtype=config.dtype)
+    model = load_policy(config.reward_model, dtype=config.dtype)
     check_ids(model, splits.train)
     model.requires_grad_(False)
     prepare(nn.Module.to(model, arguments.device))
@@ -197,28 +231,60 @@ def _one_sentence(run_dir: Path) -> Iterator[None]:
     """A disk that fills up while weights are saved, in one sentence; the log keeps its rows."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{run_dir}: cannot write ({error}). The log is kept; free some space, then --resume."
-        ) from None
-    except RuntimeError as error:
-        if "inline_container" not in str(error) and "unexpected pos" not in str(error):  # torch.save on a full disk
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not any(word in said for word in _TORCH_SAVE):
             raise
+        if not run_dir.is_dir():
+            raise DataError(f"{run_dir}: this run folder was removed while the run was writing to it.") from None
         raise DataError(
-            f"{run_dir}: cannot write a checkpoint. The log is kept; free some space, then --resume."
+            f"{run_dir}: cannot write ({said[:300]}). The log is kept; free some space, then go on with --resume auto."
         ) from None
 
 
-def _look(config: TrainConfig) -> tuple[Path, str | None]:
-    """The run folder and the checkpoint to go on from, if any; nothing is changed yet."""
-    run_dir = Path(config.output_dir)
-    if config.resume:
-        return run_dir, _checkpoint(config, run_dir)
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+_TORCH_SAVE = ("inline_container", "unexpected pos", "iostream error", "PytorchStreamWriter", "Parent directory")
+
+
+def _look(config: TrainConfig, run_dir: Path, processes: int) -> tuple[str | None, bool]:
+    """The checkpoint to go on from, if any, and whether the run is finished; nothing of the log is changed yet."""
+    if not contents(run_dir) and config.resume in (False, "auto"):
+        return None, False
+    if not config.resume:
         raise UserError(
-            f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume."
+            f"{run_dir}: this run folder exists already. Choose another output_dir, or go on with --resume auto."
         )
-    return run_dir, None
+    if not (run_dir / "config.json").exists():
+        raise UserError(f"{run_dir}: no run to resume in this folder. Start one in an output_dir of its own.")
+    _same_config(config, read_json(run_dir / "config.json"), run_dir)
+    log = read_run(run_dir)
+    last = int(max(log.steps["step"])) if len(log.steps) else -1
+    finished = log.manifest.get("finished")
+    if finished and finished.get("step") == last and config.resume in (True, "auto"):
+        compact(run_dir)
+        print(f"{run_dir}: finished at step {last}; nothing is left to do.")
+        return None, True
+    return _checkpoint(config, run_dir, processes, last), False
+
+
+def _checkpoint(config: TrainConfig, run_dir: Path, processes: int, last: int) -> str | None:
+    """The checkpoint asked for, or the newest whole one (a kill while saving leaves one that is not); last: step of
+    the log. Where there is none `resume: auto` starts over, and any other is refused."""
+    given = config.resume not in (True, "auto")
+    found = [Path(str(config.resume))] if given else list((run_dir / "checkpoints").glob("checkpoint-*"))
+    checkpoint, wrong = newest(found, processes=processes, logged=last)
+    why = "; ".join(wrong) or "it holds no checkpoint"
+    if checkpoint:
+        step = step_of(checkpoint)
+        again = f"; steps {step + 1} to {last}, logged after it, are done again" if last > step else ""
+        print(f"{run_dir}: goes on from {checkpoint.name}{again}" + f" ({why})" * bool(wrong) + ".")
+        return str(checkpoint)
+    if config.resume == "auto":
+        print(f"{run_dir}: {why}, so the run starts over; what it has logged is set aside.")
+        return None
+    raise UserError(
+        f"{run_dir}: no checkpoint to resume from ({why}). Start over with --resume auto, which sets the old log "
+        "aside; save_strategy: steps and save_steps: N make checkpoints."
+    )
 
 
 def _open_folder(
@@ -226,33 +292,22 @@ def _open_folder(
 ) -> None:
     """Start a run folder, or take one back to its checkpoint. Nothing already written is lost before all is checked."""
     if checkpoint:
-        _same_config(config, read_json(run_dir / "config.json"), run_dir)
-        _same_content(started, read_json(run_dir / "manifest.json").get("hashes", {}), run_dir)
-        drop_after(run_dir, int(read_json(Path(checkpoint) / "trainer_state.json")["global_step"]))
+        about = read_json(run_dir / "manifest.json")
+        _same_content(started, about.get("hashes", {}), run_dir)
+        if about.pop("finished", None):
+            write_json(run_dir / "manifest.json", about)
+        drop_after(run_dir, step_of(Path(checkpoint)))
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "config.json", config.flat())
+    set_aside(run_dir)
+    write_json(run_dir / "config.json", config.flat() | {"resume": False})
     for name, frame in audits.items():
         write_frame(run_dir / name, frame)
 
 
-def _checkpoint(config: TrainConfig, run_dir: Path) -> str:
-    """The checkpoint asked for, or the newest whole one (a kill while saving leaves one without its state)."""
-    if isinstance(config.resume, str):
-        found = [Path(config.resume)]
-    else:
-        found = sorted((run_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    whole = [p for p in found if (p / "trainer_state.json").exists()]
-    if not whole:
-        raise UserError(
-            f"{found[-1] if found else run_dir}: no checkpoint to resume from. Train with save_strategy: steps and "
-            "save_steps: N, or start anew in another output_dir."
-        )
-    return str(whole[-1])
-
-
 def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -> None:
     changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
+    if changed == ["rendered"]:
+        changed = ["text of the prompts as the chat template renders it (does it show the date?)"]
     if changed:
         raise UserError(
             f"{run_dir}: the {' and '.join(changed)} changed since this run was started, so its log would mix two. "
@@ -269,29 +324,42 @@ def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) ->
         )
 
 
-def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[Splits, dict[str, Any]]:
-    """Read, audit and split the pairs; also the audits by file name, in which every input row stands."""
+def _data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> tuple[Splits, dict[str, Any], dict[str, str]]:
+    """Read, audit and split the pairs; also the audits by file name, in which every input row stands, and the hashes
+    of what was read."""
     settings: Any = {"max_length": longest(config.max_length, limit), "truncation": config.truncation}
     settings["append_eos"] = config.append_eos
-    table, spans = cleaned(read_pairs(config.data, split=config.split), config.objective)
+    raw = read_pairs(config.data, split=config.split)
+    hashes = {"data": data_hash(raw)}
+    table, spans = cleaned(raw, config.objective)
     audit = audit_pairs(table, tokenizer, **settings)
     if config.max_length_gap is not None:
         audit = skip_length_gaps(audit, config.max_length_gap)
     pairs = list(audit.require_kept())
+    _say(config.data, audit)
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
-        other = audit_pairs(cleaned(read_pairs(config.heldout_data), config.objective)[0], tokenizer, **settings)
+        raw = read_pairs(config.heldout_data)
+        hashes["heldout_data"] = data_hash(raw)
+        other = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
+        _say(config.heldout_data, other)
         # both files may count their ids from 0: held-out ids say so
         kept = [replace(p, pair_id=f"heldout/{p.pair_id}") for p in other.require_kept()]
         audits["audit_heldout.parquet"] = other.frame.assign(pair_id="heldout/" + other.frame["pair_id"].astype(str))
         heldout = random.Random(config.seed).sample(kept, min(config.heldout_pairs, len(kept)))
     else:
         heldout = shuffled[: min(config.heldout_pairs, len(pairs) // 10)]
+    _say_held_out(config, len(heldout), len(pairs))
     away = {p.pair_id for p in heldout}
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
     if config.probe_data:
-        fixed = audit_pairs(cleaned(read_pairs(config.probe_data), config.objective)[0], tokenizer, **settings)
+        raw = read_pairs(config.probe_data)
+        hashes["probe_data"] = data_hash(raw)
+        fixed = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
+        _say(config.probe_data, fixed)
         audits["audit_probe.parquet"] = fixed.frame
         probe = list(fixed.require_kept())[: config.probe_pairs]
     train = [p for p in pairs if p.pair_id not in away]
@@ -299,7 +367,33 @@ def _data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | 
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
     gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
-    return Splits(train, probe, heldout, given, gaps), audits
+    return Splits(train, probe, heldout, given, gaps, audit.record()), audits, hashes
+
+
+def _say(source: str, audit: Audit) -> None:
+    """How a file's rows were read, and how many are used."""
+    for line in audit.said():
+        PartialState().print(printable(f"{source}: {line}"))
+
+
+def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
+    """Where fewer pairs are held out than asked for: how many, and why."""
+    if held >= config.heldout_pairs:
+        return
+    why = f"{config.heldout_data} holds no more" if config.heldout_data else f"a tenth of the {pairs} pairs at most"
+    give = "" if config.heldout_data else "; heldout_data names a file of others"
+    PartialState().print(f"held out: {held} of the {config.heldout_pairs} pairs asked for ({why}{give}).")
+
+
+def _check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[TokenizedPair]) -> None:
+    """UserError where every batch would be dropped for not being full."""
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    groups = len(by_prompt(pairs)) if "lists" in objectives.needs(config.objective) else len(pairs)
+    if arguments.dataloader_drop_last and groups < batch:
+        raise UserError(
+            f"dataloader_drop_last drops every batch: {batch} to a batch, and {groups} to train on. Leave it out, or "
+            "lower per_device_train_batch_size."
+        )
 
 
 def _reference(
@@ -316,10 +410,10 @@ def _reference(
     if config.reference == "live" and config.lora_r and not config.reference_model:
         return LiveReference(policy, adapter=True)
     if config.reference == "live":
-        frozen = load_model(config.reference_model or config.model, dtype=config.dtype)
+        frozen = load_policy(config.reference_model or config.model, dtype=config.dtype)
         frozen.requires_grad_(False)
         return LiveReference(nn.Module.to(frozen, arguments.device))
-    model = load_model(config.reference_model, dtype=config.dtype) if config.reference_model else policy
+    model = load_policy(config.reference_model, dtype=config.dtype) if config.reference_model else policy
     cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
     nn.Module.to(model, arguments.device)
     if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike
@@ -433,5 +527,6 @@ def _manifest(
         hashes=started,
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},
+        reading=splits.reading,
         pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},
     )

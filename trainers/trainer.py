@@ -15,7 +15,14 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 
 from diagnostics.batch import PreferenceBatch, collate
 from diagnostics.errors import UserError
@@ -25,6 +32,7 @@ from diagnostics.runlog import read_json, write_json
 from diagnostics.stats import PairStats
 from diagnostics.tokenized import TokenizedPair
 from trainers import gradient_log, objectives
+from trainers.checkpoint import seal
 from trainers.gradient_log import GradientLog
 from trainers.ingredients import Ingredients
 from trainers.objectives import ObjectiveOutput
@@ -187,17 +195,29 @@ class PreferenceTrainer(Trainer):
             self.gradients.read(folder)
             if self.renewal:
                 self.renewal.read(folder, int(read_json(folder / "trainer_state.json")["global_step"]))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.recorder.close()
+
+    def load(self, checkpoint: str) -> None:
+        """The weights and the state of a checkpoint that has no step left."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """A checkpoint with the objective's statistics and a renewed reference, to go on with them when resumed."""
+        """A checkpoint with the objective's statistics and a renewed reference, to go on with them when resumed; last
+        comes the list of its files, once every process has written its own."""
         if self.accelerator.is_main_process:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             self.statistics.write(folder)
             if self.renewal:
                 self.renewal.write(folder)
             self.gradients.write(folder)
-        return super()._save_checkpoint(*args, **kwargs)
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the last update's measurements to what the Trainer reports to its viewers."""

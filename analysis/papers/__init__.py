@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 from numpy.typing import ArrayLike
 
-from analysis import page, runs
+from analysis import page, rules, runs
 from analysis.intervals import finite, half_width, mean
 from analysis.page import Block
 from analysis.wording import count, number, signed, span
@@ -59,18 +59,20 @@ class Paper:
 
 @dataclass(frozen=True)
 class Measured:
-    """The value of one claim. values: one an independent repetition (seed), from which mean and interval come;
-    interval: where it comes from elsewhere (a bootstrap over pairs, say); n: what was counted, in words."""
+    """The value of one claim. values: one an independent repetition (seed), which analysis.rules judges; interval: the
+    95 % interval where it comes from elsewhere (a share of pairs, say); n: what was counted, in words; geometric:
+    ratios, whose logarithms are averaged."""
 
     values: Sequence[float] | np.ndarray
     n: str
     interval: tuple[float, float] | None = None
     note: str = ""
+    geometric: bool = False
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim with its verdict: holds True or False, None where the interval does not tell."""
+    """One claim with its verdict: holds True or False, None where it cannot be said; p: see analysis.rules.Ruling."""
 
     analysis: str
     id: str
@@ -83,6 +85,7 @@ class Claim:
     n: str
     holds: bool | None
     note: str = ""
+    p: float = math.nan
 
     @property
     def verdict(self) -> str:
@@ -131,35 +134,21 @@ def judge(paper: Paper) -> list[Claim]:
     found: Mapping[str, Measured] = module(paper.name).measured(paper)
     entries = published()[paper.name]["claims"]
     wanted = [entry for entry in entries if "needs" not in entry or entry["id"] in found]
-    return [_judged(paper.name, entry, found.get(entry["id"])) for entry in wanted]
+    return [_judged(paper.name, entry, found.get(entry["id"]), is_fresh(paper)) for entry in wanted]
 
 
-def decide(interval: tuple[float, float] | None, rule: Mapping[str, Any]) -> bool | None:
-    """Whether a claim holds: True where its whole 95 % interval obeys the rule, False where all of it breaks it.
-
-    rule: above or below (strictly), at_least, at_most, or between (two ends). None where the interval is missing or
-    lies on both sides.
-    """
-    if interval is None or any(math.isnan(v) for v in interval):
-        return None
-    obeys = [_obeys(end, rule) for end in interval]
-    if all(obeys):
-        return True
-    inside = "between" in rule and interval[0] < rule["between"][0] and interval[1] > rule["between"][1]
-    return None if any(obeys) or inside else False
+def is_fresh(paper: Paper) -> bool:
+    """Whether its seeds are others than those by which worlds, settings and rules were chosen."""
+    return "first seed" in paper.record
 
 
-def _obeys(value: float, rule: Mapping[str, Any]) -> bool:
-    ((kind, aim),) = rule.items()
-    if kind == "between":
-        return aim[0] <= value <= aim[1]
-    return {"above": value > aim, "at_least": value >= aim, "below": value < aim, "at_most": value <= aim}[kind]
-
-
-def rule_words(rule: Mapping[str, Any]) -> str:
-    """The rule as a person reads it."""
-    ((kind, aim),) = rule.items()
-    return f"{aim[0]:g} to {aim[1]:g}" if kind == "between" else f"{kind.replace('_', ' ')} {aim:g}".replace("-", "−")
+def seed_words(paper: Paper) -> str:
+    """Which seeds were taken, and which were looked at before."""
+    first, n = int(paper.record.get("first seed", 0)), int(paper.record["seeds"])
+    said = f"seed {first}" if n == 1 else f"seeds {first} to {first + n - 1}"
+    if not is_fresh(paper):
+        return f"{said}, by some of which worlds, settings and rules were chosen: rerun it with `chesboard paper`"
+    return f"{said}; worlds, settings and rules were chosen by seeds 0 to {first - 1}" if first else said
 
 
 def headline(paper: Paper) -> Block:
@@ -168,10 +157,23 @@ def headline(paper: Paper) -> Block:
 
 
 def summary(claims: Sequence[Claim]) -> str:
-    """How many claims hold, do not hold, and cannot be said."""
+    """How many claims hold, do not hold, and cannot be said, and what is left of them for their number."""
+    parts = f"{_verdicts(claims)}, {sum(c.holds is None for c in claims)} cannot be said"
+    said = f"{count(len(claims), 'claim')}: {parts}."
+    by_mean = [c for c in claims if math.isfinite(c.p)]
+    if not by_mean:
+        return said
+    left = [c for c, gone in zip(claims, doubtful(claims)) if math.isfinite(c.p) and not gone]
+    return (
+        f"{said} {len(by_mean)} are judged by a mean, each at the 5 % level ({_verdicts(by_mean)}): chance alone would "
+        f"decide up to {math.ceil(rules.LEVEL * len(by_mean))} of so many. At a false-discovery rate of 5 % among them "
+        f"(Benjamini-Hochberg) {_verdicts(left)}."
+    )
+
+
+def _verdicts(claims: Sequence[Claim]) -> str:
     yes, no = (sum(c.holds is holds for c in claims) for holds in (True, False))
-    parts = [f"{yes} hold{'s' * (yes == 1)}", f"{no} do{'es' * (no == 1)} not hold"]
-    return f"{count(len(claims), 'claim')}: {', '.join(parts)}, {len(claims) - yes - no} cannot be said."
+    return f"{yes} hold{'s' * (yes == 1)}, {no} do{'es' * (no == 1)} not hold"
 
 
 def claims(paper: Paper) -> Block:
@@ -180,9 +182,10 @@ def claims(paper: Paper) -> Block:
     return page.table(table if any(table["note"]) else table.drop(columns="note"))
 
 
-def row(claim: Claim) -> dict[str, str]:
-    """One line of a claims table, in words."""
-    interval = "" if claim.n == EXACT else f" ({span(claim.interval, _digits)})"
+def row(claim: Claim, doubtful: bool = False) -> dict[str, str]:
+    """One line of a claims table, in words. doubtful: its verdict is gone at the false-discovery rate of the ledger."""
+    interval = f" ({span(claim.interval, _digits)})" if claim.interval and claim.n != EXACT else ""
+    lost = "its verdict does not stand at a false-discovery rate of 5 %" * doubtful
     return {
         "verdict": claim.verdict,
         "claim": claim.says,
@@ -190,8 +193,14 @@ def row(claim: Claim) -> dict[str, str]:
         "holds where": claim.rule,
         "n": claim.n,
         "published": claim.where if claim.published == "–" else f"{claim.published} [{claim.where}]",
-        "note": claim.note,
+        "note": "; ".join(filter(None, [claim.note, lost])),
     }
+
+
+def doubtful(claims: Sequence[Claim]) -> list[bool]:
+    """Which verdicts by a mean over seeds are gone at a false-discovery rate of 5 % among all of these claims."""
+    stand = rules.survivors([c.p for c in claims])
+    return [math.isfinite(c.p) and c.holds is not None and not s for s, c in zip(stand, claims)]
 
 
 def _digits(value: float) -> str:
@@ -208,7 +217,7 @@ def plus_minus(values: ArrayLike, digits: int = 2, *, sign: bool = False) -> str
 def settings(paper: Paper) -> Block:
     """Paper and toy settings beside each other, with place and reason, and what this rerun took."""
     given = [f"{name}: {paper.record[name]}" for name in ("model", "data") if paper.record.get(name)]
-    said = "; ".join([f"Scale: {paper.record['scale']}", count(int(paper.record["seeds"]), "seed"), *given])
+    said = "; ".join([f"Scale: {paper.record['scale']}", seed_words(paper), *given])
     table = paper.tables["settings"].rename(columns={"name": "setting", "why": "why the toy differs"})
     failed = paper.tables.get("runs", pd.DataFrame({"failed": []}))
     lost = failed.loc[failed["failed"] != ""]
@@ -218,35 +227,18 @@ def settings(paper: Paper) -> Block:
     return page.stack(page.note(said), *missing, page.table(table))
 
 
-def _judged(analysis: str, entry: Mapping[str, Any], found: Measured | None) -> Claim:
-    values = finite(found.values) if found else np.array([])
-    value = float(values.mean()) if len(values) else math.nan
-    interval = _interval(entry, found, values, value)
+def _judged(analysis: str, entry: Mapping[str, Any], found: Measured | None, fresh: bool = True) -> Claim:
+    found = found or Measured([], "–", note="not measured in this rerun")
+    values, kind = finite(found.values), entry.get("kind", "mean")
+    ruling = rules.judged(values, entry["rule"], kind, geometric=found.geometric, interval=found.interval)
     told = {k: str(entry[k]) for k in ("id", "says", "where", "published")}
-    words = rule_words(entry["rule"])
-    holds = decide(interval, entry["rule"])
-    return Claim(analysis, **told, rule=words, value=value, interval=interval, holds=holds,
-                 n=found.n if found else "–", note=_note(found, len(values), entry.get("late")))  # fmt: skip
+    lost = len(found.values) - len(values)
+    missing = f"no number from {lost} of {count(len(found.values), 'repetition')}" if lost else ""
+    notes = filter(None, [found.note, missing, ruling.note, _late(entry.get("late"), fresh)])
+    return Claim(analysis, **told, rule=rules.words(entry["rule"], kind), value=ruling.value, interval=ruling.interval,
+                 holds=ruling.holds, n=found.n, note="; ".join(notes), p=ruling.p)  # fmt: skip
 
 
-def _note(found: Measured | None, finite: int, late: str | None) -> str:
-    """What is to be said beside a claim: its own note, how many repetitions gave no number, and what was known of the
-    results when its rule was set."""
-    if found is None:
-        return "not measured in this rerun"
-    lost = len(found.values) - finite
-    said = f"no number from {lost} of {count(len(found.values), 'repetition')}"
-    known = f"rule set after seeing {late}" if late else ""
-    return "; ".join(filter(None, [found.note, said if lost else "", known]))
-
-
-def _interval(
-    entry: Mapping[str, Any], found: Measured | None, values: np.ndarray, value: float
-) -> tuple[float, float] | None:
-    """95 %: as measured, the value itself where it is exact, else Student's t over the repetitions."""
-    if found is None or not len(values):
-        return None
-    if entry.get("exact"):
-        return value, value
-    half = half_width(values)
-    return found.interval or (None if math.isnan(half) else (value - half, value + half))
+def _late(seen: str | None, fresh: bool) -> str:
+    """What was known of the results when a claim's rule was set."""
+    return f"rule set after seeing {seen}{', judged here on other seeds' * fresh}" if seen else ""

@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike
 
 from analysis import demo, mass, page, papers, runs
 from analysis.figures import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, below, panels, styled
-from analysis.intervals import auroc, finite, mean
+from analysis.intervals import auroc, finite, mean, wilson
 from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.wording import count, for_plot, number, percent, signed, visible
+from diagnostics.outcomes import fell
 
 CASES = {
     "yes_no": "Yes over No",
@@ -53,7 +54,15 @@ def measured(paper: Paper) -> dict[str, Measured]:
     rates = {paper.record["settings"][f"{name} learning rate"] for name in ("DPO", "IPO")}
     found = _falls(table) | _tokens(paper, table) | _sides(table) | _before(paper, table)
     found |= _controls(table, same_rate=len(rates) == 1)
-    return {name: Measured(values, count(len(values), "seed")) for name, values in found.items() if len(values)}
+    claims = {name: Measured(values, count(len(values), "seed")) for name, values in found.items() if len(values)}
+    return claims | ({"similar_top": _share(found["similar_top"])} if found["similar_top"] else {})
+
+
+def _share(values: list[float]) -> Measured:
+    """A share of runs, one or more a seed. Where every seed says all or none, it is one of so many seeds (Wilson)."""
+    whole = set(values) <= {0.0, 1.0}
+    interval = wilson(round(sum(values)), len(values)) if whole else None
+    return Measured(values, count(len(values), "seed"), interval)
 
 
 def largest_fall(values: ArrayLike) -> tuple[float, float, float]:
@@ -170,7 +179,7 @@ def _before(paper: Paper, table: pd.DataFrame) -> dict[str, list[float]]:
         "ches_zero": _by_seed(known, "ches", "max"),
         "prompts": _by_seed(paper.tables["prompts"], "positive", "min"),
         "cosine": _aurocs(known, "centred_cosine", known["opposite"].gt(ROSE).where(known["opposite"].notna())),
-        "bracket": _aurocs(known.assign(falling=-known["features_rate"]), "falling", known["chosen"] < 0),
+        "bracket": _aurocs(known.assign(falling=-known["features_rate"]), "falling", _fell(known)),
         "overlap": _by_seed(counted, "lead"),
         "overlap_likeliest": _by_seed(counted, "beyond"),
     }
@@ -183,6 +192,11 @@ def _forecast(table: pd.DataFrame, shape: pd.DataFrame) -> pd.DataFrame:
     """The runs on the base with what was known before: geometry, and |CHES| over |h|^2."""
     known = table.loc[(table["phase"] == "base") & (table["control"] == "")].merge(shape, on=LABELS)
     return known.assign(ches=known["ches"] / known["hidden_norm2"])
+
+
+def _fell(known: pd.DataFrame) -> Any:
+    """Whether p(chosen) had fallen at margin 1.5: its logarithm, as outcomes.fell says."""
+    return fell(np.log1p(known["chosen"] / known["p"].str[0].astype(float)))
 
 
 def _aurocs(known: pd.DataFrame, score: str, positive: Any) -> list[float]:

@@ -2,18 +2,20 @@
 else could explain it (length, chance, a better forecast)."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import page, papers
+from analysis import page, papers, runs
 from analysis.figures import CYCLE, DARK, NEUTRAL, below, panels, styled
 from analysis.intervals import auroc, mean, spearman
 from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.wording import count, number, signed
+from diagnostics import outcomes
 from diagnostics.direction import direction
 
 WORLDS = {
@@ -61,7 +63,7 @@ def changes(paper: Paper) -> pd.DataFrame:
     ends = paper.tables["ends"].copy()
     ends["change"] = ends["end_chosen_logps"] - ends["start_chosen_logps"]
     ends["per_token"] = ends["change"] / ends["start_chosen_length"]
-    ends["fell"] = ends["change"] < 0
+    ends["fell"] = _fell(ends)
     by_run = ends.groupby("run")
     wanted = ["change", "per_token", "fell", "start_ches_score", "end_ches_score", "start_refusal", "end_refusal"]
     found = pd.DataFrame(by_run[wanted].mean())
@@ -90,9 +92,10 @@ def at(table: pd.DataFrame, world: str, name: str, which: int) -> np.ndarray:
 def aurocs(paper: Paper, world: str) -> pd.DataFrame:
     """One row a seed and measure: its AUROC for "this chosen answer fell", mean over the random subsets, with the mean
     share that fell. NaN where under 5 % or over 95 % did."""
-    runs, names = paper.runs, [n for n in NAMES if n in paper.tables["scores"]]
-    of = runs.loc[(runs["world"] == world) & (runs["measure"] == "random")].merge(paper.tables["ends"], on="run")
-    of = of.loc[:, ["world", "seed", "run", "pair_id"]].assign(fell=of["end_chosen_logps"] < of["start_chosen_logps"])
+    trained, names = paper.runs, [n for n in NAMES if n in paper.tables["scores"]]
+    random = trained.loc[(trained["world"] == world) & (trained["measure"] == "random")]
+    of = random.merge(paper.tables["ends"].assign(fell=_fell(paper.tables["ends"])), on="run")
+    of = of.loc[:, ["world", "seed", "run", "pair_id", "fell"]]
     rows = of.merge(paper.tables["scores"], on=["world", "seed", "pair_id"])
     found = []
     for (seed, run), part in rows.groupby(["seed", "run"]):
@@ -103,6 +106,11 @@ def aurocs(paper: Paper, world: str) -> pd.DataFrame:
     columns = ["seed", "run", "measure", "auroc", "fell"]
     by_seed = pd.DataFrame(found, columns=columns).groupby(["seed", "measure"])
     return pd.DataFrame(by_seed[["auroc", "fell"]].mean()).reset_index()
+
+
+def _fell(ends: pd.DataFrame) -> Any:
+    """Whether each pair's chosen answer fell, as outcomes.fell says. ends: chosen log-probs, and each run's noise."""
+    return outcomes.fell(ends["end_chosen_logps"] - ends["start_chosen_logps"], runs.column(ends, "noise"))
 
 
 def _by_seed(table: pd.DataFrame, world: str, name: str, objective: str = "dpo") -> list[pd.DataFrame]:
@@ -134,8 +142,8 @@ def _subsets(table: pd.DataFrame, world: str) -> dict[str, Measured]:
     for name, other in zip(("ches_edit", "ches_hidden"), others):
         found |= {name: told(ches - span(table, world, other))} if _has(table, world, other) else {}
     if _has(table, world, *others):
-        rows = [pd.concat(of)["change"] > 0 for of in zip(*(_by_seed(table, world, name) for name in others))]
-        found["others_rise"] = told([mean(of) for of in rows])
+        rows = [pd.concat(of)["change"] for of in zip(*(_by_seed(table, world, name) for name in others))]
+        found["others_rise"] = told([mean(outcomes.rose(of)) for of in rows])
     if _by_seed(table, world, "ches_score", "ipo_sum"):
         found["ipo_trend"] = told(trend(table, world, "ches_score", "ipo_sum"))
     if _has(table, world, "random"):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import board, board_figures, page, papers, runs
 from analysis.figures import CHOSEN, CYCLE, DARK, REJECTED, panels, styled
-from analysis.intervals import geometric_mean, half_width, mean, spearman
+from analysis.intervals import geometric_mean, mean, spearman
 from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.wording import count, for_plot, number, percent, signed
@@ -51,12 +51,8 @@ class Runs:
 
 
 def ratio(above: pd.Series, below: pd.Series, n: str) -> Measured:
-    """One over the other, seed by seed: geometric mean, with the t interval of its logarithm."""
-    logs = np.log((above / below.where(below > 0)).dropna().to_numpy(dtype=float))
-    middle, half = mean(logs), half_width(logs)
-    interval = (math.exp(middle - half), math.exp(middle + half)) if math.isfinite(half) else None
-    lost = len(above) - len(logs)
-    return Measured([math.exp(middle)], n, interval, f"no number from {lost} of {len(above)} seeds" * bool(lost))
+    """One over the other, seed by seed; NaN where there is no ratio of two amounts above 0."""
+    return Measured((above.where(above > 0) / below.where(below > 0)).tolist(), n, geometric=True)
 
 
 def ends(paper: Paper) -> pd.DataFrame:
@@ -97,7 +93,7 @@ def _end(log: runs.RunLog, held: pd.DataFrame) -> dict[str, float]:
     found |= {name: 100 * end[name] for name in POINTS} | {f"start_{name}": 100 * start[name] for name in POINTS}
     found["rejected_kl"] = mean(last["rejected_kl"])
     probed = runs.ends(runs.rows(log, "probe"))
-    return found | {"fell": mean(probed["chosen_change"] < 0), "gap": abs(found["kl"] - found["rejected_kl"])}
+    return found | {"fell": mean(runs.fell(probed, "chosen")), "gap": abs(found["kl"] - found["rejected_kl"])}
 
 
 def groups(table: pd.DataFrame, *names: str) -> list[tuple[tuple[str, ...], pd.DataFrame]]:

@@ -177,7 +177,7 @@ def _after(paper: Paper, run: str) -> dict[str, float]:
     refusing = mass.first_and_last(followed, "unsafe: refusal")
     return {
         "change": mean(ends["chosen_change"]),
-        "fell": mean((ends["chosen_change"] < 0).astype(float)),
+        "fell": mean(runs.fell(ends, "chosen")),
         "kl": mean(ends["chosen_kl"]),
         "start_attack": 1 - refusing[0],
         "attack": 1 - refusing[1],

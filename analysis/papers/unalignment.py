@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis import page, papers, runs
 from analysis.figures import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
-from analysis.intervals import auroc, deviation, finite, half_width, mean, spearman
+from analysis.intervals import auroc, deviation, finite, half_width, mean, spearman, wilson
 from analysis.mass import first_and_last, tracked
 from analysis.page import Block
 from analysis.papers import Measured, Paper
@@ -160,7 +160,8 @@ def change_claims(paper: Paper) -> dict[str, Measured]:
                 1, len(values)
             )
             found[f"change_{loss}_{case}"] = Measured(values.tolist(), f"{_seeds(values)} of {count(pairs, 'pair')}")
-    healthy = by_seed(trained.assign(grew=(trained["margin_change"] > 0).astype(float)), "original", "dpo", "grew")
+    grew = trained["margin_change"].gt(0).astype(float).where(trained["margin_change"].notna())
+    healthy = by_seed(trained.assign(grew=grew), "original", "dpo", "grew")
     found["healthy"] = Measured(healthy.tolist(), _seeds(healthy))
     values = orders(paper, "ln_ches_score")
     found["which"] = Measured(values, _seeds(values))
@@ -186,9 +187,9 @@ def pair_claims(paper: Paper) -> dict[str, Measured]:
     }
     if paper.record["scale"] == "paper":
         known = pairs.loc[pairs["kind"].isin(["two_refusals", "two_compliances", "mixed"])]
-        share = float((known["kind"] == "two_refusals").mean())
-        half = 1.96 * np.sqrt(share * (1 - share) / max(1, len(known)))
-        found["share_two"] = Measured([share], count(len(known), "pair"), (share - half, share + half))
+        hits = int((known["kind"] == "two_refusals").sum())
+        share = hits / len(known) if len(known) else math.nan
+        found["share_two"] = Measured([share], count(len(known), "pair"), wilson(hits, len(known)))
     return found
 
 

@@ -58,12 +58,15 @@ def flagged(name: str) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that a registry does not hold: the names it begins, else the nearest, and them all."""
+    """The error for a name that a registry does not hold: the names it begins, else the nearest; all where few."""
     known = sorted(known)
     near = [n for n in known if name and n.startswith(name.lower())]
     near = near or difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none is similar."
-    return UserError(f"unknown {kind} '{name}': {hint} The {kind}s are {', '.join(known)}.")
+    hint = f"did you mean {' or '.join(map(repr, near[:5]))}?" if near else "none is similar."
+    everything = f"The {kind}s are {', '.join(known)}."
+    if len(everything) > 250:
+        everything = f"There are {len(known)} {kind}s; `chesboard list` names them."
+    return UserError(f"unknown {kind} '{name[:80]}': {hint} {everything}")
 
 
 def unmeasured(pair: PairStats) -> Tensor:

@@ -141,11 +141,11 @@ def test_chat_text_is_shown_as_rendered(tmp_path: Path, tokenizer: Any) -> None:
         return [{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}]
 
     tokenizer.chat_template = (
-        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
+        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     rows = [{"chosen": say("yes"), "rejected": say("no")}, {"chosen": say("a</s>b"), "rejected": say("c")}]
     found = audit(tmp_path, tokenizer, *rows)
     shown = found.frame.loc[0, ["prompt", "chosen", "rejected"]].tolist()
-    assert shown == ["<s>[user]hi[assistant]", "yes", "no"]
+    assert shown == ["<s>[user]hi[assistant]", "yes</s>", "no</s>"]
     assert found.frame["doubts"].tolist() == ["", "special_tokens"]  # the template's own tokens are no doubt

@@ -36,6 +36,13 @@ def test_every_row_is_in_the_scores(flagged):
     assert {p.name for p in out.iterdir()} == {"scores.parquet", "audit.parquet", "config.json", "manifest.json"}
 
 
+def test_how_the_rows_were_read_stands_in_the_manifest(flagged):
+    reading = json.loads((flagged[3] / "manifest.json").read_text())["reading"]
+    assert reading["used"]["prompt"] == ["prompt"]
+    assert reading["said"] == " ".join(flagged[2].said())
+    assert "24 of 25 rows kept, 1 skipped" in reading["said"]
+
+
 def test_default_flags_the_top_tenth_by_ln_ches(flagged):
     scores = flagged[0]
     assert scores["flagged"].sum() == 2  # a tenth of 24, rounded
@@ -101,7 +108,7 @@ def test_an_unknown_measure_names_the_nearest():
 
 def test_scores_are_not_overwritten(flagged, lm_folder, pairs_file):
     with pytest.raises(UserError, match="holds scores already"):
-        flag(pairs_file, load_model(lm_folder), load_tokenizer(lm_folder), flagged[3], model_name=lm_folder)
+        flag(pairs_file, load_model(lm_folder), load_tokenizer(lm_folder), flagged[3], model_name=lm_folder, count=1)
 
 
 def test_batches_hold_every_pair_once_within_the_budget(make_pairs):

@@ -130,9 +130,9 @@ def test_the_own_answer_gap_is_that_of_each_answer_alone(go, model, lm_folder, m
 
 def test_the_chosen_answer_that_the_model_says_anyway_has_no_gap(model, make_pairs, tmp_path):
     pairs = make_pairs(6)
-    own = greedy.own_answers(model, pairs, longest=max(map(scoring.width, pairs)), pad=0, eos=2)
+    own = greedy.own_answers(model, pairs, longest=max(map(scoring.width, pairs)), pad=0, ends={2})
     same = [replace(p, chosen_ids=own[p.pair_id]) for p in pairs]
-    job = forecast.Job(model, same, Parts(tmp_path), 60, 0, eos_token_id=2)
+    job = forecast.Job(model, same, Parts(tmp_path), 60, 0, ends={2})
     forecast.measure(job, ["own_answer_gap"])
     assert forecast.read(job, ["own_answer_gap"])["own_answer_gap"].tolist() == pytest.approx([0.0] * 6, abs=1e-6)
 

@@ -7,7 +7,18 @@ import torch
 
 from diagnostics.engine import head_of
 from diagnostics.errors import UserError
-from diagnostics.forward import collisions, pair_stats, prepare, run, sequence_stats, spread
+from diagnostics.forward import (
+    _compare,
+    collisions,
+    compare,
+    divergences,
+    pair_stats,
+    prepare,
+    run,
+    sequence_stats,
+    spread,
+    with_kl,
+)
 from diagnostics.tokenized import TokenizedPair
 
 
@@ -82,12 +93,108 @@ def test_kl_of_a_model_with_itself_is_zero(make_model, make_pairs, make_batch):
 
 def test_kl_with_a_token_that_one_model_rules_out():
     """KL(ref || policy) where ref = (1, 0) and policy = (1/2, 1/2): 1 * log 2 + 0; the reverse is infinite."""
-    from diagnostics.forward import _compare
-
     policy, reference = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -math.inf]])
     _, _, forward, reverse = _compare(policy, reference, torch.tensor([0]))
     assert forward.item() == pytest.approx(math.log(2))
     assert reverse.item() == math.inf
+
+
+def double_kl(policy, reference):
+    """Both KL of logits (N, V) in float64, by terms that keep their digits near 0."""
+    own, other = policy.double().log_softmax(-1), reference.double().log_softmax(-1)
+    d = own - other
+    return (other.exp() * (d.expm1() - d)).sum(-1), (own.exp() * ((-d).expm1() + d)).sum(-1)
+
+
+@pytest.mark.parametrize("half", [1e-6, 1e-5, 1e-3, 0.1, 2.0])
+def test_kl_near_zero_worked(half):
+    """ref = (1/2, 1/2), policy's logits (h, -h), h = half: KL(ref || policy) = log cosh h = h^2/2 - h^4/12 + ..., and
+    KL(policy || ref) = h tanh h - log cosh h. At h = 1e-6 that is 5e-13 nats each."""
+    small = half**2 / 2 - half**4 / 12
+    log_cosh = small if half < 1e-2 else math.log(math.cosh(half))
+    back = half**2 / 2 - half**4 / 4 if half < 1e-2 else half * math.tanh(half) - math.log(math.cosh(half))
+    _, _, forward, reverse = _compare(torch.tensor([[half, -half]]), torch.zeros(1, 2), torch.tensor([0]))
+    assert forward.item() == pytest.approx(log_cosh, rel=1e-4)
+    assert reverse.item() == pytest.approx(back, rel=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 700, 20_000])
+@pytest.mark.parametrize("shift", [0.0, -0.4, 20.0])
+def test_kl_of_nearly_equal_models_is_exact(vocabulary, shift):
+    """Logits that differ by 1e-7 to 10, with or without a common move that changes no probability."""
+    generator = torch.Generator().manual_seed(vocabulary)
+
+    def noise():
+        return torch.randn(6, vocabulary, generator=generator)
+
+    for size in (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0):
+        reference = 3 * noise()
+        policy = reference + size * noise() + shift
+        wanted = torch.stack(double_kl(policy, reference))
+        got = torch.stack(_compare(policy, reference, torch.zeros(6, dtype=torch.long))[2:])
+        assert (got >= 0).all()
+        assert ((got - wanted).abs() <= 1e-3 * wanted + 1e-12).all(), (size, got, wanted)
+
+
+def test_kl_counts_a_rare_token_that_moved_far():
+    """All but one token of probability e^-25 are as before: the KL is about that probability times e^5 - 6."""
+    reference = torch.zeros(1, 1000)
+    reference[:, 0] = 25.0
+    policy = reference.clone()
+    policy[:, 5] += 5.0
+    _, _, forward, _ = _compare(policy, reference, torch.tensor([0]))
+    assert forward.item() == pytest.approx(math.exp(-25) * (math.exp(5) - 6), rel=1e-4)
+
+
+def test_kl_in_all_ways_is_exact_near_zero(make_model, make_pairs, make_batch, monkeypatch):
+    """Scoring, training without and with a gradient in the KL: one number, right to a thousandth at 1e-11 nats."""
+    monkeypatch.setattr("diagnostics.forward.TILE_BYTES", 4 * 61 * 16)
+    policy, reference = make_model("llama"), make_model("llama")
+    with torch.no_grad():
+        policy.lm_head.weight.add_(1e-6 * torch.randn_like(policy.lm_head.weight))
+    batch = make_batch(make_pairs(6))
+    prepare(policy)
+    prepare(reference)
+    with torch.no_grad():
+        one, other = run(policy, batch), run(reference, batch)
+        wanted = double_kl(one.logits(), other.logits())
+        plain = compare(one, other)
+    assert 1e-13 < wanted[0].median() < 1e-9
+    training = run(policy, batch)
+    for ways in (plain, compare(training, other), with_kl(training, other)):
+        for got, expected in zip(ways[2:], wanted, strict=True):
+            assert ((got - expected).abs() <= 1e-3 * expected + 1e-12).all()
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3, 3.0])
+def test_gradient_of_the_kl(size):
+    """By finite differences in float64 on both sides of the border of the series; and it is policy - ref."""
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(3, 7, dtype=torch.float64, generator=generator)
+    policy = (reference + size * torch.randn(3, 7, dtype=torch.float64, generator=generator)).requires_grad_()
+
+    def kl(logits):
+        return divergences(logits, reference, logits.logsumexp(-1) - reference.logsumexp(-1), reference.softmax(-1))[0]
+
+    assert torch.autograd.gradcheck(kl, policy, eps=1e-7, atol=1e-7)
+    (gradient,) = torch.autograd.grad(kl(policy).sum(), policy)
+    torch.testing.assert_close(gradient, (policy.softmax(-1) - reference.softmax(-1)).detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_kl_where_both_models_rule_tokens_out():
+    """Padded vocabularies: the same -inf in both changes nothing; where only the policy has it, KL(ref || .) is inf."""
+    reference = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    policy = reference + 1e-4
+    policy[:, 0] += 1e-4
+    wanted = double_kl(policy, reference)
+    pad = torch.full((4, 2), -math.inf)
+    got = _compare(torch.cat([policy, pad], 1), torch.cat([reference, pad], 1), torch.zeros(4, dtype=torch.long))[2:]
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=0)
+    policy[0, 3] = -math.inf
+    forward, reverse = _compare(policy, reference, torch.zeros(4, dtype=torch.long))[2:]
+    assert forward[0] == math.inf
+    assert reverse.isfinite().all()
 
 
 def test_without_head_nothing_of_vocabulary_size_is_made(make_model, make_pairs, make_batch):

@@ -71,7 +71,7 @@ def read(path: Path, *rows: object) -> PairTable:
         ({"chosen": [USER, BLUE], "rejected": [USER, GREEN]}, "conversational", ([USER], [BLUE], [GREEN])),
         ({"prompt": "Sky?", "chosen": [BLUE], "rejected": [GREEN]}, "conversational", ([USER], [BLUE], [GREEN])),
         (
-            {"prompt": "not used", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+            {"prompt": "Sky?", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
             "ultrafeedback",
             ([USER], [BLUE], [GREEN]),
         ),
@@ -86,12 +86,13 @@ def test_shapes(tmp_path: Path, row: dict, shape: str, expected: tuple) -> None:
 @given(st.text(max_size=12), st.text(max_size=8), st.text(max_size=8))
 def test_shared_start_loses_nothing(shared: str, left: str, right: str) -> None:
     """prompt + completion is the text again, whatever the text."""
-    from diagnostics.pairs import _from_shared_start
+    from diagnostics.shapes import shared_start
 
-    row = {"chosen": shared + left, "rejected": shared + right}
-    prompt, chosen, rejected = map(str, _from_shared_start(row))
-    assert (prompt + chosen, prompt + rejected) == (row["chosen"], row["rejected"])
-    assert bool(chosen) == bool(row["chosen"])
+    chosen, rejected = shared + left, shared + right
+    cut = shared_start(chosen, rejected)
+    assert 0 <= cut <= min(len(chosen), len(rejected))
+    assert chosen[:cut] == rejected[:cut]
+    assert cut < len(chosen) or not chosen
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
@@ -176,8 +177,51 @@ def test_ids(tmp_path: Path) -> None:
     assert other[1].pair_id == first.pair_id  # of the content alone: neither place nor other columns count
     assert other[0].pair_id != first.pair_id
     table = read(tmp_path, {**bare, "id": 7}, {**bare, "id": 7}, {**bare, "id": 8})
-    assert [p.pair_id for p in table.pairs] == ["7", "8"]
-    assert [(p.source_row, p.code, p.field) for p in table.problems] == [(1, "repeated_id", "id")]
+    digest = first.pair_id
+    assert [p.pair_id for p in table.pairs] == [f"7-{digest}", f"7-{digest}-2", "8"]  # nothing is dropped for its id
+    assert table.problems == []
+    assert "2 rows share their id" in table.reading.said()
+
+
+def test_repeated_ids_are_the_same_wherever_the_row_stands(tmp_path: Path) -> None:
+    rows = [{"id": "q", "prompt": "p", "chosen": c, "rejected": "b"} for c in ("a", "c", "d")]
+    ids = {p.chosen: p.pair_id for p in read(tmp_path, *rows).pairs}
+    assert {p.chosen: p.pair_id for p in read(tmp_path, *reversed(rows)).pairs} == ids
+    assert len(set(ids.values())) == 3
+    assert all(i.startswith("q-") for i in ids.values())
+
+
+def test_a_given_id_that_looks_like_a_made_one_is_kept_apart(tmp_path: Path) -> None:
+    bare = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    made = read(tmp_path, bare).pairs[0].pair_id
+    table = read(tmp_path, {**bare, "id": f"7-{made}"}, {**bare, "id": 7}, {**bare, "id": 7}, {**bare, "id": "\ud800"})
+    assert [p.pair_id for p in table.pairs] == [f"7-{made}", f"7-{made}-2", f"7-{made}-3", "\\ud800"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_nulls_that_the_format_adds_are_removed_and_said(tmp_path: Path, kind: str) -> None:
+    calls = [{"to": "Bonn"}, {"day": "Friday", "seats": {"class": 2}}]
+    rows = [
+        {"prompt": [USER], "chosen": [{**BLUE, "tool_calls": [{"function": {"name": "f", "arguments": c}}]}],
+         "rejected": [GREEN], "tools": [{"type": "function", "function": {"name": "f", "parameters": c}}]}
+        for c in calls
+    ]  # fmt: skip
+    path = tmp_path / "set.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    if kind == "folder":
+        (tmp_path / "set").mkdir()
+        path = path.rename(tmp_path / "set" / "train.parquet").parent
+    table = read_pairs(path)
+    assert [p.chosen[0]["tool_calls"][0]["function"]["arguments"] for p in table.pairs] == calls  # pyright: ignore
+    assert [p.tools[0]["function"]["parameters"] for p in table.pairs if p.tools] == calls
+    assert "removed in 2 rows" in table.reading.said()
+    assert "removed" not in read(tmp_path, *rows).reading.said()
+
+
+def test_nulls_that_a_person_wrote_stay(tmp_path: Path) -> None:
+    call = [{"function": {"name": "f", "arguments": {"to": None}}}]
+    table = read(tmp_path, {"prompt": [USER], "chosen": [{**BLUE, "tool_calls": call}], "rejected": [GREEN]})
+    assert table.pairs[0].chosen == [{**BLUE, "tool_calls": call}]
 
 
 @pytest.mark.parametrize(

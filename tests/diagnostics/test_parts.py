@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,8 +102,39 @@ def test_a_stopped_job_goes_on_and_scores_nothing_twice(go, stopped, monkeypatch
     assert {p.name for p in (tmp_path / "job").iterdir()} == {
         "scores.parquet", "audit.parquet", "config.json", "manifest.json",
     }  # fmt: skip
-    with pytest.raises(UserError, match="holds scores already"):
+
+
+def test_a_finished_job_stays_as_it_is(go, monkeypatch, tmp_path, capsys):
+    """A loop that starts it again for ever comes to an end; other settings do not pass for these."""
+    table = go("job")
+    monkeypatch.setattr(flagging, "rows", pytest.fail)
+    kept = tmp_path / "kept.jsonl"
+    assert go("job", write_kept=str(kept)) == table
+    assert "job: holds the scores already; nothing is left to do." in capsys.readouterr().out
+    assert len(kept.read_text().splitlines()) == 22
+    with pytest.raises(UserError, match=r"holds scores already, made with another by\."):
+        go("job", by="ches_score")
+    (tmp_path / "job" / "config.json").unlink()
+    with pytest.raises(UserError, match="another kind"):
         go("job")
+
+
+def test_killed_while_removing_its_parts_it_is_finished(go, monkeypatch, tmp_path):
+    table, real = go("whole"), shutil.rmtree
+
+    def dies(folder, **how):
+        if folder.exists():
+            next(folder.rglob("*.arrow")).unlink()  # some are gone, others not
+            raise KeyboardInterrupt
+        real(folder, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go("job")
+    monkeypatch.setattr(flagging, "rows", pytest.fail)
+    assert go("job") == table
+    assert not list((tmp_path / "job").glob("parts*"))
 
 
 def test_stopped_between_the_table_and_the_rows_written_back(go, monkeypatch, tmp_path):

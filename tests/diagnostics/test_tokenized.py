@@ -1,5 +1,6 @@
 """Tokenization: the boundary, BOS and EOS, chat templates, truncation."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,15 @@ from transformers import PreTrainedTokenizerFast
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair
-from diagnostics.tokenized import SkippedPair, TokenizedPair, token_offsets, tokenize_pair, tokenize_pairs
+from diagnostics.tokenized import (
+    RenderedPair,
+    SkippedPair,
+    TokenizedPair,
+    render_pair,
+    token_offsets,
+    tokenize_pair,
+    tokenize_pairs,
+)
 
 SENTENCES = ["the sky is blue", "the sky is green", "look at the sky blue"] * 20
 CHATML = (
@@ -116,16 +125,34 @@ def test_chat_template_that_ends_in_eos() -> None:
     done = kept(tokenizer, CHAT)
     assert tokenizer.decode(done.prompt_ids) == "<|im_start|>user\nsky<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>"
-    assert (done.chosen_has_eos, done.doubts) == (True, ())
+    assert (done.chosen_has_eos, done.doubts) == (True, ("text_after_end",))
 
 
-def test_chat_template_without_eos_gets_one() -> None:
+def test_a_turn_end_that_is_not_eos_ends_the_answer() -> None:
+    """No line break and no EOS behind it: the policy would never have to write them."""
     tokenizer = build(template="<s>" + CHATML)
     done = kept(tokenizer, CHAT)
-    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>\n</s>"
+    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>"
+    assert (done.chosen_has_eos, done.rejected_has_eos) == (True, True)
     assert tokenizer.decode(done.prompt_ids).startswith("<s><|im_start|>")
     assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
-    assert done.doubts == ()
+    assert done.doubts == ("eos_differs", "text_after_end")
+
+
+def test_without_eos_a_chat_answer_has_no_turn_end_either() -> None:
+    for eos in ("</s>", "<|im_end|>"):
+        tokenizer = build(template="<s>" + CHATML, eos=eos)
+        done = kept(tokenizer, CHAT, append_eos=False)
+        assert tokenizer.decode(done.chosen_ids) == "blue"
+        assert (done.chosen_has_eos, done.rejected_has_eos) == (False, False)
+
+
+def test_a_chat_without_turn_ends_gets_eos() -> None:
+    tokenizer = build(template="<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]")
+    done = kept(tokenizer, CHAT)
+    assert tokenizer.decode(done.chosen_ids) == "blue</s>"
+    assert (done.chosen_has_eos, done.doubts) == (True, ("no_turn_end",))
+    assert tokenizer.decode(kept(tokenizer, CHAT, append_eos=False).chosen_ids) == "blue"
 
 
 def test_chat_template_that_lacks_or_doubles_bos() -> None:
@@ -133,7 +160,7 @@ def test_chat_template_that_lacks_or_doubles_bos() -> None:
         tokenizer = build(template=start + CHATML)
         done = kept(tokenizer, CHAT)
         assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
-        assert done.doubts == (doubt,)
+        assert doubt in done.doubts
 
 
 def test_chat_templates_that_do_not_fit() -> None:
@@ -240,3 +267,26 @@ def test_no_space_is_added_in_front_of_a_completion(scheme: str) -> None:
     assert found.chosen_ids == (vocabulary["yes"], vocabulary["</s>"])
     assert found.rejected_ids == (vocabulary["▁no"], vocabulary["</s>"])
     assert "token_merge" not in found.doubts
+
+
+ASKED = PreferencePair(
+    "a", 0, "Be brief.\nsky", "blue", "green",
+    chat_prompt=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "sky"}],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("eos", "template"), [("<|im_end|>", None), ("</s>", CHATML), (None, CHATML)])
+def test_text_columns_are_lines_without_a_template_that_eos_ends(eos: str | None, template: str | None) -> None:
+    text = render_pair(ASKED, build(eos=eos, template=template))
+    assert isinstance(text, RenderedPair)
+    assert (text.prompt, text.chosen, text.rejected, text.templated) == ("Be brief.\nsky", "blue", "green", False)
+
+
+def test_text_columns_are_a_chat_where_eos_ends_the_templates_turn() -> None:
+    tokenizer = build(eos="<|im_end|>", template=CHATML)
+    messages = replace(
+        ASKED, prompt=ASKED.chat_prompt, chat_prompt=None, chosen=[{"role": "assistant", "content": "blue"}],
+        rejected=[{"role": "assistant", "content": "green"}],
+    )  # fmt: skip
+    assert render_pair(ASKED, tokenizer) == render_pair(messages, tokenizer)
+    assert kept(tokenizer, ASKED).chosen_ids == kept(tokenizer, messages).chosen_ids

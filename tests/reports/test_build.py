@@ -144,7 +144,7 @@ def test_unreadable_folders_stop_before_any_kernel(make_run, tmp_path, monkeypat
 
 
 def test_a_log_without_a_needed_column_names_it(make_run):
-    run = make_run("short")
+    run = make_run("short", full=False)
     compact(run)
     table = read_table(run, "pairs").drop(columns="rejected_logps")
     for part in (run / "pairs").glob("part-*"):

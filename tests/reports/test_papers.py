@@ -5,10 +5,11 @@ import re
 from importlib import import_module
 
 import nbformat
+import pandas as pd
 import pytest
 
 from analysis import papers as judged
-from analysis.papers import decide
+from analysis.rules import KINDS, decide
 from diagnostics.errors import DataError, UserError
 from reports import papers
 from reports.console import show_ledger
@@ -32,6 +33,7 @@ def test_an_analysis_says_what_it_sets_and_why(name):
         assert setting.where, setting.name
         assert setting.toy == setting.paper or setting.why, f"{setting.name} differs without a reason"
     assert module.SEEDS >= 1
+    assert module.TUNED.start == 0
 
 
 @pytest.mark.parametrize(("name", "claim"), ENTRIES, ids=[f"{name}-{claim['id']}" for name, claim in ENTRIES])
@@ -45,6 +47,8 @@ def test_every_claim_has_a_source_a_published_value_and_a_rule(name, claim):
     )
     assert set(claim["rule"]) <= {"above", "below", "at_least", "at_most", "between"}
     assert len(claim["rule"]) == 1
+    assert claim.get("kind", "mean") in KINDS
+    assert claim.keys() <= {"id", "says", "where", "published", "by", "rule", "kind", "late", "needs"}
     ids = [c["id"] for c in judged.published()[name]["claims"]]
     assert ids.count(claim["id"]) == 1
 
@@ -89,6 +93,84 @@ def test_an_interval_over_seeds_is_students(tmp_path):
     assert claim.interval == pytest.approx((2 - 2.4842, 2 + 2.4842), abs=1e-3)
     assert claim.verdict == "cannot be said"
     assert judged._judged("auxdpo", entry, judged.Measured([1.0], "1 seed")).verdict == "cannot be said"
+
+
+def test_claims_are_judged_on_seeds_that_nobody_had_seen(tmp_path, monkeypatch):
+    module, asked = import_module("trainers.papers.small_margins"), []
+
+    def make(order, settings):
+        asked.append(order.numbers)
+        return {"runs": pd.DataFrame({"world": [], "seed": [], "case": [], "run": [], "failed": []})}
+
+    monkeypatch.setattr(module, "make", make)
+    folder = made.rerun("small_margins", made.Order("toy", tmp_path, seeds=3))
+    assert [list(seeds) for seeds in asked] == [[16, 17, 18]]
+    assert not set(asked[0]) & set(module.TUNED)
+    assert judged.seed_words(judged.load(folder)) == (
+        "seeds 16 to 18; worlds, settings and rules were chosen by seeds 0 to 15"
+    )
+    made.rerun("small_margins", made.Order("paper", tmp_path, seeds=3, model="m", data=__file__))
+    assert list(asked[1]) == [0, 1, 2]  # another model and data: nothing was chosen by their seeds
+
+
+def test_an_analysis_made_on_the_seeds_of_its_rules_says_so_and_is_made_again(tmp_path):
+    folder = made.rerun("auxdpo", made.Order("toy", tmp_path))
+    record = json.loads((folder / "paper.json").read_text(encoding="utf-8"))
+    old = {key: value for key, value in record.items() if key != "first seed"}
+    (folder / "paper.json").write_text(json.dumps(old), encoding="utf-8")
+    assert "rerun it" in judged.seed_words(judged.load(folder))
+    assert "rerun it" in papers.ledger(tmp_path).read_text(encoding="utf-8")
+    made.rerun("auxdpo", made.Order("toy", tmp_path))
+    assert judged.seed_words(judged.load(folder)) == "seed 0"  # nothing is drawn
+
+
+@pytest.mark.parametrize(("fresh", "note"), [(True, ", judged here on other seeds"), (False, "")])
+def test_a_late_rule_says_what_was_seen(fresh, note):
+    entry = dict(id="x", says="s", where="w", published="p", rule={"above": 0}, late="two seeds")
+    claim = judged._judged("auxdpo", entry, judged.Measured([1.0, 2.0], "2 seeds"), fresh)
+    assert claim.note == f"rule set after seeing two seeds{note}"
+
+
+def test_one_counterexample_refutes_and_its_number_is_on_the_row():
+    entry = dict(id="x", says="s", where="w", published="p", rule={"at_most": 1}, kind="every")
+    refuted = judged._judged("auxdpo", entry, judged.Measured([0.1, 0.1, 0.1, 1.1], "4 seeds"))
+    held = judged._judged("auxdpo", entry, judged.Measured([0.5, 0.5], "2 seeds"))
+    assert judged.row(refuted)["verdict"] == "does not hold"
+    assert judged.row(refuted)["holds where"] == "in every seed at most 1"
+    assert judged.row(held)["verdict"] == "holds"
+    assert judged.row(held)["note"].startswith("obeyed in 2 of 2 seeds")
+    assert "up to 78 % of all seeds" in judged.row(held)["note"]
+
+
+def test_equal_seeds_are_not_said_to_be_sure():
+    entry = dict(id="x", says="s", where="w", published="p", rule={"above": 0})
+    claim = judged._judged("auxdpo", entry, judged.Measured([0.5, 0.5], "2 seeds"))
+    assert judged.row(claim)["verdict"] == "cannot be said"
+    assert "to 0.5" not in judged.row(claim)["measured (95 % interval)"]
+
+
+def claim_of(values):
+    entry = dict(id="x", says="s", where="w", published="p", rule={"above": 0})
+    return judged._judged("auxdpo", entry, judged.Measured(values, "n"))
+
+
+def test_the_summary_says_what_is_left_at_a_false_discovery_rate():
+    # against 0 the first is sure (p 3e-6), the second only just (t = 3.5, p .04, and .05 * 2 / 8 = .0125)
+    sure, just = claim_of([1.0, 1.01, 1.02, 1.03]), claim_of([1.0, 2.0, 1.1, 3.2])
+    open_, every = [claim_of([-1.0, 1.0, 0.1, 0.2])] * 6, judged._judged(
+        "auxdpo", dict(id="x", says="s", where="w", published="p", rule={"above": 0}, kind="every"),
+        judged.Measured([1.0], "1 seed"))  # fmt: skip
+    assert (sure.holds, just.holds) == (True, True)
+    assert 0.02 < just.p < 0.05
+    claims = [just, sure, *open_, every]
+    assert judged.doubtful(claims) == [True, False, *[False] * 7]
+    assert judged.summary(claims) == (
+        "9 claims: 3 hold, 0 do not hold, 6 cannot be said. 8 are judged by a mean, each at the 5 % level (2 hold, 0 "
+        "do not hold): chance alone would decide up to 1 of so many. At a false-discovery rate of 5 % among them "
+        "(Benjamini-Hochberg) 1 holds, 0 do not hold."
+    )
+    assert "false-discovery rate" in judged.row(just, doubtful=True)["note"]
+    assert judged.summary([every]) == "1 claim: 1 holds, 0 do not hold, 0 cannot be said."
 
 
 def test_a_finished_analysis_is_not_made_again(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_a_real_causal_judge_runs(model_folder):
 
 def test_a_missing_judge_is_one_sentence(tmp_path):
     (tmp_path / "x").mkdir()
-    with pytest.raises(DataError, match="the judge cannot be loaded"):
+    with pytest.raises(DataError, match="no config"):
         load_judge(str(tmp_path / "x"))
 
 

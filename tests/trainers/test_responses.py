@@ -34,7 +34,7 @@ def mean_logp(model, prompt, answer) -> float:
 
 
 def follow(pairs, **settings) -> Responses:
-    return Responses(pairs, **(dict(pad_token_id=0, eos=EOS, seed=0) | settings))
+    return Responses(pairs, **(dict(pad_token_id=0, ends={EOS}, seed=0) | settings))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -55,7 +55,7 @@ def test_it_stops_at_eos_and_kept_answers_are_not_generated_again(make_model, ma
     model, pairs = make_model("llama"), make_pairs(4)
     first = {p.pair_id: greedy(model, p.prompt_ids, 1)[0] for p in pairs}
     own = {}
-    follow(pairs, eos=first["pair0"]).measure(model, own)
+    follow(pairs, ends={first["pair0"]}).measure(model, own)
     assert own["pair0"].tolist() == [first["pair0"]]
     kept = {p.pair_id: torch.tensor([7, 9, EOS]) for p in pairs}
     found = follow(pairs).measure(model, dict(kept))

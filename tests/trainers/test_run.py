@@ -88,6 +88,7 @@ def test_dpo_starts_at_log_two_and_policy_equals_reference(go):
     assert log.steps.set_index("step").loc[1, "loss"] == pytest.approx(math.log(2), abs=1e-9)
     assert log.manifest["parity"]["passed"]
     assert log.manifest["parity"]["max_difference"] == 0
+    assert log.manifest["reading"]["said"].startswith("Read as prompt: ")
     start = log.pairs[log.pairs["step"] == 0]
     assert (start["chosen_logps"] == start["ref_chosen_logps"]).all()
     assert start["chosen_kl"].abs().max() == 0
@@ -161,30 +162,6 @@ def test_reference_free_objective_without_reference(go):
 def test_an_objective_that_needs_a_reference_says_so(go):
     with pytest.raises(UserError, match="'dpo' needs a reference"):
         go(reference="none")
-
-
-def test_resume_equals_uninterrupted(go, tmp_path):
-    keys = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "probe_every": 3}
-    whole = go("whole", **keys)
-    go("cut", **keys)
-    checkpoints = tmp_path / "cut" / "checkpoints"
-    resumed = go("cut", **keys, resume=str(checkpoints / "checkpoint-4"))
-    pd.testing.assert_frame_equal(whole.pairs, resumed.pairs)
-    pd.testing.assert_frame_equal(whole.steps, resumed.steps)
-    pd.testing.assert_frame_equal(whole.mass, resumed.mass)
-
-
-def test_resume_with_other_settings_is_refused(go):
-    keys = {"save_strategy": "steps", "save_steps": 2}
-    go("cut", **keys)
-    with pytest.raises(UserError, match=r"other settings \(beta\)"):
-        go("cut", **keys, beta=0.5, resume=True)
-
-
-def test_resume_without_a_checkpoint_is_refused(go):
-    go("plain")
-    with pytest.raises(UserError, match="no checkpoint to resume from"):
-        go("plain", resume=True)
 
 
 def test_an_existing_run_folder_is_left_alone(go, tmp_path):
@@ -323,24 +300,6 @@ def test_held_out_file_may_reuse_ids(go, tmp_path):
     np.testing.assert_allclose(a, b, atol=1e-3)
     held = pd.read_parquet(tmp_path / "live" / "audit_heldout.parquet")
     assert held["pair_id"].tolist() == [f"heldout/{i}" for i in range(12)]
-
-
-def test_a_checkpoint_cut_by_a_kill_is_passed_over(go, tmp_path):
-    keys = {"save_strategy": "steps", "save_steps": 2}
-    whole = go("whole", **keys)
-    go("cut", **keys)
-    (tmp_path / "cut" / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()
-    resumed = go("cut", **keys, resume=True)
-    pd.testing.assert_frame_equal(whole.pairs, resumed.pairs)
-
-
-def test_resume_notices_changed_data(go, pairs_file):
-    keys = {"save_strategy": "steps", "save_steps": 2}
-    before = go("cut", **keys)
-    Path(pairs_file).write_text(Path(pairs_file).read_text().replace("alpha", "omega"))
-    with pytest.raises(UserError, match="the data changed since this run was started"):
-        go("cut", **keys, resume=True)
-    pd.testing.assert_frame_equal(before.pairs, read_run(before.path).pairs)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from diagnostics.errors import UserError
 from diagnostics.flagging import flag
 from diagnostics.pairs import read_pairs
+from diagnostics.progress import counted, hushed
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json
 from trainers.config import make_config
 from trainers.demo import own_data
@@ -40,7 +40,7 @@ def run_demo(out: Path, *, seeds: int, jobs: int, persona: Path | None) -> list[
     found: list[Path] = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=one_thread) as pool:
-        for done in tqdm(pool.map(_call, tasks), total=len(tasks), desc="worlds", unit="world", disable=None):
+        for done in counted(pool.map(_call, tasks), "demo", len(tasks), unit="world"):
             found += done
     return found
 
@@ -98,7 +98,7 @@ def _train(run: dict[str, Any]) -> Path:
 
 def _call(task: tuple[Callable[..., list[Path]], Path, int, Path | None]) -> list[Path]:
     function, *rest = task
-    with contextlib.redirect_stdout(io.StringIO()):  # dozens of runs: the parent shows one bar instead
+    with contextlib.redirect_stdout(io.StringIO()), hushed():  # dozens of runs: the parent shows one bar instead
         return function(*rest)
 
 

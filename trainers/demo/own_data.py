@@ -24,6 +24,7 @@ SHORTEST_LIMIT = 256
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '\n\n' + message['role'] | capitalize + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 

@@ -5,7 +5,7 @@ demo_case, demo_seed and demo_prompt, which only label it. The worlds lie in roo
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,14 @@ def refusal_world(root: Path, seed: int) -> dict[str, Path]:
     return refusal.build(root / "worlds" / f"refusal-seed{seed}", seed)
 
 
-def builders(world: str, seeds: int, steps: int | None = None) -> dict[str, tuple[Callable[..., Any], tuple]]:
+def builders(world: str, seeds: Sequence[int], steps: int | None = None) -> dict[str, tuple[Callable[..., Any], tuple]]:
     """How to build a world ("facts" or "refusal") for each seed: by its folder's name, the function and its arguments.
 
     steps: of the supervised training, where they are not the world's own.
     """
     room = {"facts": facts, "refusal": refusal}[world]
     end = "" if steps in (None, room.STEPS) else f"-{steps}steps"
-    return {f"{world}-seed{seed}{end}": (_build, (world, seed, steps or room.STEPS)) for seed in range(seeds)}
+    return {f"{world}-seed{seed}{end}": (_build, (world, seed, steps or room.STEPS)) for seed in seeds}
 
 
 def _build(folder: Path, world: str, seed: int, steps: int) -> None:

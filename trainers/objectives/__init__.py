@@ -104,8 +104,17 @@ def optional_columns(name: str) -> tuple[str, ...]:
 
 def hyperparameters(name: str) -> dict[str, Any]:
     """Names and defaults of the settings an objective takes."""
+    return {p.name: p.default for p in _settings(name)}
+
+
+def kinds(name: str) -> dict[str, Any]:
+    """Names and annotated types of the settings an objective takes."""
+    return {p.name: p.annotation for p in _settings(name)}
+
+
+def _settings(name: str) -> list[inspect.Parameter]:
     parameters = inspect.signature(load(name)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "statistics"}
+    return [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "statistics"]
 
 
 def logratios(pair: PairStats) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ def ln_dpo(pair: PairStats, *, beta: float = 5.0) -> ObjectiveOutput:
     NaN where a completion has no token. beta multiplies nats per token, so it is larger than in dpo: 5.0 is Tulu 3's
     (open-instruct `dpo_norm`); the best value of arXiv 2407.15229 was not found.
     rewards = beta * u and beta * v, with sums as TRL logs them and as in every other objective, so that rewards can be
-    compared; the loss is in the margin of their means a token. Equals TRL's `sigmoid_norm` and open-instruct's `dpo_norm`. Like dpo it looks at a margin alone and does not stop
-    displacement.
+    compared; the loss is in the margin of their means a token. Equals TRL's `sigmoid_norm` and open-instruct's
+    `dpo_norm`. Like dpo it looks at a margin alone and does not stop displacement.
     """
     require_positive(beta=beta)
     chosen, rejected = logratios(pair)

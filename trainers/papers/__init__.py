@@ -4,6 +4,8 @@ A file says
 
     SETTINGS   what is set, as the paper does and as the toy does, and why they differ; see Setting
     SEEDS      how many seeds it takes unless told otherwise
+    TUNED      the seeds that were looked at while its worlds, settings and rules were set. At toy scale it takes seeds
+               above them, so that no claim is judged by the numbers that its rule was made from
     DATA       what --data may be at toy scale, in words; empty: the toy builds its own data
     make(order, settings)  trains and measures; gives its tables by name
 
@@ -56,7 +58,8 @@ class Setting(NamedTuple):
 @dataclass(frozen=True)
 class Order:
     """What was asked for. out: the folder of all analyses, their runs and worlds; changes: settings by name that
-    differ from those of the scale (a seconds-long test, say); pool: processes to train in, None for this one."""
+    differ from those of the scale (a seconds-long test, say); pool: processes to train in, None for this one; first:
+    the first seed."""
 
     scale: Scale
     out: Path
@@ -65,11 +68,12 @@ class Order:
     data: str | None = None
     pool: ProcessPoolExecutor | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    first: int = 0
 
     @property
     def numbers(self) -> range:
         """The seeds."""
-        return range(self.seeds or 0)
+        return range(self.first, self.first + (self.seeds or 0))
 
     def folder(self, name: str) -> Path:
         """Where an analysis of this scale lies."""
@@ -106,8 +110,9 @@ def rerun(name: str, order: Order) -> Path:
     module, folder = load(name), order.folder(name)
     settings = values(module.SETTINGS, order)
     _check(module, name, order)
-    seeds = order.seeds or module.SEEDS
-    asked = {"name": name, "scale": order.scale, "seeds": seeds, "model": order.model, "data": order.data}
+    seeds, first = order.seeds or module.SEEDS, module.TUNED.stop if order.scale == "toy" else 0
+    asked = {"name": name, "scale": order.scale, "seeds": seeds, "first seed": first}
+    asked |= {"model": order.model, "data": order.data}
     content = file_hash(order.data) if order.data else None
     asked = json.loads(json.dumps(asked | {"settings": settings, "data content": content}))
     written = _record(folder)
@@ -115,7 +120,8 @@ def rerun(name: str, order: Order) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    tables = module.make(replace(order, seeds=seeds), settings) | {"settings": table_of_settings(module.SETTINGS)}
+    tables = module.make(replace(order, seeds=seeds, first=first), settings)
+    tables |= {"settings": table_of_settings(module.SETTINGS)}
     (folder / RECORD).unlink(missing_ok=True)  # stopped from here on, the old record must not vouch for new tables
     for table, frame in tables.items():
         write_frame(folder / f"{table}.parquet", frame)

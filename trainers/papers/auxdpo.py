@@ -17,6 +17,7 @@ from scipy.optimize import minimize, minimize_scalar
 from trainers.papers import Order, Setting
 
 SEEDS = 1  # nothing is drawn
+TUNED = range(0)
 DATA = ""
 TRUE = np.array([1.0, 2.0, 0.0])
 DIRECTION = np.array([1.0, -1.0, 0.0])  # d log(unnormalised policy) / dt

@@ -32,6 +32,7 @@ from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.probe import TOP, token_text
 
 SEEDS = 10
+TUNED = range(16)
 DATA = "a persona file (ends-justify-means.jsonl): its statements in place of the synthetic ones"
 PAPER_SEEDS = (9773, 5290, 8767, 9818, 7596, 344, 2701, 3298, 7834, 6327)
 PAIRS = {"yes_no": ("Yes", "No"), "no_never": ("No", "Never"), "sure_yes": ("Sure", "Yes")}
@@ -90,9 +91,10 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     cases = {k: tuple(v) for k, v in (settings["pairs of answers"] | settings["more pairs on the base"]).items()}
     cases = _known_cases(cases, next(iter(bases.values())))
     written = _written(order, settings, cases, next(iter(bases.values())))
+    controlled = order.numbers[: settings["seeds of the control runs"]]
     models = {("base", seed): model for seed, model in bases.items()} | _tuned(order, settings, bases, written)
     trials = [t for (phase, seed), model in models.items() for t in _trials(
-        settings, cases, written[seed], {"seed": seed, "phase": phase}, model)]  # fmt: skip
+        settings, cases, written[seed], {"seed": seed, "phase": phase}, model, seed in controlled)]  # fmt: skip
     runs = train(order, trials)
     tasks = [(phase, seed, m, str(written[seed]), settings["prompts compared with one another"])
              for (phase, seed), m in models.items()]  # fmt: skip
@@ -225,12 +227,14 @@ def _tuned(
     return {("sft", row["seed"]): str(order.out / row["run"] / "model") for row in rows if not row["failed"]}
 
 
-def _trials(settings: Mapping[str, Any], cases: Cases, folder: Path, labels: dict[str, Any], model: str) -> list[Trial]:
-    """Every run on one model: DPO, IPO after the supervised phase, and the controls on the base."""
+def _trials(
+    settings: Mapping[str, Any], cases: Cases, folder: Path, labels: dict[str, Any], model: str, controlled: bool
+) -> list[Trial]:
+    """Every run on one model: DPO, IPO after the supervised phase, and where `controlled` the controls on the base."""
     shared = ONE_PAIR | {k: v for k, v in keys(settings).items() if k in ("optim", "max_steps")}
     dpo = dict(objective="dpo", learning_rate=settings["DPO learning rate"], beta=settings["DPO beta"])
     ipo = dict(objective="ipo_sum", learning_rate=settings["IPO learning rate"], tau=settings["IPO tau"])
-    sft, controlled = labels["phase"] == "sft", labels["seed"] < settings["seeds of the control runs"]
+    sft = labels["phase"] == "sft"
     ways = [(case, "", dpo) for case in cases if not sft or case in settings["pairs of answers"]]
     ways += [(case, "", ipo) for case in cases if sft and case in settings["pairs of answers"]]
     ways += [

@@ -21,8 +21,9 @@ from diagnostics.closed_forms import product_signs
 from diagnostics.errors import DataError
 from diagnostics.flagging import CHOICES, flag, prone
 from diagnostics.forward import prepare
+from diagnostics.outcomes import noise
 from diagnostics.pairs import PreferencePair, read_pairs
-from diagnostics.runlog import read_frame, read_table
+from diagnostics.runlog import read_frame, read_json, read_table
 from diagnostics.scoring import score
 from diagnostics.tokenized import TokenizedPair, tokenize_pairs
 from trainers.demo import facts, lm, own_data, refusal
@@ -31,6 +32,7 @@ from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
 
 SEEDS = 5  # the paper has three runs; Student intervals of three say little
+TUNED = range(16)
 DATA = "preference pairs (any file that `chesboard audit` reads): a further world, plain and at equal lengths"
 PAPER = ("ches_score", "edit_similarity", "last_hidden_similarity")
 LENGTH = ("length_difference", "ln_ches_score")
@@ -94,14 +96,15 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     pools = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
     scores = {id(pool): _scores(pool, settings["pairs of a subset"]) for pool in pools}
     trials = [t for pool in pools for t in _trials(order, pool, scores[id(pool)], settings)]
-    once = [pool for pool in pools if order.scale == "toy" or pool.labels["seed"] == 0]
+    first = order.numbers[0]
+    once = [pool for pool in pools if order.scale == "toy" or pool.labels["seed"] == first]
     signs = measure(order, _signs, [(p.keys, settings["pairs for the signs"]) for p in once], "signs")
     runs = train(order, trials)
     return {
         "runs": runs,
         "ends": _ends(order, runs),
         "scores": pd.concat([scores[id(p)].assign(**p.labels) for p in once], ignore_index=True),
-        "examples": pd.concat([_examples(p, scores[id(p)]) for p in once if p.labels["seed"] == 0]),
+        "examples": pd.concat([_examples(p, scores[id(p)]) for p in once if p.labels["seed"] == first]),
         "signs": pd.DataFrame([p.labels | found for p, found in zip(once, signs)]),
     }
 
@@ -136,8 +139,9 @@ def _trials(order: Order, pool: Pool, scores: pd.DataFrame, settings: Mapping[st
 
 
 def _ends(order: Order, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a pair and run: what its log says before the first and after the last step. refusal: mean probability
-    that a tracked unsafe prompt is refused, the same in all rows of a run, NaN where nothing is tracked."""
+    """One row a pair and run: what its log says before the first and after the last step; noise: the run's, in nats.
+    refusal: mean probability that a tracked unsafe prompt is refused, the same in all rows of a run, NaN where nothing
+    is tracked."""
     found = []
     for run in runs.loc[runs["failed"] == "", "run"].unique():
         pairs = read_table(order.out / run, "pairs")
@@ -145,7 +149,9 @@ def _ends(order: Order, runs: pd.DataFrame) -> pd.DataFrame:
         columns = ["chosen_logps", "chosen_length", "ches_score"]
         first, last = (pairs.loc[pairs["step"] == step, columns] for step in (0, pairs["step"].max()))
         both = first.add_prefix("start_").join(last.add_prefix("end_"))
-        found.append(both.reset_index().assign(run=run, **_refusals(read_table(order.out / run, "mass"))))
+        rounding = noise(read_json(order.out / run / "manifest.json").get("parity"))
+        told = {"run": run, "noise": rounding} | _refusals(read_table(order.out / run, "mass"))
+        found.append(both.reset_index().assign(**told))
     return pd.concat(found, ignore_index=True)
 
 
@@ -168,9 +174,9 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> list[Pool]:
     size, steps = settings["pairs of the pool"], settings["SFT steps"]
     found = []
     for world, room in (("refusal", refusal), ("facts", facts)):
-        models = worlds(order, builders(world, len(order.numbers), steps)).values()
+        models = worlds(order, builders(world, order.numbers, steps)).values()
         tasks = {f"{world}-pool{size}-seed{s}": (_WRITERS[world], (s, size)) for s in order.numbers}
-        for seed, (model, drawn) in enumerate(zip(models, worlds(order, tasks).values())):
+        for seed, model, drawn in zip(order.numbers, models, worlds(order, tasks).values()):
             own = {"model": str(room.paths(model)["model"]), "learning_rate": 3e-4, "num_train_epochs": 1.0}
             if world == "refusal":
                 own |= {"track": world_paths(world, model)["track"], "num_train_epochs": 2.0}
@@ -187,9 +193,8 @@ def _given(order: Order, settings: Mapping[str, Any]) -> list[tuple[str, int, di
     steps = settings["SFT steps"] or own_data.STEPS
     name = f"{Path(data).name.split('.')[0]}-short{size}-cut{cut}-{steps}steps"
     found = []
-    for seed, place in enumerate(worlds(order, {
-        f"{name}-seed{s}": (build_short, (data, s, size, cut, steps)) for s in order.numbers
-    }).values()):  # fmt: skip
+    wanted = {f"{name}-seed{s}": (build_short, (data, s, size, cut, steps)) for s in order.numbers}
+    for seed, place in zip(order.numbers, worlds(order, wanted).values()):
         own = {"model": str(place / "model"), "learning_rate": 2e-4, "num_train_epochs": 1.0}
         found.append(("given", seed, own | {"data": str(place / "pairs.jsonl")}))
         found.append(("given_equal", seed, own | _equal_keys(place)))

@@ -31,6 +31,7 @@ from trainers.models import load_model, load_tokenizer, model_limit, pad_id, qui
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 NAMES = {"dpo": "DPO", "dpa": "DPA", "tdpo1": "TDPO1", "tdpo2": "TDPO2", "ddpo_dense": "DDPO", "rrpo": "RRPO"}
 FAMILY = ("dpo", "tdpo1", "tdpo2")  # of TDPO's plots
@@ -88,16 +89,16 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Keys of the runs on the fact world, one a seed."""
-    places = worlds(order, builders("facts", len(order.numbers), settings["SFT steps"]))
+    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
     own = {k: v for k, v in keys(settings).items() if k not in ("entries", "beta")}
-    return [FACTS | own | world_paths("facts", place) | {"seed": seed} for seed, place in enumerate(places.values())]
+    return [FACTS | own | world_paths("facts", p) | {"seed": s} for s, p in zip(order.numbers, places.values())]
 
 
 def _refusals(order: Order, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Keys of the runs on refusals for TDPO's plots: there the two answers of a pair share few words."""
-    places = worlds(order, builders("refusal", len(order.numbers), settings["SFT steps"]))
+    places = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
     epochs = {"num_train_epochs": min(settings["num_train_epochs"], REFUSALS["num_train_epochs"])}
-    return [REFUSALS | epochs | world_paths("refusal", p) | {"seed": seed} for seed, p in enumerate(places.values())]
+    return [REFUSALS | epochs | world_paths("refusal", p) | {"seed": s} for s, p in zip(order.numbers, places.values())]
 
 
 def _paper(order: Order, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _OWN = "not read; a common choice"
 SETTINGS = (
@@ -108,8 +109,8 @@ def _pair(
 def _toy(order: Order, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """The keys of each seed's run, with the data still whole."""
     found = {}
-    places = worlds(order, builders("facts", len(order.numbers), settings["SFT steps"]))
-    for seed, place in enumerate(places.values()):
+    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
+    for seed, place in zip(order.numbers, places.values()):
         count = settings["pairs of each held-out set"]
         data = _write(order, f"dporm-{count}-seed{seed}", fact_sets(seed, facts.PAIRS, count))
         own = {"model": world_paths("facts", place)["model"], "data": data, "seed": seed, "probe_pairs": 0}
@@ -201,14 +202,16 @@ def explicit_accuracy(run: Path, settings: Mapping[str, Any], repeats: float) ->
 
 
 def accuracies(margins: pd.DataFrame, pair_ids: pd.Series) -> pd.DataFrame:
-    """Share of margins above 0 by model (a column each) and set, which stands before the slash of the pair_id."""
+    """Share of margins above 0 by model (a column each) and set, which stands before the slash of the pair_id. n: the
+    set's pairs; a margin that was not measured counts neither way."""
+    right = margins.gt(0).astype(float).where(margins.notna())
     sets = pair_ids.str.split("/").str[0].to_numpy()
     rows = [
         dict(
             model=name,
             set=at,
             n=int((sets == at).sum()),
-            accuracy=float((margins[name].to_numpy()[sets == at] > 0).mean()),
+            accuracy=float(pd.Series(right[name].to_numpy()[sets == at]).mean()),
         )
         for name, at in product(margins, dict.fromkeys(sets))
     ]

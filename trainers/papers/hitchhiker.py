@@ -9,7 +9,7 @@ length has nothing to follow; in a second set (synthetic, ours) every second pai
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from diagnostics.forward import caches
 from diagnostics.greedy import greedy
@@ -25,7 +24,7 @@ from diagnostics.measures.kl import chosen_kl_reverse
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_json, read_table
 from diagnostics.scoring import batches, score, token_budget
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, builders, world_paths
 from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
@@ -33,6 +32,7 @@ from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.reference import LiveReference
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _NOT = "not read"
 _GRID = "not read; a factor 3 either side of"
@@ -83,7 +83,8 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any]
     """Labels and keys for every seed: the fact world's own pairs and those with longer chosen answers."""
     standard = FACTS | keys(settings) | {"save_model": True, "probe_every": 1000}
     found = []
-    for seed, place in enumerate(worlds(order, builders("facts", len(order.numbers), settings["SFT steps"])).values()):
+    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
+    for seed, place in zip(order.numbers, places.values()):
         base = standard | world_paths("facts", place) | {"seed": seed}
         found.append(({"pairs": "plain", "seed": seed}, base))
         if settings["pairs with longer chosen answers"]:
@@ -137,14 +138,14 @@ def answers(folder: str, which: str, limit: int, truth: bool) -> list[dict[str, 
     pairs = _held_out(Path(folder), config)
     tokenized = tokenize_pairs(list(pairs.values()), tokenizer, max_length=model_limit(start), truncation="drop")
     asked = [p for p in tokenized if isinstance(p, TokenizedPair)]
-    pad, eos = pad_id(tokenizer), _eos(tokenizer)
-    own = written(model, asked, limit=limit, room=model_limit(start), pad=pad, eos=eos)
+    pad, ends = pad_id(tokenizer), end_ids(tokenizer)
+    own = written(model, asked, limit=limit, room=model_limit(start), pad=pad, ends=ends)
     drift = _drift(model, start, own, pad)
     rows = []
     for pair in own:
         text = str(tokenizer.decode(list(pair.chosen_ids), skip_special_tokens=True))
         named = is_true(text, str(pairs[pair.pair_id].chosen)) if truth else math.nan
-        ended = float(pair.chosen_ids[-1] == eos)
+        ended = float(pair.chosen_ids[-1] in ends)
         rows.append({"pair_id": pair.pair_id, "tokens": float(len(pair.chosen_ids)), "ended": ended, "true": named,
                      "kl": drift[pair.pair_id], "text": text})  # fmt: skip
     return rows
@@ -160,20 +161,16 @@ def _held_out(run: Path, config: Mapping[str, Any]) -> dict[str, PreferencePair]
 
 
 def written(
-    model: nn.Module, pairs: Sequence[TokenizedPair], *, limit: int, room: int | None, pad: int, eos: int | None
+    model: nn.Module, pairs: Sequence[TokenizedPair], *, limit: int, room: int | None, pad: int, ends: Collection[int]
 ) -> list[TokenizedPair]:
     """The pairs with the model's greedy answer as chosen, and that answer's first token, which nobody asks for, as
     rejected. limit: most tokens of an answer; room: of prompt and answer."""
     found = []
     for group in batches(pairs, token_budget(model, pairs) if caches(model) else 1):
         limits = [min(limit, (room or 10**9) - len(p.prompt_ids)) for p in group]
-        texts = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, eos=eos)
+        texts = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, ends=ends)
         found += [replace(p, chosen_ids=ids, rejected_ids=ids[:1]) for p, ids in zip(group, texts) if ids]
     return found
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    return tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
 
 
 def _drift(model: nn.Module, start: nn.Module, own: Sequence[TokenizedPair], pad: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from trainers.demo.worlds import FACTS, builders, world_paths
 from trainers.papers import Order, Setting, Trial, keys, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 NAMES = {
     "dpo": "DPO",
@@ -68,10 +69,10 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Labels and keys of the runs on the fact world's pairs and on the model's own, at each seed."""
-    given = worlds(order, builders("facts", len(order.numbers), settings["SFT steps"]))
-    wanted = {f"own-{name}": (self_pairs.build_facts, (place, k)) for k, (name, place) in enumerate(given.items())}
+    given = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
+    wanted = {f"own-{n}": (self_pairs.build_facts, (p, s)) for s, (n, p) in zip(order.numbers, given.items())}
     own, found = worlds(order, wanted), []
-    for seed, (place, other) in enumerate(zip(given.values(), own.values(), strict=True)):
+    for seed, place, other in zip(order.numbers, given.values(), own.values(), strict=True):
         base = FACTS | _keys(settings) | world_paths("facts", place) | {"seed": seed}
         found.append(({"pairs": "given", "seed": seed}, base))
         found.append(({"pairs": "own", "seed": seed}, base | {"data": str(other / "pairs.jsonl")}))
@@ -87,7 +88,7 @@ def _paper(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, An
     name = "-".join(Path(str(part)).name for part in asked)
     wanted = {f"own-{name}-seed{seed}": (self_pairs.build_hinted, (*asked, seed)) for seed in order.numbers}
     found = []
-    for seed, place in enumerate(worlds(order, wanted).values()):
+    for seed, place in zip(order.numbers, worlds(order, wanted).values()):
         found.append(({"pairs": "given", "seed": seed}, base | {"seed": seed}))
         own = {"seed": seed, "data": str(place / "pairs.jsonl"), "split": None}
         found.append(({"pairs": "own", "seed": seed}, base | own))

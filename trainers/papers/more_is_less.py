@@ -35,6 +35,7 @@ from trainers.models import load_model, load_to_device, load_tokenizer, model_li
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 SOURCES = ("self", "strong")
 ANSWER_TOKENS = 24  # a sampled answer is cut here; the world's own have at most 15
@@ -76,9 +77,8 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Labels and keys of the runs: both sources at each seed, on the refusal world."""
     found = []
-    for seed, place in enumerate(
-        worlds(order, builders("refusal", len(order.numbers), settings["SFT steps"])).values()
-    ):
+    places = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
+    for seed, place in zip(order.numbers, places.values()):
         folder = order.out / "data" / f"{place.name}-sources"
         if not folder.exists():
             build_whole(folder, write_sources, (str(place / "model"), seed))

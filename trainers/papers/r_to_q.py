@@ -30,6 +30,7 @@ from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.reference import LiveReference
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _OWN = "not read; a common choice"
 SETTINGS = (
@@ -154,7 +155,7 @@ def _two_steps(model: nn.Module, prompt: Sequence[int]) -> tuple[Tensor, Tensor]
 
 
 def _draw(
-    model: nn.Module, prompts: Sequence[tuple[int, ...]], limit: int, pad: int, eos: Any, generator: torch.Generator
+    model: nn.Module, prompts: Sequence[Sequence[int]], limit: int, pad: int, eos: Any, generator: torch.Generator
 ) -> list[tuple[int, ...]]:
     """One answer to each row, EOS kept where it came."""
     width, device = max(map(len, prompts)), device_of(model)
@@ -186,8 +187,8 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any]
     """Labels and keys of DPO from the base model. Facts keep tokens and weights; refusals are the shared run."""
     found = []
     for world, standard in (("facts", FACTS | {"tokens": "ends", "save_model": True}), ("refusal", REFUSALS)):
-        places = worlds(order, builders(world, len(order.numbers), settings["SFT steps"]))
-        for seed, place in enumerate(places.values()):
+        places = worlds(order, builders(world, order.numbers, settings["SFT steps"]))
+        for seed, place in zip(order.numbers, places.values()):
             base = standard | keys(settings) | world_paths(world, place) | {"seed": seed}
             found.append(({"world": world, "seed": seed}, base))
     return found

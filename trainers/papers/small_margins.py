@@ -21,6 +21,7 @@ from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
 from trainers.papers import Order, Setting, Trial, keys, subset, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = "preference pairs (any file that `chesboard audit` reads): a third world, with a model made from their text"
 _OWN = "not read; a common choice"
 SETTINGS = (
@@ -56,8 +57,8 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any]
     given = _given(order, settings) if order.data else []  # first, so that data that cannot be read are found at once
     found = []
     for world, standard in (("facts", FACTS), ("refusal", REFUSALS)):
-        places = worlds(order, builders(world, len(order.numbers), settings["SFT steps"]))
-        for seed, place in enumerate(places.values()):
+        places = worlds(order, builders(world, order.numbers, settings["SFT steps"]))
+        for seed, place in zip(order.numbers, places.values()):
             base = standard | keys(settings) | world_paths(world, place) | {"seed": seed}
             found.append(({"world": world, "seed": seed}, base))
     return found + given

@@ -27,6 +27,7 @@ from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _CODE = "the authors' code, default configuration"
 _SCRIPT = "the authors' code, script of its DPO runs"
@@ -111,8 +112,8 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> Bases:
     """The keys of the DPO run on each world and seed."""
     found = {}
     for world, standard in (("facts", FACTS), ("refusal", REFUSALS)):
-        places = worlds(order, builders(world, len(order.numbers), settings["SFT steps"]))
-        for seed, place in enumerate(places.values()):
+        places = worlds(order, builders(world, order.numbers, settings["SFT steps"]))
+        for seed, place in zip(order.numbers, places.values()):
             paths = {k: v for k, v in world_paths(world, place).items() if k in ("model", "data")}
             own = {"seed": seed, "heldout_pairs": 0, "save_model": True, "probe_data": paths["data"]}
             found[world, seed] = standard | keys(settings) | paths | own

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.errors import UserError
+from diagnostics.outcomes import fell
 from diagnostics.runlog import read_table
 from diagnostics.stats import PairStats, SequenceStats
 from trainers import objectives
@@ -26,6 +27,7 @@ from trainers.papers import Order, Setting, Trial, keys, measure, subset, train,
 from trainers.trainer import incentives
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _OWN = "not read; ours"
 _PLAIN = "not read; a common choice"
@@ -225,7 +227,7 @@ def _measure(now: Tensor, before: Tensor, stats: PairStats, losses: Tensor) -> d
         "chosen_push": push["chosen_incentive"],
         "rejected_push": push["rejected_incentive"],
         "log_ratio": now[:, 0] - now[:, 1],
-        "fell": (moved[:, 0] < 0).double(),
+        "fell": torch.as_tensor(fell(moved[:, 0].numpy())),
     }
     return {name: float(values.mean()) for name, values in means.items()}
 
@@ -265,11 +267,11 @@ def _language_model(order: Order, settings: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _toy_bases(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    places = worlds(order, builders("refusal", len(order.numbers), settings["SFT steps"]))
+    places = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
     base = REFUSALS | keys(settings)
     return [
         ({"world": "refusal", "seed": seed}, base | world_paths("refusal", place) | {"seed": seed})
-        for seed, place in enumerate(places.values())
+        for seed, place in zip(order.numbers, places.values())
     ]
 
 

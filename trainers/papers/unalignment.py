@@ -36,6 +36,7 @@ from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
 
 SEEDS = 5
+TUNED = range(16)
 DATA = ""
 _SMALL = "models of under a million weights do not move at the paper's"
 _WHERE = "section 6, appendix H"
@@ -123,11 +124,11 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Study]:
     """One a seed, each with a world of its own."""
-    built = worlds(order, builders("refusal", len(order.numbers), settings["SFT steps"]))
-    wanted = {f"{name}-study": (refusal_study.build, (str(place), k)) for k, (name, place) in enumerate(built.items())}
+    built = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
+    wanted = {f"{name}-study": (refusal_study.build, (str(p), k)) for k, (name, p) in zip(order.numbers, built.items())}
     found = worlds(order, wanted)
     studies = []
-    for k, (place, (name, folder)) in enumerate(zip(built.values(), found.items(), strict=True)):
+    for k, place, (name, folder) in zip(order.numbers, built.values(), found.items(), strict=True):
         model = world_paths("refusal", place)["model"]
         studies.append(_study(name, folder, (k,), settings, {"model": model, "track": str(folder / "track.json")}))
     return studies

@@ -48,6 +48,22 @@ def test_the_largest_fall_is_between_any_two_steps_in_order():
     assert catastrophic.largest_fall([0.1, 0.2, 0.3])[0] == 0
 
 
+def test_a_fall_is_one_of_the_logarithm_and_what_was_not_measured_is_none():
+    # p .5 to .4 falls by .22 nats; .5 to .4985 by .003, which is no movement; nothing is known of the third
+    known = pd.DataFrame({"p": [[0.5, 0.4]] * 3, "chosen": [-0.1, -0.0015, math.nan]})
+    fell = catastrophic._fell(known)
+    assert fell[:2].tolist() == [1, 0]
+    assert math.isnan(fell[2])
+
+
+def test_a_share_of_runs_that_is_all_or_none_is_one_of_so_many_seeds():
+    # ten of ten: at least .72 by Wilson, so a share of .8 cannot be said; three tenths of two runs a seed have a spread
+    entry = dict(id="x", says="s", where="w", published="p", rule={"at_least": 0.8})
+    assert judged._judged("catastrophic", entry, catastrophic._share([1.0] * 10)).verdict == "cannot be said"
+    assert judged._judged("catastrophic", entry, catastrophic._share([1.0] * 20)).verdict == "holds"
+    assert catastrophic._share([0.5, 1.0]).interval is None
+
+
 def test_a_loss_that_stays_equal_did_not_rise():
     assert not catastrophic.rose([0.7, 0.6, 0.6, 0.5])
     assert catastrophic.rose([0.7, 0.6, 0.61, 0.5])

@@ -194,12 +194,13 @@ def test_worked_auroc(tmp_path):
     runs = pd.DataFrame({"world": "given", "seed": [0, 0], "measure": "random", "run": ["r", "s"], "failed": ""})
     ends = pd.DataFrame({
         "run": ["r"] * 4 + ["s"] * 2, "pair_id": [*"abcd", *"ab"], "start_chosen_logps": 0.0,
-        "end_chosen_logps": [-1.0, 1.0, -1.0, 1.0, 1.0, 1.0],
+        "end_chosen_logps": [-1.0, 1.0, -1.0, 1.0, -0.009, -0.2], "noise": [0.0] * 4 + [0.5] * 2,
     })  # fmt: skip
     scores = pd.DataFrame({"pair_id": [*"abcd"], "ches_score": [4, 3, 2, 1], "set_rate": [-2, 1, -1, 2], "random": 0})
     tables = {"runs": runs, "ends": ends, "scores": scores.assign(world="given", seed=0)}
     table = ches_subsets.aurocs(Paper(tmp_path, {}, tables), "given").set_index("measure")["auroc"]
-    # run r: a and c fell. CHES ranks a above b and d, c above d only: 3 of 4; set_rate, turned, all 4. In s none fell
+    # run r: a and c fell. CHES ranks a above b and d, c above d only: 3 of 4; set_rate, turned, all 4. In s none fell:
+    # by less than .01 nats, or within the noise
     assert table["ches_score"] == 0.75
     assert table["set_rate"] == 1.0
     assert table["random"] == 0.5

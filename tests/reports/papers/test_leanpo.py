@@ -28,18 +28,18 @@ def test_rerun(rerun):
 
 
 def test_likelihoods_by_hand():
-    # chosen of 2 tokens falls by 1 nat and of 4 tokens rises by 2; average changes -0.5 and 0.5
+    # chosen of 2 tokens falls by 1 nat and of 4 tokens rises by 2; average changes -0.5 and 0.5; -0.001 is no fall
     probe = pd.DataFrame({
         "step": [0, 0, 4, 4], "pair_id": list("abab"), "chosen_logps": [-4.0, -8, -5, -6],
         "chosen_length": [2, 4, 2, 4],
         "rejected_logps": [-6.0, -4, -9, -5], "rejected_length": [2, 4, 2, 4],
-        "chosen_change": [0.0, 0, -1, 2], "rejected_change": [0.0, 0, -3, -1],
+        "chosen_change": [0.0, -0.001, -1, 2], "rejected_change": [0.0, 0, -3, -1],
     })  # fmt: skip
     train = probe.assign(step=[1, 2, 3, 4])
     table = leanpo.likelihoods(probe, train).set_index("step")
     last = table.loc[4]
     assert last[["chosen", "rejected", "chosen_avg", "rejected_avg", "fell"]].tolist() == [0.5, -2, 0, -0.875, 0.5]
-    assert table.loc[0, "level"] == -2
+    assert table.loc[0, ["level", "fell"]].tolist() == [-2, 0]
     # of the four training rows, ranked by average: -2 > -3 right, -2 < -1 wrong, -2.5 > -4.5 right, -1.5 < -1.25 wrong
     assert leanpo.wrong(train).tolist() == [0, 1, 0, 1]
     assert last["wrong"] == 0.5

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -21,14 +22,15 @@ def test_rerun(rerun):
     assert paper.runs.groupby("source").size().to_dict() == {"self": 2, "strong": 2}
     claims = {c.id: c for c in judged.judge(paper)}
     assert len(claims) == len(judged.published()["more_is_less"]["claims"])
-    assert [c.id for c in claims.values() if not c.interval] == ["gap_matched"]  # so raw a model draws longer answers
-    assert claims["separable"].holds  # a style of its own is told apart by any model
+    none = {c.id for c in claims.values() if math.isnan(c.value)}
+    assert none == {"gap_matched"}  # so raw a model draws longer answers
+    assert claims["separable"].value > 0.9  # a style of its own is told apart by any model
     features = paper.tables["features"]
     assert {len(v) for v in features["mean"]} == {len(v) for v in features["last"]} == {64}
     page = paper.path.with_name("more_is_less.html").read_text(encoding="utf-8")
     assert "<th>strong model's" in page
 
-    audits = {row["source"]: paper.log(row["run"]).audit for row in paper.runs.query("seed == 0").to_dict("records")}
+    audits = {row["source"]: paper.log(row["run"]).audit for row in paper.runs.query("seed == 16").to_dict("records")}
     own, strong = (audits[s].set_index("pair_id") for s in ("self", "strong"))
     both = own.index.intersection(strong.index)
     assert len(both) > 100

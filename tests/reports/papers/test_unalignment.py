@@ -37,11 +37,11 @@ def test_rerun(rerun, tmp_path, monkeypatch):
     assert steps == {"original": 3, "mixed_steps": 3, "filtered": 1}  # 48 pairs and the 10 of lowest LN-CHES, by 16
 
     pairs = unalignment.changes(paper)
-    gold = pairs.loc[(pairs["case"] == "gold") & (pairs["loss"] == "dpo") & (pairs["seed"] == 0)]
+    gold = pairs.loc[(pairs["case"] == "gold") & (pairs["loss"] == "dpo") & (pairs["seed"] == 16)]
     assert (len(gold), gold["trained"].sum(), gold["original"].sum()) == (96, 48, 48)
     assert max(gold["trained"] & gold["original"]) == 0
 
-    outcome = unalignment.outcomes(paper).query("seed == 0 and case == 'original' and loss == 'dpo' and set == 'test'")
+    outcome = unalignment.outcomes(paper).query("seed == 16 and case == 'original' and loss == 'dpo' and set == 'test'")
     log = paper.log(equal["original", "dpo", 0])
     rows = log.mass.query("kind == 'group' and split == 'test' and name == 'refusal'")
     assert outcome["after"].item() == pytest.approx(rows.loc[rows["step"] == 3, "prob"].mean())

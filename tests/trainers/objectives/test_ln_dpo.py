@@ -15,7 +15,8 @@ from trainers.objectives.simpo import simpo
 def test_worked_value_and_gradient(worked):
     """u / 2 - v / 3 = 1/2 + 2/3 = 7/6; beta 0.3: log(1 + e^-0.35) = 0.5333822, slope -0.3 / (1 + e^0.35).
 
-    Of the slope a chosen token gets 1/2, a rejected token -1/3. Rewards, of the sums u = 1 and v = -2 as in TRL: 0.3 and -0.6.
+    Of the slope a chosen token gets 1/2, a rejected token -1/3. Rewards, of the sums u = 1 and v = -2 as in TRL:
+    0.3 and -0.6.
     """
     output = ln_dpo(worked, beta=0.3)
     assert output.losses.tolist() == pytest.approx([0.533382155418777], abs=1e-14)
