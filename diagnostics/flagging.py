@@ -1,6 +1,7 @@
 """Flagging: score every pair before training, rank them, and mark those most prone to displacement."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,10 @@ def choose(
         flagged, why = rank <= count, f"among the {count} {side} by {by}"
     else:
         share, end = 1 - (0.9 if quantile is None else quantile), "top" if side == "highest" else side
-        flagged, why = rank <= round(share * values.notna().sum()), f"among the {end} {share:.3g} of pairs by {by}"
+        flagged, why = (
+            rank <= round(share * values.notna().sum()),
+            f"among the {end} {100 * share:.3g} % of pairs by {by}",
+        )
     return scores.assign(rank=rank, flagged=flagged, flag_reason=np.where(flagged, why, ""))
 
 
@@ -196,6 +200,9 @@ def check_rule(
     by: str, *, quantile: float | None, count: int | None, above: float | None, below: float | None = None
 ) -> None:
     """UserError where the rule that says what is flagged is given twice, or makes no sense."""
+    for name, bound in (("above", above), ("below", below)):
+        if bound is not None and math.isnan(bound):
+            raise UserError(f"--{name} is no number; it must be a value of {by}, such as 0.5.")
     if sum(x is not None for x in (quantile, count, above, below)) > 1:
         raise UserError("give only one of --quantile, --count, --above and --below.")
     if count is not None and count < 1:

@@ -174,9 +174,9 @@ def _entries(material: Material) -> list[Entry]:
         found = [*ablate_page.findings(material.ablation), *ablate_page.moved(material.ablation)]
         entries.append(Entry("Filtering", ablate_page.headline(material.ablation), None, found))
     if material.demo:
-        judged = [c.finding() for c in claims.judge(material.demo)]
-        good = all(f.passed for f in judged if f.passed is not None)
-        entries.append(Entry("The demo", demo_page.headline(material.demo), good, judged))
+        judged = claims.judge(material.demo)
+        found = [c.finding() for c in judged]
+        entries.append(Entry("The demo", demo_page.headline(material.demo), claims.overall(judged), found))
     for log in material.logs:
         if (material.board and board.is_board(log)) or (material.ablation and ablate.is_ablation(log)):
             continue  # dozens of runs, and the comparison's findings hold what matters of each
