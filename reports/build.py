@@ -19,6 +19,7 @@ from analysis.page import value as shown
 from analysis.wording import count
 from diagnostics.errors import DataError, UserError
 from diagnostics.finding import Finding
+from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
 from reports.notebooks import Page, execute, names, template
@@ -124,7 +125,7 @@ def _folders(path: Path) -> list[Path]:
     if runs.is_run(path) or runs.is_flags(path):
         return [path]
     inside = sorted({p.parent for name in ("config.json", "scores.parquet") for p in path.rglob(name)})
-    inside = [p for p in inside if runs.is_run(p) or runs.is_flags(p)]
+    inside = [p for p in inside if (runs.is_run(p) or runs.is_flags(p)) and not is_aside(p)]
     if not inside:
         raise DataError(f"{path}: holds neither a run log (config.json, steps.jsonl) nor scores (scores.parquet).")
     return inside
