@@ -13,7 +13,7 @@ from diagnostics import forecast, margins, measures
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.direction import direction
 from diagnostics.engine import check_ids, engine_of
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
@@ -112,7 +112,7 @@ def flag(
         parts.remove()
 
     def again() -> None:
-        print(f"{out}: holds the scores already; nothing is left to do.")
+        print(printable(f"{out}: holds the scores already; nothing is left to do."))
         write_back(table, read_frame(out / "scores.parquet"), kept=write_kept, flagged=write_flagged)
 
     def job() -> forecast.Job:

@@ -17,14 +17,14 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from diagnostics import outcomes
 from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
-from diagnostics.errors import DataError, UserError, printable
+from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash, rendered_hash
 from diagnostics.folder import contents, set_aside
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import read_pairs
-from diagnostics.processes import hold, share
+from diagnostics.processes import hold, share, tell
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
 from diagnostics.scoring import score
 from diagnostics.tokenized import TokenizedPair
@@ -82,7 +82,6 @@ def train(config: TrainConfig) -> Path:
         checkpoint, finished = share(lambda: _look(config, run_dir, arguments.world_size))
         if not finished:
             _train(config, arguments, run_dir, checkpoint)
-    PartialState().print(f"run: {run_dir}")
     return run_dir
 
 
@@ -170,10 +169,10 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
         if not trainer.recorder.stopped:
             _note(run_dir, finished={"step": trainer.state.global_step})
     if trainer.recorder.stopped:
-        PartialState().print(
+        said = (
             f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "
-            "goes on from it, with or without the alarm, and counts anew."
         )
+        tell(f"{said}goes on from it, with or without the alarm, and counts anew.")
 
 
 def check(config: TrainConfig) -> None:
@@ -268,7 +267,7 @@ def _look(config: TrainConfig, run_dir: Path, processes: int) -> tuple[str | Non
     finished = log.manifest.get("finished")
     if finished and finished.get("step") == last and config.resume in (True, "auto"):
         compact(run_dir)
-        print(f"{run_dir}: finished at step {last}; nothing is left to do.")
+        tell(f"{run_dir}: finished at step {last}; nothing is left to do.")
         return None, True
     return _checkpoint(config, run_dir, processes, last), False
 
@@ -283,10 +282,10 @@ def _checkpoint(config: TrainConfig, run_dir: Path, processes: int, last: int) -
     if checkpoint:
         step = step_of(checkpoint)
         again = f"; steps {step + 1} to {last}, logged after it, are done again" if last > step else ""
-        print(f"{run_dir}: goes on from {checkpoint.name}{again}" + f" ({why})" * bool(wrong) + ".")
+        tell(f"{run_dir}: goes on from {checkpoint.name}{again}" + f" ({why})" * bool(wrong) + ".")
         return str(checkpoint)
     if config.resume == "auto":
-        print(f"{run_dir}: {why}, so the run starts over; what it has logged is set aside.")
+        tell(f"{run_dir}: {why}, so the run starts over; what it has logged is set aside.")
         return None
     raise UserError(
         f"{run_dir}: no checkpoint to resume from ({why}). Start over with --resume auto, which sets the old log "
@@ -401,7 +400,7 @@ def _data(
 def _say(source: str, audit: Audit) -> None:
     """How a file's rows were read, and how many are used."""
     for line in audit.said():
-        PartialState().print(printable(f"{source}: {line}"))
+        tell(f"{source}: {line}")
 
 
 def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
@@ -410,7 +409,7 @@ def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
         return
     why = f"{config.heldout_data} holds no more" if config.heldout_data else f"a tenth of the {pairs} pairs at most"
     give = "" if config.heldout_data else "; heldout_data names a file of others"
-    PartialState().print(f"held out: {held} of the {config.heldout_pairs} pairs asked for ({why}{give}).")
+    tell(f"held out: {held} of the {config.heldout_pairs} pairs asked for ({why}{give}).")
 
 
 def _check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[TokenizedPair]) -> None:
@@ -474,7 +473,7 @@ def _check_parity(
         f"(noise floor {parity['noise_floor']:.3g})"
     )
     if parity["passed"]:
-        PartialState().print(said)
+        tell(said)
         return outcomes.noise(parity)
     why = (
         f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
@@ -483,7 +482,7 @@ def _check_parity(
     )
     if config.parity == "stop":
         raise DataError(why)
-    PartialState().print(f"warning: {why}")
+    tell(f"warning: {why}")
     return outcomes.noise(parity)
 
 
