@@ -92,7 +92,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, dtype=config.dtype)
     if changed := make_savable(model):
-        PartialState().print(changed)
+        tell(changed)
     track = read_track(config.track) if config.track else None
     audits: dict[str, Any] = {}
     splits, hashes = _data_once(config, tokenizer, model_limit(model), run_dir, audits)
