@@ -20,6 +20,7 @@ from analysis.page import value as shown
 from analysis.wording import count
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
+from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
 from reports.notebooks import Page, execute, names, template
@@ -125,7 +126,7 @@ def _folders(path: Path) -> list[Path]:
     if runs.is_run(path) or runs.is_flags(path):
         return [path]
     inside = sorted({p.parent for name in ("config.json", "scores.parquet") for p in path.rglob(name)})
-    inside = [p for p in inside if runs.is_run(p) or runs.is_flags(p)]
+    inside = [p for p in inside if (runs.is_run(p) or runs.is_flags(p)) and not is_aside(p)]
     if not inside:
         raise DataError(f"{path}: holds neither a run log (config.json, steps.jsonl) nor scores (scores.parquet).")
     return inside
@@ -187,9 +188,9 @@ def _entries(material: Material) -> list[Entry]:
         found = [*ablate_page.findings(material.ablation), *ablate_page.moved(material.ablation)]
         entries.append(Entry("Filtering", ablate_page.headline(material.ablation), None, found))
     if material.demo:
-        judged = [c.finding() for c in claims.judge(material.demo)]
-        good = all(f.passed for f in judged if f.passed is not None)
-        entries.append(Entry("The demo", demo_page.headline(material.demo), good, judged))
+        judged = claims.judge(material.demo)
+        found = [c.finding() for c in judged]
+        entries.append(Entry("The demo", demo_page.headline(material.demo), claims.overall(judged), found))
     for log in material.logs:
         if (material.board and board.is_board(log)) or (material.ablation and ablate.is_ablation(log)):
             continue  # dozens of runs, and the comparison's findings hold what matters of each

@@ -1,6 +1,7 @@
 """Flagging: scores, ranks, flags, and the data set written back."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from diagnostics.errors import UserError
-from diagnostics.flagging import check_by, choose, flag, write_back
+from diagnostics.flagging import check_by, check_rule, choose, flag, write_back
 from diagnostics.scoring import batches, width
 from trainers.models import load_model, load_tokenizer
 
@@ -48,7 +49,7 @@ def test_default_flags_the_top_tenth_by_ln_ches(flagged):
     best = scores.nlargest(2, "ln_ches_score")
     assert best["flagged"].all()
     assert sorted(best["rank"]) == [1, 2]
-    assert best["flag_reason"].str.contains("top 0.1 of pairs by ln_ches_score").all()
+    assert best["flag_reason"].str.contains("top 10 % of pairs by ln_ches_score").all()
 
 
 def test_batching_changes_no_score(lm_folder, pairs_file, tmp_path, flagged):
@@ -85,6 +86,12 @@ def test_choosing_by_quantile_count_and_value():
     ranked = choose(frame(values), "ln_ches_score")["rank"]
     assert ranked.tolist()[:2] == [2, 4]
     assert np.isnan(ranked[2])
+
+
+@pytest.mark.parametrize("rule", [{"above": math.nan}, {"below": math.nan}])
+def test_a_bound_that_is_no_number_is_refused(rule):
+    with pytest.raises(UserError, match="is no number; it must be a value of ln_ches_score"):
+        check_rule("ln_ches_score", **({"quantile": None, "count": None, "above": None} | rule))
 
 
 def test_only_one_rule_at_a_time():
