@@ -145,7 +145,7 @@ def _mean(values: np.ndarray, rule: Mapping[str, Any], geometric: bool) -> Rulin
 
 
 def _p_of_interval(value: float, interval: tuple[float, float], rule: Mapping[str, Any]) -> float:
-    """By the normal distribution, whose spread is that of the interval on the border's side; NaN without an interval."""
+    """By the normal distribution with the spread of the interval on the side of the border; NaN without an interval."""
     low, high = interval
     if not (math.isfinite(value) and low < high):
         return math.nan
