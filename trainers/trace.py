@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-from diagnostics.audit import audit_pairs
+from diagnostics.audit import Audit, audit_pairs
 from diagnostics.engine import engine_of
-from diagnostics.errors import UserError
+from diagnostics.errors import UserError, printable
+from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
+from diagnostics.folder import contents
 from diagnostics.forward import prepare
-from diagnostics.manifest import file_hash, manifest
+from diagnostics.manifest import manifest
 from diagnostics.pairs import read_pairs
+from diagnostics.processes import hold, share
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
 from trainers.config import read_track
@@ -26,12 +29,12 @@ from trainers.models import (
     longest,
     pad_id,
     quiet,
-    tokenizer_hash,
 )
 from trainers.probe import Probe
 from trainers.recorder import NAN, ordered, summarise
 from trainers.reference import LiveReference
 
+_STEP = r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)"  # words before a number of steps
 RESPONSES = 16  # pairs of which further answers are followed
 
 
@@ -52,72 +55,102 @@ def trace(
 ) -> Path:
     """Measure the same pairs under every checkpoint and write a run log that `chesboard report` reads.
 
-    checkpoints: model folders (or folders of checkpoint-* folders, or LoRA adapters), in the order of training.
-    reference: the model that the log-ratios and the KL refer to; default is the first checkpoint, or its
-    base model where that is an adapter. pairs: how many,
-    drawn by seed. Started again with the same settings, it goes on after the last checkpoint that was measured.
+    checkpoints: model folders (or folders of checkpoint-* folders, or LoRA adapters), each PATH or PATH=STEP (see
+    steps_of). reference: the model that the log-ratios and the KL refer to, and the start (step 0) that every change
+    counts from; default is the first checkpoint, or its base model where that is an adapter. pairs: how many, drawn by
+    seed. Started again with the same settings, it goes on after the last checkpoint that was measured. Of several
+    processes the first does it all.
     """
     quiet()
     out = Path(out)
-    found = steps_of(expand(checkpoints))
-    first = next(iter(found.values()))
-    base = reference or adapter_base(first) or first
+    names = expand(checkpoints)
+    found = steps_of(names, reference or (adapter_base(_given(names[0])[0]) if names else None))
+    base = found[0]
     settings = {
-        "command": "trace", "data": data, "model": first, "reference_model": base, "checkpoints": list(found.values()),
-        "output_dir": str(out), "pairs": pairs, "split": split, "max_length": max_length, "truncation": truncation,
-        "append_eos": append_eos, "dtype": dtype, "track": track, "seed": seed,
+        "command": "trace", "data": data, "model": base, "reference_model": base, "checkpoints": list(found.values()),
+        "steps": list(found), "output_dir": str(out), "pairs": pairs, "split": split, "max_length": max_length,
+        "truncation": truncation, "append_eos": append_eos, "dtype": dtype, "track": track, "seed": seed,
     }  # fmt: skip
-    done = _open(out, settings)
-    tokenizer = load_tokenizer(base)
-    options: Any = {
-        "max_length": longest(max_length, config_limit(base)),
-        "truncation": truncation,
-        "append_eos": append_eos,
-    }
-    audit = audit_pairs(read_pairs(data, split=split), tokenizer, **options)
-    audit.require_kept()
-    write_frame(out / "audit.parquet", audit.frame)
-    chosen = random.Random(seed).sample(audit.tokenized, min(pairs, len(audit.tokenized)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    frozen = load_model(base, dtype=dtype).to(device)
-    prepare(frozen)
-    probe = Probe(
-        {"probe": chosen}, tokenizer, pad_token_id=pad_id(tokenizer), reference=LiveReference(frozen),
-        track=read_track(track) if track else None, start=out / "probe_start.safetensors",
-        responses=RESPONSES, seed=seed,
-    )  # fmt: skip
-    write_json(out / "manifest.json", manifest(
-        device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": seed},
-        hashes={"tokenizer": tokenizer_hash(tokenizer), "data": file_hash(data)},
-        reference={"kind": "live", "model": base},
-    ))  # fmt: skip
-    _measure(out, probe, found, done, dtype, device)
-    compact(out)
+    with hold(out, "trace"):
+        share(lambda: _trace(out, found, settings))
     return out
 
 
+def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
+    """Read everything that can be wrong, then measure what is not measured yet."""
+    done = _look(out, settings)
+    if done >= set(found):
+        compact(out)
+        print(f"{out}: all {len(found)} checkpoints are measured; nothing is left to do.")
+        return
+    base, dtype, track = found[0], settings["dtype"], settings["track"]
+    print(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
+    tokenizer = load_tokenizer(base)
+    table = read_pairs(settings["data"], split=settings["split"])
+    audit = audit_pairs(
+        table, tokenizer, max_length=longest(settings["max_length"], config_limit(base)),
+        truncation=settings["truncation"], append_eos=settings["append_eos"],
+    )  # fmt: skip
+    kept = audit.require_kept()
+    for line in audit.said():
+        print(printable(line))
+    chosen = random.Random(settings["seed"]).sample(list(kept), min(settings["pairs"], len(kept)))
+    tracked = read_track(track) if track else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    frozen: Any = load_model(base, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
+    prepare(frozen)
+    hashes = {
+        "model": weights_hash(frozen), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table),
+        "rendered": rendered_hash(chosen),
+    }  # fmt: skip
+    about = manifest(
+        device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": settings["seed"]},
+        hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
+    )  # fmt: skip
+    _open(out, done, settings, about, audit)
+    probe = Probe(
+        {"probe": chosen}, tokenizer, pad_token_id=pad_id(tokenizer), reference=LiveReference(frozen), track=tracked,
+        start=out / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES, seed=settings["seed"],
+    )  # fmt: skip
+    _measure(out, probe, found, done, dtype, device)
+    compact(out)
+
+
 def expand(checkpoints: Sequence[str]) -> list[str]:
-    """A folder of checkpoint-* folders stands for those, in the order of their steps."""
+    """A folder of checkpoint-* folders, or one that is no model and holds models, stands for those."""
     found: list[str] = []
     for name in checkpoints:
-        inside = (
-            sorted(Path(name).glob("checkpoint-*"), key=lambda p: _number(p.name) or 0) if Path(name).is_dir() else []
-        )
+        inside = sorted(Path(name).glob("checkpoint-*")) if Path(name).is_dir() else []
+        if not inside and Path(name).is_dir() and not _is_model(Path(name)):
+            inside = sorted(p for p in Path(name).iterdir() if p.is_dir() and _is_model(p))
         found += [str(p) for p in inside] or [name]
     return found
 
 
-def steps_of(checkpoints: Sequence[str]) -> dict[int, str]:
-    """Step of each checkpoint: the number its name ends in, or its place in the list where a name has none."""
+def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[int, str]:
+    """Checkpoint by step, in the order of their steps. Step 0 is the reference: by default the first checkpoint.
+
+    The step of the others: what is written behind the path, PATH=STEP; else what its trainer_state.json says; else the
+    number after a word for steps anywhere in its path (checkpoint-100, global_step2_hf, step_100, or 100 alone); else,
+    where none has a step, that of its epoch. UserError naming a checkpoint of which no step is known, or two of one.
+    """
     if not checkpoints:
         raise UserError("no checkpoint given. Name model folders, or one folder of checkpoint-* folders.")
-    first, *numbers = [_number(Path(c).name) for c in checkpoints]
-    known = [n for n in numbers if n is not None]
-    start = first if first is not None and first < min(known, default=first + 1) else 0
-    steps = [start, *known]
-    if len(steps) < len(checkpoints) or steps != sorted(set(steps)):
-        steps = list(range(len(checkpoints)))
-    return dict(zip(steps, checkpoints, strict=True))
+    given = [_given(name) for name in checkpoints]
+    base = reference or given[0][0]
+    rest = [(name, step) for name, step in given if not _same_place(name, base)]
+    steps = [step if step is not None else _step(name) for name, step in rest]
+    if rest and all(step is None for step in steps):
+        steps = [_epoch(name) for name, _ in rest]
+    found = {0: base}
+    for (name, _), step in zip(rest, steps, strict=True):
+        if step is None:
+            raise UserError(f"{name}: of which step is this? Write it behind the path: --checkpoints {name}=STEP")
+        if step in found:
+            more = f" Step 0 is the reference, {base}." if step == 0 else ""
+            raise UserError(f"{name} and {found[step]} are both of step {step}.{more} Write --checkpoints PATH=STEP.")
+        found[step] = name
+    return dict(sorted(found.items()))
 
 
 def _measure(out: Path, probe: Probe, checkpoints: dict[int, str], done: set[int], dtype: str, device: str) -> None:
@@ -138,21 +171,69 @@ def _measure(out: Path, probe: Probe, checkpoints: dict[int, str], done: set[int
         writer.close()
 
 
-def _open(out: Path, settings: dict[str, Any]) -> set[int]:
-    """A new folder, or the steps already measured in one that was started with the same settings."""
-    if not (out / "config.json").exists():
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: this folder exists already and is no trace. Choose another --out.")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", settings)
+def _look(out: Path, settings: dict[str, Any]) -> set[int]:
+    """The steps already measured in a folder that was started with the same settings; none in a new one."""
+    if not contents(out):
         return set()
+    if not (out / "config.json").exists():
+        raise UserError(f"{out}: this folder exists already and is no trace. Choose another --out.")
     if read_json(out / "config.json") != json.loads(json.dumps(settings)):
         raise UserError(f"{out}: holds a run with other settings. Choose another --out, or repeat its settings.")
-    done = set(read_steps(out))
-    drop_after(out, max(done, default=-1))  # a checkpoint cut in the middle is measured again
-    return done
+    return set(read_steps(out))
 
 
-def _number(name: str) -> int | None:
-    found = re.search(r"(\d+)$", name)
-    return int(found.group(1)) if found else None
+def _open(out: Path, done: set[int], settings: dict[str, Any], about: dict[str, Any], audit: Audit) -> None:
+    """Begin a folder, or take one back to its last whole checkpoint: one cut in the middle is measured again."""
+    if done:
+        before = read_json(out / "manifest.json").get("hashes", {})
+        changed = [name for name, found in about["hashes"].items() if before.get(name) != found]
+        if changed:
+            raise UserError(
+                f"{out}: the {' and '.join(changed)} changed since this trace was started. Restore what it was started "
+                "with, or choose another --out."
+            )
+    else:
+        write_json(out / "config.json", settings)
+        write_frame(out / "audit.parquet", audit.frame)
+        write_json(out / "manifest.json", about)
+    drop_after(out, max(done, default=-1))
+
+
+def _given(name: str) -> tuple[str, int | None]:
+    """PATH=STEP in two; a folder whose name looks like that is a folder."""
+    found = re.fullmatch(r"(.+)=(\d+)", name)
+    return (found[1], int(found[2])) if found and not Path(name).exists() else (name, None)
+
+
+def _step(name: str) -> int | None:
+    """The optimizer step of a checkpoint, by its trainer_state.json or its path."""
+    state = Path(name) / "trainer_state.json"
+    if state.is_file():
+        step = read_json(state).get("global_step")
+        if isinstance(step, int):
+            return step
+    last = Path(name).name
+    return (
+        int(last) if last.isdecimal() else _numbered(name, r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)")
+    )
+
+
+def _epoch(name: str) -> int | None:
+    return _numbered(name, "epoch")
+
+
+def _numbered(name: str, word: str) -> int | None:
+    """The number after a word in a path; that of its last part which has one."""
+    for part in reversed(Path(name).parts):
+        found = re.findall(rf"(?<![a-z]){word}[-_= ]?(\d+)(?![a-z\d])", part.lower())
+        if found:
+            return int(found[-1])
+    return None
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").exists() or (path / "adapter_config.json").exists()
