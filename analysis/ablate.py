@@ -102,12 +102,14 @@ def run_row(run: RunLog, own: set[str], common: set[str]) -> dict[str, Any]:
 
 
 def summary(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """One row an arm: KEYS, seeds, then each column's mean over seeds, and <name>_half, half of its 95 % t interval."""
+    """One row an arm: KEYS, seeds, then each column's mean over seeds, and <name>_half, half of its 95 % t interval;
+    of a share <name>_low and <name>_high, see board.limits."""
     found = []
     for key, rows in _groups(table.sort_values(["equal_steps", "drop", "order", "by"], kind="stable"), KEYS):
         row: dict[str, Any] = key | {"seeds": len(rows)}
         for name in columns:
             row |= {name: mean(rows[name]), f"{name}_half": half_width(rows[name])}
+            row |= board.limits(name, rows[name], rows)
         found.append(row)
     return pd.DataFrame(found)
 
@@ -123,6 +125,9 @@ def against_random(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         for name in columns:
             gaps = runs.column(rows, name) - runs.column(rows, f"{name}_random")
             row |= {name: mean(gaps), f"{name}_half": half_width(gaps), f"{name}_seeds": len(finite(gaps))}
+            if name.rpartition("_")[2] in board.SHARES and len(finite(gaps)) > 1:  # two shares differ by 1 at most
+                low, high = row[name] - row[f"{name}_half"], row[name] + row[f"{name}_half"]
+                row |= {f"{name}_low": max(-1.0, low), f"{name}_high": min(1.0, high)}
         found.append(row)
     return pd.DataFrame(found)
 

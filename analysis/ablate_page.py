@@ -46,6 +46,8 @@ def _compared(found: Ablation, name: str, what: str, unit: str) -> list[Finding]
     """Flagged minus random; passed: whether the interval lies above 0 (False: below; None: it holds 0)."""
     made = []
     for row in tables.against_random(found.runs, [name]).to_dict("records"):
+        if math.isnan(row[name]):
+            continue  # no seed measured both
         value, half, seeds = row[name], row[f"{name}_half"], int(row[f"{name}_seeds"])
         interval = None if math.isnan(half) else (value - half, value + half)
         passed = None if interval is None or interval[0] <= 0 <= interval[1] else interval[0] > 0
@@ -139,14 +141,17 @@ def _table(table: pd.DataFrame, columns: dict[str, tuple[str, Callable]], plain:
     for name, words in plain.items():
         shown[words] = [f"{v:.0f}" for v in table[name]]
     for name, (words, form) in columns.items():
-        shown[words] = [_plus_minus(*pair, form) for pair in zip(table[name], table[f"{name}_half"])]
+        shown[words] = [_with_interval(row, name, form) for row in table.to_dict("records")]
     return page.table(shown)
 
 
-def _plus_minus(value: float, half: float, form: Callable[[float], str]) -> str:
-    if math.isnan(value) or math.isnan(half):
-        return form(value)
-    return f"{form(value)} ± {percent(half) if form is percent else number(half)}"
+def _with_interval(row: dict[Any, Any], name: str, form: Callable[[float], str]) -> str:
+    """A mean over seeds: of a share with both ends of its interval, else ± half of it."""
+    value, half = row[name], row[f"{name}_half"]
+    limits = (row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan))
+    if not math.isnan(value) and not any(map(math.isnan, limits)):
+        return f"{form(value)} ({span(limits, form)})"
+    return form(value) if math.isnan(value) or math.isnan(half) else f"{form(value)} ± {number(half)}"
 
 
 def _arm(row: dict[Any, Any]) -> str:

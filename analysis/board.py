@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis import runs
-from analysis.intervals import finite, half_width, mean, spearman
+from analysis.intervals import finite, half_width, mean, share_interval, spearman
 from analysis.mass import of_kind
 from diagnostics import outcomes
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog, read_json
 
 RECORD = "board.json"
+SHARES = ("fell", "implicit", "ranking", "top", "sampled")  # shares of pairs, and a mean probability
 SPLITS = {"probe": "training", "eval": "held-out"}
 # entries of the two published comparisons, and what they are in their words
 RRPO = {
@@ -167,7 +169,7 @@ def path_rows(run: RunLog) -> pd.DataFrame:
 
 def summary(board: Board, names: Sequence[str]) -> pd.DataFrame:
     """One row an entry and learning rate, in the order given: seeds, mean of each column over seeds, and <name>_half,
-    half of its 95 % t interval; <name>_seeds: how many seeds measured it."""
+    half of its 95 % t interval; <name>_seeds: how many seeds measured it; <name>_low, _high: see `limits`."""
     found = []
     for label, rate in board.entries:
         rows = board.of((label, rate))
@@ -175,6 +177,7 @@ def summary(board: Board, names: Sequence[str]) -> pd.DataFrame:
         for name in names:
             values = rows[name]
             row |= {name: mean(values), f"{name}_half": half_width(values), f"{name}_seeds": len(finite(values))}
+            row |= limits(name, values, rows)
         found.append(row)
     return pd.DataFrame(found)
 
@@ -187,7 +190,17 @@ def start(board: Board, names: Sequence[str]) -> dict[str, Any]:
     for name, column in zip(names, columns):
         row |= {name: mean(seeds[column]), f"{name}_half": half_width(seeds[column])}
         row[f"{name}_seeds"] = len(finite(seeds[column]))
+        row |= limits(name, seeds[column], board.runs.groupby("seed").first())
     return row
+
+
+def limits(name: str, values: ArrayLike, rows: pd.DataFrame) -> dict[str, float]:
+    """<name>_low and <name>_high: the 95 % interval of a share's mean over runs, within [0, 1]; nothing for a column
+    that is no share. rows: those of the values, with <set>_n pairs each."""
+    pairs, _, bare = name.rpartition("_")
+    if bare not in SHARES:
+        return {}
+    return dict(zip((f"{name}_low", f"{name}_high"), share_interval(values, runs.column(rows, f"{pairs}_n"))))
 
 
 def ratios(board: Board, name: str, above: tuple[str, float], below: tuple[str, float]) -> np.ndarray:

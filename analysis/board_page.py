@@ -15,8 +15,7 @@ from analysis.board_figures import Column
 from analysis.figures import CHOSEN, REJECTED
 from analysis.intervals import geometric_mean
 from analysis.page import Block
-
-SHARES = ("fell", "implicit", "ranking", "top", "sampled")
+from analysis.wording import percent, span
 
 
 def load(run_dirs: list[str]) -> Board:
@@ -84,8 +83,8 @@ def deviation(board: Board) -> Block:
     if not _measured(board, "eval_kl"):
         return page.missing("KL", "It needs held-out pairs and a live reference.")
     shown = {
-        "KL(reference || policy), nats per response": [Column("eval_kl", CHOSEN, "")],
-        "KL(policy || reference), nats per response": [Column("eval_kl_reverse", REJECTED, "")],
+        "KL(reference || policy), nats per chosen response": [Column("eval_kl", CHOSEN, "")],
+        "KL(policy || reference), nats per chosen response": [Column("eval_kl_reverse", REJECTED, "")],
     }
     figure = _dots(board, shown, scale="log", at=None)
     return page.stack(page.picture(figure, "KL between reference and policy by objective"), _table(board, names))
@@ -104,7 +103,8 @@ def frontier(board: Board) -> Block:
     for name, what in heights.items():
         best = summary.loc[tables.frontier(summary, "eval_kl", name)].sort_values("eval_kl")
         on = ", ".join(judged.entry_name(board, (r["label"], r["rate"])) for r in best.to_dict("records"))
-        words.append(page.note(f"On the frontier of {what} (no other has both less KL and more of it): {on}."))
+        if on:
+            words.append(page.note(f"On the frontier of {what} (no other has both less KL and more of it): {on}."))
     return page.stack(
         page.picture(figure, "Held-out accuracy against KL, one point an objective and learning rate"), *words
     )
@@ -148,8 +148,8 @@ HEADS = {
     "ranking": "ranking accuracy",
     "top": "top-token accuracy",
     "sampled": "sampled-token accuracy",
-    "kl": "KL(ref || policy) per response",
-    "kl_reverse": "KL(policy || ref) per response",
+    "kl": "KL(ref || policy) per chosen response",
+    "kl_reverse": "KL(policy || ref) per chosen response",
     "kl_token": "KL(ref || policy) per token",
     "kl_reverse_token": "KL(policy || ref) per token",
     "length_rho": "margin with length difference, Spearman",
@@ -216,10 +216,12 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
     if math.isnan(value):
         return "not measured"
     bare = _bare(name)
-    scale, digits, sign = (100, 0, "") if bare in SHARES else (1, DIGITS.get(bare, 2), "+" if bare in SIGNED else "")
-    words = f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")  # + 0.0: no minus zero
-    words += " %" if bare in SHARES else ""
-    words += "" if math.isnan(half) else f" ± {scale * half:.{digits}f}"
+    if bare in tables.SHARES:
+        words = f"{percent(value)} ({span((row[f'{name}_low'], row[f'{name}_high']), percent)})"
+        return words + (f" (n = {n})" if n < row["seeds"] else "")
+    digits, sign = DIGITS.get(bare, 2), "+" if bare in SIGNED else ""
+    words = f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")  # + 0.0: no minus zero
+    words += "" if math.isnan(half) else f" ± {half:.{digits}f}"
     return words + (f" (n = {n})" if n < row["seeds"] else "")
 
 

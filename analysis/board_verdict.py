@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from analysis import board as tables
 from analysis.board import Board
-from analysis.intervals import finite, geometric_mean, half_width, mean
-from analysis.wording import count, number, percent
+from analysis.intervals import finite, geometric_mean, half_width, mean, share_interval
+from analysis.wording import count, number, percent, span
 from diagnostics.finding import Finding
 
 HALF = 0.5
@@ -16,36 +16,37 @@ Entry = tuple[str, float]
 
 @dataclass(frozen=True)
 class Judged:
-    """One entry's displacement: share of training pairs that lost chosen likelihood, mean over seeds."""
+    """One entry's displacement: share of training pairs that lost chosen likelihood, mean over seeds, with its 95 %
+    interval over seeds and pairs (intervals.share_interval)."""
 
     entry: Entry
     share: float
-    half: float
+    interval: tuple[float, float]
     seeds: int
 
     @property
     def state(self) -> str | None:
-        """displaced: the 95 % interval over seeds of the share lies above one half; did not: below it; else unclear.
-        With one seed the plain share decides; None where nothing was measured."""
+        """displaced: the 95 % interval of the share lies above one half; did not: below it; else unclear; None where
+        nothing was measured."""
         if math.isnan(self.share):
             return None
-        half = 0.0 if math.isnan(self.half) else self.half
-        if self.share - half > HALF:
+        if self.interval[0] > HALF:
             return DISPLACED
-        return HELD if self.share + half < HALF else UNCLEAR
+        return HELD if self.interval[1] < HALF else UNCLEAR
 
     @property
     def words(self) -> str:
         """The share with its interval."""
-        return percent(self.share) + ("" if math.isnan(self.half) else f" ± {100 * self.half:.0f}")
+        return f"{percent(self.share)}, {span(self.interval, percent)}"
 
 
 def judge(board: Board) -> list[Judged]:
     """Every entry, in the board's order."""
     found = []
     for entry in board.entries:
-        shares = board.of(entry)["probe_fell"]
-        found.append(Judged(entry, mean(shares), half_width(shares), len(finite(shares))))
+        rows = board.of(entry)
+        shares = rows["probe_fell"]
+        found.append(Judged(entry, mean(shares), share_interval(shares, rows["probe_n"]), len(finite(shares))))
     return found
 
 
@@ -131,10 +132,12 @@ def _ratio(board: Board, above: str, below: str, rate: float) -> Finding:
 
 def _displacement(board: Board, judged: Judged) -> Finding:
     name = entry_name(board, judged.entry)
-    interval = None if math.isnan(judged.half) else (judged.share - judged.half, judged.share + judged.half)
-    passed = {DISPLACED: False, HELD: True}.get(judged.state or "")
-    said = f"{name}: {judged.words} of the training pairs lost chosen likelihood; {judged.state or 'not measured'}"
-    return Finding(f"displaced/{name}", judged.share, judged.seeds, interval, HALF, passed, said)
+    if judged.state is None:
+        return Finding(f"displaced/{name}", math.nan, 0, None, HALF, None, f"{name}: displacement not measured")
+    passed = {DISPLACED: False, HELD: True}.get(judged.state)
+    said = f"{name}: {percent(judged.share)} of the training pairs lost chosen likelihood "
+    said += f"(95 % interval {span(judged.interval, percent)}); {judged.state}"
+    return Finding(f"displaced/{name}", judged.share, judged.seeds, judged.interval, HALF, passed, said)
 
 
 def _kl(board: Board, entry: Entry) -> Finding:
@@ -142,6 +145,7 @@ def _kl(board: Board, entry: Entry) -> Finding:
     value, half, name = mean(values), half_width(values), entry_name(board, entry)
     interval = None if math.isnan(half) else (value - half, value + half)
     said = f"{name}: KL(reference || policy) is {number(value)} nats per held-out chosen response"
+    said = f"{name}: KL on held-out chosen responses not measured" if math.isnan(value) else said
     return Finding(f"kl/{name}", value, len(finite(values)), interval, None, None, said)
 
 

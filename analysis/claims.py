@@ -4,7 +4,7 @@ The targets were set beforehand, from measurements over ten seeds, with room und
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,12 @@ def judge(found: Demo) -> list[Claim]:
         *_filtered(found),
         *_kinds(found),
     ]
+
+
+def overall(claims: Sequence[Claim]) -> bool | None:
+    """Whether every claim that was measured holds; None where none was."""
+    known = [bool(c.holds) for c in claims if c.holds is not None]
+    return all(known) if known else None
 
 
 def _similar(found: Demo) -> list[Claim]:

@@ -11,7 +11,7 @@ from analysis import demo_figures, flags, mass, page, runs, verdict
 from analysis.demo import Demo
 from analysis.intervals import deviation, mean
 from analysis.page import Block
-from analysis.wording import number, percent, signed
+from analysis.wording import ABSENT, number, percent, signed
 from diagnostics.runlog import RunLog
 
 
@@ -24,15 +24,17 @@ def headline(demo: Demo) -> str:
     """One sentence: how many claims hold."""
     found = [c for c in judged.judge(demo) if c.holds is not None]
     held, seeds = sum(bool(c.holds) for c in found), max((len(c.values) for c in found), default=0)
+    if not found:
+        return "no claim was measured"
     return f"{held} of {len(found)} claims hold, over {seeds} {'seed' if seeds == 1 else 'seeds'}"
 
 
 def claims(demo: Demo) -> Block:
     """Claim, target, value by seed with its spread, holds or does not."""
     found = judged.judge(demo)
-    good = all(c.holds for c in found if c.holds is not None)
+    kind = {True: " good", False: " bad", None: ""}[judged.overall(found)]
     rows = [_claim(c) for c in found]
-    return page.stack(page.note(headline(demo), f"verdict {'good' if good else 'bad'}"), page.table(pd.DataFrame(rows)))
+    return page.stack(page.note(headline(demo), f"verdict{kind}"), page.table(pd.DataFrame(rows)))
 
 
 def persona(demo: Demo) -> Block:
@@ -91,7 +93,7 @@ _REFUSAL_HEADS = {
     "comply": "safe compliance, after",
     "fell": "share that fell",
     "mean": "mean change, nats",
-    "kl": "KL, nats",
+    "kl": "KL(reference || policy), nats per chosen response",
 }
 
 
@@ -167,9 +169,9 @@ def _line(run: RunLog) -> dict[str, str]:
         "case": tables.case_name(str(run.config.get("demo_case", ""))),
         "seed": str(run.config.get("demo_seed", "–")),
         "objective": str(run.config.get("objective", "–")),
-        "lost chosen likelihood": f"{percent(value['displacement/frac'])} of {found[0].n}",
-        "mean change": signed(value["displacement/chosen"]),
-        "accuracy": number(value["accuracy"]),
-        "KL": number(value["kl/chosen"]),
+        "lost chosen likelihood": f"{percent(value['displacement/frac'])} of {found[0].n}" if found[0].n else ABSENT,
+        "mean change (nats)": signed(value["displacement/chosen"]),
+        "accuracy": percent(value["accuracy"]),
+        "KL(reference || policy), chosen": number(value["kl/chosen"]),
         "tracked, before to after": "; ".join(f"{k} {number(a)} to {number(b)}" for k, (a, b) in groups.items()) or "–",
     }

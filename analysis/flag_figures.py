@@ -34,7 +34,7 @@ def agreement(rho: pd.DataFrame, overlap: pd.DataFrame, labels: list[str]) -> Fi
     _heat(right, overlap, short, 0, 1, "Blues")
     right.set_yticklabels([])
     left.set_title("Rank correlation (Spearman)")
-    right.set_title("Top tenths in common (0.10 by chance)")
+    right.set_title("Most prone tenths in common (0.10 by chance)")
     return figure
 
 

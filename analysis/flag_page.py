@@ -21,7 +21,7 @@ def headline(found: Flags) -> str:
     if flagged and "flag_reason" in scored:
         words += f" ({scored.loc[scored['flagged'].astype(bool), 'flag_reason'].iloc[0]})"
     skipped = len(found.scores) - len(scored)
-    return f"{words}; {count(skipped, 'row')} skipped, each with its reason in audit.parquet"
+    return f"{words}; {count(skipped, 'row')} skipped, each with its reason in audit.parquet" if skipped else words
 
 
 def summary(found: Flags) -> Block:
@@ -54,14 +54,16 @@ def distributions(found: Flags) -> Block:
 
 
 def agreement(found: Flags) -> Block:
-    """Rank correlation between measures, and the overlap of their top tenths."""
+    """Rank correlation between measures, and the overlap of their most prone tenths."""
     scored = flags.table(found)
     names = flags.measures(scored)
     if len(names) < 2 or len(scored) < 3:
         return page.missing("Agreement", "It needs at least two measures and three scored pairs.")
     labels = [flags.label(m) for m in names]
     figure = flag_figures.agreement(flags.agreement(scored, names), flags.overlap(scored, names), labels)
-    return page.picture(figure, "Rank correlation and top-tenth overlap of every two measures")
+    return page.picture(
+        figure, "Rank correlation of every two measures, and how many of their most prone tenths they have in common"
+    )
 
 
 def length_confounds(found: Flags) -> Block:

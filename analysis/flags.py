@@ -47,11 +47,22 @@ def agreement(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 def overlap(scored: pd.DataFrame, names: list[str], share: float = 0.1) -> pd.DataFrame:
-    """Share of pairs that the top `share` of two measures have in common; by chance it would be `share`."""
+    """Share of pairs that the most prone `share` of two measures have in common; by chance it would be `share`.
+
+    Prone is the end that the measure's own direction says, the highest where nothing is known of it. NaN for a measure
+    that does not vary, which singles out no pair; of ties the earlier rows go first.
+    """
     count = max(1, round(share * len(scored)))
-    tops = {name: set(scored.nlargest(count, name)["pair_id"]) for name in names}
-    rows = [[len(tops[a] & tops[b]) / count for b in names] for a in names]
+    varies = {name: len(set(scored[name].dropna())) > 1 for name in names}
+    tops = {name: _prone(scored, name, count) for name in names}
+    rows = [[len(tops[a] & tops[b]) / count if varies[a] and varies[b] else math.nan for b in names] for a in names]
     return pd.DataFrame(rows, index=names, columns=names)
+
+
+def _prone(scored: pd.DataFrame, name: str, count: int) -> set[str]:
+    """pair_id of the `count` pairs most prone by a measure."""
+    order = runs.column(scored, name) * (direction(name) or 1)
+    return set(scored.loc[order.sort_values(ascending=False, kind="stable").index[:count], "pair_id"])
 
 
 def length_confounds(scored: pd.DataFrame) -> pd.DataFrame:
@@ -89,12 +100,14 @@ def forecast_words(scored: pd.DataFrame) -> list[str]:
 
 
 def ordering(scored: pd.DataFrame) -> str:
-    """The measure the flags were ranked by, as flag_reason or the ranks tell it; the first measure otherwise."""
-    names = measures(scored)
-    ranks = runs.column(scored, "rank")
+    """The measure the flags were ranked by: the one that the ranks follow most closely, of several the one that
+    flag_reason names; the first measure where there are no ranks."""
+    names, ranks = measures(scored), runs.column(scored, "rank")
     follows = {name: abs(spearman(scored[name], ranks)) for name in names}
-    known = {name: rho for name, rho in follows.items() if not math.isnan(rho)}
-    return max(known, key=lambda name: known[name]) if known else names[0]
+    best = max((rho for rho in follows.values() if not math.isnan(rho)), default=math.nan)
+    closest = [name for name in names if follows[name] > best - 1e-9] or names
+    reasons = set(" ".join(map(str, scored["flag_reason"])).split()) if "flag_reason" in scored else set()
+    return next((name for name in closest if name in reasons), closest[0])
 
 
 def lowest_first(scored: pd.DataFrame, name: str) -> bool:

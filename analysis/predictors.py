@@ -103,11 +103,16 @@ def measures(frame: pd.DataFrame) -> list[str]:
 def pairs_of(run: RunLog) -> str:
     """Which of the run's pairs were measured at its end."""
     probed = runs.rows(run, "probe")
-    n, step = len(set(probed["pair_id"])), probed["step"].max() if len(probed) else math.nan
+    if probed.empty:
+        return f"{run.name}: no probe pairs"
+    n, steps = len(set(probed["pair_id"])), sorted({int(s) for s in probed["step"]})
+    first, last = steps[0], steps[-1]
     total = (run.manifest.get("pairs") or {}).get("train")
     which = f"all {n:,} training pairs" if n == total else f"{n:,} probe pairs"
     of = f" of {total:,} training pairs" if total and n != total else ""
-    return f"{run.name}: {which}{of}, measured before the first step and at step {step:.0f}"
+    start = "before the first step" if first == 0 else f"at step {first}"
+    end = f" and at step {last}" if last > first else " alone"
+    return f"{run.name}: {which}{of}, measured {start}{end}"
 
 
 def scorecard(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -117,6 +122,7 @@ def scorecard(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     it where nothing is known of it and the sign of its own rank correlation decided); n: rows; runs; fell: share of
     the pairs that fell; told, told_n: runs and rows whose AUROC was taken, as it is refused where almost none or almost
     all fell;
+    fewest: how many of those rows fell, or how many held, the smaller number;
     with_length: Spearman with the length difference; then each of STATISTICS with <name>_low and <name>_high (95 %).
 
     spearman: with the nats lost; per_token: with the nats lost per token; auroc, average_precision: for "fell";
@@ -142,6 +148,8 @@ def _rows(tables: Sequence[pd.DataFrame], name: str) -> list[dict[str, Any]]:
     words = ("higher" if sign > 0 else "lower") + ("" if direction(name) else "?")
     head: dict[str, Any] = {"measure": name, "direction": words, "n": sum(map(len, kept)), "runs": len(kept)}
     head |= {"told": len(told), "told_n": sum(map(len, told)), "fell": base_rate(kept)}
+    fallen = [int(t["fell"].sum()) for t in told]
+    head["fewest"] = min(sum(fallen), head["told_n"] - sum(fallen))
     head["with_length"] = mean([_rank_correlation(t, name, BASELINE) for t in kept])
     given = ("",) if name == BASELINE else ("", "length")
     return [head | {"given": g} | _estimates(kept, name, sign, bool(g)) for g in given]

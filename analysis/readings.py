@@ -18,15 +18,20 @@ FEW_SAID = "there are fewer than five pairs, too few to say"
 
 
 def direction(mean: float, interval: tuple[float, float], n: int) -> int:
-    """-1 fell, 1 rose, 0 no clear change: the interval must leave out 0, the mean reach STEADY, n be 5 or more."""
+    """-1 fell, 1 rose, 0 no clear change: the interval must leave out 0, the mean reach STEADY, n be 5 or more.
+
+    Without an interval five rows or more have all moved by the same, which is clear.
+    """
     if n < FEW or math.isnan(mean) or abs(mean) < STEADY:
         return 0
+    if math.isnan(interval[0]):
+        return -1 if mean < 0 else 1
     return -1 if interval[1] < 0 else 1 if interval[0] > 0 else 0
 
 
 def spread(likelihood: Change, entropy: Change, mass: Change) -> str:
     """Whether the likelihood that chosen responses lost is a harm, by H_k and M_k (read-out of arXiv 2410.11677)."""
-    if not mass.n or not entropy.n:
+    if not (likelihood.n and mass.n and entropy.n):
         return f"Top-k entropy and mass: {ABSENT}."
     numbers = (
         f" Chosen responses: log-likelihood {_moved(likelihood)} nats per token, top-k entropy {_moved(entropy)} nats, "
@@ -38,27 +43,30 @@ def spread(likelihood: Change, entropy: Change, mass: Change) -> str:
 
 
 def _read(likelihood: int, entropy: int, mass: int) -> str:
+    """A loss is explained only where there is one: without it no word of harm is said."""
+    if likelihood >= 0:
+        return "No loss to explain: the chosen responses did not clearly lose likelihood per token."
     if mass < 0:
         more = " What is left there is narrower too." if entropy < 0 else ""
         return "Leak: the likely tokens lost mass to the tail of the vocabulary." + more
     if entropy < 0:
-        return "Collapse: the policy grew sure of few tokens, and the tail gained nothing."
-    if likelihood < 0 and entropy > 0:
-        return "Benign so far: the likelihood that was lost stayed among the likely tokens, which are more even now."
-    if likelihood < 0:
-        return "Unclear: the chosen responses lost likelihood, but neither entropy nor mass moved clearly."
-    return "No loss to explain: the chosen responses did not clearly lose likelihood per token."
+        return "Collapse: the policy grew sure of few tokens, and the tail did not clearly gain."
+    if entropy > 0:
+        return "Benign so far: the likely tokens did not clearly lose mass, and they are more even now."
+    return "Unclear: the chosen responses lost likelihood, but entropy did not move clearly, nor did mass fall."
 
 
 def responses(table: pd.DataFrame) -> str:
     """Who fell, who rose, at the last step; and whether that is squeezing. table: mass.responses."""
-    last = table.loc[table["step"] == table["step"].max()]
+    last = table.loc[(table["step"] == table["step"].max()) & (table["n"] > 0) & table["change"].notna()]
+    if last.empty:
+        return f"Response types: {ABSENT} at the last step."
     moves = {r["name"]: direction(r["change"], (r["low"], r["high"]), r["n"]) for r in last.to_dict("records")}
     changes = dict(zip(last["name"], last["change"]))
     groups = {"fell": -1, "rose": 1, "no clear change": 0}
     said = [_group(words, [t for t in moves if moves[t] == sign], changes) for words, sign in groups.items()]
     listed = "; ".join(words for words in said if words)
-    n = int(last["n"].max())
+    n = int(last["n"].min())
     sentence = f"{listed[:1].upper()}{listed[1:]} (nats per token, {count(n, 'pair')})."
     if n < FEW:
         return f"No reading: {FEW_SAID}. {sentence}"
@@ -83,7 +91,8 @@ def frontier(table: pd.DataFrame, pairs: str) -> str:
 
 def _point(row: Mapping[Hashable, Any]) -> str:
     interval = span((row["accuracy_low"], row["accuracy_high"]), percent)
-    return f"{percent(row['accuracy'])} ({interval}) at step {row['step']:.0f}, √KL {row['deviation']:.2f}"
+    at = f"at step {row['step']:.0f}, √KL(policy || reference) {row['deviation']:.2f}"
+    return f"{percent(row['accuracy'])} ({interval}) {at}"
 
 
 def monotone_fall(fall: MonotoneFall) -> str:
@@ -111,7 +120,7 @@ def first_difference(found: Profile) -> str:
         for words, part in (("before it", found.before), ("at it", found.at), ("after it", found.after))
         if part.n
     )
-    said = f"Chosen answers, nats per token around the first differing token: {numbers}."
+    said = f"Chosen answers, nats per token around the first differing token: {numbers or ABSENT}."
     if found.lead.n < FEW:
         return f"No reading: {FEW_SAID}. {said}"
     at, after, lead = (direction(c.mean, c.interval, c.n) for c in (found.at, found.after, found.lead))
@@ -120,7 +129,7 @@ def first_difference(found: Profile) -> str:
 
 def _deepest(table: pd.DataFrame) -> str:
     chosen = table.loc[(table["side"] == "chosen") & (table["place"] >= 0)].sort_values("mean")
-    if chosen.empty:
+    if chosen.empty or not chosen["mean"].iloc[0] < 0:
         return ""
     row: Any = chosen.iloc[0]
     found = Change(int(row["n"]), row["mean"], (row["low"], row["high"]))

@@ -26,6 +26,8 @@ NOTHING = "It needs at least three pairs whose measures and displacement both va
 
 def load(run_dirs: str | list[str], scores: str | list[str] | None = None) -> Scored:
     """Read the runs and the scores of their pairs: none, one for all runs, or one for each."""
+    if not _paths(run_dirs):
+        raise DataError("run_dirs names no run folder. Give one that `chesboard train` wrote, or several seeds of it.")
     return predictors.collect([runs.load(p) for p in _paths(run_dirs)], [_scores(p) for p in _paths(scores)])
 
 

@@ -6,10 +6,12 @@ from typing import Any
 import pandas as pd
 from scipy.stats import norm
 
-from analysis.predictors import BASELINE, NAMES
+from analysis.intervals import mean
+from analysis.predictors import BASELINE, FEWEST, NAMES
 from analysis.wording import correlation, count, number, percent, span
 from diagnostics.finding import Finding
 
+USEFUL = 0.7  # an AUROC of less tells too little to choose pairs by
 CHANCE = {"auroc": 0.5, "spearman": 0.0}
 WORDS = {"auroc": "AUROC for “fell”", "spearman": "Spearman with the nats lost"}
 FORMS = {"auroc": number, "spearman": correlation}
@@ -17,9 +19,12 @@ FORMS = {"auroc": number, "spearman": correlation}
 
 def judge(card: pd.DataFrame) -> Finding:
     """The predictor to trust: that of the best AUROC among those that are above chance and above the length difference
-    alone (either way round), at the 5 % level shared among all predictors tried; by rank correlation where AUROC is
-    refused. A measure whose direction was read off the same data is shown, but not judged. passed: whether there is
-    one."""
+    alone (either way round), at the 5 % level shared among all predictors tried. passed: whether there is one.
+
+    None is trusted where AUROC is refused, since almost none or almost all fell: the best rank correlation is shown;
+    where it is below USEFUL, however certain; and where fewer than five pairs fell or held. A measure whose direction
+    was read off the same data is shown, but not judged.
+    """
     by = "auroc" if len(card["auroc"].dropna()) else "spearman"
     plain = card.loc[(card["given"] == "") & card[by].notna()]
     length = _only(plain.loc[plain["measure"] == BASELINE, by])
@@ -36,6 +41,7 @@ def judge(card: pd.DataFrame) -> Finding:
     bar = max(CHANCE[by], length) if not math.isnan(length) else CHANCE[by]
     good = tried.loc[_lowest(tried, by) > bar]
     best = (good if len(good) else tried).iloc[0].to_dict()
+    trusted = bool(len(good)) and by == "auroc" and best[by] >= USEFUL and best["fewest"] >= FEWEST
     said = _sentence(best, by, length, len(tried), bool(len(good))) + _refused(card, by)
     interval = (best[f"{by}_low"], best[f"{by}_high"])
     return Finding(
@@ -44,7 +50,7 @@ def judge(card: pd.DataFrame) -> Finding:
         int(best["told_n" if by == "auroc" else "n"]),
         interval,
         bar,
-        bool(len(good)),
+        trusted,
         said,
     )
 
@@ -69,6 +75,14 @@ def _sentence(best: dict[str, Any], by: str, length: float, tried: int, good: bo
     numbers = f"{WORDS[by]} {form(best[by])} (95 % interval {interval}; {over})"
     name = label(best["measure"]) + (f", {best['direction'][:-1]} is worse" if best["direction"].endswith("?") else "")
     alone = "" if math.isnan(length) else f" and the length difference alone ({form(length)})"
+    if good and by == "spearman":
+        ranks = f"{name} ranks the nats lost better than chance ({chance}){alone}: {numbers}"
+        return f"{ranks}. Whether it tells which pairs fall cannot be said here. {_many(tried)}"
+    if good and best["fewest"] < FEWEST:
+        few = f"only {int(best['fewest'])} fell, or held, too few to trust it"
+        return f"{name} is above chance ({chance}){alone}, but {few}: {numbers}. {_many(tried)}"
+    if good and best[by] < USEFUL:
+        return f"{name} is above chance ({chance}){alone}, but weak: {numbers}. {_many(tried)}"
     if good:
         return f"Trust {name} here: {numbers}, above chance ({chance}){alone}. {_many(tried)}"
     if best[f"{by}_low"] > CHANCE[by]:
@@ -87,8 +101,9 @@ def _refused(card: pd.DataFrame, by: str) -> str:
     if by == "auroc" and told == runs:
         return ""
     which = "the runs" if by == "spearman" else f"{runs - told} of {runs} runs"
-    fell = percent(float(card["fell"].iloc[0]))
-    return f" AUROC, precision and lift are left out for {which} in which under 5 % or over 95 % fell (mean: {fell})."
+    fell = percent(mean(card["fell"]))
+    few = "under 5 % or over 95 % fell"
+    return f" AUROC, precision and lift are left out for {which} in which {few} (mean: {fell})."
 
 
 def _only(values: pd.Series) -> float:

@@ -89,6 +89,7 @@ class Audit:
     frame: one row per source row, the columns of audit.parquet (lengths NaN and EOS flags missing where not known).
     tokenized: the kept pairs, in source order. counts: code -> number of rows (codes: MEANINGS).
     scored, disagree: rows with a score for each side, and those whose scores prefer the rejected side.
+    templated: rows that go through the chat template; the others are plain text.
     """
 
     table: PairTable
@@ -97,6 +98,7 @@ class Audit:
     counts: dict[str, int]
     scored: int
     disagree: int
+    templated: int = 0
 
     def said(self) -> list[str]:
         """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
@@ -104,7 +106,14 @@ class Audit:
         doubtful = sum(doubts != "" for doubts in self.frame["doubts"])
         reasons = [f"{n} {code}" for code, n in sorted(self.counts.items(), key=lambda item: -item[1])]
         rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
-        return [self.table.reading.said(), rows + (f" ({', '.join(reasons)})." if reasons else ".")]
+        rows += f" ({', '.join(reasons)})." if reasons else "."
+        part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
+        how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
+        return [self.table.reading.said(), f"{rows} {how}."]
+
+    def record(self) -> dict[str, Any]:
+        """The same for manifest.json and the pages."""
+        return self.table.reading.record() | {"said": " ".join(self.said())}
 
     def require_kept(self) -> list[TokenizedPair]:
         """The kept pairs, or DataError naming the first skipped row where there is none."""
@@ -138,10 +147,11 @@ def audit_pairs(
     special, twins = _special_pattern(tokenizer), _twins(table.pairs)
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
     kept: list[TokenizedPair] = []
-    scored = disagree = 0
+    scored = disagree = templated = 0
     for start in range(0, len(table.pairs), CHUNK):
         chunk = table.pairs[start : start + CHUNK]
         texts = render_pairs(chunk, tokenizer)
+        templated += sum(isinstance(text, RenderedPair) and text.templated for text in texts)
         for pair, text, result in zip(chunk, texts, _tokenized(chunk, texts, tokenizer, table, settings), strict=True):
             agree = _scores_agree(pair)
             scored, disagree = scored + (agree is not None), disagree + (agree is False)
@@ -153,7 +163,7 @@ def audit_pairs(
                 doubts = "; ".join(code for code in DOUBTS if code in found)
             rows.append(_pair_row(pair, text, result, doubts))
     frame = _frame(sorted(rows, key=lambda row: row["source_row"]))
-    return Audit(table, frame, kept, _count(frame), scored, disagree)
+    return Audit(table, frame, kept, _count(frame), scored, disagree, templated)
 
 
 def _tokenized(

@@ -76,4 +76,6 @@ def _same(place: Path, frame: pd.DataFrame, keys: list[str]) -> None:
 
 def _refuse(place: Path, step: list[int], what: str) -> None:
     if step:
+        parts = sorted(place.glob("part-*"))
+        place = parts[0] if len(parts) == 1 else place
         raise DataError(f"{place}: damaged at step {step[0]}: {what}. Restore it from a copy, or run again.")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from diagnostics.messages import is_message, is_messages
@@ -48,6 +49,7 @@ _ABOUT = set(
 WORDS = 4  # of a text that looks like a sentence
 
 
+@lru_cache(maxsize=4096)
 def plain_name(column: str) -> str:
     """A column's name in one spelling: "userQuestion", "User Question" and "user-question-text" are user_question."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column)
@@ -69,8 +71,8 @@ def is_media(column: str) -> bool:
 
 def turns_of(value: Any) -> list[dict[str, Any]] | None:
     """The messages in a column, written as messages or as [[question, answer], ...]; None for anything else."""
-    if is_messages(value):
-        return value
+    if is_messages(value) or is_message(value):
+        return value if isinstance(value, list) else [value]
     exchanges = isinstance(value, list) and value and all(_is_exchange(v) for v in value)
     return [{"role": r, "content": t} for v in value for r, t in zip(("user", "assistant"), v)] if exchanges else None
 
@@ -89,6 +91,8 @@ def texts(value: Any) -> Iterator[str]:
         if role not in ("assistant", "gpt", "model", "bot"):
             content = next((value[k] for k in ("content", "value") if value.get(k) is not None), "")
             yield from ([content] if isinstance(content, str) else _part_texts(content))
+    elif isinstance(value, dict) and set(value) == {"input", "output"}:  # a turn of the user and its answer
+        yield from texts(value["input"])
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from texts(inner)
@@ -111,7 +115,7 @@ def looks_like_content(column: str, values: list[Any], *, words: int, known_only
     if is_media(column) or (name not in PERHAPS and (known_only or about)):
         return False
     said = [squeezed(v) for v in values if isinstance(v, str) and re.search(r"[^\W\d_]{2}", v)]
-    wordy = [s for s in said if s.count(" ") + 1 >= (WORDS if about else words)]
+    wordy = [s for s in said if s.count(" ") + 1 >= words]
     wordy = [s for s in wordy if s[-1] in ".?!:。" or not about]
     return 2 * len(wordy) > len(said) and 2 * len(set(wordy)) >= len(wordy)
 

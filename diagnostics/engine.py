@@ -3,39 +3,56 @@
 A way is taken only if it gives, on a small random batch, what the plain padded batch gives.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.packing import NAME
 from diagnostics.tokenized import TokenizedPair
 
-_ATTRIBUTE = "_chesboard_engine"
-
 
 @dataclass
 class Engine:
-    """packed: rows are packed, prompts shared. tiled: the head is applied in tiles. plain: the attention used else.
+    """packed: rows are packed, prompts shared. tiled: the head is applied in tiles.
 
     longest: pairs with more tokens on a side take the plain way, because the model only attends within a window that
-    its attention layers do not pass on. apart: packed prompts may be run before their completions.
+    its attention layers do not pass on. apart: packed prompts may be run before their completions. positions: whether
+    positions that count from a row's first token are the model's own. switch: longest sequence with the usual rotary
+    factors, where a model has others for longer ones (longrope, dynamic NTK); growing: others for every length.
+    configs: those that name the packed attention while it is on.
     """
 
     packed: bool = False
     tiled: bool = False
-    plain: str = "eager"
     longest: int | None = None
     apart: bool = False
+    positions: bool = True
+    switch: int | None = None
+    growing: bool = False
+    configs: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """In words, for the manifest."""
         body = "packed rows, prompt shared" if self.packed else "padded rows"
         return f"{body}; head {'in tiles' if self.tiled else 'at once'}, on completion tokens only"
+
+    def regime(self, length: int) -> int:
+        """Sequences of one regime have the same rotary factors; 0: the usual ones."""
+        if self.switch is None or length <= self.switch:
+            return 0
+        return length if self.growing else 1
+
+
+_ENGINES: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()  # of models that were prepared
 
 
 class _Body:
@@ -81,15 +98,141 @@ def device_of(model: nn.Module) -> torch.device:
 
 def engine_of(model: nn.Module) -> Engine:
     """How this model is run. `prepare` may have found something faster than the plain way."""
-    return getattr(innermost(model), _ATTRIBUTE, None) or Engine()
+    return _ENGINES.get(innermost(model)) or Engine()
 
 
 def remember(model: nn.Module, engine: Engine) -> Engine:
-    """Keep the choice with the model; a packed model keeps the packed attention (checkpointing runs it again later)."""
-    inner = innermost(model)
-    object.__setattr__(inner, _ATTRIBUTE, engine)
-    inner.set_attn_implementation(NAME if engine.packed else engine.plain)
+    """Keep the choice for this model; nothing is written into it."""
+    _ENGINES[innermost(model)] = engine
     return engine
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the time being; each module gets its own mode back."""
+    before = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def packable(inner: Any) -> tuple[Any, ...]:
+    """The configs that name the attention of a transformers model where it can be the packed one; () where not."""
+    found: dict[int, Any] = {}
+    waiting = [m.config for m in inner.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in found:
+            found[id(config)] = config
+            waiting += [c for n in config.sub_configs if (c := getattr(config, n, None)) is not None]
+    before = [(c, c._attn_implementation_internal) for c in found.values()]
+    try:
+        inner.set_attn_implementation(NAME)
+        changed = tuple(c for c, _ in before if c._attn_implementation_internal == NAME)
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name
+    return changed if any(c is inner.config for c in changed) else ()
+
+
+@contextmanager
+def packed_attention(model: nn.Module) -> Iterator[None]:
+    """The packed attention while open; outside, the attention is the caller's.
+
+    A layer that is checkpointed runs again in the backward pass, then too with the packed attention.
+    """
+    inner, configs = innermost(model), engine_of(model).configs
+
+    def bound(around: Any) -> Any:
+        def run(function: Any, *args: Any, **kwargs: Any) -> Any:
+            def again(*a: Any, **k: Any) -> Any:
+                with _named(configs):
+                    return function(*a, **k)
+
+            return around(again, *args, **kwargs)
+
+        return run
+
+    modules = inner.modules() if torch.is_grad_enabled() else ()
+    checkpoints = [(m, getattr(m, "_gradient_checkpointing_func", None)) for m in modules]
+    layers: list[tuple[Any, Any]] = [(m, around) for m, around in checkpoints if around is not None]
+    with _named(configs):
+        for module, around in layers:
+            module._gradient_checkpointing_func = bound(around)
+        try:
+            yield
+        finally:
+            for module, around in layers:
+                module._gradient_checkpointing_func = around
+
+
+@contextmanager
+def _named(configs: Sequence[Any]) -> Iterator[None]:
+    """The packed attention's name in these configs while open."""
+    before = [c._attn_implementation_internal for c in configs]
+    for config in configs:
+        config._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+def rotary_switch(inner: nn.Module) -> tuple[int | None, bool]:
+    """Length from which on rotary factors depend on the longest row of a call, and whether on its very length."""
+    lengths, growing = [], False
+    for module, kinds in _switching(inner):
+        for kind, settings in kinds:
+            growing |= "dynamic" in kind
+            length = settings.get("original_max_position_embeddings") if kind == "longrope" else None
+            lengths.append(int(length or getattr(module, "original_max_seq_len", 0)))
+    return min(lengths, default=None), growing
+
+
+@contextmanager
+def fresh_factors(model: nn.Module) -> Iterator[None]:
+    """Rotary factors as in a model just loaded, which some keep from call to call; afterwards as they were."""
+    with ExitStack() as stack:
+        for module, _ in _switching(innermost(model)) if engine_of(model).switch is not None else ():
+            stack.enter_context(_fresh(module))
+        yield
+
+
+@contextmanager
+def _fresh(module: Any) -> Iterator[None]:
+    attributes, buffers = dict(vars(module)), dict(module._buffers)
+    for name, value in {**attributes, **buffers}.items():
+        if name.endswith("original_inv_freq") and isinstance(value, Tensor):
+            other = name.replace("original_inv_freq", "inv_freq")
+            if other in module._buffers:
+                module._buffers[other] = value.clone().to(module._buffers[other].device)
+        elif name.endswith("max_seq_len_cached"):
+            setattr(module, name, module.original_max_seq_len)
+    try:
+        yield
+    finally:
+        module._buffers.clear()
+        module._buffers.update(buffers)
+        for name in set(vars(module)) - set(attributes):
+            delattr(module, name)
+        vars(module).update(attributes)
+
+
+def _switching(inner: nn.Module) -> list[tuple[Any, list[tuple[str, dict[str, Any]]]]]:
+    """Modules with rotary factors that switch, with the kind and the settings of each set of them."""
+    found = []
+    for module in inner.modules():
+        kind = getattr(module, "rope_type", None)
+        settings = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+        sets = [(k, settings.get(n) or {}) for n, k in kind.items()] if isinstance(kind, dict) else [(kind, settings)]
+        sets = [(k, s) for k, s in sets if isinstance(k, str) and ("dynamic" in k or k == "longrope")]
+        if sets:
+            found.append((module, sets))
+    return found
 
 
 def apply_head(model: nn.Module, hidden: Tensor) -> Tensor:
@@ -102,11 +245,19 @@ def apply_head(model: nn.Module, hidden: Tensor) -> Tensor:
     before = vars(body).get("forward")
     body.forward = lambda *args, **kwargs: output
     try:
-        return unwrap(model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=hidden.device)).logits[0]
+        one = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+        return unwrap(model)(**accepted(model, {"input_ids": one})).logits[0]
     finally:
         del body.forward
         if before is not None:
             body.forward = before
+
+
+def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that this model's forward takes, without a cache and without what only its own loss reads."""
+    known = inspect.signature(innermost(model).forward).parameters
+    taken = {k: v for k, v in inputs.items() if k != "position_ids" or (k in known and engine_of(model).positions)}
+    return taken | {k: False for k in ("use_cache", "output_router_logits") if k in known}
 
 
 def check_ids(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:

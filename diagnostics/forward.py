@@ -10,7 +10,7 @@ The shift by one happens here (and in packing.py's layout) and nowhere else: tok
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,8 +20,24 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.engine import Engine, apply_head, close, device_of, engine_of, head_of, innermost, remember
-from diagnostics.packing import NAME, Part, pack, pack_apart, windows_seen
+from diagnostics.engine import (
+    Engine,
+    accepted,
+    apply_head,
+    close,
+    device_of,
+    engine_of,
+    evaluating,
+    fresh_factors,
+    head_of,
+    innermost,
+    packable,
+    packed_attention,
+    remember,
+    rotary_switch,
+)
+from diagnostics.errors import DataError
+from diagnostics.packing import Part, pack, pack_apart, windows_seen
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
 from diagnostics.tokenized import TokenizedPair
@@ -96,16 +112,19 @@ def run_sides(model: nn.Module, batch: PreferenceBatch) -> Sides:
     them where the model allows it, else the two halves of the padded batch. The head is not applied yet."""
     if _packs(model, batch) and engine_of(model).apart:
         return _run_apart(model, batch)
-    half, width = len(batch.pair_ids), batch.input_ids.shape[1]
+    half = len(batch.pair_ids)
     names = ("input_ids", "attention_mask", "completion_mask")
-    halves = [
-        replace(batch, **{n: getattr(batch, n)[rows] for n in names}, lengths=None)
-        for rows in (slice(half), slice(half, None))
-    ]
-    chosen, rejected = (_run(model, part, head=False, packed=False, tiled=True).hidden for part in halves)
-    pairs = torch.arange(half, device=batch.input_ids.device).repeat_interleave(width)
-    found = tuple(torch.where(part.attention_mask.flatten().bool(), pairs, -1) for part in halves)
-    return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, found, ((0,), (1,)))
+    found, hidden, passes = [], [], []
+    for rows in (slice(half), slice(half, None)):
+        part = replace(batch, **{n: getattr(batch, n)[rows] for n in names}, lengths=None)
+        hidden.append(_run(model, part, head=False, packed=False, tiled=True).hidden)
+        groups = _groups(model, part.attention_mask)
+        passes.append(tuple(range(len(found), len(found) + len(groups))))
+        for index, columns in groups:
+            read = part.attention_mask[index][:, columns].bool()
+            found.append(torch.where(read, index[:, None], -1).flatten())
+    chosen, rejected = hidden
+    return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, tuple(found), (passes[0], passes[1]))
 
 
 def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, Any]:
@@ -118,8 +137,8 @@ def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tup
     last = torch.arange(height, device=ids.device) * width + width - 1
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]}
     cache = {"past_key_values": past, "use_cache": True} if caches(model) else {}
-    with _select(head_of(model), last, True), _attention(model, packed=False):
-        output = model(**(_accepted(model, inputs) | cache))
+    with _select(head_of(model), last, True), fresh_factors(model):
+        output = model(**(accepted(model, inputs) | cache))
     return output.logits.flatten(0, 1), output.past_key_values if cache else None
 
 
@@ -129,27 +148,55 @@ def caches(model: nn.Module) -> bool:
 
 
 def prepare(model: nn.Module) -> Engine:
-    """Choose the fastest way that gives this model's plain results, by trying each on a small random batch."""
+    """Choose the fastest way that gives this model's plain results, by trying each on a small random batch.
+
+    Nothing in the model is changed by it. Raises DataError for a model that is not causal.
+    """
     inner = innermost(model)
-    known = engine_of(model)
-    plain = known.plain if known.packed else inner.config._attn_implementation
-    remember(model, Engine(plain=plain))
+    switch, growing = rotary_switch(inner)
+    remember(model, Engine(switch=switch, growing=growing))
     if type(model).__name__ == "FullyShardedDataParallel":
         return engine_of(model)  # its weights are whole only inside its own forward
     batch = trial(inner)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
+        check_causal(model)
+        plain = remember(model, replace(engine_of(model), positions=_keeps_positions(model)))
         wanted = _run(model, batch, head=True, packed=False, tiled=False)
         # an adapter on the head must be on or off as it was when the model ran, so such a head is applied at once
         tiled = not hasattr(head_of(model), "lora_A") and _tries(model, batch, wanted, packed=False, tiled=True)
-        inner.set_attn_implementation(NAME)
-        supported = inner.config._attn_implementation == NAME
+        configs = packable(inner) if plain.positions else ()
+        remember(model, replace(plain, configs=configs))
         windows_seen.clear()
-        packed = supported and _tries(model, batch, wanted, packed=True, tiled=tiled)
+        packed = bool(configs) and _tries(model, batch, wanted, packed=True, tiled=tiled)
         apart = packed and _tries_apart(model, batch, wanted)
-    model.train(training)
-    return remember(model, Engine(packed=packed, tiled=tiled, plain=plain, longest=_longest(inner), apart=apart))
+    found = replace(plain, packed=packed, tiled=tiled, longest=_longest(inner), apart=apart, configs=configs)
+    return remember(model, found)
+
+
+def check_causal(model: nn.Module) -> None:
+    """DataError where a later token changes an earlier logit: then no answer has a log-prob."""
+    rows = innermost(model).get_input_embeddings().weight.shape[0]
+    ids = torch.arange(2 * 12, device=device_of(model)).view(2, 12) % rows
+    ids[1, :6] = ids[0, :6]
+    seen, _ = _forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(24))
+    one, other = seen[:6], seen[12:18]
+    if not close(one, other, one.dtype):
+        raise DataError(
+            f"{type(innermost(model)).__name__} is no causal language model: what it says of a token changes with the "
+            "tokens behind it, so no answer has a log-prob. Choose a model that reads from left to right."
+        )
+
+
+def _keeps_positions(model: nn.Module) -> bool:
+    """Whether positions that count from 0 are what the model counts itself."""
+    ids = torch.arange(2, 11, device=device_of(model))[None] % innermost(model).get_input_embeddings().weight.shape[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    counted = {"position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
+    try:
+        own, given = (_forward(model, i, torch.arange(ids.shape[1]))[0] for i in (inputs, inputs | counted))
+    except Exception:  # positions of another form
+        return False
+    return bool((own - given).float().norm() <= torch.finfo(own.dtype).eps ** 0.75 * own.float().norm())
 
 
 def sequence_stats(batch: PreferenceBatch, out: Outputs, values: Tensor | None = None) -> SequenceStats:
@@ -306,7 +353,8 @@ def _by_tile(out: Outputs, one: Callable[..., Any]) -> list[Any]:
 def _packs(model: nn.Module, batch: PreferenceBatch) -> bool:
     """Whether this batch's rows are packed."""
     engine = engine_of(model)
-    fits = engine.longest is None or batch.input_ids.shape[1] <= engine.longest
+    width = batch.input_ids.shape[1]
+    fits = (engine.longest is None or width <= engine.longest) and not engine.regime(width)
     return engine.packed and batch.lengths is not None and fits
 
 
@@ -344,9 +392,7 @@ def _run_part(
         "segments": part.segments,
         "prompts": prompts,
     }
-    with _select(head_of(model), index, False) as seen:
-        model(**_accepted(model, inputs))
-    return seen[0]
+    return _forward(model, inputs, index, packed=True)[0]
 
 
 def _cut(model: nn.Module, batch: PreferenceBatch, chosen: Tensor, rejected: Tensor) -> Outputs:
@@ -366,24 +412,62 @@ def _tries_apart(model: nn.Module, batch: PreferenceBatch, wanted: Outputs) -> b
 
 def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
     rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
-    width = batch.input_ids.shape[1]
+    at_once = head and not tiled
     if packed:
-        layout = pack(batch.lengths or (), width, batch.input_ids.device)
-        index, inputs = (
-            layout.predicts,
-            {
-                "input_ids": batch.input_ids.flatten()[layout.source][None],
-                "position_ids": layout.positions[None],
-                "segments": layout.segments,
-            },
-        )
+        layout = pack(batch.lengths or (), batch.input_ids.shape[1], batch.input_ids.device)
+        inputs = {
+            "input_ids": batch.input_ids.flatten()[layout.source][None],
+            "position_ids": layout.positions[None],
+            "segments": layout.segments,
+        }
+        hidden, whole = _forward(model, inputs, layout.predicts, packed=True, logits=at_once)
     else:
-        index, inputs = rows * width + columns, _padded(batch)
-    with _select(head_of(model), index, head and not tiled) as seen, _attention(model, packed):
-        output = model(**_accepted(model, inputs))
-    targets = batch.input_ids[rows, columns + 1]
-    whole = output.logits.flatten(0, 1) if head and not tiled else None
-    return Outputs(seen[0], rows, columns + 1, targets, model, whole, head)
+        hidden, whole = _run_padded(model, batch, rows, columns, at_once)
+    return Outputs(hidden, rows, columns + 1, batch.input_ids[rows, columns + 1], model, whole, head)
+
+
+def _run_padded(
+    model: nn.Module, batch: PreferenceBatch, rows: Tensor, columns: Tensor, logits: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states (N, D) and logits (N, V) or None at places of the batch, in a pass for each regime of lengths."""
+    found, places = [], []
+    for index, part in _groups(model, batch.attention_mask):
+        ids, mask = batch.input_ids[index][:, part], batch.attention_mask[index][:, part]
+        here = torch.isin(rows, index).nonzero()[:, 0]
+        at = torch.searchsorted(index, rows[here]) * ids.shape[1] + columns[here] - (part.start or 0)
+        found.append(_forward(model, _padded(ids, mask), at, logits=logits))
+        places.append(here)
+    if len(found) == 1:
+        return found[0]
+    order = torch.cat(places).argsort()
+    hidden, whole = torch.cat([h for h, _ in found]), [w for _, w in found if w is not None]
+    return hidden[order], torch.cat(whole)[order] if whole else None
+
+
+def _groups(model: nn.Module, mask: Tensor) -> list[tuple[Tensor, slice]]:
+    """Rows of a padded batch that can be run together, each group with the columns that it needs."""
+    engine, lengths = engine_of(model), mask.sum(-1).tolist()
+    if not engine.regime(max(lengths)):
+        return [(torch.arange(len(lengths), device=mask.device), slice(None))]
+    regimes: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        regimes.setdefault(engine.regime(length), []).append(i)
+    found = []
+    for rows in regimes.values():
+        longest = max(lengths[i] for i in rows)
+        part = slice(longest) if bool(mask[:, 0].all()) else slice(mask.shape[1] - longest, None)
+        found.append((torch.tensor(rows, device=mask.device), part))
+    return found
+
+
+def _forward(
+    model: nn.Module, inputs: dict[str, Any], index: Tensor, *, packed: bool = False, logits: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """What the head reads at places `index` of its flattened input, and what it makes of it if logits are wanted."""
+    how = packed_attention(model) if packed else nullcontext()
+    with _select(head_of(model), index, logits) as seen, how, fresh_factors(model):
+        output = model(**accepted(model, inputs))
+    return seen[0], output.logits.flatten(0, 1) if logits else None
 
 
 def _tries(model: nn.Module, batch: PreferenceBatch, wanted: Outputs, *, packed: bool, tiled: bool) -> bool:
@@ -413,21 +497,6 @@ def trial(inner: Any) -> PreferenceBatch:
 
 
 @contextmanager
-def _attention(model: nn.Module, packed: bool) -> Iterator[None]:
-    """The padded way needs the model's own attention, also where the packed one is set."""
-    inner = innermost(model)
-    engine = engine_of(model)
-    if packed or not engine.packed:
-        yield
-        return
-    inner.set_attn_implementation(engine.plain)
-    try:
-        yield
-    finally:
-        inner.set_attn_implementation(NAME)
-
-
-@contextmanager
 def _select(head: nn.Module, index: Tensor, apply: bool) -> Iterator[list[Tensor]]:
     """While open, the head sees only rows `index` of its flattened input, or none; they are kept, unchanged."""
     seen: list[Tensor] = []
@@ -444,20 +513,9 @@ def _select(head: nn.Module, index: Tensor, apply: bool) -> Iterator[list[Tensor
         handle.remove()
 
 
-def _padded(batch: PreferenceBatch) -> dict[str, Any]:
+def _padded(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Padded rows; positions count from each row's first real token."""
-    return {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": (batch.attention_mask.cumsum(-1) - 1).clamp(min=0),
-    }
-
-
-def _accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that this model's forward takes, without a cache."""
-    known = inspect.signature(innermost(model).forward).parameters
-    taken = {k: v for k, v in inputs.items() if k != "position_ids" or k in known}
-    return taken | ({"use_cache": False} if "use_cache" in known else {})
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
 def _target_logps(logits: Tensor, targets: Tensor) -> Tensor:

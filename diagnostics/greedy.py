@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import nn
 
-from diagnostics.engine import device_of
+from diagnostics.engine import device_of, engine_of, evaluating
 from diagnostics.forward import caches, decode
 from diagnostics.scoring import batches, token_budget
 from diagnostics.tokenized import TokenizedPair
@@ -38,23 +38,22 @@ def greedy(
     model: nn.Module, prompts: Sequence[Sequence[int]], limits: Sequence[int], *, pad: int, ends: Collection[int]
 ) -> list[tuple[int, ...]]:
     """After each prompt the most likely token, again and again, until one of `ends` (kept) or the row's limit."""
-    width, device, training = max(map(len, prompts)), device_of(model), model.training
+    if engine_of(model).switch is not None and len(prompts) > 1:  # a row's rotary factors are to be its own
+        single = zip(prompts, limits, strict=True)
+        return [greedy(model, [p], [limit], pad=pad, ends=ends)[0] for p, limit in single]
+    width, device = max(map(len, prompts)), device_of(model)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     new, past = ids, None
-    model.eval()
-    try:
+    with torch.no_grad(), evaluating(model):
         while any(_goes_on(a, limit, ends) for a, limit in zip(answers, limits, strict=True)):
-            with torch.no_grad():
-                logits, past = decode(model, new, mask, past)
+            logits, past = decode(model, new, mask, past)
             tokens = logits.argmax(-1, keepdim=True)
             for i, token in enumerate(tokens[:, 0].tolist()):
                 answers[i] += (token,) if _goes_on(answers[i], limits[i], ends) else ()
             ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
             new = ids if past is None else tokens
-    finally:
-        model.train(training)
     return answers
 
 

@@ -16,7 +16,19 @@ Message = dict[str, Any]
 Text = str | list[Message]
 
 ROLES = {
-    "assistant": ("assistant", "gpt", "model", "bot", "chatbot", "ai", "chatgpt", "bing", "bard", "agent"),
+    "assistant": (
+        "assistant",
+        "function_call",
+        "gpt",
+        "model",
+        "bot",
+        "chatbot",
+        "ai",
+        "chatgpt",
+        "bing",
+        "bard",
+        "agent",
+    ),
     "user": ("user", "human", "prompter", "person", "customer"),
     "system": ("system",),
     "tool": ("tool", "observation", "tool_response", "function_response"),
@@ -125,6 +137,8 @@ def _message(message: dict[str, Any], name: str) -> Message:
     role_key = next((k for k in _ROLE_KEYS if message.get(k) is not None), "role")
     content_key = next((k for k in _CONTENT_KEYS if message.get(k) is not None), "content")
     role = checked(message.get(role_key), f"{name}.{role_key}")
+    if role.strip().lower() == "function_call":
+        message, content_key = _call(message.get(content_key), f"{name}.{content_key}"), "content"
     found = {"role": _ROLE.get(role.strip().lower(), role)}
     used = {k: message[k] for k in USED if message.get(k) not in (None, [], "")}
     if isinstance(used.get("tool_calls"), str):
@@ -138,6 +152,15 @@ def _message(message: dict[str, Any], name: str) -> Message:
         else _content(message.get(content_key), f"{name}.{content_key}")
     )
     return found | used
+
+
+def _call(value: Any, name: str) -> dict[str, Any]:
+    """A ShareGPT turn "function_call": JSON text of a call (or of several), as a message with tool calls."""
+    found = parsed(value) if isinstance(value, str) else value
+    found = [found] if isinstance(found, dict) else found
+    if not found or not _are_objects(found) or not all("name" in call for call in found):
+        raise SkipRow("not_text", f"field {name!r} is not JSON text of a function call", name)
+    return {"tool_calls": [{"type": "function", "function": call} for call in found]}
 
 
 def _are_objects(value: Any) -> bool:

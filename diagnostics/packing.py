@@ -9,8 +9,7 @@ third attend to the first's keys and values: then the chosen and the rejected an
 the prompts', and the gradient through either costs nothing for the other.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,17 +178,6 @@ def _attend(
     scores = torch.tanh(q @ k.transpose(-1, -2) * (scaling or q.shape[-1] ** -0.5) / softcap) * softcap
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype)
     return weights @ v
-
-
-@contextmanager
-def packed_attention(model: Any) -> Iterator[None]:
-    """Let a transformers model use `attention` while open."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 AttentionInterface.register(NAME, attention)

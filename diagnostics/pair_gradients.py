@@ -102,7 +102,8 @@ class Tally:
     def into(self, side: int, parameter: Tensor) -> Tensor:
         """Where the batch's gradient in a parameter is added up."""
         if id(parameter) not in self.sums[side]:
-            self.sums[side][id(parameter)] = torch.zeros_like(parameter)
+            dtype = torch.promote_types(parameter.dtype, torch.float32)  # sums over pairs would round away in bfloat16
+            self.sums[side][id(parameter)] = torch.zeros_like(parameter, dtype=dtype)
         return self.sums[side][id(parameter)]
 
     def pairs(self) -> PairGradients:
@@ -112,7 +113,10 @@ class Tally:
 
     def gradients(self, parameters: Sequence[Tensor]) -> tuple[Gradient, Gradient]:
         """The batch's gradients through chosen and through rejected."""
-        chosen, rejected = ([sums.get(id(p)) for p in parameters] for sums in self.sums)
+        chosen, rejected = (
+            [None if (found := sums.get(id(p))) is None else found.to(p.dtype) for p in parameters]
+            for sums in self.sums
+        )
         return chosen, rejected
 
 
@@ -282,9 +286,8 @@ def _embedding(tally: Tally, module: nn.Module, rows: _Rows, spans: Any, shared:
                 sums.index_add_(0, torch.searchsorted(table, ids), g[spans[p][i]])
             made.append(sums)
             if tally.weights is not None:
-                tally.into(side, weight).index_add_(
-                    0, table, sums.to(weight.dtype), alpha=float(tally.weights[side, i])
-                )
+                into = tally.into(side, weight)
+                into.index_add_(0, table, sums.to(into.dtype), alpha=float(tally.weights[side, i]))
         tally.inner(i, *made)
         if shared is not None:
             tally.inner(i, *made, more=shared[i])
@@ -351,7 +354,8 @@ def _head_weight(
     for side, part in enumerate((slice(middle), slice(middle, None))):
         counts = torch.tensor([len(e) for e, _ in pieces[side * size : (side + 1) * size]], device=errors.device)
         scale = tally.weights[side, list(group)].to(hidden.dtype).repeat_interleave(counts)
-        tally.into(side, head.weight).addmm_(errors[part].T, hidden[part] * scale[:, None])
+        into = tally.into(side, head.weight)
+        into.addmm_(errors[part].T.to(into.dtype), (hidden[part] * scale[:, None]).to(into.dtype))
 
 
 def _head_bias(tally: Tally, head: Any, group: Sequence[int], pieces: list[Both]) -> None:

@@ -8,12 +8,22 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diagnostics import shapes
-from diagnostics.context import WORDS, is_context, is_media, looks_like_content, squeezed, texts
+from diagnostics.context import (
+    ASKED,
+    INSTRUCTION,
+    WORDS,
+    is_context,
+    is_media,
+    looks_like_content,
+    plain_name,
+    squeezed,
+    texts,
+)
 from diagnostics.errors import DataError, printable
 from diagnostics.messages import Message, SkipRow, Text, without_nulls
 from diagnostics.row_files import RawRows, read_rows, write_raw
@@ -22,6 +32,7 @@ __all__ = ["Message", "PairTable", "PreferencePair", "RawRows", "Reading", "RowP
 __all__ += ["read_pairs", "write_rows"]
 
 _ID_FIELDS = ("pair_id", "sample_id", "id")
+_PREFIXES = ("prefix", "initial_reason_steps")
 _SCORES = ("score", "rating", "reward", "quality")
 _ROLES = ("system", "prompt", "chosen", "rejected", "preference", "tools", "template arguments", "scores", "id")
 _LOOKED_AT = 1000  # rows by which a column of no known name is judged
@@ -75,7 +86,7 @@ class Reading:
 
     def record(self) -> dict[str, Any]:
         """As it stands in manifest.json."""
-        return asdict(self) | {"said": self.said()}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -192,8 +203,7 @@ def _parse_rows(views: list[_View], shape: tuple[str, str]) -> tuple[dict[int, s
                 raise view
             done = shapes.parse(view, shape)
             _require_read(view, done, shapes.name_of(shape))
-            _digest(done)
-            parsed[i] = done
+            parsed[i] = replace(done, digest=_digest(done))
         except SkipRow as skip:
             problems.append(RowProblem(i, skip.code, skip.field, str(skip)))
         except RecursionError:
@@ -242,7 +252,11 @@ def _refuse_unknown(
     words = WORDS if starts and starts[len(starts) // 2] >= WORDS else 1  # a shared start of two words is no prompt
     for column in dict.fromkeys(c for view in seen.values() for c in view):
         values = [view.get(column) for view in list(seen.values())[:_LOOKED_AT]]
-        if column in used or is_context(column):
+        if column in used:
+            continue
+        if plain_name(column) in ASKED | INSTRUCTION and any(type(v) in (int, float) for v in values):
+            raise DataError(f"{name}: {printable(f'the column {column!r}')} holds numbers. Write them as text.")
+        if is_context(column):
             continue
         if not looks_like_content(column, values, words=words, known_only=shape[1] == "prompt-columns"):
             continue
@@ -262,7 +276,7 @@ def _pairs(rows: list[Any], parsed: dict[int, shapes.Parsed]) -> tuple[list[Pref
     pairs, taken, repeats = [], set(), Counter()
     for i, done in parsed.items():
         own = given[i]
-        base = own if own and times[own] == 1 else "-".join(p for p in (own, _digest(done)) if p)
+        base = own if own and times[own] == 1 else "-".join(p for p in (own, done.digest) if p)
         repeats[base] += 1
         pair_id = base if repeats[base] == 1 else f"{base}-{repeats[base]}"
         while pair_id in taken:
@@ -312,6 +326,10 @@ def _reading(
     media = [c for c in ignored if is_media(c)]
     again = [c for c in ignored if is_context(c)]
     found = [f"what {', '.join(again)} holds is empty, or stands in the pair already"] if again else []
+    steps = [c for c in ignored if c in _PREFIXES]
+    found += (
+        [f"{', '.join(steps)}, where an answer's first steps stand, is for the objective step_dpo"] if steps else []
+    )
     found += [f"no text model sees what {', '.join(media)} holds"] if media else []
     nulls = sum(_had_nulls(row, taken) for row in raw.rows) if raw.padded else 0
     found += [f"nested nulls, which the file's format adds, were removed in {nulls} rows"] if nulls else []
@@ -320,7 +338,7 @@ def _reading(
     return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found, *([_CHAT] if chat else [])))
 
 
-_CHAT = "system text and question are messages where the chat template ends a turn in the EOS token, else lines of text"
+_CHAT = "the prompt is a chat where the tokenizer's chat template ends a turn in its EOS token, else lines of text"
 
 
 def score_columns(columns: Sequence[str]) -> list[str]:

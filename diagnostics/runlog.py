@@ -228,9 +228,12 @@ def read_steps(path: str | Path) -> dict[int, dict[str, Any]]:
 
 
 def read_table(path: str | Path, table: str) -> pd.DataFrame:
-    """All rows of pairs, mass or tokens, sorted; a row logged twice by two processes counts once."""
+    """All rows of pairs, mass or tokens, sorted; a row logged twice by two processes counts once.
+
+    The parts of a scoring job (diagnostics.parts) have no steps: their rows are known by pair_id alone.
+    """
     _check_listed(Path(path), table)
-    return _sorted(_read_rows(Path(path), table)[0], table)
+    return _sorted(_read_rows(Path(path), table, stepless=True)[0], table)
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
@@ -287,7 +290,7 @@ def _require_number(path: Path, key: str, value: Any) -> None:
         raise DataError(f"{path}: `{key}` is no number. The file is damaged; run again.") from None
 
 
-def _read_rows(path: Path, table: str) -> tuple[pd.DataFrame, bool]:
+def _read_rows(path: Path, table: str, *, stepless: bool = False) -> tuple[pd.DataFrame, bool]:
     """The rows of a table as they were logged, and whether the end of one of its streams was cut off."""
     folder = path / table
     parquet = sorted(folder.glob("part-*.parquet"))
@@ -295,7 +298,7 @@ def _read_rows(path: Path, table: str) -> tuple[pd.DataFrame, bool]:
     streams = {p: read_stream(p) for p in sorted(folder.glob("part-*.arrow")) if p.stem not in done}
     parts = {p: _read_parquet(p) for p in parquet} | {p: rows for p, (rows, _) in streams.items()}
     for part, rows in parts.items():
-        _require_keys(part, rows, table)
+        _require_keys(part, rows, ["pair_id"] if stepless and "step" not in rows.schema.names else _SORT[table])
     found = [rows.replace_schema_metadata(None) for rows in parts.values() if rows.num_rows]
     cut = any(cut for _, cut in streams.values())
     if not found:
@@ -306,9 +309,9 @@ def _read_rows(path: Path, table: str) -> tuple[pd.DataFrame, bool]:
         raise DataError(f"{folder}: its parts do not fit together ({error}). One is damaged; run again.") from None
 
 
-def _require_keys(part: Path, rows: pa.Table, table: str) -> None:
+def _require_keys(part: Path, rows: pa.Table, keys: Sequence[str]) -> None:
     """A part has the columns by which its rows are known, once each, of their type and without a gap."""
-    for name in _SORT[table] if rows.num_rows else ():
+    for name in keys if rows.num_rows else ():
         kinds = (pa.types.is_integer,) if name in _INTS else (pa.types.is_string, pa.types.is_large_string)
         column = rows[name] if rows.schema.names.count(name) == 1 else None
         if column is None or column.null_count or not any(kind(column.type) for kind in kinds):
@@ -319,9 +322,10 @@ def _require_keys(part: Path, rows: pa.Table, table: str) -> None:
 def _sorted(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame()
+    keys = [key for key in _SORT[table] if key in frame]
     if table == "pairs":
-        frame = frame.drop_duplicates(_SORT[table])
-    return frame.sort_values(_SORT[table], kind="stable", ignore_index=True)
+        frame = frame.drop_duplicates(keys)
+    return frame.sort_values(keys, kind="stable", ignore_index=True)
 
 
 def _frame(path: Path, table: pa.Table) -> pd.DataFrame:

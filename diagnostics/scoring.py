@@ -14,7 +14,7 @@ from torch import nn
 
 from diagnostics import measures
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.engine import Engine, device_of, engine_of, innermost
+from diagnostics.engine import Engine, device_of, engine_of, evaluating, innermost
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, pair_stats, run
 from diagnostics.processes import processes
@@ -84,9 +84,8 @@ def fitting(
 ) -> Iterator[tuple[Sequence[TokenizedPair], T]]:
     """Each batch with what work makes of it, the model in eval mode; one that does not fit into memory is halved, as
     are those after it."""
-    engine, training, limit = engine_of(model), model.training, sys.maxsize
-    model.eval()
-    try:
+    engine, limit = engine_of(model), sys.maxsize
+    with evaluating(model):
         for group in groups:
             waiting = list(batches(group, limit, engine))
             while waiting:
@@ -97,8 +96,6 @@ def fitting(
                     continue
                 limit = min(limit, _half(part, engine))
                 waiting = [smaller for w in (part, *waiting) for smaller in batches(w, limit, engine)]
-    finally:
-        model.train(training)
 
 
 def dealt(
@@ -136,7 +133,7 @@ def batches(
 
 def cost(pair: TokenizedPair, longest: int, engine: Engine) -> int:
     """Tokens that a pair adds to a batch whose longest side has `longest` tokens."""
-    if engine.packed and (engine.longest is None or longest <= engine.longest):
+    if engine.packed and (engine.longest is None or longest <= engine.longest) and not engine.regime(longest):
         return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) - 2
     return 2 * longest
 

@@ -81,7 +81,7 @@ class Answers:
 @dataclass(frozen=True)
 class Parsed:
     """A row's three texts. chat_prompt: the prompt as a chat, where its columns are what a user asks. used: role ->
-    columns. note: what else is to be said of the reading."""
+    columns. note: what else is to be said of the reading. digest: 16 hex digits of a hash of the content."""
 
     prompt: Text
     chosen: Text
@@ -91,6 +91,7 @@ class Parsed:
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    digest: str = ""
 
 
 def view(row: Any) -> Row:
@@ -428,10 +429,16 @@ def _head(row: Row, found: Answers, sides: list[list[Message]]) -> tuple[list[Me
             for side in sides:  # the whole conversation, its answer included
                 if len(head) > len(side) and alike(head[-len(side) :], side):
                     head = head[: -len(side)]
-            asked = (
-                _prompt_columns(row, found) if head[-1]["role"] == "assistant" else []
-            )  # earlier turns, then a question
-            if asked:
+            asked = _prompt_columns(row, found)
+            if head[-1]["role"] != "assistant":
+                return head, (column,)
+            if not asked and column != "prompt":
+                reason = (
+                    f"{column!r} ends in a turn of the assistant that is neither answer; take that turn out, or name "
+                    "the column prompt if both answers go on with it"
+                )
+                raise SkipRow("context_unread", reason, column)
+            if asked:  # earlier turns, then a question
                 head = [*head, {"role": "user", "content": "\n".join(_text(row, c) for c in asked)}]
             return head, (column, *asked)
         if all(_split(s, head)[0] for s in sides) or column == "prompt":

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from analysis import ablate, ablate_page, board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
 from analysis.ablate import Ablation
@@ -17,7 +18,7 @@ from analysis.board import Board
 from analysis.demo import Demo
 from analysis.page import value as shown
 from analysis.wording import count
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
 from diagnostics.folder import is_aside
 from diagnostics.progress import counted
@@ -162,8 +163,20 @@ def _overview(material: Material, pages: list[Page], out: Path) -> Path:
     (out / "summary.md").write_text(summary, encoding="utf-8")
     _append_step_summary(summary)
     index = out / "index.html"
-    index.write_text(template("index.html.j2").render(entries=entries, pages=pages), encoding="utf-8")
+    links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(material, out)
+    index.write_text(template("index.html.j2").render(entries=entries, links=links), encoding="utf-8")
     return index
+
+
+def _scorecards(material: Material, out: Path) -> list[tuple[str, str]]:
+    """Address from `out` and title of the pages that `chesboard scorecard` made of these runs, or here."""
+    places = {out: ""} | {log.path / "report": f" of {log.name}" for log in material.logs}
+    found = {(place / "scorecard.html").resolve(): words for place, words in reversed(places.items())}
+    return [
+        (quote(os.path.relpath(path, out.resolve())), f"Scorecard{words}: which predictor to trust")
+        for path, words in reversed(found.items())
+        if path.is_file()
+    ]
 
 
 def _entries(material: Material) -> list[Entry]:
@@ -175,9 +188,9 @@ def _entries(material: Material) -> list[Entry]:
         found = [*ablate_page.findings(material.ablation), *ablate_page.moved(material.ablation)]
         entries.append(Entry("Filtering", ablate_page.headline(material.ablation), None, found))
     if material.demo:
-        judged = [c.finding() for c in claims.judge(material.demo)]
-        good = all(f.passed for f in judged if f.passed is not None)
-        entries.append(Entry("The demo", demo_page.headline(material.demo), good, judged))
+        judged = claims.judge(material.demo)
+        found = [c.finding() for c in judged]
+        entries.append(Entry("The demo", demo_page.headline(material.demo), claims.overall(judged), found))
     for log in material.logs:
         if (material.board and board.is_board(log)) or (material.ablation and ablate.is_ablation(log)):
             continue  # dozens of runs, and the comparison's findings hold what matters of each
@@ -232,8 +245,10 @@ def _bullet(entry: Entry) -> str:
 
 
 def _markdown(text: str) -> str:
-    escaped = html.escape(text, quote=False).replace("\n", " ")
-    return re.sub(r"([\\`*_\[\]|~#@$])", r"\\\1", escaped)
+    """Text for Markdown: no control characters, no HTML, no markup, and no address that becomes a link by itself."""
+    escaped = html.escape(printable(text.replace("\n", " ")), quote=False)
+    escaped = re.sub(r"([\\`*_\[\]|~#@$])", r"\\\1", escaped)
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", escaped).replace("://", "\\://")
 
 
 def _append_step_summary(summary: str) -> None:

@@ -1,5 +1,6 @@
 """The shape of the house: imports run one way, both lists of dependencies agree, notebooks stay thin elsewhere."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from diagnostics.runlog import RunLogWriter
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -54,6 +57,49 @@ def test_no_torch_where_none_is_needed(modules):
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_all_that_is_printed_has_its_control_characters_written_out():
+    """A name, a path or a token may hold escape codes: what is printed is fixed text or passes `printable`."""
+    sources = [ROOT / "chesboard.py"]
+    sources += [
+        path for room in ("diagnostics", "trainers", "analysis", "reports") for path in (ROOT / room).rglob("*.py")
+    ]
+    raw = []
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                (".echo", ".print", "tqdm.write", "print")
+            ):
+                raw += [f"{path.name}:{node.lineno}" for value in node.args[:1] if not _is_clean(value)]
+    assert not raw
+
+
+def _is_clean(value: ast.expr) -> bool:
+    """Fixed text, text that went through `printable`, or a table, whose cells `add` fills with such text."""
+    said = ast.unparse(value).lstrip("*")
+    tables = (
+        "table",
+        "found",
+        "_lines(",
+        "_grid(",
+        "_objective_table(",
+        "_push_table(",
+        "_further_table(",
+        "Text(_argument(",
+        "EXAMPLE.",
+    )
+    return (
+        isinstance(value, ast.Constant)
+        or said.startswith(("printable(", "Text(printable(", *tables))
+        or (
+            isinstance(value, ast.JoinedStr)
+            and all(
+                isinstance(part, ast.Constant) or ast.unparse(part.value).startswith("printable(")
+                for part in value.values
+            )
+        )
+    )
+
+
 def name_of(requirement: str) -> str:
     return re.split(r"[<>=\[ ]", requirement, maxsplit=1)[0].lower()
 
@@ -81,7 +127,38 @@ def test_all_packages_are_listed():
         for room in ("diagnostics", "trainers", "analysis", "reports")
         for p in (ROOT / room).rglob("__init__.py")
     }
-    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+    assert found | {"notebooks"} == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_what_is_installed_without_the_checkout_has_all_that_it_reads():
+    """A wheel holds the notebooks, templates and published values, beside the code that looks for them there."""
+    code = (
+        "from setuptools import Distribution; d = Distribution({'script_name': 'setup.py'});"
+        "d.parse_config_files(['pyproject.toml']); c = d.get_command_obj('build_py'); c.ensure_finalized();"
+        "print(*c.get_outputs(), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    built = {line.split("lib/", 1)[1] for line in done.stdout.splitlines() if "lib/" in line}
+    rooms = ("diagnostics", "trainers", "analysis", "reports", "notebooks")
+    files = {p.relative_to(ROOT) for room in rooms for p in (ROOT / room).rglob("*") if p.is_file()}
+    kept = {str(p) for p in files if not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts)}
+    assert kept - built == set(), done.stderr
+
+
+def test_gate_loads_no_torch(tmp_path):
+    """The command itself, from its entry point; seven seconds of computing went into what it does not use."""
+    log = RunLogWriter(tmp_path)
+    log.write_json("config.json", {"objective": "dpo"})
+    log.append_step({"step": 1, "loss": 0.5})
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("- {table: steps, metric: loss, aggregate: mean, op: '<', value: 9}\n")
+    code = (
+        f"import chesboard, sys; sys.argv = ['chesboard', 'gate', {str(tmp_path)!r}, '--gates', {str(gates)!r}]\n"
+        "try: chesboard.main()\n"
+        "except SystemExit as end: print(end.code or 0, {'torch', 'datasets'} & {*sys.modules} or '-')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 -", done.stdout + done.stderr
 
 
 def test_no_init_under_tests():

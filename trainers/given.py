@@ -102,7 +102,7 @@ def _prefixed(table: PairTable, pair: PreferencePair, objective: str) -> Prefere
             f"{table.where(pair.source_row)}: objective '{objective}' reads the text field 'prefix' (the correct steps "
             "so far) and a prompt that is text. Add the field; it may be empty."
         )
-    return replace(pair, prompt=pair.prompt + found)
+    return replace(pair, prompt=pair.prompt + found, chat_prompt=None)
 
 
 def _number(pair: PreferencePair, name: str, where: str) -> float | list[float]:

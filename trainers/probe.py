@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.batch import PreferenceBatch
+from diagnostics.engine import evaluating
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run, with_top_tokens
 from diagnostics.pairs import PreferencePair
@@ -265,10 +266,5 @@ def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int
         attention[i, : n + 1] = 1
         completion[i, n] = 1
     batch = PreferenceBatch(ids, attention, completion, tuple(p.pair_id for p in pairs)).to(device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return run(model, batch).logits().softmax(-1)
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model):
+        return run(model, batch).logits().softmax(-1)

@@ -11,7 +11,7 @@ import torch
 
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.engine import engine_of
-from diagnostics.errors import UserError
+from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.folder import contents
 from diagnostics.forward import prepare
@@ -92,6 +92,8 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
         truncation=settings["truncation"], append_eos=settings["append_eos"],
     )  # fmt: skip
     kept = audit.require_kept()
+    for line in audit.said():
+        print(printable(line))
     chosen = random.Random(settings["seed"]).sample(list(kept), min(settings["pairs"], len(kept)))
     tracked = read_track(track) if track else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,7 +105,7 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
     }  # fmt: skip
     about = manifest(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": settings["seed"]},
-        hashes=hashes, reading=table.reading.record(), reference={"kind": "live", "model": base},
+        hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
     )  # fmt: skip
     _open(out, done, settings, about, audit)
     probe = Probe(

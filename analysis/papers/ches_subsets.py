@@ -142,8 +142,8 @@ def _subsets(table: pd.DataFrame, world: str) -> dict[str, Measured]:
     for name, other in zip(("ches_edit", "ches_hidden"), others):
         found |= {name: told(ches - span(table, world, other))} if _has(table, world, other) else {}
     if _has(table, world, *others):
-        rows = [pd.concat(of)["change"] > 0 for of in zip(*(_by_seed(table, world, name) for name in others))]
-        found["others_rise"] = told([mean(of) for of in rows])
+        rows = [pd.concat(of)["change"] for of in zip(*(_by_seed(table, world, name) for name in others))]
+        found["others_rise"] = told([mean(outcomes.rose(of)) for of in rows])
     if _by_seed(table, world, "ches_score", "ipo_sum"):
         found["ipo_trend"] = told(trend(table, world, "ches_score", "ipo_sum"))
     if _has(table, world, "random"):

@@ -11,7 +11,7 @@ from analysis.figures import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, panels, sty
 from analysis.intervals import half_width, mean
 from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
-from analysis.wording import count, for_plot, number, signed
+from analysis.wording import count, for_plot, signed
 
 TEST = "test"
 MODELS = {
@@ -109,7 +109,7 @@ def draw(table: pd.DataFrame, n: str) -> Figure:
     axes.axvline(0.5, color=DARK, lw=0.8, ls="--")
     mean_of = table.loc[table["set"] != TEST].groupby("model")["accuracy"].mean()
     gap = 100 * (mean_of["implicit"] - mean_of["fine-tuned"])
-    axes.set_title(f"On the shifted sets the implicit reward is {_points(gap)} than the explicit one")
+    axes.set_title(f"On the shifted sets: implicit − explicit accuracy {signed(gap, 1)} points")
     axes.set_xlabel(f"accuracy, dashed: chance ({n})")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     return figure
@@ -153,7 +153,3 @@ def _ordered(table: pd.DataFrame) -> list[str]:
 
 def _name(name: object) -> str:
     return "in distribution" if name == TEST else f"shifted: {for_plot(name, 24)}"
-
-
-def _points(gap: float) -> str:
-    return f"{number(abs(gap), 1)} points {'worse' if gap < 0 else 'better'}"

@@ -15,6 +15,7 @@ from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.papers.deviation import groups
 from analysis.wording import count, percent, signed
+from diagnostics.outcomes import fell
 
 PAIRS = {"given": "given pairs", "own": "own pairs"}
 DRAWN = ("DPO", "SimPO", "LeanPO", "LeanPO, no SFT term")
@@ -189,12 +190,12 @@ def draw_curves(table: pd.DataFrame) -> Figure:
 
 
 def _both_fall(table: pd.DataFrame) -> str:
-    """The drawn objectives under which both sides end below their start, in the mean over seeds."""
+    """The drawn objectives under which both sides fell, in the mean over pairs and seeds."""
     last = table.loc[table["step"] == table["step"].max()]
     means = last.pivot_table(["chosen", "rejected"], ["pairs", "method"], aggfunc="mean")
     said = []
     for kind, words in PAIRS.items():
-        names = [n for n in DRAWN if (kind, n) in means.index and (means.loc[(kind, n)] < 0).all()]
+        names = [n for n in DRAWN if (kind, n) in means.index and (fell(means.loc[(kind, n)]) == 1).all()]
         said.append(f"{' / '.join(names) or 'nowhere'} ({words})")
     return "; ".join(said)
 

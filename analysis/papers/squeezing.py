@@ -15,7 +15,7 @@ from analysis.intervals import half_width, mean
 from analysis.mass import RESPONSES, of_kind
 from analysis.page import Block
 from analysis.papers import EXACT, Measured, Paper, plus_minus
-from analysis.wording import count, number
+from analysis.wording import count, signed
 
 WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
 CASES = {
@@ -195,7 +195,7 @@ def draw_cases(table: pd.DataFrame, n: str) -> Figure:
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("change (nats per token)")
     rise = table.loc[(table["case"] == "dpo") & (table["name"] == "argmax"), "change"].iloc[0]
-    title = f"Under DPO the argmax confidence {'rises' if rise > 0 else 'falls'} by {number(abs(rise))} nats per token"
+    title = f"Change of the argmax confidence under DPO: {signed(rise)} nats per token"
     figure.suptitle(f"{title} ({n})", x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 

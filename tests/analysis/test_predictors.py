@@ -167,6 +167,27 @@ def test_the_sentence_names_a_predictor_or_says_there_is_none():
     assert found.meaning.startswith("None of 2 predictors beats chance (0.50) here")
 
 
+CARD = dict(measure="set_rate", given="", direction="lower", n=200, runs=1, told=1, told_n=200, fewest=60, fell=0.3)
+CARD |= dict(spearman=0.26, spearman_low=0.13, spearman_high=0.38, auroc=0.9, auroc_low=0.85, auroc_high=0.95)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed", "words"),
+    [
+        ({}, True, "Trust rate under the whole set here"),
+        (dict(auroc=0.6, auroc_low=0.55, auroc_high=0.65), False, "is above chance (0.50), but weak"),
+        (dict(fewest=1), False, "only 1 fell, or held, too few to trust it"),
+        (dict(auroc=math.nan, auroc_low=math.nan, told=0, told_n=0, fewest=0), False, "cannot be said here"),
+        (dict(auroc=0.75, auroc_low=0.45), False, "None of 1 predictor beats chance"),
+    ],
+)
+def test_trust_needs_a_strong_auroc_above_chance_and_enough_fallen_and_held(changes, passed, words):
+    found = trust.judge(pd.DataFrame([CARD | changes]))
+    assert found.passed is passed
+    assert words in found.meaning
+    assert ("Trust" in found.meaning) is passed
+
+
 def test_a_predictor_that_only_follows_length_is_not_trusted():
     found = trust.judge(_card(_ends(200, length_matters=0.9)).reset_index())
     assert found.passed is False

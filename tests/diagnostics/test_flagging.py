@@ -1,6 +1,7 @@
 """Flagging: scores, ranks, flags, and the data set written back."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from diagnostics.errors import UserError
-from diagnostics.flagging import check_by, choose, flag, write_back
+from diagnostics.flagging import check_by, check_rule, choose, flag, write_back
 from diagnostics.scoring import batches, width
 from trainers.models import load_model, load_tokenizer
 
@@ -35,13 +36,20 @@ def test_every_row_is_in_the_scores(flagged):
     assert {p.name for p in out.iterdir()} == {"scores.parquet", "audit.parquet", "config.json", "manifest.json"}
 
 
+def test_how_the_rows_were_read_stands_in_the_manifest(flagged):
+    reading = json.loads((flagged[3] / "manifest.json").read_text())["reading"]
+    assert reading["used"]["prompt"] == ["prompt"]
+    assert reading["said"] == " ".join(flagged[2].said())
+    assert "24 of 25 rows kept, 1 skipped" in reading["said"]
+
+
 def test_default_flags_the_top_tenth_by_ln_ches(flagged):
     scores = flagged[0]
     assert scores["flagged"].sum() == 2  # a tenth of 24, rounded
     best = scores.nlargest(2, "ln_ches_score")
     assert best["flagged"].all()
     assert sorted(best["rank"]) == [1, 2]
-    assert best["flag_reason"].str.contains("top 0.1 of pairs by ln_ches_score").all()
+    assert best["flag_reason"].str.contains("top 10 % of pairs by ln_ches_score").all()
 
 
 def test_batching_changes_no_score(lm_folder, pairs_file, tmp_path, flagged):
@@ -78,6 +86,12 @@ def test_choosing_by_quantile_count_and_value():
     ranked = choose(frame(values), "ln_ches_score")["rank"]
     assert ranked.tolist()[:2] == [2, 4]
     assert np.isnan(ranked[2])
+
+
+@pytest.mark.parametrize("rule", [{"above": math.nan}, {"below": math.nan}])
+def test_a_bound_that_is_no_number_is_refused(rule):
+    with pytest.raises(UserError, match="is no number; it must be a value of ln_ches_score"):
+        check_rule("ln_ches_score", **({"quantile": None, "count": None, "above": None} | rule))
 
 
 def test_only_one_rule_at_a_time():

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from diagnostics.batch import collate
-from diagnostics.engine import engine_of, innermost
 from diagnostics.forward import pair_stats, prepare, run, run_sides
 from diagnostics.gradients import Arrows, band, carry, cut, norms, pull_sides, side_gradients, slopes, trained
 from diagnostics.pair_gradients import (
@@ -34,11 +33,8 @@ def shared_prompts(pairs: list[TokenizedPair]) -> list[TokenizedPair]:
 
 def plain(model, prompt, completion):
     """Gradient of one completion's log-prob: one sequence, whole logits, no code of ours."""
-    ids, inner = torch.tensor([[*prompt, *completion]]), innermost(model)
-    before = inner.config._attn_implementation
-    inner.set_attn_implementation(engine_of(model).plain)
+    ids = torch.tensor([[*prompt, *completion]])
     logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-    inner.set_attn_implementation(before)
     wanted = [p for p in model.parameters() if p.requires_grad]
     return torch.autograd.grad(logps[len(prompt) - 1 :].sum(), wanted, allow_unused=True)
 

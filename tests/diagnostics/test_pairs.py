@@ -183,6 +183,47 @@ def test_ids(tmp_path: Path) -> None:
     assert "2 rows share their id" in table.reading.said()
 
 
+def test_repeated_ids_are_the_same_wherever_the_row_stands(tmp_path: Path) -> None:
+    rows = [{"id": "q", "prompt": "p", "chosen": c, "rejected": "b"} for c in ("a", "c", "d")]
+    ids = {p.chosen: p.pair_id for p in read(tmp_path, *rows).pairs}
+    assert {p.chosen: p.pair_id for p in read(tmp_path, *reversed(rows)).pairs} == ids
+    assert len(set(ids.values())) == 3
+    assert all(i.startswith("q-") for i in ids.values())
+
+
+def test_a_given_id_that_looks_like_a_made_one_is_kept_apart(tmp_path: Path) -> None:
+    bare = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    made = read(tmp_path, bare).pairs[0].pair_id
+    table = read(tmp_path, {**bare, "id": f"7-{made}"}, {**bare, "id": 7}, {**bare, "id": 7}, {**bare, "id": "\ud800"})
+    assert [p.pair_id for p in table.pairs] == [f"7-{made}", f"7-{made}-2", f"7-{made}-3", "\\ud800"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_nulls_that_the_format_adds_are_removed_and_said(tmp_path: Path, kind: str) -> None:
+    calls = [{"to": "Bonn"}, {"day": "Friday", "seats": {"class": 2}}]
+    rows = [
+        {"prompt": [USER], "chosen": [{**BLUE, "tool_calls": [{"function": {"name": "f", "arguments": c}}]}],
+         "rejected": [GREEN], "tools": [{"type": "function", "function": {"name": "f", "parameters": c}}]}
+        for c in calls
+    ]  # fmt: skip
+    path = tmp_path / "set.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    if kind == "folder":
+        (tmp_path / "set").mkdir()
+        path = path.rename(tmp_path / "set" / "train.parquet").parent
+    table = read_pairs(path)
+    assert [p.chosen[0]["tool_calls"][0]["function"]["arguments"] for p in table.pairs] == calls  # pyright: ignore
+    assert [p.tools[0]["function"]["parameters"] for p in table.pairs if p.tools] == calls
+    assert "removed in 2 rows" in table.reading.said()
+    assert "removed" not in read(tmp_path, *rows).reading.said()
+
+
+def test_nulls_that_a_person_wrote_stay(tmp_path: Path) -> None:
+    call = [{"function": {"name": "f", "arguments": {"to": None}}}]
+    table = read(tmp_path, {"prompt": [USER], "chosen": [{**BLUE, "tool_calls": call}], "rejected": [GREEN]})
+    assert table.pairs[0].chosen == [{**BLUE, "tool_calls": call}]
+
+
 @pytest.mark.parametrize(
     ("row", "code", "field"),
     [

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from diagnostics.engine import innermost
 from diagnostics.errors import UserError
 from diagnostics.forward import pair_stats, prepare, run
 from diagnostics.rates import LENGTH, chosen_gradient, difference, moved, norm, self_rate, slope, weights_of
@@ -47,10 +46,7 @@ def model(request, make_model):
 def plain_logp(model, prompt, ids) -> torch.Tensor:
     """ln pi(ids | prompt) with whole logits: no batch, no packing, no tiles."""
     row = torch.tensor([[*prompt, *ids]])
-    inner = innermost(model)
-    packed, inner.config._attn_implementation = inner.config._attn_implementation, "eager"
     logits = model(input_ids=row).logits[0, len(prompt) - 1 : -1]
-    inner.config._attn_implementation = packed
     return logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
 
 

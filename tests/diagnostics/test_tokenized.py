@@ -1,5 +1,6 @@
 """Tokenization: the boundary, BOS and EOS, chat templates, truncation."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,15 @@ from transformers import PreTrainedTokenizerFast
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair
-from diagnostics.tokenized import SkippedPair, TokenizedPair, token_offsets, tokenize_pair, tokenize_pairs
+from diagnostics.tokenized import (
+    RenderedPair,
+    SkippedPair,
+    TokenizedPair,
+    render_pair,
+    token_offsets,
+    tokenize_pair,
+    tokenize_pairs,
+)
 
 SENTENCES = ["the sky is blue", "the sky is green", "look at the sky blue"] * 20
 CHATML = (
@@ -258,3 +267,26 @@ def test_no_space_is_added_in_front_of_a_completion(scheme: str) -> None:
     assert found.chosen_ids == (vocabulary["yes"], vocabulary["</s>"])
     assert found.rejected_ids == (vocabulary["▁no"], vocabulary["</s>"])
     assert "token_merge" not in found.doubts
+
+
+ASKED = PreferencePair(
+    "a", 0, "Be brief.\nsky", "blue", "green",
+    chat_prompt=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "sky"}],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("eos", "template"), [("<|im_end|>", None), ("</s>", CHATML), (None, CHATML)])
+def test_text_columns_are_lines_without_a_template_that_eos_ends(eos: str | None, template: str | None) -> None:
+    text = render_pair(ASKED, build(eos=eos, template=template))
+    assert isinstance(text, RenderedPair)
+    assert (text.prompt, text.chosen, text.rejected, text.templated) == ("Be brief.\nsky", "blue", "green", False)
+
+
+def test_text_columns_are_a_chat_where_eos_ends_the_templates_turn() -> None:
+    tokenizer = build(eos="<|im_end|>", template=CHATML)
+    messages = replace(
+        ASKED, prompt=ASKED.chat_prompt, chat_prompt=None, chosen=[{"role": "assistant", "content": "blue"}],
+        rejected=[{"role": "assistant", "content": "green"}],
+    )  # fmt: skip
+    assert render_pair(ASKED, tokenizer) == render_pair(messages, tokenizer)
+    assert kept(tokenizer, ASKED).chosen_ids == kept(tokenizer, messages).chosen_ids

@@ -101,9 +101,19 @@ def test_verdict_names_who_displaced(made):
 
 
 def test_an_interval_that_holds_one_half_is_unclear():
-    judged = [board_verdict.Judged(("dpo", 1.0), share, half, 3).state for share, half in
-              [(0.7, 0.3), (0.9, 0.3), (0.1, 0.3), (0.7, math.nan), (math.nan, math.nan)]]  # fmt: skip
-    assert judged == ["unclear", "displaced", "did not displace", "displaced", None]
+    cases = [(0.7, (0.4, 1.0)), (0.9, (0.6, 1.0)), (0.1, (0.0, 0.4)), (math.nan, (math.nan, math.nan))]
+    judged = [board_verdict.Judged(("dpo", 1.0), share, interval, 3).state for share, interval in cases]
+    assert judged == ["unclear", "displaced", "did not displace", None]
+
+
+def test_a_share_over_seeds_never_leaves_0_and_100(made):
+    """Two seeds at 0 and 1: the t interval is 50 % -+ 635."""
+    rows = made.runs["label"] == "dpo"
+    made.runs.loc[rows, "probe_fell"] = [0.0, 1.0, math.nan]
+    html = board_page.displacement(made).html
+    assert "50 % (0 % to 100 %)" in html
+    assert "± 635" not in html
+    assert board_verdict.judge(made)[0].words == "50 %, 0 % to 100 %"
 
 
 def test_ratios_are_taken_seed_by_seed(made):

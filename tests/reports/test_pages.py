@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from html import unescape
@@ -6,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from analysis import demo_page, flag_page, run_page, verdict
+from analysis import demo_page, flag_page, run_page, runs, verdict
 from analysis.wording import visible
 
 SECTIONS = (
@@ -229,3 +230,15 @@ def test_demo_page_shows_runs_side_by_side(make_run, make_flags):
 
 def test_a_visible_token_keeps_its_spaces():
     assert visible(" Yes\n") == "' Yes⏎'"
+
+
+@pytest.mark.parametrize("kind", ["run", "flags"])
+def test_how_the_rows_were_read_stands_on_the_page(make_run, make_flags, kind):
+    folder, page = (make_run(), run_page) if kind == "run" else (make_flags(), flag_page)
+    assert "Read as" not in page.summary(page.load(folder)).html
+    said = {"said": "Read as prompt: prompt from prompt; ignored: <img src=x>."}
+    (folder / "manifest.json").write_text(json.dumps({"reading": said}))
+    html = page.summary(page.load(folder)).html
+    assert "Read as prompt: prompt from prompt; ignored: &lt;img src=x&gt;." in html
+    for damaged in ([], {"reading": []}, {"reading": {"said": 3}}):
+        assert runs.reading(damaged) == ""

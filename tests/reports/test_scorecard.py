@@ -99,3 +99,14 @@ def test_a_run_without_a_probe_has_no_scorecard(make_run):
     found = scorecard_page.load([str(run)], [])
     assert "not measured" in scorecard_page.verdict(found).html
     assert "not measured" in scorecard_page.forest(found).html
+
+
+def test_the_notebook_takes_what_its_parameter_comments_say(make_run):
+    """Its defaults, one path without brackets, and a list."""
+    run = str(make_run())
+    for given in ((run, None), ([run], None), ([run], []), (run,)):
+        assert len(scorecard_page.load(*given).tables) == 1
+    with pytest.raises(DataError, match="none: no such file"):
+        scorecard_page.load([run], "none")
+    with pytest.raises(DataError, match="run_dirs names no run folder"):
+        scorecard_page.load([])

@@ -202,14 +202,16 @@ def explicit_accuracy(run: Path, settings: Mapping[str, Any], repeats: float) ->
 
 
 def accuracies(margins: pd.DataFrame, pair_ids: pd.Series) -> pd.DataFrame:
-    """Share of margins above 0 by model (a column each) and set, which stands before the slash of the pair_id."""
+    """Share of margins above 0 by model (a column each) and set, which stands before the slash of the pair_id. n: the
+    set's pairs; a margin that was not measured counts neither way."""
+    right = margins.gt(0).astype(float).where(margins.notna())
     sets = pair_ids.str.split("/").str[0].to_numpy()
     rows = [
         dict(
             model=name,
             set=at,
             n=int((sets == at).sum()),
-            accuracy=float((margins[name].to_numpy()[sets == at] > 0).mean()),
+            accuracy=float(pd.Series(right[name].to_numpy()[sets == at]).mean()),
         )
         for name, at in product(margins, dict.fromkeys(sets))
     ]

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -70,6 +71,8 @@ def test_accuracies_by_hand():
     table = made.accuracies(margins, pd.Series(["test/a", "test/b", "far/a", "far/b"]))
     assert table["accuracy"].tolist() == [0.5, 0.5]  # a tie is no hit
     assert table["n"].tolist() == [2, 2]
+    unknown = made.accuracies(margins.assign(implicit=[1.0, math.nan, 0.0, 2.0]), pd.Series([*"ttff"]))
+    assert unknown["accuracy"].tolist() == [1.0, 0.5]  # what was not measured is neither right nor wrong
 
 
 def test_paper_scale_reads_the_column_set(rerun, stand_in, tmp_path):

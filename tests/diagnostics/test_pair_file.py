@@ -1,0 +1,30 @@
+"""Pairs in a file that processes share: what comes back is what went in, and the ids are not copied."""
+
+import numpy as np
+
+from diagnostics.pair_file import BATCH, read_pairs_file, write_pairs
+from diagnostics.tokenized import TokenizedPair
+
+
+def pair(i: int) -> TokenizedPair:
+    doubts = ("token_merge", "eos_one_side") if i % 3 == 0 else ()
+    return TokenizedPair(f"zoë/{i}", 2 * i, range(i % 5 + 1), [70_000 + i, 2], (i,), i % 2 == 0, False, doubts)
+
+
+def test_pairs_come_back_as_they_were(tmp_path):
+    pairs = [pair(i) for i in range(2 * BATCH + 3)]
+    write_pairs(tmp_path / "pairs.arrow", pairs)
+    assert read_pairs_file(tmp_path / "pairs.arrow") == pairs
+
+
+def test_no_pairs_are_no_pairs(tmp_path):
+    write_pairs(tmp_path / "pairs.arrow", [])
+    assert read_pairs_file(tmp_path / "pairs.arrow") == []
+
+
+def test_ids_stay_in_the_file_even_when_its_name_is_gone(tmp_path):
+    write_pairs(tmp_path / "pairs.arrow", [pair(7), pair(8)])
+    found = read_pairs_file(tmp_path / "pairs.arrow")
+    (tmp_path / "pairs.arrow").unlink()
+    assert not np.asarray(found[0].chosen_ids._values).flags.owndata
+    assert found == [pair(7), pair(8)]
