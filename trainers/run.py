@@ -314,6 +314,7 @@ def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -
     changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
     if changed == ["rendered"]:
         changed = ["text of the prompts as the chat template renders it (does it show the date?)"]
+    changed = [name for name in changed if name != "rendered"]  # it changed with the others
     if changed:
         raise UserError(
             f"{run_dir}: the {' and '.join(changed)} changed since this run was started, so its log would mix two. "
