@@ -460,10 +460,10 @@ def _check_parity(
 ) -> float:
     """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
 
-    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise).
+    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise); NaN where it did not look.
     """
     if reference is None or config.reference_model or config.parity == "off":
-        return 0.0
+        return math.nan
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
     eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
     parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=eps)
@@ -502,8 +502,9 @@ def measure_parity(
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
-    The floor is four times that noise, and never below one rounding step (eps) of the largest log-prob. Noise of more
-    than the square root of eps, in nats a token of a side, is no rounding: then no log-prob of this model is its own.
+    noise is four times what the two ways differ by; the floor is that, and never below one rounding step (eps) of the
+    largest log-prob. Noise of more than the square root of eps, in nats a token of a side, is no rounding: then no
+    log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
@@ -526,6 +527,7 @@ def measure_parity(
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
     return {
+        "noise": 4 * noise,
         "noise_floor": floor,
         "max_difference": differences[worst],
         "pair_id": worst[0],

@@ -364,6 +364,20 @@ def test_every_probe_reaches_the_viewers(go, monkeypatch):
     assert any("kl/chosen" in entry and "loss" in entry for entry in seen)
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_in_plain_words(go):
+    """At beta 1e30 the loss is finite at the start; its gradient overflows, and clipping would make every update 0."""
+    with pytest.raises(DataError, match="the gradient is not finite: its norm is inf at step 1") as caught:
+        go(objective="dpo", beta=1e30)
+    assert "lower beta" in str(caught.value)
+
+
+def test_at_the_first_update_policy_and_reference_are_the_same_weights(go):
+    """Whatever way the batch is run: the gradient instruments take another one than the stored reference."""
+    log = go(learning_rate=1e-9, grad_every=1, max_steps=2)
+    first = log.steps.set_index("step").loc[1]
+    assert (first["displacement/frac"], first["displacement/chosen"]) == (0.0, 0.0)
+
+
 def test_a_model_with_nan_weights_is_named_before_training(go, lm_folder, tmp_path):
     broken = load_model(lm_folder)
     with torch.no_grad():
