@@ -3,6 +3,7 @@
 Start here: `chesboard demo` runs the whole main job; `chesboard COMMAND --help` shows examples.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -13,10 +14,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from diagnostics import folder
 from diagnostics.errors import DataError, UserError, printable
@@ -36,12 +39,41 @@ LOST = (
 )
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="See likelihood displacement and deviation in preference optimization: before, during and after training.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(printable(f"chesboard {importlib.metadata.version('chesboard')}"))
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+class Train(TyperCommand):
+    """`train --help [OBJECTIVE]` goes on with every key, made from the fields that hold them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Print the help where it is asked for, before anything else is looked at."""
+        if "--help" in args:
+            from reports.catalogue import show_keys
+
+            self.get_help(ctx)
+            names = [name for flag, name in pairwise(args) if flag in ("--help", "--objective")]
+            show_keys(names[0] if names and not names[0].startswith("-") else "dpo")
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
 
 Data = Annotated[
     str, typer.Argument(help="Preference file (.jsonl, .json, .csv, .parquet, also .gz), folder or hub id.")
@@ -49,7 +81,7 @@ Data = Annotated[
 Model = Annotated[str, typer.Option("--model", "-m", help="Model folder or hub id (safetensors).")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set.")]
 MaxLength = Annotated[
-    int | None, typer.Option(help="Longest prompt + completion in tokens; default is the model's limit.")
+    int | None, typer.Option(min=1, help="Longest prompt + completion in tokens; default is the model's limit.")
 ]
 Truncation = Annotated[
     Literal["drop", "keep_start", "keep_end", "error"],
@@ -80,10 +112,11 @@ def demo(
         chesboard demo --data my_pairs.jsonl --out runs/mine
     """
     from reports.build import build_report
+    from reports.console import say
     from trainers.demo.main import run_demo, run_own_data
 
     runs = run_own_data(data, out) if data else run_demo(out, seeds=seeds, jobs=jobs, persona=persona)
-    typer.echo(f"report: {build_report(runs, out=out / 'report')}")
+    say(f"report: {build_report(runs, out=out / 'report')}")
 
 
 @app.command()
@@ -137,7 +170,7 @@ def audit(
     from diagnostics.audit import audit_pairs, counts_table
     from diagnostics.pairs import read_pairs
     from diagnostics.runlog import write_frame
-    from reports.console import show_counts, show_lines
+    from reports.console import say, show_counts
     from trainers.models import config_limit, load_tokenizer, longest
 
     table = read_pairs(data, split=split)
@@ -150,7 +183,7 @@ def audit(
     path = (out or Path("runs/audit")) / "audit.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frame(path, found.frame)
-    show_lines(found.said())
+    say(*found.said())
     show_counts(counts_table(found), path)
 
 
@@ -213,10 +246,10 @@ def flag(
 
         accelerate launch --multi_gpu --num_processes 2 -m chesboard flag my_pairs.jsonl -m my-model --out runs/flag
     """
-    from diagnostics.flagging import check_by
+    from diagnostics.flagging import check_by, prone
     from diagnostics.flagging import flag as flag_pairs
     from diagnostics.processes import agree, leave, processes
-    from reports.console import show_flagged, show_lines
+    from reports.console import say, show_flagged
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
     agree(lambda: check_by(by))
@@ -245,12 +278,12 @@ def flag(
         write_flagged=write_flagged,
     )
     if processes().is_main_process:
-        show_lines(audit.said())
-        show_flagged(scores, by, out)
+        say(*audit.said())
+        show_flagged(scores, by, prone(by), out)
     leave()
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(cls=Train, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="YAML file of flat keys.")] = None,
@@ -265,11 +298,7 @@ def train(
 ) -> None:
     """Instrumented training. Every key may stand in the config file or follow as --key value; unknown keys fail.
 
-    Keys: model, data, output_dir, objective and its hyperparameters (see `chesboard list`), reference, lora_r,
-    probe_pairs, heldout_pairs, probe_every, response_types, alarm, alarm_action, grad_every, grad_parameters,
-    max_length, truncation, track, parity, seed, the recipes (pair_weights, weight_by, curriculum, rounds,
-    renew_reference, max_length_gap), and every field of transformers' TrainingArguments (learning_rate,
-    per_device_train_batch_size, bf16, report_to ...).
+    `chesboard train --help` lists all keys, `chesboard train --help simpo` those of another objective.
 
     Examples:
 
@@ -283,13 +312,16 @@ def train(
 
         until chesboard train --config run.yaml --resume auto; do sleep 60; done
     """
-    from diagnostics.processes import leave
+    from diagnostics.processes import leave, processes
+    from reports.console import show_run
     from trainers.config import make_config, parse_flags, read_config
     from trainers.run import train as train_run
 
     values = (read_config(config) if config else {}) | parse_flags(context.args)
     values |= {"resume": True if resume == ALONE else resume} if resume else {}
-    train_run(make_config(values))
+    run = train_run(make_config(values))
+    if processes().is_main_process:
+        show_run(run)
     leave()
 
 
@@ -322,13 +354,14 @@ def compare(
         chesboard compare --config base.yaml --objectives dpo,dpo:beta=0.5,dpo_nll --learning-rates 5e-7,1e-6
     """
     from reports.build import build_report
+    from reports.console import say
     from trainers.compare import DEFAULT_OBJECTIVES, parse_entries, parse_rates
     from trainers.compare import compare as train_all
 
     entries = parse_entries(objectives if objectives is not None else ",".join(DEFAULT_OBJECTIVES))
     rates = parse_rates(learning_rates)
     done, failed = train_all(out, entries=entries, seeds=seeds, learning_rates=rates, config=config, jobs=jobs)
-    typer.echo(f"report: {build_report(done, out=out / 'report')}")
+    say(f"report: {build_report(done, out=out / 'report')}")
     if failed:
         raise DataError(f"{len(failed)} runs are missing on the board. The first one said: {failed[0]}")
 
@@ -356,11 +389,12 @@ def ablate(
         chesboard ablate --config run.yaml --by set_rate --scores runs/flag --drop 0.2,0.8 --seeds 5
     """
     from reports.build import build_report
+    from reports.console import say
     from trainers.ablate import ablate as train_all
     from trainers.ablate import parse_drops
 
     _, failed = train_all(config, scores, out, by=by, drops=parse_drops(drop), seeds=seeds, jobs=jobs)
-    typer.echo(f"report: {build_report([out], out=out / 'report')}")
+    say(f"report: {build_report([out], out=out / 'report')}")
     if failed:
         raise DataError(f"{len(failed)} runs are missing in the comparison. The first one said: {failed[0]}")
 
@@ -424,14 +458,14 @@ def trace(
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     reference: Annotated[str | None, typer.Option(help="Reference model; default is the first checkpoint.")] = None,
-    pairs: Annotated[int, typer.Option(help="How many pairs to measure, drawn by seed.")] = 256,
+    pairs: Annotated[int, typer.Option(min=1, help="How many pairs to measure, drawn by seed.")] = 256,
     track: Annotated[str | None, typer.Option(help="JSON file of prompts and token groups to follow.")] = None,
     split: Split = None,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
     dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16 or float16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draw.")] = 0,
 ) -> None:
     """Make the run log afterwards, from checkpoints that any trainer wrote. Started again, it goes on where it was.
 
@@ -439,13 +473,14 @@ def trace(
 
         chesboard trace my_pairs.jsonl --reference my-model --checkpoints out/ --out runs/traced
     """
+    from reports.console import show_run
     from trainers.trace import trace as trace_run
 
     done = trace_run(
         data, checkpoints, out, reference=reference, pairs=pairs, split=split, max_length=max_length,
         truncation=truncation, append_eos=eos, dtype=dtype, track=track, seed=seed,
     )  # fmt: skip
-    typer.echo(f"run: {done}   pages: chesboard report {done}")
+    show_run(done)
 
 
 @app.command()
@@ -462,8 +497,9 @@ def report(
         chesboard report runs/a runs/b
     """
     from reports.build import build_report
+    from reports.console import say
 
-    typer.echo(f"report: {build_report(runs, out=out)}")
+    say(f"report: {build_report(runs, out=out)}")
 
 
 @app.command()
@@ -483,28 +519,35 @@ def scorecard(
 
         chesboard scorecard runs/seed0 runs/seed1 runs/seed2 --scores runs/flag
     """
-    from reports.console import show_scorecard
+    from reports.console import say, show_scorecard
     from reports.scorecard import make
 
     found, page = make(runs, scores or [], out)
     show_scorecard(found)
-    typer.echo(f"page: {page}")
+    say(f"page: {page}")
 
 
 @app.command()
 def gate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    gates: Annotated[Path, typer.Option(help="YAML file of gates.")],
+    run: Annotated[Path | None, typer.Argument(help="Run folder.")] = None,
+    gates: Annotated[Path | None, typer.Option(help="YAML file of gates.")] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML; default is report/gates.xml in the run.")] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a commented gates file to start from.")] = False,
 ) -> None:
     """Judge a run by declarative gates, write JUnit XML; exit code 1 if a gate fails.
 
-    Example:
+    Examples:
+
+        chesboard gate --example > gates.yaml
 
         chesboard gate runs/a --gates gates.yaml
     """
-    from reports.gate import judge, show
+    from reports.gate import EXAMPLE, judge, show
 
+    if example:
+        return typer.echo(EXAMPLE.read_text(encoding="utf-8"), nl=False)
+    if run is None or gates is None:
+        raise UserError("give a run folder and --gates FILE; `chesboard gate --example` prints a file to start from.")
     findings = judge(run, gates, junit or run / "report" / "gates.xml")
     if not show(findings):
         raise typer.Exit(1)
@@ -514,6 +557,7 @@ def gate(
 def list_all(
     what: Annotated[str | None, typer.Argument(help="objectives, measures or notebooks; default is all.")] = None,
     name: Annotated[str | None, typer.Argument(help="One of them: its card.")] = None,
+    details: Annotated[bool, typer.Option("--details", help="Tables with needs, source and paper.")] = False,
 ) -> None:
     """Every objective, measure and notebook with its paper, read from their own docstrings.
 
@@ -524,13 +568,13 @@ def list_all(
 
         chesboard list
 
-        chesboard list objectives
+        chesboard list --details
 
         chesboard list objectives dpo
     """
-    from reports.console import show_list
+    from reports.catalogue import show_list
 
-    show_list(what, name)
+    show_list(what, name, details=details)
 
 
 def main() -> None:
@@ -539,7 +583,7 @@ def main() -> None:
     with _signals():
         try:
             _check_rooms()
-            app(_arguments(sys.argv[1:]), standalone_mode=True)
+            app(_arguments(sys.argv[1:]), standalone_mode=True, prog_name="chesboard")
         except UserError as error:
             _end(str(error), error.exit_code)
         except Stopped as error:

@@ -13,10 +13,11 @@ from diagnostics import forecast, margins, measures
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.direction import direction
 from diagnostics.engine import check_ids, engine_of
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
+from diagnostics.pair_file import read_once
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.parts import Parts
 from diagnostics.probe_rows import read_probe
@@ -70,12 +71,16 @@ def flag(
     Interrupted and called again with the same arguments, it goes on where it was (finished, it stays as it is);
     several processes share the work.
     The table is the same either way: to the byte where each process uses as many threads, else up to rounding.
-    Returns the scores (one row a source row), the pairs as read, and the audit.
+    Returns the scores (one row a source row), the pairs as read, and the audit (None in all processes but the first,
+    which reads for all).
     """
     out, rule = Path(out), {"quantile": quantile, "count": count, "above": above, "below": below}
     cut: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
+    table: Any = None
+    audit: Any = None
 
-    def read() -> tuple[PairTable, Audit, list[TokenizedPair]]:
+    def read() -> tuple[list[TokenizedPair], int]:
+        nonlocal table, audit
         check_by(by)
         check_rule(by, **rule)
         forecast.check(model, further, parameters)
@@ -83,7 +88,7 @@ def flag(
         audit = audit_pairs(table, tokenizer, **cut)
         rows = read_probe(probe, tokenizer, max_length=max_length, truncation=truncation) if probe else []
         check_ids(model, [*audit.require_kept(), *rows])
-        return table, audit, rows
+        return [*audit.tokenized, *rows], len(rows)
 
     def start() -> tuple[int, set[str] | None]:
         hashes = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table)}
@@ -107,20 +112,21 @@ def flag(
         parts.remove()
 
     def again() -> None:
-        print(f"{out}: holds the scores already; nothing is left to do.")
+        print(printable(f"{out}: holds the scores already; nothing is left to do."))
         write_back(table, read_frame(out / "scores.parquet"), kept=write_kept, flagged=write_flagged)
 
     def job() -> forecast.Job:
-        return forecast.Job(model, audit.tokenized, parts, budget, pad_token_id, parameters, end_ids(tokenizer))
+        return forecast.Job(model, pairs, parts, budget, pad_token_id, parameters, end_ids(tokenizer))
 
     with hold(out, "flag"):
         further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
-        table, audit, probe_rows = agree(read)
+        every, asked = read_once(read, out / "pairs.arrow.tmp")
+        pairs, probe_rows = every[: len(every) - asked], every[len(every) - asked :]
         prepare(model)
         parts, pad_token_id = Parts(out), int(tokenizer.pad_token_id or 0)
         budget, done = share(start)
         if done is not None:
-            agree(lambda: _score(model, audit.tokenized, parts, done, budget, pad_token_id))
+            agree(lambda: _score(model, pairs, parts, done, budget, pad_token_id))
             forecast.measure(job(), further, probe_rows)
         share(finish if done is not None else again)
     return read_frame(out / "scores.parquet"), table, audit

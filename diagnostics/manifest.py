@@ -35,6 +35,7 @@ CONVENTIONS = {
     "probe and eval rows": "measured in eval mode with the weights after `step` updates; probe pairs are training "
     "pairs, eval pairs are held out",
     "missing": "NaN where not measured, never 0",
+    "weights_moved": "share of the trained weights that differ at the end from the start; n were compared",
     "dropout": "switched off in policy and reference",
 }
 

@@ -1,15 +1,19 @@
-"""Tokenized pairs in a file that all processes of a job map, so that the data is read and tokenized once. No torch."""
+"""Tokenized pairs in a file that all processes of a job map, so that the data is read and tokenized once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from diagnostics.errors import DataError
+from diagnostics.processes import agree, processes, share
 from diagnostics.token_ids import TokenIds
 from diagnostics.tokenized import TokenizedPair
+
+T = TypeVar("T")
 
 BATCH = 1024  # pairs of one record batch
 SIDES = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -18,6 +22,23 @@ _ENDS = (("chosen_has_eos", pa.bool_()), ("rejected_has_eos", pa.bool_()))
 _SCHEMA = pa.schema(
     [("pair_id", pa.string()), ("source_row", pa.int64()), *_IDS, *_ENDS, ("doubts", pa.list_(pa.string()))]
 )
+
+
+def read_once(work: Callable[[], tuple[list[TokenizedPair], T]], file: Path) -> tuple[list[TokenizedPair], T]:
+    """What work returns: pairs, and what else is to be known of them (little). Of several processes only the first
+    does the work; the pairs go to the others through `file`, which is gone when this returns."""
+    if processes().num_processes == 1:
+        return work()
+
+    def put() -> T:
+        pairs, known = work()
+        write_pairs(file, pairs)
+        return known
+
+    known = share(put)
+    pairs = agree(lambda: read_pairs_file(file))
+    share(file.unlink)
+    return pairs, known
 
 
 def write_pairs(path: Path, pairs: Sequence[TokenizedPair]) -> None:
@@ -29,7 +50,10 @@ def write_pairs(path: Path, pairs: Sequence[TokenizedPair]) -> None:
 
 def read_pairs_file(path: Path) -> list[TokenizedPair]:
     """The pairs of such a file; their ids stay in it, shared by all processes that map it."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Every process must see the same folder.") from None
     return [pair for i in range(reader.num_record_batches) for pair in _pairs(reader.get_batch(i))]
 
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from diagnostics import folder
-from diagnostics.errors import UserError
+from diagnostics.errors import UserError, printable
 
 T = TypeVar("T")
 
@@ -63,6 +63,11 @@ def hold(place: Path, command: str) -> Iterator[None]:
         yield
     finally:
         folder.release(place)
+
+
+def tell(text: str, *, file: TextIO | None = None) -> None:
+    """Print a sentence, in the first process only, with its control characters written out."""
+    PartialState().print(printable(text), file=file)
 
 
 def leave() -> None:

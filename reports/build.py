@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from analysis import ablate, ablate_page, board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
 from analysis.ablate import Ablation
@@ -17,8 +18,9 @@ from analysis.board import Board
 from analysis.demo import Demo
 from analysis.page import value as shown
 from analysis.wording import count
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
+from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
 from reports.notebooks import Page, execute, names, template
@@ -124,7 +126,7 @@ def _folders(path: Path) -> list[Path]:
     if runs.is_run(path) or runs.is_flags(path):
         return [path]
     inside = sorted({p.parent for name in ("config.json", "scores.parquet") for p in path.rglob(name)})
-    inside = [p for p in inside if runs.is_run(p) or runs.is_flags(p)]
+    inside = [p for p in inside if (runs.is_run(p) or runs.is_flags(p)) and not is_aside(p)]
     if not inside:
         raise DataError(f"{path}: holds neither a run log (config.json, steps.jsonl) nor scores (scores.parquet).")
     return inside
@@ -161,8 +163,20 @@ def _overview(material: Material, pages: list[Page], out: Path) -> Path:
     (out / "summary.md").write_text(summary, encoding="utf-8")
     _append_step_summary(summary)
     index = out / "index.html"
-    index.write_text(template("index.html.j2").render(entries=entries, pages=pages), encoding="utf-8")
+    links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(material, out)
+    index.write_text(template("index.html.j2").render(entries=entries, links=links), encoding="utf-8")
     return index
+
+
+def _scorecards(material: Material, out: Path) -> list[tuple[str, str]]:
+    """Address from `out` and title of the pages that `chesboard scorecard` made of these runs, or here."""
+    places = {out: ""} | {log.path / "report": f" of {log.name}" for log in material.logs}
+    found = {(place / "scorecard.html").resolve(): words for place, words in reversed(places.items())}
+    return [
+        (quote(os.path.relpath(path, out.resolve())), f"Scorecard{words}: which predictor to trust")
+        for path, words in reversed(found.items())
+        if path.is_file()
+    ]
 
 
 def _entries(material: Material) -> list[Entry]:
@@ -231,8 +245,10 @@ def _bullet(entry: Entry) -> str:
 
 
 def _markdown(text: str) -> str:
-    escaped = html.escape(text, quote=False).replace("\n", " ")
-    return re.sub(r"([\\`*_\[\]|~#@$])", r"\\\1", escaped)
+    """Text for Markdown: no control characters, no HTML, no markup, and no address that becomes a link by itself."""
+    escaped = html.escape(printable(text.replace("\n", " ")), quote=False)
+    escaped = re.sub(r"([\\`*_\[\]|~#@$])", r"\\\1", escaped)
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", escaped).replace("://", "\\://")
 
 
 def _append_step_summary(summary: str) -> None:

@@ -112,10 +112,8 @@ def show(findings: Sequence[Finding]) -> bool:
     for f in findings:
         verdict = "pass" if f.passed else "FAIL" if failed([f]) else "warning"
         tables.add(found, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
-    console = Console()
-    console.print(found)
-    for line in warnings(findings):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    Console().print(found)
+    tables.say(*warnings(findings))
     return not failed(findings)
 
 

@@ -31,8 +31,7 @@ def show_row(
     if not 0 <= row < count:
         raise UserError(f"{table.source}: there is no row {row}. Give --row 0 to {count - 1}.")
     console = Console(no_color=plain, color_system=None if plain else "auto", highlight=False)
-    for line in _lines(table, tokenizer, row, settings):
-        console.print(line, soft_wrap=True)
+    console.print(*_lines(table, tokenizer, row, settings), sep="\n", soft_wrap=True)
 
 
 def _lines(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any]) -> list[Text]:

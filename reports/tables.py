@@ -1,5 +1,6 @@
-"""A table for a terminal. Untrusted text is printed as plain text, never as markup."""
+"""Tables and sentences for a terminal. Untrusted text is printed as plain text, never as markup."""
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,3 +18,9 @@ def table(*columns: str, title: str | None = None) -> Table:
 def add(to: Table, *values: object) -> None:
     """Add a row."""
     to.add_row(*(Text(printable(str(v))) for v in values))
+
+
+def say(*lines: str) -> None:
+    """Sentences, one a line."""
+    for line in lines:
+        Console().print(Text(printable(line)), soft_wrap=True)

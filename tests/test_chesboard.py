@@ -1,7 +1,9 @@
 """The front door as a person meets it: each mistake ends in one sentence and an exit code, never in a traceback."""
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,12 @@ import tokenizers
 import transformers
 
 import chesboard
+from analysis import runs, verdict
+from diagnostics import measures
+from diagnostics.flagging import FURTHER
+from reports.notebooks import names as notebooks
+from trainers import objectives
+from trainers.config import ARGUMENTS, OWN
 
 FAST = ["--learning_rate", "3e-3", "--per_device_train_batch_size", "4", "--save_model", "false"]
 
@@ -37,6 +45,18 @@ def trained(call, lm_folder, pairs_file, tmp_path):
     )
     assert code == 0, complaint
     return tmp_path / "run"
+
+
+def test_train_ends_with_the_verdict_and_the_next_command(call, lm_folder, pairs_file, tmp_path):
+    run = tmp_path / "a run\x1b[31m"
+    code, printed, _ = call("train", "--model", lm_folder, "--data", pairs_file, "--output_dir", run, *FAST)
+    assert code == 0
+    *_, where, how, following = printed.splitlines()
+    assert where.startswith("run: ")
+    assert where.endswith("a run\\x1b[31m")
+    assert how == "verdict: " + verdict.headline(verdict.judge(runs.load(run)))
+    assert re.fullmatch(r"next: chesboard report '.*a run\\x1b\[31m'", following)
+    assert "\x1b" not in printed
 
 
 def one_sentence(complaint: str, *wanted: str) -> None:
@@ -201,10 +221,78 @@ def test_help_shows_examples(call, name):
 
 
 def test_list_names_everything(call):
-    code, printed, _ = call("list")
+    code, printed, _ = call("list", "--details")
     assert code == 0
     for name in ("dpo", "ipo_mean", "ches_score", "run_report", "arXiv:2410.08847"):
         assert name in printed
+
+
+def test_list_is_a_line_a_name(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed, _ = call("list")
+    assert code == 0
+    names = [line.split()[0] for line in printed.splitlines() if line]
+    everything = {*objectives.names(), *measures.names(), *FURTHER, *notebooks()}
+    assert everything <= set(names)
+    assert len(names) < len(everything) + 10
+    assert all(len(line) < 90 for line in printed.splitlines()[:-1])
+
+
+@pytest.mark.parametrize("args", [("--help", "simpo"), ("--objective", "simpo", "--help")])
+def test_help_of_train_names_every_key(call, args):
+    code, printed, _ = call("train", *args)
+    assert code == 0
+    shown = re.findall(r"^--(\w+)", printed, flags=re.MULTILINE)
+    assert sorted(shown) == sorted([*OWN, *ARGUMENTS, *objectives.hyperparameters("simpo")])
+    assert re.search(r"--learning_rate 1e-06", printed)
+    assert re.search(r"--gamma_beta_ratio +0.5 +of simpo: a number", printed)
+    assert re.search(r"--model +required", printed)
+
+
+def test_help_of_train_for_an_objective_there_is_not(call):
+    code, _, complaint = call("train", "--help", "simpoo")
+    assert code == 2
+    one_sentence(complaint, "unknown objective 'simpoo'", "simpo")
+
+
+def test_a_card_shows_every_hyperparameter_with_its_default(call):
+    code, printed, _ = call("list", "objectives", "simpo")
+    assert code == 0
+    assert re.search(r"--gamma_beta_ratio +default 0.5; a number", printed)
+
+
+def test_version(call):
+    code, printed, _ = call("--version")
+    assert code == 0
+    assert re.fullmatch(r"chesboard \d+\.\d+\.\d+\S*\n", printed)
+
+
+def test_a_shell_can_complete_commands(call, monkeypatch):
+    monkeypatch.setenv("_CHESBOARD_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "chesboard tr")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    _, printed, _ = call()
+    assert printed.split() == ["train", "trace"]
+
+
+def test_the_example_gates_can_be_printed_and_used(call, trained, tmp_path):
+    code, printed, _ = call("gate", "--example")
+    assert code == 0
+    (tmp_path / "gates.yaml").write_text(printed)
+    code, printed, _ = call("gate", trained, "--gates", tmp_path / "gates.yaml")
+    assert code in (0, 1)
+    assert 'tests="4"' in (trained / "report" / "gates.xml").read_text()
+    code, _, complaint = call("gate", trained)
+    assert code == 2
+    one_sentence(complaint, "gate --example")
+
+
+def test_judging_a_run_needs_no_torch(tmp_path):
+    """A fresh process, because this one has torch already."""
+    code = "import sys, reports.console, reports.gate; print('torch' in sys.modules)"
+    root = str(Path(chesboard.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_demo_does_not_overwrite(call, tmp_path):
@@ -220,6 +308,46 @@ def test_escape_codes_in_an_id_do_not_reach_the_terminal(call, lm_folder, tmp_pa
     assert code == 0
     assert "\x1b" not in printed
     assert "1 pairs scored" in printed
+
+
+def test_escape_codes_in_a_gate_and_in_paths_do_not_reach_the_terminal(call, trained, tmp_path):
+    hostile = "\x1b]0;pwned\x07\x9b31m\r%0A::error::x\u202e"
+    path = tmp_path / "gates\x1b[31m.yaml"
+    rules = [dict(table="steps", metric="loss", aggregate="last", op="<", value=-1, name=hostile, severity="warning")]
+    path.write_text(json.dumps(rules))
+    code, printed, _ = call("gate", trained, "--gates", path)
+    assert code == 0
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", printed)
+    annotation = [line for line in printed.splitlines() if line.startswith("::")]
+    assert len(annotation) == 1
+    assert annotation[0].startswith("::warning::\\x1b]0;pwned\\x07\\x9b31m\\r%250A::error::x\\u202e: missed")
+    path.write_text("x: [")
+    code, printed, complaint = call("gate", trained, "--gates", path)
+    assert code == 2
+    one_sentence(complaint, "gates\\x1b[31m.yaml")
+    assert "\x1b" not in printed + complaint
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--learning_rate", "-1"],
+        ["--seed", "1099511627776"],
+        ["--per_device_train_batch_size", "0"],
+        ["--accelerator_config", "loss above 3"],
+        ["--objective", "{{{{"],
+        ["--num_train_epochs", ".nan"],
+        ["--beta", "1e999"],
+        ["--lr_scheduler_kwargs", "{none_such: 1}"],
+        ["--alarm", "x" * 600],
+    ],
+)
+def test_settings_that_cannot_work_are_named_before_anything_is_read(call, tmp_path, args):
+    code, _, complaint = call("train", "--model", "M", "--data", "d", "--output_dir", tmp_path / "r", *args)
+    assert code == 2
+    one_sentence(complaint, args[0][2:])
+    assert len(complaint) < 500
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The shape of the house: imports run one way, both lists of dependencies agree, notebooks stay thin elsewhere."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -54,6 +55,49 @@ def test_no_torch_where_none_is_needed(modules):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_all_that_is_printed_has_its_control_characters_written_out():
+    """A name, a path or a token may hold escape codes: what is printed is fixed text or passes `printable`."""
+    sources = [ROOT / "chesboard.py"]
+    sources += [
+        path for room in ("diagnostics", "trainers", "analysis", "reports") for path in (ROOT / room).rglob("*.py")
+    ]
+    raw = []
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                (".echo", ".print", "tqdm.write", "print")
+            ):
+                raw += [f"{path.name}:{node.lineno}" for value in node.args[:1] if not _is_clean(value)]
+    assert not raw
+
+
+def _is_clean(value: ast.expr) -> bool:
+    """Fixed text, text that went through `printable`, or a table, whose cells `add` fills with such text."""
+    said = ast.unparse(value).lstrip("*")
+    tables = (
+        "table",
+        "found",
+        "_lines(",
+        "_grid(",
+        "_objective_table(",
+        "_push_table(",
+        "_further_table(",
+        "Text(_argument(",
+        "EXAMPLE.",
+    )
+    return (
+        isinstance(value, ast.Constant)
+        or said.startswith(("printable(", "Text(printable(", *tables))
+        or (
+            isinstance(value, ast.JoinedStr)
+            and all(
+                isinstance(part, ast.Constant) or ast.unparse(part.value).startswith("printable(")
+                for part in value.values
+            )
+        )
+    )
 
 
 def name_of(requirement: str) -> str:

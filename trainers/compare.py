@@ -8,22 +8,29 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.fingerprint import data_hash
+from diagnostics.folder import contents, set_aside
 from diagnostics.manifest import file_hash
 from diagnostics.measures import unknown
+from diagnostics.pairs import read_pairs
+from diagnostics.processes import hold
 from diagnostics.progress import counted, hushed
-from diagnostics.runlog import read_json, write_json
+from diagnostics.runlog import read_json, read_run, write_json
 from trainers import objectives
 from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, read_config
 from trainers.demo import facts
@@ -78,6 +85,12 @@ def compare(
     bases = _given(config, seeds) if config else [_embedded(out, seed) for seed in range(seeds)]
     rates = learning_rates or ([bases[0]["learning_rate"]] if config else RATES)
     runs = plan(entries, out, bases, rates, None if config else "facts")
+    with hold(out, "compare"):
+        return _compare(runs, out, config, jobs)
+
+
+def _compare(runs: Sequence[TrainConfig], out: Path, config: Path | None, jobs: int) -> tuple[list[Path], list[str]]:
+    """Train those that are not finished, in the worlds they need."""
     todo = [run for run in runs if not is_finished(run)]
     failed: list[str] = []
     if todo:
@@ -153,7 +166,7 @@ def plan(
 def is_finished(run: TrainConfig) -> bool:
     """Whether the run's folder holds all its steps. Raises UserError where it was made with other settings or data."""
     folder = Path(run.output_dir)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not contents(folder)):
         return False
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: is in the way and is no run folder. Remove it, or choose another --out.")
@@ -190,13 +203,16 @@ def _given(path: Path, seeds: int) -> list[dict[str, Any]]:
         if key in values:
             raise UserError(f"{path}: leave out '{key}'; the board sets it for every run.")
     theirs = {key for name in objectives.names() for key in objectives.hyperparameters(name)} & set(values)
+    theirs -= {f.name for f in fields(TrainConfig)}  # the seed is every run's
     if theirs:
         key = sorted(theirs)[0]
         raise UserError(
             f"{path}: '{key}' belongs to an objective; write it there: --objectives dpo:{key}={values[key]}"
         )
-    base = {"save_model": False, "learning_rate": DEFAULTS["learning_rate"]} | values
-    return [base | {"seed": int(values.get("seed", 0)) + k} for k in range(seeds)]
+    base, first = {"save_model": False, "learning_rate": DEFAULTS["learning_rate"]} | values, values.get("seed", 0)
+    if not isinstance(first, int) or isinstance(first, bool):
+        raise UserError(f"{path}: seed is '{first}'; it must be a whole number, the first of the board's seeds.")
+    return [base | {"seed": first + k} for k in range(seeds)]
 
 
 def _embedded(out: Path, seed: int) -> dict[str, Any]:
@@ -218,30 +234,61 @@ def build_whole(place: Path, build: Callable[..., Any], args: tuple) -> None:
 
 
 def _train(run: TrainConfig) -> str | None:
-    """Train one run and write its record; what went wrong, in a sentence, where the run cannot go on."""
+    """Train one run, or go on with it, and write its record; what went wrong, in a sentence, where it cannot go on."""
     folder = Path(run.output_dir)
     (folder / RECORD).unlink(missing_ok=True)
-    resumes = any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
-    if not resumes:
-        shutil.rmtree(folder, ignore_errors=True)
+    begun = bool(contents(folder))
+    if begun and not _is_readable(folder):
+        with hold(folder, "compare"):
+            set_aside(folder)
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        train(replace(run, resume=resumes))
+        train(replace(run, resume="auto"))
     except DataError as error:
-        if folder.is_dir():
+        if (folder / "config.json").exists():
             write_json(folder / RECORD, {"error": str(error)})
         return f"{folder.name}: {error}"
     took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
-    took = {} if resumes else took  # of a run in two halves only one was timed
+    took = {} if begun else took  # of a run in two halves only one was timed
     write_json(folder / RECORD, {"steps": _last_step(folder)} | took)
     return None
 
 
-def workers(jobs: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor | None]:
-    """Processes to train in, one thread each; none for one job, which this process does itself."""
+def _is_readable(folder: Path) -> bool:
+    try:
+        return bool(read_run(folder))
+    except DataError:
+        return False
+
+
+@contextlib.contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes to train in, one thread each; none for one job, which this process does itself. They end with it, also
+    where it is stopped or killed: what they have logged is kept."""
     if jobs == 1:
-        return contextlib.nullcontext()
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread)
+        yield None
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin_worker) as pool:
+        try:
+            yield pool
+        except (SystemExit, KeyboardInterrupt):
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _begin_worker() -> None:
+    """One thread, no interest in Ctrl-C (the parent passes it on), and no life without the parent."""
+    one_thread()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def each(pool: ProcessPoolExecutor | None, call: Callable[..., Any], tasks: Sequence[tuple], name: str) -> list[Any]:
@@ -273,11 +320,16 @@ def _folder(out: Path, entry: Entry, rate: float, base: dict[str, Any]) -> Path:
 def _same_data(run: TrainConfig, folder: Path) -> None:
     written = read_json(folder / "manifest.json").get("hashes", {})
     for name, path in (("data", run.data), ("probe_data", run.probe_data)):
-        if name in written and path and Path(path).exists() and file_hash(path) != written[name]:
+        if name in written and path and Path(path).exists() and _content(path, run.split) != written[name]:
             raise UserError(
                 f"{folder}: the data changed since this run was made ({path}), and a comparison must not mix them. "
                 "Choose another --out, or restore the file."
             )
+
+
+def _content(path: str, split: str | None) -> str:
+    """Hash of a data set as `train` writes it."""
+    return file_hash(path) or data_hash(read_pairs(path, split=split))
 
 
 def _last_step(folder: Path) -> int:

@@ -415,14 +415,14 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and not _fits(value, kind) and _fits("", kind):
         value = str(value)  # a run called 7
     if not _fits(value, kind):
-        raise UserError(f"{key} is {_shown(value)}; it must be {_wanted(value, kind)}.")
+        raise UserError(f"{key} is {_shown(value)}; it must be {wanted(value, kind)}.")
     if isinstance(value, str) and dict in _plain_kinds(kind):
         _check_mapping(key, value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = RANGES.get(key, (0, LARGEST)) if key in OWN or key in ARGUMENTS else (-LARGEST, LARGEST)
         if not low <= value <= high:
             more = f"{low} or more" if value < low else f"{high:,} at most".replace(",", "")
-            raise UserError(f"{key} is {_shown(value)}; it must be {_wanted(value, kind)}, {more}.")
+            raise UserError(f"{key} is {_shown(value)}; it must be {wanted(value, kind)}, {more}.")
         value = int(value) if int in _plain_kinds(kind) and float not in _plain_kinds(kind) else value
     return value
 
@@ -474,7 +474,7 @@ def _words(kind: Any) -> list[str]:
     return [word.value for word in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
 
 
-def _wanted(value: Any, kind: Any) -> str:
+def wanted(value: Any, kind: Any) -> str:
     """What a key takes, in words."""
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text (in quotes)", list: "a list"}
     said = []

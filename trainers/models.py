@@ -31,7 +31,7 @@ from transformers.utils.hub import cached_file
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash as tokenizer_hash
 from diagnostics.fingerprint import weights_hash as weights_hash
-from diagnostics.processes import processes
+from diagnostics.processes import processes, tell
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -259,8 +259,8 @@ def _with_adapter(name: str, base: str, dtype: str, device_map: str | None) -> A
     import peft
 
     base = _next_base(name, base)
-    if processes().is_main_process:
-        print(f"{name} is an adapter; its base model is {base}, as its {_ADAPTER} says.", file=sys.stderr)
+    processes()
+    tell(f"{name} is an adapter; its base model is {base}, as its {_ADAPTER} says.", file=sys.stderr)
     weights = _file(name, _ADAPTER_WEIGHTS)
     if weights is None:
         found = [p.name for pattern in _PICKLED for p in Path(name).glob(pattern)]

@@ -19,7 +19,7 @@ from torch import nn
 from diagnostics.batch import PreferenceBatch
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run
-from diagnostics.processes import share
+from diagnostics.processes import share, tell
 from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
 from diagnostics.scoring import Scored, score
@@ -191,11 +191,11 @@ def _agrees(model: nn.Module, pairs: Sequence[TokenizedPair], known: Rows, pad_t
     floor = max(4 * noise, torch.finfo(_dtype(model)).eps ** 0.5)
     if found <= floor:
         return True
-    PartialState().print(
+    said = (
         f"{cache.folder}: cached reference log-probs differ from this model's by {found:.3g} nats on a token (rounding "
-        f"explains {floor:.3g}), on {len(drawn)} pairs scored again. All of them are scored again now.",
-        file=sys.stderr,
+        f"explains {floor:.3g}), on {len(drawn)} pairs scored again. All of them are scored again now."
     )
+    tell(said, file=sys.stderr)
     return False
 
 

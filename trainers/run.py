@@ -17,13 +17,14 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from diagnostics import outcomes
 from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.engine import check_ids, engine_of
-from diagnostics.errors import DataError, UserError, printable
+from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash, rendered_hash
 from diagnostics.folder import contents, set_aside
 from diagnostics.forward import prepare
 from diagnostics.manifest import file_hash, manifest
+from diagnostics.pair_file import read_once
 from diagnostics.pairs import read_pairs
-from diagnostics.processes import hold, share
+from diagnostics.processes import hold, share, tell
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
 from diagnostics.scoring import score
 from diagnostics.tokenized import TokenizedPair
@@ -47,6 +48,7 @@ from trainers.models import (
     tokenizer_hash,
     weights_hash,
 )
+from trainers.moved import moved, sample
 from trainers.probe import Probe
 from trainers.recorder import PROBE_KEYS, STEP_KEYS, Recorder
 from trainers.reference import LiveReference, precompute
@@ -80,7 +82,6 @@ def train(config: TrainConfig) -> Path:
         checkpoint, finished = share(lambda: _look(config, run_dir, arguments.world_size))
         if not finished:
             _train(config, arguments, run_dir, checkpoint)
-    PartialState().print(f"run: {run_dir}")
     return run_dir
 
 
@@ -90,8 +91,11 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, dtype=config.dtype)
+    if changed := make_savable(model):
+        tell(changed)
     track = read_track(config.track) if config.track else None
-    splits, audits, hashes = _data(config, tokenizer, model_limit(model))
+    audits: dict[str, Any] = {}
+    splits, hashes = _data_once(config, tokenizer, model_limit(model), run_dir, audits)
     everything = [*splits.train, *splits.probe, *splits.heldout]
     check_ids(model, everything)
     hashes["rendered"] = rendered_hash(everything)
@@ -101,10 +105,9 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     files = {"pair_weights": config.pair_weights, "track": config.track}
     started |= {name: file_hash(path) for name, path in files.items() if path}
     share(lambda: _open_folder(config, run_dir, checkpoint, audits, started))
+    audits.clear()  # they hold every text of the data
 
-    policy, changed = model, make_savable(model)
-    if changed:
-        PartialState().print(changed)
+    policy = model
     if config.lora_r:
         policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
     reference = _reference(config, policy, splits, arguments, tokenizer, started)
@@ -145,6 +148,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
 def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, checkpoint: str | None) -> None:
     """Train, close the log and save the weights; last, the manifest says that the run is finished."""
     run_dir, main = Path(config.output_dir), PartialState().is_main_process
+    policy: Any = trainer.model
+    start = sample(policy)
     with _one_sentence(run_dir):
         try:
             if checkpoint and is_last(Path(checkpoint)):
@@ -159,14 +164,15 @@ def _fit(trainer: PreferenceTrainer, writer: RunLogWriter, config: TrainConfig, 
             trainer.save_model(str(run_dir / "model"))
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            _note(run_dir, weights_moved=moved(start, policy))
         if not trainer.recorder.stopped:
-            path = run_dir / "manifest.json"
-            write_json(path, read_json(path) | {"finished": {"step": trainer.state.global_step}})
+            _note(run_dir, finished={"step": trainer.state.global_step})
     if trainer.recorder.stopped:
-        PartialState().print(
+        said = (
             f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "
-            "goes on from it, with or without the alarm, and counts anew."
         )
+        tell(f"{said}goes on from it, with or without the alarm, and counts anew.")
 
 
 def check(config: TrainConfig) -> None:
@@ -261,7 +267,7 @@ def _look(config: TrainConfig, run_dir: Path, processes: int) -> tuple[str | Non
     finished = log.manifest.get("finished")
     if finished and finished.get("step") == last and config.resume in (True, "auto"):
         compact(run_dir)
-        print(f"{run_dir}: finished at step {last}; nothing is left to do.")
+        tell(f"{run_dir}: finished at step {last}; nothing is left to do.")
         return None, True
     return _checkpoint(config, run_dir, processes, last), False
 
@@ -276,10 +282,10 @@ def _checkpoint(config: TrainConfig, run_dir: Path, processes: int, last: int) -
     if checkpoint:
         step = step_of(checkpoint)
         again = f"; steps {step + 1} to {last}, logged after it, are done again" if last > step else ""
-        print(f"{run_dir}: goes on from {checkpoint.name}{again}" + f" ({why})" * bool(wrong) + ".")
+        tell(f"{run_dir}: goes on from {checkpoint.name}{again}" + f" ({why})" * bool(wrong) + ".")
         return str(checkpoint)
     if config.resume == "auto":
-        print(f"{run_dir}: {why}, so the run starts over; what it has logged is set aside.")
+        tell(f"{run_dir}: {why}, so the run starts over; what it has logged is set aside.")
         return None
     raise UserError(
         f"{run_dir}: no checkpoint to resume from ({why}). Start over with --resume auto, which sets the old log "
@@ -308,6 +314,7 @@ def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -
     changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
     if changed == ["rendered"]:
         changed = ["text of the prompts as the chat template renders it (does it show the date?)"]
+    changed = [name for name in changed if name != "rendered"]  # it changed with the others
     if changed:
         raise UserError(
             f"{run_dir}: the {' and '.join(changed)} changed since this run was started, so its log would mix two. "
@@ -322,6 +329,27 @@ def _same_config(config: TrainConfig, written: dict[str, Any], run_dir: Path) ->
             f"{run_dir}: this run was started with other settings ({', '.join(changed)}). Resume with the run's own "
             "config.json, or start anew in another output_dir."
         )
+
+
+def _data_once(
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    run_dir: Path,
+    audits: dict[str, Any],
+) -> tuple[Splits, dict[str, str]]:
+    """`_data`, read and tokenized once however many processes there are; only the first has the audits."""
+
+    def read() -> tuple[list[TokenizedPair], tuple[Splits, list[int], dict[str, str]]]:
+        splits, found, hashes = _data(config, tokenizer, limit)
+        audits.update(found)
+        parts = (splits.train, splits.probe, splits.heldout)
+        others = replace(splits, train=[], probe=[], heldout=[])
+        return [pair for part in parts for pair in part], (others, [len(part) for part in parts], hashes)
+
+    pairs, (splits, (train, probe, _), hashes) = read_once(read, run_dir / "pairs.arrow.tmp")
+    sets = pairs[:train], pairs[train : train + probe], pairs[train + probe :]
+    return replace(splits, train=sets[0], probe=sets[1], heldout=sets[2]), hashes
 
 
 def _data(
@@ -373,7 +401,7 @@ def _data(
 def _say(source: str, audit: Audit) -> None:
     """How a file's rows were read, and how many are used."""
     for line in audit.said():
-        PartialState().print(printable(f"{source}: {line}"))
+        tell(f"{source}: {line}")
 
 
 def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
@@ -382,7 +410,7 @@ def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
         return
     why = f"{config.heldout_data} holds no more" if config.heldout_data else f"a tenth of the {pairs} pairs at most"
     give = "" if config.heldout_data else "; heldout_data names a file of others"
-    PartialState().print(f"held out: {held} of the {config.heldout_pairs} pairs asked for ({why}{give}).")
+    tell(f"held out: {held} of the {config.heldout_pairs} pairs asked for ({why}{give}).")
 
 
 def _check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[TokenizedPair]) -> None:
@@ -439,15 +467,14 @@ def _check_parity(
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
     eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
     parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=eps)
-    path = Path(config.output_dir) / "manifest.json"
     if PartialState().is_main_process:
-        write_json(path, read_json(path) | {"parity": parity})
+        _note(Path(config.output_dir), parity=parity)
     said = (
         f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
     )
     if parity["passed"]:
-        PartialState().print(said)
+        tell(said)
         return outcomes.noise(parity)
     why = (
         f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
@@ -456,8 +483,13 @@ def _check_parity(
     )
     if config.parity == "stop":
         raise DataError(why)
-    PartialState().print(f"warning: {why}")
+    tell(f"warning: {why}")
     return outcomes.noise(parity)
+
+
+def _note(run_dir: Path, **found: Any) -> None:
+    """What was found out about the run, into its manifest."""
+    write_json(run_dir / "manifest.json", read_json(run_dir / "manifest.json") | found)
 
 
 def _known_noise(run_dir: Path, reference: Any) -> float:
@@ -471,7 +503,8 @@ def measure_parity(
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
     noise is four times what the two ways differ by; the floor is that, and never below one rounding step (eps) of the
-    largest log-prob.
+    largest log-prob. Noise of more than the square root of eps, in nats a token of a side, is no rounding: then no
+    log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
@@ -480,6 +513,14 @@ def measure_parity(
         raise DataError(
             f"the model's log-probs are not finite for pair_id {', '.join(dict.fromkeys(bad))}. Look for NaN or inf "
             "in its weights, or load it as float32."
+        )
+    tokens = {(p.pair_id, side): len(getattr(p, f"{side}_ids")) for p in pairs for side in ("chosen", "rejected")}
+    noisy = max(together, key=lambda k: abs(together[k][0] - alone[k][0]) / tokens[k])
+    if abs(together[noisy][0] - alone[noisy][0]) > eps**0.5 * tokens[noisy]:
+        raise DataError(
+            f"the {noisy[1]} side of pair_id {noisy[0]} has log-prob {alone[noisy][0]:.6g} alone and "
+            f"{together[noisy][0]:.6g} beside other pairs: more than rounding explains ({eps**0.5:.2g} nats a token). "
+            "This model's log-probs depend on their neighbours; choose another model, or a wider dtype."
         )
     noise = max(abs(together[k][0] - alone[k][0]) for k in together)
     floor = max(4 * noise, eps * max(abs(p) for p, _ in together.values()))

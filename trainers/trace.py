@@ -17,7 +17,7 @@ from diagnostics.folder import contents
 from diagnostics.forward import prepare
 from diagnostics.manifest import manifest
 from diagnostics.pairs import read_pairs
-from diagnostics.processes import hold, share
+from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
 from trainers.config import read_track
@@ -63,7 +63,8 @@ def trace(
     """
     quiet()
     out = Path(out)
-    found = steps_of(expand(checkpoints), reference)
+    names = expand(checkpoints)
+    found = steps_of(names, reference or (adapter_base(_given(names[0])[0]) if names else None))
     base = found[0]
     settings = {
         "command": "trace", "data": data, "model": base, "reference_model": base, "checkpoints": list(found.values()),
@@ -80,10 +81,10 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
     done = _look(out, settings)
     if done >= set(found):
         compact(out)
-        print(f"{out}: all {len(found)} checkpoints are measured; nothing is left to do.")
+        tell(f"{out}: all {len(found)} checkpoints are measured; nothing is left to do.")
         return
     base, dtype, track = found[0], settings["dtype"], settings["track"]
-    print(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
+    tell(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
     tokenizer = load_tokenizer(base)
     table = read_pairs(settings["data"], split=settings["split"])
     audit = audit_pairs(
@@ -127,8 +128,7 @@ def expand(checkpoints: Sequence[str]) -> list[str]:
 
 
 def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[int, str]:
-    """Checkpoint by step, in the order of their steps. Step 0 is the reference: by default the first checkpoint,
-    or the base model of the adapter that it is.
+    """Checkpoint by step, in the order of their steps. Step 0 is the reference: by default the first checkpoint.
 
     The step of the others: what is written behind the path, PATH=STEP; else what its trainer_state.json says; else the
     number after a word for steps anywhere in its path (checkpoint-100, global_step2_hf, step_100, or 100 alone); else,
@@ -137,7 +137,7 @@ def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[i
     if not checkpoints:
         raise UserError("no checkpoint given. Name model folders, or one folder of checkpoint-* folders.")
     given = [_given(name) for name in checkpoints]
-    base = reference or adapter_base(given[0][0]) or given[0][0]
+    base = reference or given[0][0]
     rest = [(name, step) for name, step in given if not _same_place(name, base)]
     steps = [step if step is not None else _step(name) for name, step in rest]
     if rest and all(step is None for step in steps):

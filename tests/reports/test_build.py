@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.finding import Finding
 from diagnostics.runlog import compact, read_table, write_frame
 from reports import build
 
@@ -82,6 +83,41 @@ def test_summary_is_escaped_and_appended_for_ci(report):
     assert "displaced: 100 % of 12 probe pairs" in summary
     assert "<script>" not in summary
     assert "\\$1\\$" in summary
+
+
+@pytest.mark.parametrize(
+    ("hostile", "shown"),
+    [
+        ("a\r\n# b", "a\\\\r \\# b"),
+        ("see https://evil.example", "see https\\://evil.example"),
+        ("WWW.evil.example", "WWW\\.evil.example"),
+        ("[x](javascript:1)", "\\[x\\](javascript:1)"),
+        ("<img src=x>", "&lt;img src=x&gt;"),
+        ("\x1b[31m \u202e", "\\\\x1b\\[31m \\\\u202e"),
+        ("@you #1 `c` *b* ~s~ |", "\\@you \\#1 \\`c\\` \\*b\\* \\~s\\~ \\|"),
+    ],
+)
+def test_a_summary_holds_no_markup_of_others(make_run, hostile, shown):
+    entry = build.Entry(hostile, hostile, None, [Finding(hostile, 1.0, 1, None, None, None, hostile)])
+    said = build._summary([entry])
+    assert said.count(shown) == 4
+    assert "\r" not in said
+    assert "\x1b" not in said
+
+
+def test_the_index_lists_scorecards(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_run_all", lambda pages, out: None)
+    run, other = make_run("a b"), make_run("c")
+    for folder in (run / "report", other / "report"):
+        folder.mkdir()
+    (other / "report" / "scorecard.html").write_text("card")
+    page = build.build_report([run, other]).read_text()
+    assert '<a href="../../c/report/scorecard.html">Scorecard of c: which predictor to trust</a>' in page
+    assert page.count("scorecard.html") == 1
+    (run / "report" / "scorecard.html").write_text("card")
+    page = build.build_report([run]).read_text()
+    assert page.count("scorecard.html") == 1
+    assert '<a href="scorecard.html">' in page
 
 
 def test_a_summary_past_the_limit_is_left_out(tmp_path, monkeypatch):

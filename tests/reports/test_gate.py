@@ -3,6 +3,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.runlog import compact, read_table, write_frame
@@ -163,6 +165,36 @@ def test_the_example_gates_work_on_trained_and_on_traced_runs(make_run, traced):
             "".join(json.dumps({"step": row["step"], "epoch": "nan"}) + "\n" for row in rows)
         )
     assert [f.passed for f in gate.judge(run, gate.EXAMPLE)] == [False, True, True, True]
+
+
+@pytest.fixture
+def plain_run(make_run):
+    """One run for all examples."""
+    return make_run("mutated", full=False)
+
+
+PLAIN = st.sampled_from(["", "last", "steps 1..2", "last 3", "pairs", "loss", ">", "é" * 300, True, None, 0, -1, 2**70])
+ANY = (
+    PLAIN | st.floats() | st.text(max_size=8) | st.lists(PLAIN, max_size=2) | st.dictionaries(PLAIN, PLAIN, max_size=2)
+)
+FIELDS = st.sampled_from([*gate.Gate.model_fields, "windw", "9"])
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.dictionaries(FIELDS, ANY, max_size=2), min_size=1, max_size=2), st.integers(0, 200), st.text(max_size=2)
+)
+def test_any_gates_file_works_or_ends_in_one_sentence(plain_run, changes, at, noise):
+    text = yaml.safe_dump([LOSS | change for change in changes], allow_unicode=True)
+    path = plain_run.parent / "mutated.yaml"
+    path.write_text(text[:at] + noise + text[at:])
+    error = None
+    try:
+        gate.judge(plain_run, path)
+    except UserError as mistake:
+        error = mistake
+    # a table that the run lacks (scores) is a DataError, 3
+    assert error is None or (error.exit_code in (2, 3) and 10 < len(str(error)) < 500), error
 
 
 def test_sides_join_by_pair_id_not_by_position(tmp_path, make_run):

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.folder import release, take
+from reports import build
 from trainers import compare as board
 from trainers.compare import Entry, parse_entries, parse_rates, plan
 
@@ -167,3 +169,35 @@ def test_a_run_that_cannot_go_on_is_named_and_tried_again(base, tmp_path, monkey
             compare(base, tmp_path / "other", "simpo")
     done, failed = compare(base, out)
     assert (len(done), failed) == (2, [])
+
+
+def test_seeds_count_from_the_configs_own(base, tmp_path):
+    base.write_text(base.read_text() + "seed: 3\n")
+    done, _ = compare(base, tmp_path / "out", "dpo", seeds=2)
+    assert [p.name for p in done] == ["dpo-lr0.0001-seed3", "dpo-lr0.0001-seed4"]
+    for wrong in ("three", "true", "[1]", "1.5"):
+        base.write_text("".join(x for x in base.read_text().splitlines(True) if "seed" not in x) + f"seed: {wrong}\n")
+        with pytest.raises(UserError, match=r"seed is '.*'; it must be a whole number"):
+            compare(base, tmp_path / "out", "dpo")
+
+
+def test_one_board_a_folder_and_one_writer_a_run(base, tmp_path):
+    out = tmp_path / "out"
+    take(out, "compare")
+    with pytest.raises(UserError, match=r"process \d+ on host .* \(compare, since"):
+        compare(base, out, "dpo")
+    release(out)
+    take(out / "dpo-lr0.0001-seed0", "train")
+    with pytest.raises(UserError, match=r"process \d+ on host .* \(train, since"):
+        compare(base, out, "dpo")
+    release(out / "dpo-lr0.0001-seed0")
+
+
+def test_a_stopped_run_is_set_aside_and_is_on_no_report(base, tmp_path):
+    (done,), _ = compare(base, tmp_path / "out", "dpo")
+    (done / "board.json").unlink()
+    steps = done / "steps.jsonl"
+    steps.write_text(steps.read_text().splitlines(True)[0])
+    compare(base, tmp_path / "out", "dpo")
+    assert (done / "aside-1" / "config.json").exists()
+    assert build._folders(tmp_path / "out") == [done]

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from diagnostics.errors import UserError
+from diagnostics.errors import UserError, printable
 from diagnostics.flagging import flag
 from diagnostics.pairs import read_pairs
 from diagnostics.progress import counted, hushed
@@ -50,7 +50,7 @@ def run_own_data(data: str, out: Path, *, seed: int = 0) -> list[Path]:
     _check_new(out)
     quiet()
     table = read_pairs(data)
-    print(f"building a small model from the text of {len(table.pairs)} pairs ...")
+    print(printable(f"building a small model from the text of {len(table.pairs)} pairs ..."))
     folder, _ = own_data.build(out / "model", table.pairs, seed)
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     flagged = out / "flag"
