@@ -3,10 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup report test check bench lab clean
+.PHONY: help setup report test test-fast check bench lab clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(VENV)/.done  ## make the virtual environment with everything in it
 
@@ -21,6 +21,9 @@ report: setup  ## the main job on the embedded default: build, flag, train, repo
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: setup  ## without the slow tests, for developing
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: setup  ## style, types and the one-way imports
 	$(BIN)/ruff check .

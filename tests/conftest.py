@@ -18,6 +18,42 @@ from diagnostics.tokenized import TokenizedPair
 
 torch.set_num_threads(1)
 
+# files and folders whose tests train, trace, start processes or run notebooks: left out by `make test-fast`
+SLOW = (
+    "benchmarks/",
+    "diagnostics/test_parts.py",
+    "diagnostics/test_processes.py",
+    "reports/papers/",
+    "reports/test_board.py",
+    "reports/test_build.py",
+    "reports/test_cards.py",
+    "reports/test_notebooks.py",
+    "reports/test_pages.py",
+    "reports/test_papers.py",
+    "reports/test_scorecard.py",
+    "reports/test_tiny_run.py",
+    "test_ends.py",
+    "trainers/demo/",
+    "trainers/test_ablate.py",
+    "trainers/test_compare.py",
+    "trainers/test_gradient_log.py",
+    "trainers/test_judged_pairs.py",
+    "trainers/test_recipes.py",
+    "trainers/test_responses.py",
+    "trainers/test_resume.py",
+    "trainers/test_run.py",
+    "trainers/test_trl.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what SLOW names."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 VOCAB = 61
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=VOCAB)
 GATED = dict(**SMALL, intermediate_size=48, num_key_value_heads=2, max_position_embeddings=128)

@@ -148,4 +148,5 @@ def test_a_run_folder_removed_meanwhile_is_said(train, tmp_path, monkeypatch):
     at_step(monkeypatch, 2, act)
     ended, _, complaint = train()
     assert ended == 3
-    assert f"{tmp_path / 'run'}: this run folder was removed while the run was writing to it" in sentence(complaint)
+    assert str(tmp_path / "run") in sentence(complaint)
+    assert "removed" in sentence(complaint)

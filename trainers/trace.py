@@ -17,7 +17,7 @@ from diagnostics.folder import contents
 from diagnostics.forward import prepare
 from diagnostics.manifest import manifest
 from diagnostics.pairs import read_pairs
-from diagnostics.processes import hold, share
+from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
 from trainers.config import read_track
@@ -81,10 +81,10 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
     done = _look(out, settings)
     if done >= set(found):
         compact(out)
-        print(f"{out}: all {len(found)} checkpoints are measured; nothing is left to do.")
+        tell(f"{out}: all {len(found)} checkpoints are measured; nothing is left to do.")
         return
     base, dtype, track = found[0], settings["dtype"], settings["track"]
-    print(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
+    tell(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
     tokenizer = load_tokenizer(base)
     table = read_pairs(settings["data"], split=settings["split"])
     audit = audit_pairs(

@@ -276,7 +276,6 @@ def test_two_processes_add_up_to_the_same(lm_folder, pairs_file, probe, tmp_path
     done = subprocess.run(
         [*command, pairs_file, lm_folder, str(tmp_path / "two"), probe],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     two = pd.read_parquet(tmp_path / "two" / "scores.parquet")

@@ -18,9 +18,10 @@ from trainers.models import load_model, load_tokenizer
 ROOT = Path(__file__).parents[2]
 TOKENS = 60  # one to three pairs a batch
 
-# a process that forks itself, so that one import serves many starts; each start is killed at a random moment
+# a process that forks itself, so that one import serves many starts; each start kills itself before or after a batch of
+# its own, drawn by seed: by the clock, a loaded machine would be killed elsewhere, or too early for ever
 KILLER = """
-import os, random, signal, sys, time
+import os, random, signal, sys
 from pathlib import Path
 import torch
 import diagnostics.flagging as flagging
@@ -32,21 +33,27 @@ model, tokenizer, rng, kills = load_model(lm), load_tokenizer(lm), random.Random
 score = flagging.rows
 for name in flagging.MEASURES:
     flagging.measures.load(name)  # imported once, not in every start
-flagging.rows = lambda *a: (time.sleep(0.05), score(*a))[1]
-def start(folder):
+def start(folder, batch=None, after=False):
+    def rows(*given):
+        nonlocal batch
+        batch = None if batch is None else batch - 1
+        if batch == 0 and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = score(*given)
+        if batch == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
     pid = os.fork()
     if pid == 0:
+        flagging.rows = rows
         flagging.flag(data, model, tokenizer, folder, model_name=lm, batch_tokens=60, write_kept=folder + "/kept.jsonl")
         os._exit(0)
     return pid
-began = time.monotonic()
 os.waitpid(start(out + "-whole"), 0)
-took = time.monotonic() - began
 while not Path(out, "scores.parquet").exists() or Path(out, "parts").exists():
-    pid = start(out)
-    time.sleep(rng.uniform(0, took * (0.5 + kills / 10)))  # longer each time: a loaded machine gets on too
-    os.kill(pid, signal.SIGKILL)
-    kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    status = os.waitpid(start(out, rng.randint(1, 2), rng.random() < 0.5), 0)[1]
+    assert os.WIFSIGNALED(status) or status == 0
+    kills += os.WIFSIGNALED(status)
     assert kills < 100
 print(kills)
 """
@@ -218,7 +225,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_file(lm_folder, pairs_file
     out, whole = tmp_path / "job", tmp_path / "job-whole"
     command = [sys.executable, "-c", KILLER, pairs_file, lm_folder, str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= 3, done.stdout
     for name in ("scores.parquet", "kept.jsonl"):

@@ -37,7 +37,6 @@ def launch(launcher: list[str], *arguments: object) -> subprocess.CompletedProce
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
     )
 
 

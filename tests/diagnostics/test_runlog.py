@@ -368,13 +368,9 @@ def test_training_rows_that_are_lost_are_missed(writer):
     table = read_frame(part)
     writer.write_json("manifest.json", {})
     write_frame(part, table.loc[(table["step"] != 2) | (table["pair_id"] != "b")])
-<<<<<<< HEAD
-    with pytest.raises(DataError, match=r"pairs/part-00000-r0\.parquet: damaged at step 2: some of its training rows"):
-=======
     with pytest.raises(
         DataError, match=r"pairs/part-00000-r0\.parquet: damaged at step 2: some of its training rows are missing"
     ):
->>>>>>> f-console
         read_run(writer.path)
     write_frame(part, table.rename(columns={"split": "spllt"}))
     with pytest.raises(DataError, match=r"part-00000-r0\.parquet: the column split is missing"):

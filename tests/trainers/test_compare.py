@@ -177,7 +177,7 @@ def test_seeds_count_from_the_configs_own(base, tmp_path):
     assert [p.name for p in done] == ["dpo-lr0.0001-seed3", "dpo-lr0.0001-seed4"]
     for wrong in ("three", "true", "[1]", "1.5"):
         base.write_text("".join(x for x in base.read_text().splitlines(True) if "seed" not in x) + f"seed: {wrong}\n")
-        with pytest.raises(UserError, match="seed is '.*'; it must be a whole number"):
+        with pytest.raises(UserError, match=r"seed is '.*'; it must be a whole number"):
             compare(base, tmp_path / "out", "dpo")
 
 

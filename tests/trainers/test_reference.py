@@ -178,7 +178,6 @@ def test_a_process_that_comes_late_does_not_take_the_others_rows_for_an_old_cach
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert sorted(len(pd.read_parquet(path)) for path in (tmp_path / "cache").glob("*.parquet")) == [12, 12]
