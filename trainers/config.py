@@ -212,7 +212,7 @@ class TrainConfig:
         "is 1, and log-ratios restart from 0); 0 is never",
         0,
     )
-    alarm: str | list[str] | None = _key(  # noqa: RUF009 (the same helper as everywhere here)
+    alarm: str | list | None = _key(  # noqa: RUF009 (the same helper as everywhere here)
         "run",
         "conditions on logged keys, several separated by ;: `displacement/frac > 0.8 for 3` means at three evaluations "
         "in a row; a key that the probe measures means probe/KEY, and a resumed run counts anew",
