@@ -8,6 +8,7 @@ An operation is a file opened for writing, moved, removed or made in FOLDER, a b
 file of weights or states written by a library, which a kill leaves half written.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from trainers import probe
 from trainers.models import load_model, load_tokenizer
 
 torch.set_num_threads(1)
+for name in ("reports.build", "reports.console", "trainers.compare", "trainers.trace", "datasets", "peft"):
+    importlib.import_module(name)  # once, not in every child
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
