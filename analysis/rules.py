@@ -145,12 +145,12 @@ def _mean(values: np.ndarray, rule: Mapping[str, Any], geometric: bool) -> Rulin
 
 
 def _p_of_interval(value: float, interval: tuple[float, float], rule: Mapping[str, Any]) -> float:
-    """By the normal distribution with the interval's width; NaN without one."""
-    width = interval[1] - interval[0]
-    if not width > 0:
+    """By the normal distribution with the spread of the interval on the side of the border; NaN without an interval."""
+    low, high = interval
+    if not (math.isfinite(value) and low < high):
         return math.nan
-    distance = np.abs(np.array(_borders(rule)) - value).min()
-    return 2 * float(stats.norm.sf(distance / (width / (2 * stats.norm.ppf(1 - LEVEL / 2)))))
+    sides = [(abs(b - value), (value - low) if b < value else (high - value)) for b in _borders(rule)]
+    return 2 * float(stats.norm.sf(min(d / w if w > 0 else math.inf for d, w in sides) * stats.norm.ppf(1 - LEVEL / 2)))
 
 
 def _borders(rule: Mapping[str, Any]) -> list[float]:

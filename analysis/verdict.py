@@ -271,7 +271,7 @@ def _weights(run: RunLog) -> Finding:
     if math.isnan(share) or not n:
         return Finding("weights_moved", math.nan, 0, None, None, None, f"weights that moved: {ABSENT}")
     moved = round(share * n)
-    sentence = f"{'only ' if share < FEW_MOVED else ''}{moved:,} of {count(n, 'trained weight')} moved"
+    sentence = f"{'only ' if share < FEW_MOVED else ''}{moved:,} of {count(n, 'weight')} compared moved"
     return Finding("weights_moved", share, n, None, None, None, sentence)
 
 

@@ -28,7 +28,7 @@ CONVENTIONS = {
     "grad_push_ratio": "on gradient steps: length of the loss's gradient in the weights through the rejected log-prob "
     "over that through the chosen one, |d_l s_l| / |d_w s_w|",
     "fell": f"a log-prob is lower by more than {MIN_EFFECT} nats per answer (a likelihood 1 % lower) and by more than "
-    "the noise at the start (parity: noise_floor or max_difference, the larger; 0 where not measured): than the "
+    "the noise at the start (parity: noise or max_difference, the larger; 0 where not measured): than the "
     "reference's in steps.jsonl, than at step 0 on the pages",
     "rewards": "the objective's implicit rewards (beta * (policy - reference) log-probs for DPO)",
     "train rows": "measured in the forward pass of update `step`, with the weights before that update",

@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rich.console import Console
 
 from analysis import runs
+from diagnostics import outcomes
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
 from diagnostics.plain_yaml import read_plain
+from diagnostics.runlog import RunLog
 from reports import tables
 
 EXAMPLE = Path(__file__).resolve().parent / "templates" / "gates.yaml"
@@ -47,7 +49,8 @@ class Gate(BaseModel):
     """One gate: `aggregate` of `metric` over `window` of `table` must be `op` `value`.
 
     table: steps (steps.jsonl), pairs (probe pairs unless `split` says otherwise; also chosen_change,
-    rejected_change and margin_change, nats since step 0) or scores (scores.parquet).
+    rejected_change and margin_change, nats since step 0, 0 where that is no movement, and chosen_fell, rejected_fell,
+    1 where that side fell, by diagnostics.outcomes) or scores (scores.parquet).
     window: all | last | last N | steps a..b, counted in steps at which the metric was measured.
     aggregate `last` is the value at the last such step (in pairs and scores: of the last row).
     share_below and share_above: share of rows below or above `bound`. severity warning: reported, never fails a run.
@@ -164,11 +167,35 @@ def _tables(path: Path, gates: list[Gate]) -> dict[str, pd.DataFrame]:
         found["scores"] = runs.load_flags(path).scores
     if any(g.table != "scores" for g in gates):
         run = runs.load(path)
-        found["steps"] = run.steps
-        found |= {f"pairs/{g.split}": runs.rows(run, g.split) for g in gates if g.table == "pairs"}
+        found["steps"] = _steps(run)
+        found |= {f"pairs/{g.split}": _pairs(run, g.split) for g in gates if g.table == "pairs"}
     if not found:
         raise DataError(f"{path}: nothing to judge.")
     return found
+
+
+def _pairs(run: RunLog, split: str) -> pd.DataFrame:
+    """Pair rows with chosen_fell and rejected_fell; a change that is no movement counts as 0, so that no gate fails on
+    rounding."""
+    rows = runs.rows(run, split)
+    if rows.empty:
+        return rows
+    fell = {f"{side}_fell": runs.fell(rows, side) for side in runs.SIDES}
+    changes = rows[["chosen_change", "rejected_change", "margin_change"]]
+    still = changes.abs() <= outcomes.least(runs.noise(run))
+    return rows.assign(**changes.mask(still, 0.0), **fell)
+
+
+def _steps(run: RunLog) -> pd.DataFrame:
+    """steps.jsonl, in which the share of pairs that fell is counted as everywhere else, whatever wrote the log."""
+    steps = run.steps.copy()
+    for split in ("probe", "eval"):
+        key, rows = f"{split}/displacement/frac", runs.rows(run, split)
+        if key in steps and len(rows):
+            change = runs.column(rows, "chosen_logps") - runs.column(rows, "ref_chosen_logps")
+            shares = outcomes.fell(change, runs.noise(run)).groupby(rows["step"]).mean()
+            steps[key] = steps["step"].map(shares).where(steps[key].notna()).fillna(steps[key])
+    return steps
 
 
 def _judge(gate: Gate, read: dict[str, pd.DataFrame]) -> GateFinding:

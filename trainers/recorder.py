@@ -47,7 +47,7 @@ MEANS = {
     "grad_push_ratio/mean": "finite_grad_push_ratio",
     "push_ratio/log_mean": "log_push_ratio",
     "push_ratio/over_100": "strong_push",
-    "displacement/chosen": "chosen_logratios",
+    "displacement/chosen": "moved",
     "displacement/frac": "displaced",
     "common_mode": "common_mode",
     "differential_mode": "logratio_margin",
@@ -89,12 +89,14 @@ class Recorder(TrainerCallback):
         tokens: str,
         main: bool,
         before: Callable[[nn.Module], float],
-        noise: float = 0.0,
+        noise: float = NAN,
         alarms: Alarms | None = None,
     ) -> None:
         self.alarms = alarms or Alarms()
         self.stopped = ""  # the alarm that ended the training
-        self.before = before  # called once with the prepared model, before the first step; returns the noise
+        self.before = (
+            before  # called once with the prepared model, before the first step; returns the noise, NaN if unknown
+        )
         self.noise = noise  # nats; a log-ratio within it is rounding (see outcomes.fell)
         self.report: Callable[[dict[str, float]], None] = lambda values: None  # set by the trainer: to its viewers
         self.writer, self.probe, self.tokens, self.main = writer, probe, tokens, main
@@ -189,7 +191,9 @@ class Recorder(TrainerCallback):
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
         gradients, self._gradients = dict.fromkeys(UNMEASURED, NAN) | self._gradients, {}
-        return summary | means(everywhere, self.noise) | gradients | self.notes | {"n": len(everywhere)}
+        # the first update sees the reference's own weights: whatever policy and reference differ by there is rounding
+        noise = math.inf if step == 1 and not math.isnan(self.noise) else self.noise
+        return summary | means(everywhere, noise) | gradients | self.notes | {"n": len(everywhere)}
 
     def _run_probe(self, step: int, epoch: float, *, last: bool) -> dict[str, Any]:
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
@@ -276,6 +280,7 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
             "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
             "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
             "displaced": float(fell(ratio, noise)),
+            "moved": 0.0 if math.isinf(noise) and not math.isnan(ratio) else ratio,
             "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
             "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
         }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -234,9 +235,14 @@ def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> Prefere
 
 @contextmanager
 def _one_sentence(run_dir: Path) -> Iterator[None]:
-    """A disk that fills up while weights are saved, in one sentence; the log keeps its rows."""
+    """A disk that fills up, or a checkpoint that holds pickled code, in one sentence; the log keeps its rows."""
     try:
         yield
+    except UnpicklingError:
+        raise DataError(
+            f"{run_dir}: a checkpoint's file holds more than plain data, which could run code; it was not loaded. "
+            "Remove that checkpoint, then go on with --resume auto."
+        ) from None
     except (OSError, SafetensorError, RuntimeError) as error:
         said = " ".join(str(error).split())
         if isinstance(error, RuntimeError) and not any(word in said for word in _TORCH_SAVE):
@@ -314,6 +320,7 @@ def _same_content(now: dict[str, Any], written: dict[str, Any], run_dir: Path) -
     changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
     if changed == ["rendered"]:
         changed = ["text of the prompts as the chat template renders it (does it show the date?)"]
+    changed = [name for name in changed if name != "rendered"]  # it changed with the others
     if changed:
         raise UserError(
             f"{run_dir}: the {' and '.join(changed)} changed since this run was started, so its log would mix two. "
@@ -459,10 +466,10 @@ def _check_parity(
 ) -> float:
     """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
 
-    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise).
+    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise); NaN where it did not look.
     """
     if reference is None or config.reference_model or config.parity == "off":
-        return 0.0
+        return math.nan
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
     eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
     parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=eps)
@@ -501,8 +508,9 @@ def measure_parity(
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
-    The floor is four times that noise, and never below one rounding step (eps) of the largest log-prob. Noise of more
-    than the square root of eps, in nats a token of a side, is no rounding: then no log-prob of this model is its own.
+    noise is four times what the two ways differ by; the floor is that, and never below one rounding step (eps) of the
+    largest log-prob. Noise of more than the square root of eps, in nats a token of a side, is no rounding: then no
+    log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
@@ -525,6 +533,7 @@ def measure_parity(
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
     return {
+        "noise": 4 * noise,
         "noise_floor": floor,
         "max_difference": differences[worst],
         "pair_id": worst[0],

@@ -5,6 +5,7 @@ The loss is the mean over all pairs of an update, whatever the micro-batches: 1 
 """
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.errors import UserError
+from diagnostics.errors import DataError, UserError
 from diagnostics.forward import Outputs, pair_stats, prepare, run
 from diagnostics.gradients import band, cut
 from diagnostics.runlog import read_json, write_json
@@ -184,6 +185,13 @@ class PreferenceTrainer(Trainer):
         factor = max(1.0, value / limit) if limit and limit > 0 else 1.0
         groups = {f"grad_norm/{k}": v * factor for k, v in group_norms(model).items()}
         self.recorder.norms({"grad_norm": value} | groups)
+        # fp16's loss scaling overflows at times, and skips that update by itself
+        if total is not None and not math.isfinite(value) and not self.args.fp16:
+            raise DataError(
+                f"the gradient is not finite: its norm is {value} at step {self.state.global_step + 1}, so the update "
+                "would change nothing or spoil the weights. The run stopped before it and its log is kept; lower beta "
+                "(or the objective's other factors) or the learning rate, or train in float32."
+            )
         return total
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:

@@ -102,6 +102,11 @@ def test_the_p_of_an_interval_from_elsewhere():
     assert found.holds is True
     assert found.p == pytest.approx(2 * stats.norm.sf(3.92), rel=1e-3)
     assert math.isnan(of([1], {"above": 0.5}, interval=(math.nan, math.nan)).p)
+    # all of ten runs, by Wilson at least .722: .8 lies within, .7 does not, whatever the middle of the interval is
+    for border, holds in ((0.8, None), (0.7, True)):
+        found = of([1.0], {"at_least": border}, interval=(0.722, 1.0))
+        assert found.holds is holds
+        assert (found.p <= 0.05) == (holds is not None)
 
 
 def test_worked_false_discovery_rate():

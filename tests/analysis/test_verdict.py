@@ -106,7 +106,7 @@ def test_a_run_in_which_no_weight_moved_had_no_effect(settings, words):
 
 def test_few_moved_weights_are_said():
     few = {"weights_moved": {"share": 28 / 44192, "n": 44192, "largest": 1e-3}}
-    assert say(ROSE, manifest=few)[1].endswith("only 28 of 44,192 trained weights moved")
+    assert say(ROSE, manifest=few)[1].endswith("only 28 of 44,192 weights compared moved")
     most = {"weights_moved": {"share": 0.9, "n": 44192, "largest": 1e-3}}
     assert "weights" not in say(ROSE, manifest=most)[1]
 

@@ -1,5 +1,6 @@
 """Training steps on a batch of 8 pairs: today's naive DPO step, our engine bare, and ours with every log on."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,9 @@ def sides(trainee: Trainee, *, pairs: bool) -> float:
 def make_recorder(folder: Path) -> Recorder:
     """A recorder that writes to `folder` and is never asked to probe."""
     no_probe: Any = None
-    return Recorder(RunLogWriter(folder), no_probe, probe_every=0, tokens="none", main=True, before=lambda model: None)
+    return Recorder(
+        RunLogWriter(folder), no_probe, probe_every=0, tokens="none", main=True, before=lambda model: math.nan
+    )
 
 
 def make_steps(models: Models, pairs: Sequence[TokenizedPair], folder: Path) -> dict[str, Step]:

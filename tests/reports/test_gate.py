@@ -208,3 +208,23 @@ def test_sides_join_by_pair_id_not_by_position(tmp_path, make_run):
     path = tmp_path / "gates.yaml"
     path.write_text(yaml.safe_dump([dict(table="pairs", metric="chosen_change", aggregate="min", op="<", value=0)]))
     assert gate.judge(run, path)[0].value == pytest.approx(-2 * (1 + 11 / 4))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        dict(table="pairs", metric="chosen_fell", aggregate="mean", op="<", value=0.5),
+        dict(table="pairs", metric="chosen_change", aggregate="share_below", op="<", value=0.5),
+        dict(table="pairs", metric="chosen_change", aggregate="mean", op=">=", value=0),
+        dict(table="steps", metric="probe/displacement/frac", aggregate="max", window="all", op="<", value=0.5),
+    ],
+)
+@pytest.mark.parametrize(("fall", "passed"), [(-1e-3, True), (-2.0, False)])
+def test_rounding_fails_no_gate(tmp_path, make_run, asked, fall, passed):
+    """Every chosen answer ends lower; by at most 0.004 nats that is no movement, whatever the log's own share says."""
+    run = make_run(fall=fall)
+    steps = [json.loads(line) | {"probe/displacement/frac": 1.0} for line in (run / "steps.jsonl").open()]
+    (run / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump([asked]))
+    assert gate.judge(run, path)[0].passed is passed

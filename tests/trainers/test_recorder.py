@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from trainers.recorder import means, quadrant
+from diagnostics.runlog import RunLogWriter
+from trainers.recorder import Recorder, means, quadrant
 
 NAN = math.nan
 
@@ -66,3 +67,17 @@ def test_an_impossible_rejected_answer_is_over_100_and_leaves_the_mean_finite():
     found = means([row(0.0, 0.0), row(0.0, 0.0) | dict(rejected_logps=-math.inf)])
     assert (found["push_ratio/log_mean"], found["push_ratio/over_100"]) == (2.0, 0.5)
     assert math.isnan(means([])["push_ratio/over_100"])
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6, NAN])
+def test_before_the_first_update_nothing_has_moved(tmp_path, noise):
+    """Policy and reference are the same weights: what they differ by there is rounding, however the batch was run;
+    but not where the reference is another model, of which no noise is known."""
+    made = Recorder(RunLogWriter(tmp_path), None, probe_every=0, tokens="none", main=False, before=lambda _: noise)
+    made.noise = noise
+    for step, ratio in ((1, 1e-6), (1, -0.02), (2, 1e-6), (2, -0.02)):
+        made._rows = [row(ratio, ratio) | dict(loss=0.69), row(NAN, NAN) | dict(loss=0.69)]
+        found, still = made.flush(step, 0.0), step == 1 and not math.isnan(noise)
+        assert found["displacement/chosen"] == (0.0 if still else ratio)
+        assert found["displacement/frac"] == float(not still and ratio < 0)
+        assert found["quadrant/neither_fell"] == float(still or ratio > 0)

@@ -364,6 +364,30 @@ def test_every_probe_reaches_the_viewers(go, monkeypatch):
     assert any("kl/chosen" in entry and "loss" in entry for entry in seen)
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_in_plain_words(go, monkeypatch):
+    """A loss of 1e38 is finite; its gradient overflows, and clipping would make every update 0."""
+    import trainers.objectives.dpo as dpo_file
+
+    plain = dpo_file.dpo
+
+    def steep(pair, **keys):
+        output = plain(pair, **keys)
+        return output._replace(losses=output.losses * 1e38)
+
+    steep.__kwdefaults__ = plain.__kwdefaults__
+    monkeypatch.setattr(dpo_file, "dpo", steep)
+    with pytest.raises(DataError, match=r"the gradient is not finite: its norm is (inf|nan) at step 1") as caught:
+        go(objective="dpo")
+    assert "lower beta" in str(caught.value)
+
+
+def test_at_the_first_update_policy_and_reference_are_the_same_weights(go):
+    """Whatever way the batch is run: the gradient instruments take another one than the stored reference."""
+    log = go(learning_rate=1e-9, grad_every=1, max_steps=2)
+    first = log.steps.set_index("step").loc[1]
+    assert (first["displacement/frac"], first["displacement/chosen"]) == (0.0, 0.0)
+
+
 def test_a_model_with_nan_weights_is_named_before_training(go, lm_folder, tmp_path):
     broken = load_model(lm_folder)
     with torch.no_grad():

@@ -32,7 +32,7 @@ def test_rerun(rerun, tmp_path, monkeypatch):
 
     equal = paper.runs.set_index(["case", "loss", "seed"])["run"]
     steps = {
-        case: max(paper.log(equal[case, "dpo", 0]).steps["step"]) for case in ("original", "mixed_steps", "filtered")
+        case: max(paper.log(equal[case, "dpo", 16]).steps["step"]) for case in ("original", "mixed_steps", "filtered")
     }
     assert steps == {"original": 3, "mixed_steps": 3, "filtered": 1}  # 48 pairs and the 10 of lowest LN-CHES, by 16
 
@@ -42,7 +42,7 @@ def test_rerun(rerun, tmp_path, monkeypatch):
     assert max(gold["trained"] & gold["original"]) == 0
 
     outcome = unalignment.outcomes(paper).query("seed == 16 and case == 'original' and loss == 'dpo' and set == 'test'")
-    log = paper.log(equal["original", "dpo", 0])
+    log = paper.log(equal["original", "dpo", 16])
     rows = log.mass.query("kind == 'group' and split == 'test' and name == 'refusal'")
     assert outcome["after"].item() == pytest.approx(rows.loc[rows["step"] == 3, "prob"].mean())
     assert outcome["before"].item() == pytest.approx(rows.loc[rows["step"] == 0, "prob"].mean())
