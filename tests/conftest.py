@@ -1,8 +1,11 @@
 """Small models and batches built from scratch, shared by the tests."""
 
 import json
+import os
 import random
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries read it: no test asks the network
 
 import pytest
 import tokenizers

@@ -94,7 +94,9 @@ def _condition(text: str, probed: Sequence[str], steps: Sequence[str]) -> Condit
     key, full = found["key"], [f"{split}/{name}" for split in PROBED for name in probed]
     if key not in (*probed, *steps, *full) and not key.startswith(DYNAMIC):
         near = difflib.get_close_matches(key, [*probed, *steps, *full], n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there are for example {', '.join((*probed, *steps)[:8])}."
+        hint = (
+            f"did you mean {near[0]}?" if near else f"the keys are, among others, {', '.join((*probed, *steps)[:8])}."
+        )
         raise UserError(f"alarm '{text[:80]}': nothing that is logged is called {key[:80]}; {hint}")
     return Condition(f"probe/{key}" if key in probed else key, found["op"], limit, int(found["count"] or 1))
 

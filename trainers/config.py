@@ -212,7 +212,7 @@ class TrainConfig:
         "is 1, and log-ratios restart from 0); 0 is never",
         0,
     )
-    alarm: str | list[str] | None = _key(  # noqa: RUF009 (the same helper as everywhere here)
+    alarm: str | list | None = _key(  # noqa: RUF009 (the same helper as everywhere here)
         "run",
         "conditions on logged keys, several separated by ;: `displacement/frac > 0.8 for 3` means at three evaluations "
         "in a row; a key that the probe measures means probe/KEY, and a resumed run counts anew",
@@ -226,7 +226,9 @@ class TrainConfig:
     )
     save_model: bool = _key("run", "keep the trained weights", True)
     seed: int = _key("run", "of the order, the draws and the initial LoRA weights", 0)
-    resume: bool | str = _key("run", "go on from the run folder's last checkpoint (or a given one)", False)
+    resume: bool | str = _key(
+        "run", "true: go on from the newest whole checkpoint; auto: start, go on or end; or a path", False
+    )
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)  # further keys kept in config.json for whoever reads the run

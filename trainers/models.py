@@ -94,6 +94,11 @@ def load_config(name: str) -> Any:
     """The config of a model folder or hub id, without what would fetch code: attention from the hub."""
     _check_folder(name, weights=False)
     said = _read_json(name, "config.json") or {}
+    if not said and not Path(name).is_dir() and not _reachable(name):
+        raise DataError(
+            f"{name}: no such model folder, and the hub does not answer for this id. Give a folder with config.json "
+            "and *.safetensors, or a hub id that was fetched before."
+        )
     kernel = next(_hub_code(said), None)
     if kernel:
         raise DataError(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -234,9 +235,14 @@ def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> Prefere
 
 @contextmanager
 def _one_sentence(run_dir: Path) -> Iterator[None]:
-    """A disk that fills up while weights are saved, in one sentence; the log keeps its rows."""
+    """A disk that fills up, or a checkpoint that holds pickled code, in one sentence; the log keeps its rows."""
     try:
         yield
+    except UnpicklingError:
+        raise DataError(
+            f"{run_dir}: a checkpoint's file holds more than plain data, which could run code; it was not loaded. "
+            "Remove that checkpoint, then go on with --resume auto."
+        ) from None
     except (OSError, SafetensorError, RuntimeError) as error:
         said = " ".join(str(error).split())
         if isinstance(error, RuntimeError) and not any(word in said for word in _TORCH_SAVE):

@@ -32,23 +32,23 @@ def names_in(printed: str) -> set[str]:
 
 
 def test_list_holds_all_three_tables(call):
-    code, printed, _ = call()
+    code, printed, _ = call("--details")
     assert code == 0
     assert names_in(printed) >= {*objectives.names(), *measures.names(), "run_report", "demo_report"}
 
 
 def test_each_table_alone(call):
-    _, printed, _ = call("objectives")
+    _, printed, _ = call("objectives", "--details")
     assert names_in(printed) == set(objectives.names())
     for text in ("needs", "reference", "2405.14734", "read in the authors' code"):
         assert text in printed
-    assert names_in(call("measures")[1]) == {*measures.names(), *FURTHER}
-    assert "run_report" in names_in(call("notebooks")[1])
+    assert names_in(call("measures", "--details")[1]) == {*measures.names(), *FURTHER}
+    assert "run_report" in names_in(call("notebooks", "--details")[1])
 
 
 def test_every_row_says_how_sure_its_formula_is(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")  # a line a row
-    rows = {line.split()[1]: line for line in call("objectives")[1].splitlines() if line.startswith("│")}
+    rows = {line.split()[1]: line for line in call("objectives", "--details")[1].splitlines() if line.startswith("│")}
     for name in objectives.names():
         assert f"│ {objectives.module(name).PROVENANCE} " in rows[name]
         for need in (*objectives.needs(name), *objectives.columns(name)):
@@ -61,7 +61,7 @@ def test_the_card_of_dpo(call):
     for text in (
         "losses = -log sigmoid(beta * (u - v))",
         "reference: log-probs of a reference model",
-        "beta=0.1",
+        "--beta   default 0.1",
         "arXiv:2305.18290",
         "read in the authors' code",
         "0.3679",

@@ -37,6 +37,12 @@ def test_missing_folder():
         load_model("./nowhere")
 
 
+def test_a_name_that_is_no_folder_and_no_known_id():
+    for read in (load_model, config_limit):
+        with pytest.raises(DataError, match="nowhere: the model's config cannot be read"):
+            read("nowhere")
+
+
 def test_folder_without_config(tmp_path):
     with pytest.raises(DataError, match=r"no config\.json"):
         load_model(str(tmp_path))

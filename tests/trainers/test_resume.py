@@ -12,7 +12,7 @@ import torch
 from diagnostics.errors import DataError, UserError
 from diagnostics.folder import release, take
 from diagnostics.runlog import RunLog, RunLogWriter, read_run
-from trainers.checkpoint import newest
+from trainers.checkpoint import newest, seal
 from trainers.config import make_config
 from trainers.models import load_model
 from trainers.run import train
@@ -306,3 +306,23 @@ def test_fewer_held_out_than_asked_for_is_said(go, data, capsys, given):
     why = f"{data} holds no more" if given else "a tenth of the 24 pairs at most; heldout_data names a file"
     assert f"held out: {held} of the 99 pairs asked for ({why}" in capsys.readouterr().out
     assert held == (24 if given else 2)
+
+
+class Runs:
+    """A pickle of this would call what it names when loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_with_pickled_code_is_refused_and_the_code_not_run(lm_folder, data, tmp_path):
+    folder = stop(3, lm_folder, data, tmp_path / "run")
+    checkpoint = folder / "checkpoints" / "checkpoint-2"
+    torch.save({"a": Runs(tmp_path / "ran")}, checkpoint / "rng_state.pth")
+    seal(checkpoint)
+    with pytest.raises(DataError, match="holds more than plain data"):
+        run(lm_folder, data, folder, resume=True)
+    assert not (tmp_path / "ran").exists()

@@ -27,9 +27,9 @@ def test_rerun(rerun):
     assert ends.groupby("world").size().to_dict() == {"facts": 12, "refusal": 6}
     assert (ends["kl"] > 0).all()
     dpo = ends.query("method == 'DPO' and world == 'facts'").set_index("seed")
-    log = paper.log(paper.runs.query("method == 'DPO' and seed == 1 and world == 'facts'")["run"].iloc[0])
+    log = paper.log(paper.runs.query("method == 'DPO' and seed == 17 and world == 'facts'")["run"].iloc[0])
     held = log.pairs.query("split == 'eval' and step == step.max()")
-    assert dpo["kl"][1] == pytest.approx(held["chosen_kl"].mean())
+    assert dpo["kl"][17] == pytest.approx(held["chosen_kl"].mean())
 
 
 def test_phrases_and_kl_off_are_the_papers_ablations():

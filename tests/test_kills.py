@@ -1,0 +1,45 @@
+"""Killed at its file operations and started again, every command leaves what an unbroken one does (see kills.py)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+POINTS = {"train": 8, "flag": 8, "trace": 8, "compare": 4, "report": 2}  # of 40 to 300 operations; 0 for every one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", POINTS)
+def test_a_kill_anywhere_changes_nothing(command, lm_folder, pairs_file, tmp_path):
+    place = tmp_path / "kills"
+    place.mkdir()
+    for n in (1, 2):
+        shutil.copytree(lm_folder, place / f"copy{n}")
+    base = {"model": lm_folder, "data": pairs_file, "max_steps": 1, "per_device_train_batch_size": 8}
+    (place / "base.yaml").write_text(yaml.safe_dump(base | {"probe_pairs": 2, "response_types": 0, "tokens": "none"}))
+    if command == "report":
+        shutil.copytree(ROOT / "tests" / "data" / "tiny_run", place / "ready" / "run")
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tests" / "kills.py"),
+            command,
+            str(POINTS[command]),
+            *map(str, (place, lm_folder, pairs_file)),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["wrong"] == []
+    assert found["killed"] >= POINTS[command]
