@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -92,8 +93,8 @@ def form(finding: Finding) -> Callable[[float], str]:
 
 
 def value(finding: Finding) -> str:
-    """The finding's number in the unit of its sentence."""
-    return form(finding)(finding.value)
+    """The finding's number in the unit of its sentence; a dash where it was looked for and there is none."""
+    return "–" if finding.n and math.isnan(finding.value) else form(finding)(finding.value)
 
 
 def text(label: str, content: object, limit: int = 1200) -> Block:

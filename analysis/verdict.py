@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from analysis import displacement, mass, runs
 from analysis.displacement import DISPLACED, HELD, UNCLEAR
-from analysis.intervals import finite, mean_interval
+from analysis.intervals import finite, mean_interval, wilson
 from analysis.wording import ABSENT, count, number, percent, signed, span, visible
 from diagnostics import outcomes
 from diagnostics.finding import Finding
@@ -29,7 +30,7 @@ def judge(run: RunLog) -> list[Finding]:
     are displaced, True where neither are, None where that is not clear, and where the run could not displace anything:
     no weight moved, no log-prob moved, or nothing was measured after the start.
     """
-    rows = {split: runs.rows(run, split) for split in PAIRS}
+    rows = {split: _after_start(runs.rows(run, split)) for split in PAIRS}
     tables = {split: displacement.by_step(found) for split, found in rows.items()}
     last = {split: _last(found) for split, found in rows.items()}
     shares = {split: _share(split, tables[split]) for split in PAIRS}
@@ -38,7 +39,7 @@ def judge(run: RunLog) -> list[Finding]:
     others = [_side(probe), _accuracy(probe), _margin(probe), _went_to(run), _eos(run), *_divergences(probe)]
     others += [_onset(tables["probe"], shares["probe"].n), _parity(run), _weights(run)]
     states = {split: displacement.state(table) for split, table in tables.items() if shares[split].n}
-    said = _unmeasured(run, shares["probe"].n, probe) or _no_effect(run, last)
+    said = _unmeasured(run, shares["probe"].n) or _no_effect(run, last)
     if said:
         first = Finding("displaced", shares["probe"].value, shares["probe"].n, None, HALF, None, said)
     else:
@@ -48,9 +49,7 @@ def judge(run: RunLog) -> list[Finding]:
 
 def measured(run: RunLog) -> bool:
     """Whether any probe pair was measured after the start: without one there is nothing to say of a run."""
-    rows = runs.rows(run, "probe")
-    later = rows.loc[rows["step"] > 0] if len(rows) else rows
-    return bool(runs.column(later, "chosen_change").notna().any())
+    return bool(runs.column(_after_start(runs.rows(run, "probe")), "chosen_change").notna().any())
 
 
 def headline(findings: list[Finding]) -> str:
@@ -68,18 +67,19 @@ def _last(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows["step"] == rows["step"].max()] if len(rows) else rows
 
 
-def _after_start(last: pd.DataFrame) -> bool:
-    return len(last) > 0 and bool((last["step"] > 0).all())
+def _after_start(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows measured after the start, where nothing has moved yet."""
+    return rows.loc[rows["step"] > 0]
 
 
-def _unmeasured(run: RunLog, n: int, last: pd.DataFrame) -> str:
-    """Why there is no verdict: no probe pairs, or none measured after the start; empty where there is one."""
+def _unmeasured(run: RunLog, n: int) -> str:
+    """Why there is no verdict: no probe pairs, or none measured after the start; empty where n of them were."""
+    if n:
+        return ""
     go_on = _GO_ON.get(str(run.config.get("command")), _GO_ON["train"])
-    if not n:
+    if not runs.column(runs.rows(run, "probe"), "chosen_change").notna().any():
         go_on = go_on if run.pairs.empty else "Train with probe_every and probe_pairs set"
         return f"not measured: the log has no probe pairs with a chosen likelihood. {go_on}"
-    if _after_start(last):
-        return ""
     end = int(runs.column(run.steps, "step").to_numpy().max()) if len(run.steps) else 0
     where = f"at step {end}, before its first probe after the start" if end else "at its start"
     return f"not measured: the log ends {where}. {go_on}"
@@ -96,8 +96,8 @@ def _no_effect(run: RunLog, last: Mapping[str, pd.DataFrame]) -> str:
     if no_weight_moved(run):
         rate = ", for the learning rate was 0 throughout" if _rate(run) == 0 else ""
         return f"no effect: no weight moved{rate}; the run says nothing about displacement"
-    measured = {split: rows for split, rows in last.items() if _after_start(rows)}
-    if "probe" not in measured or not all(_still(rows) for rows in measured.values()):
+    measured = {split: rows for split, rows in last.items() if len(rows)}
+    if not all(_still(rows) for rows in measured.values()):
         return ""
     least = float(outcomes.least(runs.noise(run)))
     counts = " and ".join(count(len(rows), PAIRS[split]) for split, rows in measured.items())
@@ -220,7 +220,8 @@ def _accuracy(last: pd.DataFrame) -> Finding:
     correct = (margin > 0).astype(float).where(margin.notna())
     what = "preference accuracy"
     sentence = "the margin is positive (preference accuracy) in {} of pairs"
-    return _of_column("accuracy", last.assign(correct=correct), "correct", what, sentence, percent)
+    found = _of_column("accuracy", last.assign(correct=correct), "correct", what, sentence, percent)
+    return replace(found, interval=wilson(int(correct.sum()), found.n)) if found.n else found
 
 
 def _divergences(last: pd.DataFrame) -> list[Finding]:
@@ -251,9 +252,10 @@ def _went_to(run: RunLog) -> Finding:
 
 def _eos(run: RunLog) -> Finding:
     """Change of the probability that a chosen response ends where it ends."""
-    before, after = mass.first_and_last(mass.eos(run.mass), "chosen_eos")
+    table = mass.eos(run.mass)
+    before, after = mass.first_and_last(table, "chosen_eos")
     n = len(set(mass.of_kind(run.mass, ("chosen_eos",))["pair_id"]))
-    if not n or math.isnan(after - before):
+    if not n or len(table) < 2 or math.isnan(after - before):
         return Finding("eos/chosen", math.nan, 0, None, None, None, f"EOS at the end of the chosen responses: {ABSENT}")
     sentence = f"EOS at the end of the chosen responses went from {number(before)} to {number(after)}"
     return Finding("eos/chosen", after - before, n, None, None, None, sentence)

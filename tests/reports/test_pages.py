@@ -104,13 +104,15 @@ def test_a_log_without_probes_says_so(tmp_path, make_run):
 def test_a_run_that_stopped_early_says_so_once_and_how_to_go_on(make_run):
     """Only step 0 was probed: a page of `not measured` would say nothing more than the verdict."""
     run = run_page.load(make_run())
-    early = replace(run, pairs=run.pairs[run.pairs["step"] == 0], steps=run.steps[run.steps["step"] <= 5])
+    start = {name: getattr(run, name).query("step == 0") for name in ("pairs", "mass")}
+    early = replace(run, **start, steps=run.steps[run.steps["step"] <= 5])
     first = verdict.judge(early)[0]
     assert first.passed is None
     assert first.meaning == (
         "not measured: the log ends at step 5, before its first probe after the start. To go on, give the same command "
         "again with --resume"
     )
+    assert {f.n for f in verdict.judge(early) if f.name != "parity"} == {0}
     kept = ("summary", "gradients", "settings")
     assert all(getattr(run_page, name)(early).html == "" for name in SECTIONS if name not in kept)
     assert "not measured" in run_page.summary(early).html
