@@ -230,9 +230,11 @@ def first_rows(out: Outputs, n: int) -> list[int]:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """A token as a person reads it; its vocabulary name where it is only part of a character."""
+    """A token as a person reads it; its vocabulary name where it is only part of a character, and its id where it has
+    none (rows of the embeddings beyond the vocabulary)."""
     text = str(tokenizer.decode([token_id]))
-    return text if text and "�" not in text else str(tokenizer.convert_ids_to_tokens(token_id))
+    name = tokenizer.convert_ids_to_tokens(token_id)
+    return text if text and "�" not in text else f"id {token_id}" if name is None else str(name)
 
 
 def token_ids(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
