@@ -87,7 +87,7 @@ def test_without_locks_another_host_is_believed_until_its_file_is_removed(tmp_pa
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
-    process = holder(tmp_path / "run", "import os; os.fork() and print('forked', flush=True); sys.stdin.read()")
+    process = holder(tmp_path / "run", "import os; os.fork() or print('forked', flush=True); sys.stdin.read()")
     assert process.stdout
     assert process.stdout.readline() == "forked\n"
     process.kill()
