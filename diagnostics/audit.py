@@ -19,14 +19,9 @@ import pandas as pd
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair, content
-from diagnostics.tokenized import (
-    SkippedPair,
-    TokenizedPair,
-    Truncation,
-    render_pairs,
-    tokenize_pairs,
-)
+from diagnostics.tokenized import SkippedPair, Truncation, render_pairs, tokenize_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +89,7 @@ class Audit:
 
     table: PairTable
     frame: pd.DataFrame
-    tokenized: list[TokenizedPair]
+    tokenized: list[Example]
     counts: dict[str, int]
     scored: int
     disagree: int
@@ -115,7 +110,7 @@ class Audit:
         """The same for manifest.json and the pages."""
         return self.table.reading.record() | {"said": " ".join(self.said())}
 
-    def require_kept(self) -> list[TokenizedPair]:
+    def require_kept(self) -> list[Example]:
         """The kept pairs, or DataError naming the first skipped row where there is none."""
         if not self.tokenized:
             first = self.frame.iloc[0]
@@ -146,7 +141,7 @@ def audit_pairs(
     settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
     special, twins = _special_pattern(tokenizer), _twins(table.pairs)
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
-    kept: list[TokenizedPair] = []
+    kept: list[Example] = []
     scored = disagree = templated = 0
     for start in range(0, len(table.pairs), CHUNK):
         chunk = table.pairs[start : start + CHUNK]
@@ -156,7 +151,7 @@ def audit_pairs(
             agree = _scores_agree(pair)
             scored, disagree = scored + (agree is not None), disagree + (agree is False)
             doubts = ""
-            if isinstance(result, TokenizedPair):
+            if isinstance(result, Example):
                 kept.append(result)
                 found = _doubts(pair, special) | twins.get(pair.source_row, set()) | set(result.doubts)
                 found |= {"sides_swapped"} if agree is False else set()
@@ -172,7 +167,7 @@ def _tokenized(
     tokenizer: "PreTrainedTokenizerBase",
     table: PairTable,
     settings: dict[str, Any],
-) -> list[TokenizedPair | SkippedPair]:
+) -> list[Example | SkippedPair]:
     """A chunk's results, in order; pairs without a preference to learn are not tokenized."""
     found = [_unusable(pair) for pair in pairs]
     usable = [i for i, skipped in enumerate(found) if skipped is None]
@@ -306,7 +301,7 @@ def _problem_row(source_row: int, reason: str) -> dict[str, Any]:
 def _pair_row(
     pair: PreferencePair,
     text: RenderedPair | SkippedPair,
-    result: TokenizedPair | SkippedPair,
+    result: Example | SkippedPair,
     doubts: str,
 ) -> dict[str, Any]:
     shown = pair if isinstance(text, SkippedPair) else text
@@ -316,8 +311,9 @@ def _pair_row(
         lengths = result.lengths or ()
         row |= {"status": "skipped", "reason": f"{result.code}: {result.reason}"}
     else:
-        lengths = tuple(map(len, (result.prompt_ids, result.chosen_ids, result.rejected_ids)))
-        ends = {"chosen_has_eos": result.chosen_has_eos, "rejected_has_eos": result.rejected_has_eos}
+        sides = result.chosen, result.rejected
+        lengths = (len(result.prompt_ids), *(len(side.completion_ids) for side in sides))
+        ends = {"chosen_has_eos": sides[0].has_eos, "rejected_has_eos": sides[1].has_eos}
         row |= {"status": "kept", "reason": ""} | ends
     return row | dict(zip(("prompt_length", "chosen_length", "rejected_length"), lengths))
 

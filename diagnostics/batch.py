@@ -1,4 +1,4 @@
-"""PreferenceBatch: pairs as padded tensors, first B chosen rows, then the B rejected rows."""
+"""Batch: examples as padded tensors, all first rows first, then all second rows ..."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,52 +6,63 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 
 @dataclass(frozen=True)
-class PreferenceBatch:
-    """B pairs as 2B rows of T tokens: rows 0..B-1 are chosen, rows B..2B-1 rejected, in the order of pair_ids.
+class Batch:
+    """B examples with the same R names as R * B rows of T tokens: those of the first name (of pairs: chosen) in the
+    order of pair_ids, then those of the second (rejected) ...
 
-    input_ids, attention_mask, completion_mask: (2B, T). completion_mask is 1 on completion tokens, EOS included.
-    pair_ids: B strings. text_mask: (2B, T) completion_mask without the terminating EOS.
-    lengths: (prompt, chosen, rejected) tokens of each pair where rows are padded on the right; needed for packing.
+    input_ids, attention_mask, completion_mask: (R * B, T). completion_mask is 1 on completion tokens, EOS included.
+    pair_ids: B strings. names: R strings. text_mask: (R * B, T) completion_mask without the terminating EOS.
+    lengths, first: where rows are padded on the right, what packing needs of each row: (prompt, completion) tokens, and
+    (the first row with the same prompt, the first row that is the same altogether).
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     completion_mask: Tensor
     pair_ids: tuple[str, ...]
+    names: tuple[str, ...] = ("chosen", "rejected")
     text_mask: Tensor | None = None
-    lengths: tuple[tuple[int, int, int], ...] | None = None
+    lengths: tuple[tuple[int, int], ...] | None = None
+    first: tuple[tuple[int, int], ...] = ()
 
-    def to(self, device: torch.device | str) -> "PreferenceBatch":
+    @property
+    def rows(self) -> dict[str, slice]:
+        """Where the rows of each name stand."""
+        n = len(self.pair_ids)
+        return {name: slice(k * n, (k + 1) * n) for k, name in enumerate(self.names)}
+
+    def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
-def collate(pairs: Sequence[TokenizedPair], *, pad_token_id: int, padding_side: str = "right") -> PreferenceBatch:
-    """Pad B tokenized pairs to one (2B, T) batch. No number depends on the padding side."""
-    rows = [(p.prompt_ids, p.chosen_ids, p.chosen_has_eos) for p in pairs]
-    rows += [(p.prompt_ids, p.rejected_ids, p.rejected_has_eos) for p in pairs]
-    width = max(len(prompt) + len(completion) for prompt, completion, _ in rows)
+def collate(examples: Sequence[Example], *, pad_token_id: int, padding_side: str = "right") -> Batch:
+    """Pad B examples, which have the same names, to one batch. No number depends on the padding side."""
+    names = tuple(examples[0].rows)
+    rows = [example.rows[name] for name in names for example in examples]
+    width = max(map(len, rows))
     shape = (len(rows), width)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
     attention, completion_mask, text_mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-    for i, (prompt, completion, has_eos) in enumerate(rows):
-        n, m = len(prompt), len(prompt) + len(completion)
+    for i, row in enumerate(rows):
+        n, m = len(row.prompt_ids), len(row)
         start = width - m if padding_side == "left" else 0
-        input_ids[i, start : start + m] = torch.tensor([*prompt, *completion], dtype=torch.long)
+        input_ids[i, start : start + m] = torch.tensor([*row.prompt_ids, *row.completion_ids], dtype=torch.long)
         attention[i, start : start + m] = 1
         completion_mask[i, start + n : start + m] = 1
-        text_mask[i, start + n : start + m - int(has_eos)] = 1
-    lengths = tuple((len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
-    return PreferenceBatch(
-        input_ids,
-        attention,
-        completion_mask,
-        tuple(p.pair_id for p in pairs),
-        text_mask,
-        lengths if padding_side == "right" else None,
-    )
+        text_mask[i, start + n : start + m - int(row.has_eos)] = 1
+    batch = Batch(input_ids, attention, completion_mask, tuple(e.pair_id for e in examples), names, text_mask)
+    if padding_side == "left":
+        return batch
+    prompts: dict[object, int] = {}
+    whole: dict[object, int] = {}
+    first = []
+    for i, row in enumerate(rows):
+        asked = (row.prompt_ids, id(row.media))
+        first.append((prompts.setdefault(asked, i), whole.setdefault((*asked, row.completion_ids), i)))
+    return replace(batch, lengths=tuple((len(r.prompt_ids), len(r.completion_ids)) for r in rows), first=tuple(first))

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diagnostics.batch import PreferenceBatch
+from diagnostics.batch import Batch
 from diagnostics.engine import engine_of, head_of
 from diagnostics.forward import Outputs
 from diagnostics.stats import wide
 
 
-def closed_forms(batch: PreferenceBatch, out: Outputs, mean_head: Tensor | None = None) -> dict[str, Tensor]:
+def closed_forms(batch: Batch, out: Outputs, mean_head: Tensor | None = None) -> dict[str, Tensor]:
     """unembedding_rate (U), hidden_rate (V) and their sum features_rate of each pair; (B,) float64, nats per unit
     of -l'. Positive = the chosen answer rises when the pair trains alone; lower = more prone to displacement.
 
@@ -48,7 +48,7 @@ def closed_forms(batch: PreferenceBatch, out: Outputs, mean_head: Tensor | None 
     return columns | {"features_rate": columns["unembedding_rate"] + columns["hidden_rate"]}
 
 
-def head_gradient(batch: PreferenceBatch, out: Outputs) -> Tensor:
+def head_gradient(batch: Batch, out: Outputs) -> Tensor:
     """(V, D) sum over the batch's pairs of grad ln pi(y+) - grad ln pi(y-) in the head's weight; float32 at least.
     One NaN where the head cannot be applied to single positions."""
     half, total = len(batch.pair_ids), None
@@ -64,7 +64,7 @@ def head_gradient(batch: PreferenceBatch, out: Outputs) -> Tensor:
     return total
 
 
-def product_signs(batch: PreferenceBatch, out: Outputs) -> dict[str, Tensor]:
+def product_signs(batch: Batch, out: Outputs) -> dict[str, Tensor]:
     """Shares of positive inner products in each pair, (B,) float64: chosen_alpha of <a+_k, a+_k'>, rejected_alpha of
     <a+_k, a-_k'>, hidden of <h+_k, h-_k'>, over all k and k'. CHES leaves the alphas out, which is fair where they are
     mostly positive. NaN where the head cannot be applied to single positions.
@@ -91,7 +91,7 @@ def _positive(out: Outputs, chosen: Tensor, rejected: Tensor) -> dict[str, float
     return {name: counts[name] / (len(chosen) * len(side)) for name, side in sides.items()} | {"hidden": hidden}
 
 
-def _sides(batch: PreferenceBatch, out: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
+def _sides(batch: Batch, out: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
     """For each pair the indices, among the N positions, of its chosen and of its rejected tokens."""
     counts = out.rows.bincount(minlength=2 * len(batch.pair_ids)).tolist()
     index = torch.arange(len(out.rows), device=out.rows.device).split(counts)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.packing import NAME
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 
 @dataclass
@@ -260,14 +260,14 @@ def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return taken | {k: False for k in ("use_cache", "output_router_logits") if k in known}
 
 
-def check_ids(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
+def check_ids(model: nn.Module, examples: Sequence[Example]) -> None:
     """DataError where the tokenizer gives ids that the model has no embedding for."""
     rows = innermost(model).get_input_embeddings().weight.shape[0]
-    for pair in pairs:
-        largest = max(map(max, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)))
+    for example in examples:
+        largest = max(max(ids) for row in example.rows.values() for ids in (row.prompt_ids, row.completion_ids))
         if largest >= rows:
             raise DataError(
-                f"the tokenizer gives token id {largest} (pair_id {pair.pair_id}), but the model has only {rows} "
+                f"the tokenizer gives token id {largest} (pair_id {example.pair_id}), but the model has only {rows} "
                 "embeddings. Use the model's own tokenizer, or resize the model's embeddings and save it."
             )
 

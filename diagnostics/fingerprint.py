@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diagnostics.manifest import file_hash
 from diagnostics.pairs import PairTable
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -45,12 +45,12 @@ def data_hash(table: PairTable) -> str:
     return digest.hexdigest()
 
 
-def rendered_hash(pairs: Iterable[TokenizedPair]) -> str:
+def rendered_hash(pairs: Iterable[Example]) -> str:
     """Content hash of what the model is given: every pair's ids, in order. It differs where a chat template, its
     arguments or the clock that it shows make another text of the same data."""
     digest = hashlib.sha256()
     for p in pairs:
-        for ids in (p.prompt_ids, p.chosen_ids, p.rejected_ids):
+        for ids in (p.prompt_ids, *(row.completion_ids for row in p.rows.values())):
             digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
     return digest.hexdigest()
 

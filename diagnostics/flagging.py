@@ -26,7 +26,8 @@ from diagnostics.progress import Progress
 from diagnostics.rates import Which
 from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches, token_budget
-from diagnostics.tokenized import TokenizedPair, Truncation, end_ids
+from diagnostics.sequences import Example
+from diagnostics.tokenized import Truncation, end_ids
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
 DEFAULT = "ln_ches_score"
@@ -79,7 +80,7 @@ def flag(
     table: Any = None
     audit: Any = None
 
-    def read() -> tuple[list[TokenizedPair], int]:
+    def read() -> tuple[list[Example], int]:
         nonlocal table, audit
         check_by(by)
         check_rule(by, **rule)
@@ -224,9 +225,7 @@ def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
     )
 
 
-def _score(
-    model: Any, pairs: Sequence[TokenizedPair], parts: Parts, done: set[str], budget: int, pad_token_id: int
-) -> None:
+def _score(model: Any, pairs: Sequence[Example], parts: Parts, done: set[str], budget: int, pad_token_id: int) -> None:
     """This process's share of the pairs that no earlier start has scored, each batch on disk before the next."""
     me = processes()
     mine = dealt(model, pairs, done, budget)

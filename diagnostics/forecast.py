@@ -20,20 +20,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diagnostics import rates
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics import rates, sequences
+from diagnostics.batch import Batch, collate
 from diagnostics.closed_forms import closed_forms, head_gradient
 from diagnostics.engine import device_of, innermost
 from diagnostics.errors import DataError, UserError
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import by_name, run, sequence_stats
 from diagnostics.greedy import own_answers
 from diagnostics.measures import Column
 from diagnostics.parts import Parts
 from diagnostics.processes import agree, processes, share
 from diagnostics.progress import Progress
-from diagnostics.scoring import dealt, fitting, likelihoods, score_batches, width
+from diagnostics.scoring import dealt, fitting, likelihoods, score_batches
+from diagnostics.sequences import Example
 from diagnostics.sums import Sums
-from diagnostics.tokenized import TokenizedPair
 
 # a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
 COLUMNS = {
@@ -60,7 +60,7 @@ class Job:
     """What every pass needs. parameters: which weights the gradients are taken in; ends: ids that end an own answer."""
 
     model: Any
-    pairs: Sequence[TokenizedPair]
+    pairs: Sequence[Example]
     parts: Parts
     batch_tokens: int
     pad_token_id: int
@@ -73,7 +73,7 @@ class Job:
         layers = getattr(innermost(self.model).config.get_text_config(), "num_hidden_layers", 1)
         return max(256, self.batch_tokens // layers)
 
-    def collate(self, pairs: Sequence[TokenizedPair]) -> PreferenceBatch:
+    def collate(self, pairs: Sequence[Example]) -> Batch:
         """A batch where the model takes it."""
         return collate(pairs, pad_token_id=self.pad_token_id).to(device_of(self.model))
 
@@ -98,7 +98,7 @@ def check(model: Any, names: Sequence[str], parameters: rates.Which) -> None:
         rates.weights_of(model, parameters)
 
 
-def measure(job: Job, names: Sequence[str], probe: Sequence[TokenizedPair] = ()) -> None:
+def measure(job: Job, names: Sequence[str], probe: Sequence[Example] = ()) -> None:
     """Pass after pass until every column is in parts/. Called by all processes together."""
     if "last_layer_set_rate" in names:
         _total(job, "head", job.pairs, _head_sums)
@@ -116,7 +116,7 @@ def measure(job: Job, names: Sequence[str], probe: Sequence[TokenizedPair] = ())
             if name in names:
                 _along(job, name, mean if name == "set_rate" else {n: v.sign() for n, v in mean.items()})
     if "probe_influence" in names:
-        _total(job, "probe", probe, lambda job, groups: _gradients(job, groups, rates.chosen_gradient))
+        _total(job, "probe", probe, lambda job, groups: _gradients(job, groups, rates.answers_gradient))
         _along(job, "probe_influence", _mean(job, "probe", probe))
 
 
@@ -147,8 +147,8 @@ def _end(job: Job, name: str) -> pd.DataFrame:
 
 # --- passes that write a row a pair ---
 
-Rows = Iterator[tuple[Sequence[TokenizedPair], Mapping[str, Tensor]]]
-Groups = Sequence[Sequence[TokenizedPair]]
+Rows = Iterator[tuple[Sequence[Example], Mapping[str, Tensor]]]
+Groups = Sequence[Sequence[Example]]
 
 
 def _rows(job: Job, name: str, take: Callable[[Groups], Rows]) -> None:
@@ -180,23 +180,24 @@ def _alone(job: Job, groups: Groups) -> Rows:
     weights = rates.weights_of(job.model, job.parameters)
     singles = [[pair] for group in groups for pair in group]
 
-    def work(part: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+    def work(part: Sequence[Example]) -> dict[str, Tensor]:
         return {"self_rate": rates.self_rate(job.model, job.collate(part), weights)}
 
     yield from fitting(job.model, singles, work)
 
 
 def _own(job: Job, groups: Groups) -> Rows:
-    """The own answer beside the chosen one as the sides of a pair, so that they are scored alike."""
-    longest = max(map(width, job.pairs))
+    """The own answer beside the chosen one, so that they are scored alike."""
+    longest = max(p.longest for p in job.pairs)
 
-    def work(part: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+    def work(part: Sequence[Example]) -> dict[str, Tensor]:
         how: dict[str, Any] = {"pad": job.pad_token_id, "ends": job.ends, "batch_tokens": job.batch_tokens}
         own = own_answers(job.model, part, longest=longest, **how)
-        batch = job.collate([replace(p, chosen_ids=own[p.pair_id], rejected_ids=p.chosen_ids) for p in part])
+        asked = [{"own": sequences.Sequence(p.prompt_ids, own[p.pair_id]), "chosen": p.chosen} for p in part]
+        batch = job.collate([replace(p, rows=rows) for p, rows in zip(part, asked, strict=True)])
         with torch.no_grad():
-            stats = pair_stats(batch, run(job.model, batch))
-        return {"own_answer_gap": stats.chosen.avg_logps - stats.rejected.avg_logps}
+            stats = by_name(batch, sequence_stats(batch, run(job.model, batch)))
+        return {"own_answer_gap": stats["own"].avg_logps - stats["chosen"].avg_logps}
 
     yield from fitting(job.model, groups, work)
 
@@ -219,10 +220,10 @@ def _logps(job: Job, groups: Groups, length: float) -> Rows:
 
 # --- passes that add up ---
 
-Adds = Iterator[tuple[Sequence[TokenizedPair], Mapping[str, Tensor]]]
+Adds = Iterator[tuple[Sequence[Example], Mapping[str, Tensor]]]
 
 
-def _total(job: Job, name: str, pairs: Sequence[TokenizedPair], take: Callable[[Job, Groups], Adds]) -> None:
+def _total(job: Job, name: str, pairs: Sequence[Example], take: Callable[[Job, Groups], Adds]) -> None:
     """This process's share of a sum over pairs."""
     sums = _sums(job, name)
     done: set[str] = share(sums.done)
@@ -240,7 +241,7 @@ def _total(job: Job, name: str, pairs: Sequence[TokenizedPair], take: Callable[[
     share(lambda: _require(job, pairs, sums.done()))
 
 
-def _mean(job: Job, name: str, pairs: Sequence[TokenizedPair]) -> rates.Weights:
+def _mean(job: Job, name: str, pairs: Sequence[Example]) -> rates.Weights:
     return _sums(job, name).mean()
 
 
@@ -258,7 +259,7 @@ def _head_sums(job: Job, groups: Groups) -> Adds:
         yield scored.pairs, {"head": head_gradient(scored.batch, scored.policy)}
 
 
-def _require(job: Job, pairs: Sequence[TokenizedPair], found: Iterable[str]) -> None:
+def _require(job: Job, pairs: Sequence[Example], found: Iterable[str]) -> None:
     missing = {p.pair_id for p in pairs} - set(found)
     if missing:
         raise DataError(

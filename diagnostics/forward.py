@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.batch import Batch, collate
 from diagnostics.engine import (
     Engine,
     accepted,
@@ -38,9 +38,9 @@ from diagnostics.engine import (
 )
 from diagnostics.errors import DataError
 from diagnostics.packing import Part, pack, pack_apart, windows_seen
+from diagnostics.sequences import pair_of
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
-from diagnostics.tokenized import TokenizedPair
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
 GPU_TILE_BYTES = 512 << 20  # the same on a GPU, which small products leave idle (a plain choice, not measured)
@@ -102,21 +102,20 @@ class Sides:
     passes: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def run(model: nn.Module, batch: PreferenceBatch, *, head: bool = True) -> Outputs:
+def run(model: nn.Module, batch: Batch, *, head: bool = True) -> Outputs:
     """Run a causal LM over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
     return _run(model, batch, head=head, packed=_packs(model, batch), tiled=engine_of(model).tiled)
 
 
-def run_sides(model: nn.Module, batch: PreferenceBatch) -> Sides:
+def run_sides(model: nn.Module, batch: Batch) -> Sides:
     """Run a causal LM so that each side's gradient can be taken alone: the prompts once and both completions after
     them where the model allows it, else the two halves of the padded batch. The head is not applied yet."""
     if _packs(model, batch) and engine_of(model).apart:
         return _run_apart(model, batch)
-    half = len(batch.pair_ids)
     names = ("input_ids", "attention_mask", "completion_mask")
     found, hidden, passes = [], [], []
-    for rows in (slice(half), slice(half, None)):
-        part = replace(batch, **{n: getattr(batch, n)[rows] for n in names}, lengths=None)
+    for name, rows in batch.rows.items():
+        part = replace(batch, **{n: getattr(batch, n)[rows] for n in names}, names=(name,), lengths=None)
         hidden.append(_run(model, part, head=False, packed=False, tiled=True).hidden)
         groups = _groups(model, part.attention_mask)
         passes.append(tuple(range(len(found), len(found) + len(groups))))
@@ -199,8 +198,8 @@ def _keeps_positions(model: nn.Module) -> bool:
     return bool((own - given).float().norm() <= torch.finfo(own.dtype).eps ** 0.75 * own.float().norm())
 
 
-def sequence_stats(batch: PreferenceBatch, out: Outputs, values: Tensor | None = None) -> SequenceStats:
-    """SequenceStats of all 2B rows. values: (N,) log-probs of the targets where they were taken already."""
+def sequence_stats(batch: Batch, out: Outputs, values: Tensor | None = None) -> SequenceStats:
+    """SequenceStats of all R * B rows. values: (N,) log-probs of the targets where they were taken already."""
     text = batch.text_mask if batch.text_mask is not None else batch.completion_mask
     if values is None and out.scored:
         values = logps(out)
@@ -214,14 +213,23 @@ def sequence_stats(batch: PreferenceBatch, out: Outputs, values: Tensor | None =
 
 
 def pair_stats(
-    batch: PreferenceBatch,
+    batch: Batch, policy: Outputs, reference: Outputs | SequenceStats | None = None, **how: Any
+) -> PairStats:
+    """PairStats of B pairs; see row_stats."""
+    own, ref = row_stats(batch, policy, reference, **how)
+    return PairStats(own["chosen"], own["rejected"], ref.get("chosen"), ref.get("rejected"))
+
+
+def row_stats(
+    batch: Batch,
     policy: Outputs,
     reference: Outputs | SequenceStats | None = None,
     *,
     kl: bool = True,
     kl_gradient: bool = False,
-) -> PairStats:
-    """PairStats of B pairs. reference: the reference's outputs, its stored stats (then no KL), or None.
+) -> tuple[dict[str, SequenceStats], dict[str, SequenceStats]]:
+    """The stats of every row under the policy and under the reference, by name. reference: the reference's outputs,
+    its stored stats (then no KL), or None (then the second is empty).
 
     With kl and the reference's outputs, the exact KL in both directions is taken too; with kl_gradient,
     KL(ref || policy) has a gradient in the policy.
@@ -232,21 +240,17 @@ def pair_stats(
             "per_token_kl": _spread(batch, policy, forward),
             "per_token_kl_reverse": _spread(batch, policy, reverse),
         }
-        ref = sequence_stats(batch, reference, ref_values)
-        return PairStats(*split(replace(sequence_stats(batch, policy, values), **kls)), *split(ref))
-    chosen, rejected = split(sequence_stats(batch, policy))
-    if reference is None:
-        return PairStats(chosen, rejected)
-    ref = sequence_stats(batch, reference) if isinstance(reference, Outputs) else reference
-    return PairStats(chosen, rejected, *split(ref))
+        own, ref = replace(sequence_stats(batch, policy, values), **kls), sequence_stats(batch, reference, ref_values)
+    else:
+        own, ref = sequence_stats(batch, policy), reference
+        ref = sequence_stats(batch, ref) if isinstance(ref, Outputs) else ref
+    return by_name(batch, own), by_name(batch, ref) if ref is not None else {}
 
 
-def split(stats: SequenceStats) -> tuple[SequenceStats, SequenceStats]:
-    """The chosen half and the rejected half of a batch's rows."""
-    half = len(stats.completion_mask) // 2
+def by_name(batch: Batch, stats: SequenceStats) -> dict[str, SequenceStats]:
+    """The rows of each name apart: B rows each."""
     values = {k: v for k, v in vars(stats).items() if v is not None}
-    first = SequenceStats(**{k: v[:half] for k, v in values.items()})
-    return first, SequenceStats(**{k: v[half:] for k, v in values.items()})
+    return {name: SequenceStats(**{k: v[at] for k, v in values.items()}) for name, at in batch.rows.items()}
 
 
 def logps(out: Outputs, look: Callable[[Tensor, slice], None] | None = None) -> Tensor:
@@ -326,7 +330,7 @@ def top_tokens(out: Outputs, k: int = TOP) -> tuple[Tensor, Tensor]:
     return entropy, mass
 
 
-def with_top_tokens(batch: PreferenceBatch, out: Outputs, stats: PairStats) -> PairStats:
+def with_top_tokens(batch: Batch, out: Outputs, stats: PairStats) -> PairStats:
     """The same stats with H_k and M_k of every predicted token of the policy, on both sides."""
     entropy, mass = (spread(batch, out, values) for values in top_tokens(out))
     chosen, rejected = (
@@ -336,10 +340,10 @@ def with_top_tokens(batch: PreferenceBatch, out: Outputs, stats: PairStats) -> P
     return replace(stats, chosen=chosen, rejected=rejected)
 
 
-def spread(batch: PreferenceBatch, out: Outputs, values: Tensor) -> tuple[Tensor, Tensor]:
+def spread(batch: Batch, out: Outputs, values: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) values of the predicted tokens as (B, T) of chosen and (B, T) of rejected, 0 elsewhere."""
-    both = _spread(batch, out, values)
-    return both[: len(batch.pair_ids)], both[len(batch.pair_ids) :]
+    both, rows = _spread(batch, out, values), batch.rows
+    return both[rows["chosen"]], both[rows["rejected"]]
 
 
 def _by_tile(out: Outputs, one: Callable[..., Any]) -> list[Any]:
@@ -350,7 +354,7 @@ def _by_tile(out: Outputs, one: Callable[..., Any]) -> list[Any]:
     return [checkpoint(one, *part, use_reentrant=False) for part in parts]
 
 
-def _packs(model: nn.Module, batch: PreferenceBatch) -> bool:
+def _packs(model: nn.Module, batch: Batch) -> bool:
     """Whether this batch's rows are packed."""
     engine = engine_of(model)
     width = batch.input_ids.shape[1]
@@ -358,7 +362,7 @@ def _packs(model: nn.Module, batch: PreferenceBatch) -> bool:
     return engine.packed and batch.lengths is not None and fits
 
 
-def _run_apart(model: nn.Module, batch: PreferenceBatch) -> Sides:
+def _run_apart(model: nn.Module, batch: Batch) -> Sides:
     """Three passes: all prompts, all chosen after them, all rejected after them."""
     parts = pack_apart(batch.lengths or (), batch.input_ids.shape[1], batch.input_ids.device)
     prompts: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -380,7 +384,7 @@ def _run_apart(model: nn.Module, batch: PreferenceBatch) -> Sides:
 
 def _run_part(
     model: nn.Module,
-    batch: PreferenceBatch,
+    batch: Batch,
     part: Part,
     index: Tensor,
     prompts: dict[nn.Module, tuple[Tensor, Tensor]],
@@ -395,14 +399,14 @@ def _run_part(
     return _forward(model, inputs, index, packed=True)[0]
 
 
-def _cut(model: nn.Module, batch: PreferenceBatch, chosen: Tensor, rejected: Tensor) -> Outputs:
+def _cut(model: nn.Module, batch: Batch, chosen: Tensor, rejected: Tensor) -> Outputs:
     """Both sides' hidden states in row order, without their graph."""
     rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
     hidden = torch.cat([chosen.detach(), rejected.detach()])
     return Outputs(hidden, rows, columns + 1, batch.input_ids[rows, columns + 1], model)
 
 
-def _tries_apart(model: nn.Module, batch: PreferenceBatch, wanted: Outputs) -> bool:
+def _tries_apart(model: nn.Module, batch: Batch, wanted: Outputs) -> bool:
     """Whether prompts may be run before their completions: the same hidden states."""
     try:
         return close(_run_apart(model, batch).out.hidden, wanted.hidden, wanted.hidden.dtype)
@@ -410,11 +414,11 @@ def _tries_apart(model: nn.Module, batch: PreferenceBatch, wanted: Outputs) -> b
         return False
 
 
-def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
+def _run(model: nn.Module, batch: Batch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
     rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
     at_once = head and not tiled
     if packed:
-        layout = pack(batch.lengths or (), batch.input_ids.shape[1], batch.input_ids.device)
+        layout = pack(batch.lengths or (), batch.first, batch.input_ids.shape[1], batch.input_ids.device)
         inputs = {
             "input_ids": batch.input_ids.flatten()[layout.source][None],
             "position_ids": layout.positions[None],
@@ -427,7 +431,7 @@ def _run(model: nn.Module, batch: PreferenceBatch, *, head: bool, packed: bool, 
 
 
 def _run_padded(
-    model: nn.Module, batch: PreferenceBatch, rows: Tensor, columns: Tensor, logits: bool
+    model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor, logits: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states (N, D) and logits (N, V) or None at places of the batch, in a pass for each regime of lengths."""
     found, places = [], []
@@ -470,7 +474,7 @@ def _forward(
     return seen[0], output.logits.flatten(0, 1) if logits else None
 
 
-def _tries(model: nn.Module, batch: PreferenceBatch, wanted: Outputs, *, packed: bool, tiled: bool) -> bool:
+def _tries(model: nn.Module, batch: Batch, wanted: Outputs, *, packed: bool, tiled: bool) -> bool:
     """Whether this way runs at all and agrees with the plain way in hidden states and log-probs."""
     try:
         got = _run(model, batch, head=True, packed=packed, tiled=tiled)
@@ -487,12 +491,12 @@ def _longest(inner: Any) -> int | None:
     return min((x for x in found if x and x not in windows_seen), default=None)
 
 
-def trial(inner: Any) -> PreferenceBatch:
+def trial(inner: Any) -> Batch:
     """A small random batch with ragged lengths."""
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = [TokenIds(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
-    pairs = [TokenizedPair("a", 0, ids[0], ids[1], ids[2]), TokenizedPair("b", 1, ids[3], ids[4], ids[5])]
+    pairs = [pair_of("a", 0, ids[0], ids[1], ids[2]), pair_of("b", 1, ids[3], ids[4], ids[5])]
     return collate(pairs, pad_token_id=0).to(device_of(inner))
 
 
@@ -611,24 +615,24 @@ def _block(logits: Tensor) -> int:
     return max(1, rows)
 
 
-def _spread(batch: PreferenceBatch, out: Outputs, values: Tensor) -> Tensor:
-    """(N,) values back to (2B, T), 0 where nothing is predicted."""
+def _spread(batch: Batch, out: Outputs, values: Tensor) -> Tensor:
+    """(N,) values back to (R * B, T), 0 where nothing is predicted."""
     full = values.new_zeros(batch.input_ids.shape)
     return full.index_put((out.rows, out.columns), values)
 
 
-def _nan(batch: PreferenceBatch, out: Outputs) -> Tensor:
+def _nan(batch: Batch, out: Outputs) -> Tensor:
     return torch.full(batch.input_ids.shape, torch.nan, device=out.hidden.device)
 
 
-def _hidden_sum(batch: PreferenceBatch, out: Outputs) -> Tensor:
-    """(2B, D) sums in float64, so that half-precision models neither overflow nor lose the differences."""
+def _hidden_sum(batch: Batch, out: Outputs) -> Tensor:
+    """(R * B, D) sums in float64, so that half-precision models neither overflow nor lose the differences."""
     hidden = out.hidden.detach().to(wide(out.hidden.device))
     return hidden.new_zeros(len(batch.input_ids), hidden.shape[1]).index_add(0, out.rows, hidden)
 
 
-def _last_hidden(batch: PreferenceBatch, out: Outputs) -> Tensor:
-    """(2B, D) the hidden state that predicts the last completion token; NaN for a row without completion."""
+def _last_hidden(batch: Batch, out: Outputs) -> Tensor:
+    """(R * B, D) the hidden state that predicts the last completion token; NaN for a row without completion."""
     counts = out.rows.bincount(minlength=len(batch.input_ids))
     last = out.hidden.detach()[(counts.cumsum(0) - 1).clamp(min=0)].to(wide(out.hidden.device))
     return torch.where((counts > 0)[:, None], last, torch.nan)

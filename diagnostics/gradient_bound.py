@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from diagnostics.batch import PreferenceBatch
+from diagnostics.batch import Batch
 from diagnostics.forward import logps, run
 from diagnostics.stats import wide
 
 
-def token_norms(model: nn.Module, batch: PreferenceBatch, weights: Mapping[str, Tensor]) -> Tensor:
+def token_norms(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
     """(N,) Euclidean norms over all `weights` of grad ln pi(y_t | before), one a completion token, in row order.
 
     One backward pass a token, so only for a few short answers. Sums in float64.

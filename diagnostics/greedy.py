@@ -8,14 +8,14 @@ from torch import nn
 from diagnostics.engine import device_of, engine_of, evaluating
 from diagnostics.forward import caches, decode
 from diagnostics.scoring import batches, token_budget
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 OWN_TOKENS = 32  # an own answer is cut here
 
 
 def own_answers(
     model: nn.Module,
-    pairs: Sequence[TokenizedPair],
+    pairs: Sequence[Example],
     *,
     longest: int,
     pad: int,

@@ -1,10 +1,11 @@
-"""Packing: many pairs in one row without padding, each prompt computed once for both of its completions.
+"""Packing: many sequences in one row without padding, each prompt computed once for all of its completions.
 
-A pair of prompt p, chosen c and rejected r becomes the tokens p c r without the last token of c and of r (nothing is
-predicted from it). Positions of c and of r both go on from p. Attention runs pair by pair: p and c as one causal
-sequence, r over p and itself, so no token ever sees its neighbours in the row, nor chosen the rejected.
+A prompt p with completions c, r, ... becomes the tokens p c r ... without the last token of each completion (nothing is
+predicted from it); a completion that a batch holds twice stands there once. Positions of every completion go on from p.
+Attention runs prompt by prompt: p and c as one causal sequence, r over p and itself, so no token ever sees its
+neighbours in the row, nor chosen the rejected.
 
-`pack_apart` lays the same tokens out as three rows, all p, all c and all r, for three passes of which the second and
+`pack_apart` lays pairs out as three rows, all p, all c and all r, for three passes of which the second and
 third attend to the first's keys and values: then the chosen and the rejected answers share no node of the graph but
 the prompts', and the gradient through either costs nothing for the other.
 """
@@ -25,16 +26,17 @@ UNKNOWN = ("s_aux", "position_bias", "attention_bias", "alibi", "head_mask")
 
 windows_seen: set[int] = set()  # sliding windows that attention layers really passed on since this was last cleared
 
-Lengths = tuple[int, int, int]
+Lengths = tuple[int, ...]
+Rows = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One row of N tokens. segments: (prompt, chosen, rejected) lengths as laid out, last tokens left off.
+    """One row of N tokens. segments: lengths as laid out, (prompt, completion, completion, ...), last tokens left off.
 
-    source: (N,) index of each token in the flattened (2B, T) batch; positions: (N,) its position in its sequence.
+    source: (N,) index of each token in the flattened (R * B, T) batch; positions: (N,) its position in its sequence.
     predicts: (M,) index into the N tokens of the position that predicts each completion token, in row order of the
-    padded batch (all chosen, then all rejected).
+    padded batch.
     """
 
     source: Tensor
@@ -43,29 +45,37 @@ class Packed:
     segments: tuple[Lengths, ...]
 
 
-def pack(lengths: Sequence[Lengths], width: int, device: torch.device) -> Packed:
-    """Lay out B pairs, given their (prompt, chosen, rejected) lengths and the width T of the right-padded batch."""
-    source, positions, chosen_at, rejected_at, segments = [], [], [], [], []
-    half, start = len(lengths), 0
-    for i, (n, c, r) in enumerate(lengths):
-        row, other = i * width, (half + i) * width
-        source += [torch.arange(row, row + n + c - 1), torch.arange(other + n, other + n + r - 1)]
-        positions += [torch.arange(n + c - 1), torch.arange(n, n + r - 1)]
-        last = start + n - 1  # the prompt's last token predicts the first token of both completions
-        chosen_at.append(torch.arange(last, last + c))
-        rejected_at += [torch.tensor([last]), torch.arange(last + c, last + c + r - 1)]
-        segments.append((n, c - 1, r - 1))
-        start += n + c + r - 2
-    predicts = torch.cat([*chosen_at, *rejected_at]).to(device)
-    return Packed(torch.cat(source).to(device), torch.cat(positions).to(device), predicts, tuple(segments))
+def pack(lengths: Rows, first: Rows, width: int, device: torch.device) -> Packed:
+    """Lay out the rows of a right-padded batch of width T. lengths, first: of each row, see Batch."""
+    asked: dict[int, list[int]] = {}  # rows that differ, by the first row with their prompt
+    for row, (prompt, same) in enumerate(first):
+        if row == same:
+            asked.setdefault(prompt, []).append(row)
+    source, positions, segments, start = [], [], [], 0
+    predicts: dict[int, Tensor] = {}
+    for rows in asked.values():
+        n = lengths[rows[0]][0]
+        source.append(torch.arange(n) + rows[0] * width)
+        positions.append(torch.arange(n))
+        last = start + n - 1  # the prompt's last token predicts the first token of every completion
+        start += n
+        for row in rows:
+            c = lengths[row][1] - 1
+            source.append(torch.arange(n, n + c) + row * width)
+            positions.append(torch.arange(n, n + c))
+            predicts[row] = torch.cat([torch.tensor([last]), torch.arange(start, start + c)])
+            start += c
+        segments.append((n, *(lengths[row][1] - 1 for row in rows)))
+    order = torch.cat([predicts[same] for _, same in first]).to(device)
+    return Packed(torch.cat(source).to(device), torch.cat(positions).to(device), order, tuple(segments))
 
 
 @dataclass(frozen=True)
 class Part:
     """One of the three rows of `pack_apart`: where its N tokens come from and stand, and what attends to what.
 
-    segments: (before, length, 0) of each pair: tokens of its prompt in the prompts' row (0 for that row itself), and
-    its tokens here.
+    segments: (before, length) of each pair: tokens of its prompt in the prompts' row (0 for that row itself), and its
+    tokens here.
     pairs: (N,) the pair that each token belongs to.
     """
 
@@ -77,21 +87,25 @@ class Part:
     @property
     def ends(self) -> Tensor:
         """(B,) index of each pair's last token."""
-        return torch.tensor([n for _, n, _ in self.segments], device=self.source.device).cumsum(0) - 1
+        return torch.tensor([n for _, n in self.segments], device=self.source.device).cumsum(0) - 1
 
 
-def pack_apart(lengths: Sequence[Lengths], width: int, device: torch.device) -> tuple[Part, Part, Part]:
-    """B pairs as prompts, chosen and rejected: the last token of each completion left off."""
-    half = len(lengths)
-    starts = ([0] * half, [n for n, _, _ in lengths], [n for n, _, _ in lengths])
-    counts = ([n for n, _, _ in lengths], [c - 1 for _, c, _ in lengths], [r - 1 for _, _, r in lengths])
+def pack_apart(lengths: Rows, width: int, device: torch.device) -> tuple[Part, Part, Part]:
+    """B pairs as prompts, chosen and rejected: the last token of each completion left off. lengths: of the 2B rows."""
+    half = len(lengths) // 2
+    starts = [n for n, _ in lengths[:half]]
+    parts = (
+        (0, [0] * half, starts),
+        (0, starts, [c - 1 for _, c in lengths[:half]]),
+        (half, starts, [c - 1 for _, c in lengths[half:]]),
+    )
     found = []
-    for offset, start, count in zip((0, 0, half), starts, counts, strict=True):
+    for offset, start, count in parts:
         spans = list(zip(start, count, strict=True))
         source = torch.cat([torch.arange(k) + (offset + i) * width + n for i, (n, k) in enumerate(spans)])
         positions = torch.cat([torch.arange(n, n + k) for n, k in spans])
         pairs = torch.arange(half).repeat_interleave(torch.tensor(count))
-        segments = tuple((n, k, 0) for n, k in spans)
+        segments = tuple((n, k) for n, k in spans)
         found.append(Part(source.to(device), positions.to(device), pairs.to(device), segments))
     return found[0], found[1], found[2]
 
@@ -111,7 +125,7 @@ def attention(
     softcap: float | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row, pair by pair. query (1, H, N, d), key and value (1, G, N, d), G divides H.
+    """Attention of a packed row, prompt by prompt. query (1, H, N, d), key and value (1, G, N, d), G divides H.
 
     prompts: given for the rows of `pack_apart`: keys and values of the prompts, by module; the first row fills it.
     """
@@ -122,21 +136,24 @@ def attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if prompts is not None and any(n for n, _, _ in segments):
+    if prompts is not None and any(n for n, *_ in segments):
         apart = _after(query, key, value, prompts[module], segments, scaling, sliding_window, softcap)
         return apart.transpose(1, 2).contiguous(), None
     if prompts is not None:
         prompts[module] = key, value
     out, start = [], 0
-    for n, c, r in segments:
-        first, end = start + n + c, start + n + c + r
+    how = scaling, sliding_window, softcap
+    for n, *rest in segments:
+        first = start + n + (rest[0] if rest else 0)  # the prompt goes with its first completion
         own = slice(start, first)
-        out.append(_attend(query[:, :, own], key[:, :, own], value[:, :, own], 0, scaling, sliding_window, softcap))
-        if r:
-            k = torch.cat([key[:, :, start : start + n], key[:, :, first:end]], 2)
-            v = torch.cat([value[:, :, start : start + n], value[:, :, first:end]], 2)
-            out.append(_attend(query[:, :, first:end], k, v, n, scaling, sliding_window, softcap))
-        start = end
+        out.append(_attend(query[:, :, own], key[:, :, own], value[:, :, own], 0, *how))
+        for c in rest[1:]:
+            own = slice(first, first + c)
+            if c:
+                k, v = (torch.cat([x[:, :, start : start + n], x[:, :, own]], 2) for x in (key, value))
+                out.append(_attend(query[:, :, own], k, v, n, *how))
+            first += c
+        start = first
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 
 
@@ -150,7 +167,7 @@ def _after(
 ) -> Tensor:
     """Attention of completions over their prompts, which were another row, and themselves."""
     out, start, begin = [], 0, 0
-    for n, c, _ in segments:
+    for n, c in segments:
         own, before = slice(start, start + c), slice(begin, begin + n)
         if c:
             k, v = (

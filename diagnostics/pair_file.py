@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from diagnostics.errors import DataError
 from diagnostics.processes import agree, processes, share
+from diagnostics.sequences import Example, pair_of
 from diagnostics.token_ids import TokenIds
-from diagnostics.tokenized import TokenizedPair
 
 T = TypeVar("T")
 
 BATCH = 1024  # pairs of one record batch
-SIDES = ("prompt_ids", "chosen_ids", "rejected_ids")
+SIDES = ("prompt_ids", "chosen_ids", "rejected_ids")  # of pairs alone, whose sides share a prompt
 _IDS = tuple((name, pa.large_list(pa.int32())) for name in SIDES)
 _ENDS = (("chosen_has_eos", pa.bool_()), ("rejected_has_eos", pa.bool_()))
 _SCHEMA = pa.schema(
@@ -24,7 +24,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def read_once(work: Callable[[], tuple[list[TokenizedPair], T]], file: Path) -> tuple[list[TokenizedPair], T]:
+def read_once(work: Callable[[], tuple[list[Example], T]], file: Path) -> tuple[list[Example], T]:
     """What work returns: pairs, and what else is to be known of them (little). Of several processes only the first
     does the work; the pairs go to the others through `file`, which is gone when this returns."""
     if processes().num_processes == 1:
@@ -41,14 +41,14 @@ def read_once(work: Callable[[], tuple[list[TokenizedPair], T]], file: Path) -> 
     return pairs, known
 
 
-def write_pairs(path: Path, pairs: Sequence[TokenizedPair]) -> None:
+def write_pairs(path: Path, pairs: Sequence[Example]) -> None:
     """Write pairs as an Arrow file, in order."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         for start in range(0, len(pairs), BATCH):
             writer.write_batch(_batch(pairs[start : start + BATCH]))
 
 
-def read_pairs_file(path: Path) -> list[TokenizedPair]:
+def read_pairs_file(path: Path) -> list[Example]:
     """The pairs of such a file; their ids stay in it, shared by all processes that map it."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -57,12 +57,14 @@ def read_pairs_file(path: Path) -> list[TokenizedPair]:
     return [pair for i in range(reader.num_record_batches) for pair in _pairs(reader.get_batch(i))]
 
 
-def _batch(pairs: Sequence[TokenizedPair]) -> pa.RecordBatch:
-    columns: list[Any] = []
-    for field in _SCHEMA:
-        values = [getattr(pair, field.name) for pair in pairs]
-        columns.append(_lists(values) if field.name in SIDES else pa.array(values, field.type))
-    return pa.record_batch(columns, schema=_SCHEMA)
+def _batch(pairs: Sequence[Example]) -> pa.RecordBatch:
+    ids = zip(*((p.prompt_ids, p.chosen.completion_ids, p.rejected.completion_ids) for p in pairs), strict=True)
+    ends = [[row.has_eos for row in side] for side in zip(*((p.chosen, p.rejected) for p in pairs), strict=True)]
+    plain = [p.pair_id for p in pairs], [p.source_row for p in pairs]
+    columns: list[Any] = [*plain, *map(_lists, ids), *ends, [p.doubts for p in pairs]]
+    fields = zip(columns, _SCHEMA, strict=True)
+    arrays = [values if isinstance(values, pa.Array) else pa.array(values, field.type) for values, field in fields]
+    return pa.record_batch(arrays, schema=_SCHEMA)
 
 
 def _lists(values: Sequence[TokenIds]) -> pa.LargeListArray:
@@ -71,12 +73,18 @@ def _lists(values: Sequence[TokenIds]) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(ids, pa.int32()))
 
 
-def _pairs(batch: pa.RecordBatch) -> list[TokenizedPair]:
+def _pairs(batch: pa.RecordBatch) -> list[Example]:
     plain = batch.drop_columns(list(SIDES)).to_pylist()
-    sides = {name: _views(batch.column(name)) for name in SIDES}
+    ids = zip(*(_views(batch.column(name)) for name in SIDES), strict=True)
     return [
-        TokenizedPair(**row | {"doubts": tuple(row["doubts"])}, **{name: sides[name][i] for name in SIDES})
-        for i, row in enumerate(plain)
+        pair_of(
+            row["pair_id"],
+            row["source_row"],
+            *sides,
+            (row["chosen_has_eos"], row["rejected_has_eos"]),
+            tuple(row["doubts"]),
+        )
+        for row, sides in zip(plain, ids, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.functional import layer_norm
 from transformers.pytorch_utils import Conv1D
 
-from diagnostics.batch import PreferenceBatch
+from diagnostics.batch import Batch
 from diagnostics.engine import head_of, innermost
 from diagnostics.forward import Outputs, Sides, run_sides, trial
 from diagnostics.gradients import Gradient, head_gradients, products, pull_sides
@@ -165,9 +165,7 @@ def from_head(model: nn.Module, out: Outputs) -> PairGradients:
     return tally.pairs()
 
 
-def one_by_one(
-    model: nn.Module, batch: PreferenceBatch, parameters: Sequence[Tensor], *, head: bool = False
-) -> PairGradients:
+def one_by_one(model: nn.Module, batch: Batch, parameters: Sequence[Tensor], *, head: bool = False) -> PairGradients:
     """The same by plain autograd, a pass for every pair."""
     rows = []
     groups = ["all"] * len(parameters)
@@ -442,15 +440,15 @@ def _ids(inputs: list[Tensor], spans: Any, i: int) -> Tensor:
     return torch.cat([x[span[i]] for x, span in zip(inputs, spans, strict=True)]).unique()
 
 
-def _single(batch: PreferenceBatch, i: int) -> PreferenceBatch:
+def _single(batch: Batch, i: int) -> Batch:
     """A batch of one pair."""
     rows = [i, len(batch.pair_ids) + i]
     values = {k: v[rows] for k, v in vars(batch).items() if isinstance(v, Tensor)}
-    lengths = (batch.lengths[i],) if batch.lengths is not None else None
-    return replace(batch, **values, pair_ids=(batch.pair_ids[i],), lengths=lengths)
+    lengths = tuple(batch.lengths[row] for row in rows) if batch.lengths is not None else None
+    return replace(batch, **values, pair_ids=(batch.pair_ids[i],), lengths=lengths, first=((0, 0), (0, 1)))
 
 
-def _fast_alone(model: nn.Module, batch: PreferenceBatch, parameters: Sequence[Tensor]) -> PairGradients:
+def _fast_alone(model: nn.Module, batch: Batch, parameters: Sequence[Tensor]) -> PairGradients:
     seen = Activations(model, parameters)
     with seen.watch():
         sides = run_sides(model, batch)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair
-from diagnostics.tokenized import TokenizedPair, Truncation, tokenize_pairs
+from diagnostics.sequences import Example
+from diagnostics.tokenized import Truncation, tokenize_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,20 +16,20 @@ if TYPE_CHECKING:
 
 def read_probe(
     path: str | Path, tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None, truncation: Truncation
-) -> list[TokenizedPair]:
-    """Rows {"prompt": text or chat messages, "answer": text}, tokenized; the answer is the chosen side.
+) -> list[Example]:
+    """Rows {"prompt": text or chat messages, "answer": text}, tokenized, with the one row `answer`.
 
-    No EOS is added, nor the end of a turn, so that an answer may be only the start of one ("Sorry, I"). The rejected
-    side is the answer's first token and is not used. DataError naming the line where a row cannot be used: a probe is
-    short, and one that lost rows silently would protect something else.
+    No EOS is added, nor the end of a turn, so that an answer may be only the start of one ("Sorry, I"). DataError
+    naming the line where a row cannot be used: a probe is short, and one that lost rows silently would protect
+    something else.
     """
     pairs = [_pair(f"{path}: line {n}", n, line) for n, line in _lines(Path(path))]
     done = tokenize_pairs(pairs, tokenizer, max_length=max_length, truncation=truncation, append_eos=False)
     for pair, found in zip(pairs, done, strict=True):
-        if not isinstance(found, TokenizedPair):
+        if not isinstance(found, Example):
             raise DataError(f"{path}: line {pair.source_row}: {found.reason.replace('chosen', 'answer')}.")
-    kept = [p for p in done if isinstance(p, TokenizedPair)]
-    return [replace(p, rejected_ids=p.chosen_ids[:1], rejected_has_eos=False, doubts=()) for p in kept]
+    kept = [p for p in done if isinstance(p, Example)]
+    return [replace(p, rows={"answer": p.chosen}, doubts=()) for p in kept]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

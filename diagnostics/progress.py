@@ -10,7 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from diagnostics.errors import printable
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 EVERY = 30.0  # seconds between two lines where no person watches
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}"
@@ -87,7 +87,7 @@ class Progress:
     """Of pairs run through a model. Time left goes by tokens, because the long pairs come first. before: pairs that an
     earlier start has done. Use it in a `with`."""
 
-    def __init__(self, what: str, pairs: Sequence[TokenizedPair], *, before: int = 0, show: bool = True) -> None:
+    def __init__(self, what: str, pairs: Sequence[Example], *, before: int = 0, show: bool = True) -> None:
         self.before, self.all, self.done = before, before + len(pairs), 0
         tokens = sum(map(_tokens, pairs))
         self.steps = Steps(what, tokens, unit="tokens", show=show, bar_format=_BAR, state=self._state)
@@ -98,7 +98,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.steps.close()
 
-    def add(self, pairs: Sequence[TokenizedPair]) -> None:
+    def add(self, pairs: Sequence[Example]) -> None:
         """Count these pairs as done."""
         self.done += len(pairs)
         self.steps.add(sum(map(_tokens, pairs)), self._state())
@@ -138,6 +138,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _tokens(pair: TokenizedPair) -> int:
+def _tokens(pair: Example) -> int:
     """Tokens that are run through the model: the prompt once, and both completions."""
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+    return len(pair.prompt_ids) + sum(len(row.completion_ids) for row in pair.rows.values())

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from diagnostics import measures
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.batch import Batch, collate
 from diagnostics.engine import Engine, device_of, engine_of, evaluating, innermost
 from diagnostics.errors import DataError
-from diagnostics.forward import Outputs, pair_stats, run
+from diagnostics.forward import Outputs, pair_stats, row_stats, run
 from diagnostics.processes import processes
+from diagnostics.sequences import Example
 from diagnostics.stats import PairStats, SequenceStats
-from diagnostics.tokenized import TokenizedPair
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "all
 class Scored:
     """One batch after its forward pass: pairs in batch order, their stats, and the models' raw outputs."""
 
-    pairs: Sequence[TokenizedPair]
-    batch: PreferenceBatch
+    pairs: Sequence[Example]
+    batch: Batch
     stats: PairStats
     policy: Outputs
     reference: Outputs | SequenceStats | None
@@ -41,10 +41,10 @@ class Scored:
 
 def score(
     model: nn.Module,
-    pairs: Sequence[TokenizedPair],
+    pairs: Sequence[Example],
     *,
     pad_token_id: int,
-    reference: Callable[[PreferenceBatch], Outputs | SequenceStats] | None = None,
+    reference: Callable[[Batch], Outputs | SequenceStats] | None = None,
     head: bool = True,
     batch_tokens: int | None = None,
 ) -> Iterator[Scored]:
@@ -60,16 +60,16 @@ def score(
 
 def score_batches(
     model: nn.Module,
-    groups: Iterable[Sequence[TokenizedPair]],
+    groups: Iterable[Sequence[Example]],
     *,
     pad_token_id: int,
-    reference: Callable[[PreferenceBatch], Outputs | SequenceStats] | None = None,
+    reference: Callable[[Batch], Outputs | SequenceStats] | None = None,
     head: bool = True,
 ) -> Iterator[Scored]:
     """`score` with the batches as they are given; one that does not fit is halved, as are those after it."""
     device = device_of(model)
 
-    def work(part: Sequence[TokenizedPair]) -> Scored:
+    def work(part: Sequence[Example]) -> Scored:
         batch = collate(part, pad_token_id=pad_token_id).to(device)
         with torch.no_grad():
             return Scored(part, batch, *_outputs(model, batch, reference, head))
@@ -79,9 +79,29 @@ def score_batches(
             yield scored
 
 
+def score_rows(
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    pad_token_id: int,
+    reference: Callable[[Batch], Outputs | SequenceStats] | None = None,
+) -> Iterator[tuple[Sequence[Example], dict[str, SequenceStats], dict[str, SequenceStats]]]:
+    """Score examples with rows of any names, one answer or many, without gradient, long ones first: each batch with the
+    stats of its rows by name, under the model and under the reference. All examples have the same names."""
+    device = device_of(model)
+
+    def work(part: Sequence[Example]) -> tuple[dict[str, SequenceStats], dict[str, SequenceStats]]:
+        batch = collate(part, pad_token_id=pad_token_id).to(device)
+        with torch.no_grad():
+            return row_stats(batch, run(model, batch), reference(batch) if reference else None)
+
+    for part, found in fitting(model, batches(examples, token_budget(model, examples), engine_of(model)), work):
+        yield part, *found
+
+
 def fitting(
-    model: nn.Module, groups: Iterable[Sequence[TokenizedPair]], work: Callable[[Sequence[TokenizedPair]], T]
-) -> Iterator[tuple[Sequence[TokenizedPair], T]]:
+    model: nn.Module, groups: Iterable[Sequence[Example]], work: Callable[[Sequence[Example]], T]
+) -> Iterator[tuple[Sequence[Example], T]]:
     """Each batch with what work makes of it, the model in eval mode; one that does not fit into memory is halved, as
     are those after it."""
     engine, limit = engine_of(model), sys.maxsize
@@ -98,9 +118,7 @@ def fitting(
                 waiting = [smaller for w in (part, *waiting) for smaller in batches(w, limit, engine)]
 
 
-def dealt(
-    model: nn.Module, pairs: Sequence[TokenizedPair], done: Collection[str], batch_tokens: int
-) -> list[list[TokenizedPair]]:
+def dealt(model: nn.Module, pairs: Sequence[Example], done: Collection[str], batch_tokens: int) -> list[list[Example]]:
     """This process's share of the batches, without the pairs that are done.
 
     The batches are the same however many processes there are and however often they were stopped, so the numbers are
@@ -111,34 +129,32 @@ def dealt(
     return left[processes().process_index :: processes().num_processes]
 
 
-def batches(
-    pairs: Sequence[TokenizedPair], batch_tokens: int, engine: Engine | None = None
-) -> Iterator[list[TokenizedPair]]:
+def batches(pairs: Sequence[Example], batch_tokens: int, engine: Engine | None = None) -> Iterator[list[Example]]:
     """Pairs of similar length together, the longest first, so that a batch too large shows at once.
 
     batch_tokens: most tokens of a batch, counted as the engine lays them out: packed, or padded to the longest side.
     """
     engine = engine or Engine()
-    group: list[TokenizedPair] = []
+    group: list[Example] = []
     used = 0
-    for pair in sorted(pairs, key=lambda p: (-width(p), p.pair_id)):
-        if group and used + cost(pair, width(group[0]), engine) > batch_tokens:
+    for pair in sorted(pairs, key=lambda p: (-p.longest, p.pair_id)):
+        if group and used + cost(pair, group[0].longest, engine) > batch_tokens:
             yield group
             group, used = [], 0
         group.append(pair)
-        used += cost(pair, width(group[0]), engine)
+        used += cost(pair, group[0].longest, engine)
     if group:
         yield group
 
 
-def cost(pair: TokenizedPair, longest: int, engine: Engine) -> int:
+def cost(pair: Example, longest: int, engine: Engine) -> int:
     """Tokens that a pair adds to a batch whose longest side has `longest` tokens."""
     if engine.packed and (engine.longest is None or longest <= engine.longest) and not engine.regime(longest):
-        return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) - 2
-    return 2 * longest
+        return len(pair.prompt_ids) + sum(len(row.completion_ids) - 1 for row in pair.rows.values())
+    return len(pair.rows) * longest
 
 
-def token_budget(model: nn.Module, pairs: Sequence[TokenizedPair]) -> int:
+def token_budget(model: nn.Module, pairs: Sequence[Example]) -> int:
     """Tokens of one batch: a constant on a CPU; on a GPU what fits into half of the memory that is free now.
 
     The estimate is a power of two, so that it is mostly the same at the next start. Where it is too high, batches
@@ -147,19 +163,12 @@ def token_budget(model: nn.Module, pairs: Sequence[TokenizedPair]) -> int:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     if not devices or not pairs:
         return CPU_TOKENS
-    fitting = min(_free_bytes(d) for d in devices) / 2 / _token_bytes(model, max(map(width, pairs)))
+    fitting = min(_free_bytes(d) for d in devices) / 2 / _token_bytes(model, max(p.longest for p in pairs))
     low, high = GPU_TOKENS
     return min(high, max(low, 1 << int(math.log2(max(fitting, 1)))))
 
 
-def width(pair: TokenizedPair) -> int:
-    """Tokens of the pair's longer side, prompt included."""
-    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
-
-
-def rows(
-    pairs: Sequence[TokenizedPair | str], stats: PairStats, names: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
+def rows(pairs: Sequence[Example | str], stats: PairStats, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """One dictionary a pair: pair_id, log-probs, lengths and every measure (NaN where not measured)."""
     ids = [p if isinstance(p, str) else p.pair_id for p in pairs]
     columns = likelihoods(stats) | {name: measures.load(name)(stats) for name in names or measures.names()}
@@ -205,8 +214,8 @@ def _free_bytes(device: torch.device) -> int:
 
 def _outputs(
     model: nn.Module,
-    batch: PreferenceBatch,
-    reference: Callable[[PreferenceBatch], Outputs | SequenceStats] | None,
+    batch: Batch,
+    reference: Callable[[Batch], Outputs | SequenceStats] | None,
     head: bool,
 ) -> tuple[PairStats, Outputs, Outputs | SequenceStats | None]:
     policy = run(model, batch, head=head)
@@ -227,11 +236,11 @@ def _fitting(work: Callable[[], Any]) -> Any:
     return None
 
 
-def _half(part: list[TokenizedPair], engine: Engine) -> int:
+def _half(part: list[Example], engine: Engine) -> int:
     """Half of what a batch cost in tokens; DataError where it is a single pair."""
     if len(part) == 1:
         raise DataError(
-            f"pair_id {part[0].pair_id}: its longest side, {width(part[0])} tokens, does not fit into memory even "
+            f"pair_id {part[0].pair_id}: its longest side, {part[0].longest} tokens, does not fit into memory even "
             "alone. Give a lower max_length, a smaller dtype, or spread the model over devices (--device-map auto)."
         )
-    return sum(cost(p, width(part[0]), engine) for p in part) // 2
+    return sum(cost(p, part[0].longest, engine) for p in part) // 2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diagnostics.forward import Outputs, spread
 from diagnostics.scoring import score
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 
 def negative_step(probs: Tensor, rejected: int, rate: float) -> Tensor:
@@ -32,7 +32,7 @@ def preference_step(probs: Tensor, chosen: int, rejected: int, rate: float) -> T
     return _moved(probs, _one(probs, chosen) - _one(probs, rejected), rate)
 
 
-def confidence(model: nn.Module, pairs: Sequence[TokenizedPair], *, pad_token_id: int) -> Iterator[dict[str, Any]]:
+def confidence(model: nn.Module, pairs: Sequence[Example], *, pad_token_id: int) -> Iterator[dict[str, Any]]:
     """pair_id, side, argmax and rest of each answer: means over its tokens of ln max_v p and ln (1 - max_v p), nats.
 
     p is the distribution that predicts the token, whichever token stands there. arXiv 2407.10490.

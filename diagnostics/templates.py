@@ -147,6 +147,11 @@ def render_chat(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", turn
     return RenderedPair(prompt, chosen + end, rejected + other, True, (end, other), tuple(doubts), tuple(notes))
 
 
+def render_prompt(prompt: list[Message], tokenizer: "PreTrainedTokenizerBase", turn: Turn) -> str:
+    """A prompt of chat messages as the model is asked, whatever the answer. SkipRow where that cannot be said."""
+    return _parts(prompt, [{"role": "assistant", "content": _ANSWER}], tokenizer, turn, {})[0]
+
+
 def _parts(
     prompt: list[Message], answers: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", turn: Turn, options: Any
 ) -> tuple[str, list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""TokenizedPair: one preference pair as token ids, with the prompt boundary exact. No torch.
+"""Tokenizing: preference pairs as token ids, with the prompt boundary exact. No torch.
 
 Prompt and completion are tokenized apart and their ids joined, so that no token straddles the boundary: a joint
 tokenization may merge "the sk" + "y blue" into the token " sky", and the completion then starts in the wrong place.
@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.pairs import PreferencePair, SkipRow
-from diagnostics.templates import RenderedPair, Turn, find_turn, render_chat
+from diagnostics.pairs import PreferencePair, SkipRow, Text
+from diagnostics.sequences import Example, pair_of
+from diagnostics.templates import RenderedPair, Turn, find_turn, render_chat, render_prompt
 from diagnostics.token_ids import TokenIds
 
 if TYPE_CHECKING:
@@ -23,29 +24,6 @@ Ids = list[int]
 
 
 _ANCHOR = "\n"
-
-
-@dataclass(frozen=True)
-class TokenizedPair:
-    """Ids of one pair. prompt_ids holds BOS and template tokens; chosen_ids and rejected_ids end in their end token
-    (EOS, or the chat template's end of a turn) where *_has_eos is True: False where the completion was truncated, where
-    the end is switched off, or where the template ends a turn in ordinary text.
-
-    doubts: codes of what is doubtful about this tokenization (diagnostics.audit.MEANINGS explains each).
-    """
-
-    pair_id: str
-    source_row: int
-    prompt_ids: TokenIds
-    chosen_ids: TokenIds
-    rejected_ids: TokenIds
-    chosen_has_eos: bool = True
-    rejected_has_eos: bool = True
-    doubts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):  # any sequence of numbers is kept small
-            object.__setattr__(self, name, TokenIds(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -66,7 +44,7 @@ def tokenize_pair(
     max_length: int | None,
     truncation: Truncation,
     append_eos: bool = True,
-) -> TokenizedPair | SkippedPair:
+) -> Example | SkippedPair:
     """Tokenize one pair; see tokenize_pairs."""
     done = tokenize_pairs([pair], tokenizer, max_length=max_length, truncation=truncation, append_eos=append_eos)
     return done[0]
@@ -81,7 +59,7 @@ def tokenize_pairs(
     append_eos: bool = True,
     where: Callable[[int], str] = "row {}".format,
     rendered: Sequence[RenderedPair | SkippedPair] | None = None,
-) -> list[TokenizedPair | SkippedPair]:
+) -> list[Example | SkippedPair]:
     """Tokenize pairs, in order; one that cannot be used becomes a SkippedPair with its reason.
 
     max_length: most tokens of prompt + completion, None for no limit. Over it, truncation decides:
@@ -100,7 +78,7 @@ def tokenize_pairs(
     prefix = _prefix_ids(tokenizer)
     written = {end for r in rendered if isinstance(r, RenderedPair) for end in r.ends}
     closing = {end: _closing_ids(end, tokenizer) for end in written}
-    done: list[TokenizedPair | SkippedPair] = []
+    done: list[Example | SkippedPair] = []
     for pair, text in zip(pairs, rendered, strict=True):
         if isinstance(text, SkippedPair):
             done.append(text)
@@ -109,6 +87,24 @@ def tokenize_pairs(
         whole = _join(pair, ids, prefix, text, closing, tokenizer, append_eos)
         done.append(whole if isinstance(whole, SkippedPair) else _fit(whole, prefix, max_length, truncation, where))
     return done
+
+
+def tokenize_prompts(prompts: Sequence[Text], tokenizer: "PreTrainedTokenizerBase") -> list[TokenIds]:
+    """The ids of prompts, text or chat messages, exactly as they stand in a pair. DataError where one has none."""
+    turn: Turn | None = None
+    prefix, found = _prefix_ids(tokenizer), []
+    for i, prompt in enumerate(prompts):
+        chat = not isinstance(prompt, str)
+        try:
+            turn = turn or find_turn(tokenizer) if chat else turn
+            text = render_prompt(prompt, tokenizer, turn or Turn()) if chat else prompt
+        except SkipRow as skip:
+            raise DataError(f"prompt {i} cannot be used: {skip.reason}.") from None
+        ids, _ = _with_prefix(_encode(tokenizer, [text])[0], prefix, chat)
+        if not ids:
+            raise DataError(f"prompt {i} cannot be used: it has no tokens and the tokenizer adds no BOS.")
+        found.append(TokenIds(ids))
+    return found
 
 
 def render_pairs(
@@ -235,7 +231,7 @@ def _join(
     closing: dict[str, set[int]],
     tokenizer: "PreTrainedTokenizerBase",
     append_eos: bool,
-) -> TokenizedPair | SkippedPair:
+) -> Example | SkippedPair:
     """The untruncated pair from its five encoded texts (see _texts). closing: the ids that close a side, by its end."""
     body, *plain, joint_chosen, joint_rejected = ids
     merged = body + plain[0] != joint_chosen or body + plain[1] != joint_rejected
@@ -254,10 +250,8 @@ def _join(
         reason = "the prompt has no tokens and the tokenizer adds no BOS, so nothing predicts the first token"
         return SkippedPair(pair.pair_id, pair.source_row, "no_context", reason, lengths)
     doubts = [*text.doubts, *doubts, *(["token_merge"] if merged else [])]
-    has_eos = [side[-1] in known for side, known in zip(sides, ends, strict=True)]
-    asked, chosen, rejected = (TokenIds(ids) for ids in (prompt, *sides))
-    ends = has_eos[0], has_eos[1]
-    return TokenizedPair(pair.pair_id, pair.source_row, asked, chosen, rejected, *ends, tuple(doubts))
+    chosen_ends, rejected_ends = (side[-1] in known for side, known in zip(sides, ends, strict=True))
+    return pair_of(pair.pair_id, pair.source_row, prompt, *sides, (chosen_ends, rejected_ends), tuple(doubts))
 
 
 def _closing_ids(end: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
@@ -290,33 +284,33 @@ def _with_prefix(ids: Ids, prefix: Ids, templated: bool) -> tuple[Ids, list[str]
 
 
 def _fit(
-    pair: TokenizedPair,
+    pair: Example,
     prefix: Ids,
     max_length: int | None,
     truncation: Truncation,
     where: Callable[[int], str],
-) -> TokenizedPair | SkippedPair:
+) -> Example | SkippedPair:
     """The pair within max_length, or skipped; every cut leaves a doubt."""
-    lengths = (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
+    lengths = (len(pair.prompt_ids), len(pair.chosen.completion_ids), len(pair.rejected.completion_ids))
     try:
-        if max_length is not None and lengths[0] + max(lengths[1:]) > max_length:
+        if max_length is not None and pair.longest > max_length:
             pair = _cut(pair, lengths, len(prefix), max_length, truncation, where)
-        if pair.chosen_ids == pair.rejected_ids:
+        if pair.chosen.completion_ids == pair.rejected.completion_ids:
             raise SkipRow("identical_completions", "chosen and rejected are the same tokens")
     except SkipRow as skip:
         return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason, lengths)
-    one_side = pair.chosen_has_eos != pair.rejected_has_eos
+    one_side = pair.chosen.has_eos != pair.rejected.has_eos
     return replace(pair, doubts=(*pair.doubts, "eos_one_side")) if one_side else pair
 
 
 def _cut(
-    pair: TokenizedPair,
+    pair: Example,
     lengths: tuple[int, int, int],
     prefix: int,
     max_length: int,
     truncation: Truncation,
     where: Callable[[int], str],
-) -> TokenizedPair:
+) -> Example:
     prompt, longest = lengths[0], max(lengths[1:])
     sizes = f"prompt of {prompt} tokens and longest completion of {longest} are over max_length {max_length}"
     if truncation == "error":
@@ -333,20 +327,15 @@ def _cut(
     return _cut_completions(pair, max_length - prompt)
 
 
-def _cut_prompt(pair: TokenizedPair, prefix: int, room: int, sizes: str) -> TokenizedPair:
+def _cut_prompt(pair: Example, prefix: int, room: int, sizes: str) -> Example:
     body = room - prefix
     if room < 1 or body < 0:
         raise SkipRow("completion_over_length", f"{sizes}, and the completion alone leaves no room for a prompt")
-    ids = (*pair.prompt_ids[:prefix], *pair.prompt_ids[len(pair.prompt_ids) - body :])
-    return replace(pair, prompt_ids=ids, doubts=(*pair.doubts, "prompt_truncated"))
+    ids = TokenIds([*pair.prompt_ids[:prefix], *pair.prompt_ids[len(pair.prompt_ids) - body :]])
+    rows = {name: replace(row, prompt_ids=ids) for name, row in pair.rows.items()}
+    return replace(pair, rows=rows, doubts=(*pair.doubts, "prompt_truncated"))
 
 
-def _cut_completions(pair: TokenizedPair, room: int) -> TokenizedPair:
-    return replace(
-        pair,
-        chosen_ids=pair.chosen_ids[:room],
-        rejected_ids=pair.rejected_ids[:room],
-        chosen_has_eos=pair.chosen_has_eos and len(pair.chosen_ids) <= room,
-        rejected_has_eos=pair.rejected_has_eos and len(pair.rejected_ids) <= room,
-        doubts=(*pair.doubts, "completion_truncated"),
-    )
+def _cut_completions(pair: Example, room: int) -> Example:
+    rows = {name: row.cut(room) for name, row in pair.rows.items()}
+    return replace(pair, rows=rows, doubts=(*pair.doubts, "completion_truncated"))

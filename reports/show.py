@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.audit import DOUBTS, audit_pairs
 from diagnostics.errors import UserError, printable
 from diagnostics.pairs import PairTable
+from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair
-from diagnostics.tokenized import TokenizedPair, render_pair
+from diagnostics.tokenized import render_pair
 
 STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "yellow"}
 _END, _ID, _PARTED = "bold reverse", "dim", "dim"
@@ -61,12 +62,12 @@ def _texts(frame: Any) -> list[Text]:
     return [_said(f"[{name}] {frame.iloc[0][name]}", STYLES[name]) for name in STYLES]
 
 
-def _tokens(pair: TokenizedPair, tokenizer: Any) -> list[Text]:
+def _tokens(pair: Example, tokenizer: Any) -> list[Text]:
     """A heading and a line of tokens for prompt, chosen and rejected."""
-    ends = {"prompt": False, "chosen": pair.chosen_has_eos, "rejected": pair.rejected_has_eos}
+    ends = {"prompt": False, "chosen": pair.chosen.has_eos, "rejected": pair.rejected.has_eos}
     lines = []
     for name, ended in ends.items():
-        ids = getattr(pair, f"{name}_ids")
+        ids = pair.prompt_ids if name == "prompt" else pair.rows[name].completion_ids
         closed = "" if name == "prompt" else ", with its end" if ended else ", without an end"
         lines.append(_said(f"[{name}] {len(ids)} tokens{closed}", f"bold {STYLES[name]}"))
         lines.append(_line(ids, tokenizer, STYLES[name], ended))

@@ -16,8 +16,8 @@ import tokenizers.trainers
 import torch
 import transformers
 
-from diagnostics.batch import PreferenceBatch, collate
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.batch import Batch, collate
+from diagnostics.sequences import Example, pair_of
 
 torch.set_num_threads(1)
 
@@ -97,7 +97,7 @@ def build_model(name: str, *, seed: int = 0, scale: float = 3.0) -> transformers
     return model.eval()
 
 
-def random_pairs(n: int, *, seed: int = 0, longest: int = 9) -> list[TokenizedPair]:
+def random_pairs(n: int, *, seed: int = 0, longest: int = 9) -> list[Example]:
     """n pairs of random ids with ragged lengths; completions end in EOS (id 2)."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -106,8 +106,7 @@ def random_pairs(n: int, *, seed: int = 0, longest: int = 9) -> list[TokenizedPa
         return tuple(torch.randint(3, VOCAB, (length,), generator=generator).tolist())
 
     return [
-        TokenizedPair(f"pair{i}", i, (1, *ids(0, longest)), (*ids(0, longest), 2), (*ids(0, longest), 2))
-        for i in range(n)
+        pair_of(f"pair{i}", i, (1, *ids(0, longest)), (*ids(0, longest), 2), (*ids(0, longest), 2)) for i in range(n)
     ]
 
 
@@ -127,7 +126,7 @@ def make_pairs():
 def make_batch():
     """Collate pairs with pad id 0."""
 
-    def make(pairs: list[TokenizedPair], padding_side: str = "right") -> PreferenceBatch:
+    def make(pairs: list[Example], padding_side: str = "right") -> Batch:
         return collate(pairs, pad_token_id=0, padding_side=padding_side)
 
     return make

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.batch import Batch, collate
 from diagnostics.engine import device_of
 from diagnostics.forward import run
 from diagnostics.scoring import score
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 MLP_WIDTH, MLP_STEPS, MLP_RATE = 64, 300, 3e-3
 
 
-def states(model: nn.Module, pairs: Sequence[TokenizedPair], *, pad_token_id: int) -> dict[str, Tensor]:
+def states(model: nn.Module, pairs: Sequence[Example], *, pad_token_id: int) -> dict[str, Tensor]:
     """By pair_id (2, D) float64: what the head reads where the last token of chosen and of rejected is predicted."""
     found = {}
     for scored in score(model, pairs, pad_token_id=pad_token_id, head=False):
@@ -72,7 +72,7 @@ class RewardModel(nn.Module):
         nn.init.zeros_(self.head.weight)
         self.head.to(device_of(model))
 
-    def forward(self, batch: PreferenceBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """(B, 2) rewards of chosen and rejected."""
         out = run(self.model, batch, head=False)
         ends = out.rows.bincount(minlength=len(batch.input_ids)).cumsum(0) - 1
@@ -81,7 +81,7 @@ class RewardModel(nn.Module):
 
 def fine_tune(
     model: RewardModel,
-    pairs: Sequence[TokenizedPair],
+    pairs: Sequence[Example],
     *,
     pad_token_id: int,
     epochs: float,
@@ -105,7 +105,7 @@ def fine_tune(
     model.eval()
 
 
-def rewards(model: RewardModel, pairs: Sequence[TokenizedPair], *, pad_token_id: int, size: int = 64) -> Tensor:
+def rewards(model: RewardModel, pairs: Sequence[Example], *, pad_token_id: int, size: int = 64) -> Tensor:
     """(N, 2) rewards of the pairs, in order."""
     found = []
     with torch.no_grad():

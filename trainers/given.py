@@ -11,7 +11,8 @@ from diagnostics import templates
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
 from diagnostics.phrases import from_diff, from_tags, mark
-from diagnostics.tokenized import RenderedPair, TokenizedPair, render_pair, token_offsets, tokenize_pair
+from diagnostics.sequences import Example
+from diagnostics.tokenized import RenderedPair, render_pair, token_offsets, tokenize_pair
 from trainers import objectives
 from trainers.ingredients import Given, Marks
 
@@ -35,7 +36,7 @@ def cleaned(table: PairTable, objective: str) -> tuple[PairTable, dict[int, Span
 
 def gather(
     table: PairTable,
-    kept: Sequence[TokenizedPair],
+    kept: Sequence[Example],
     spans: dict[int, Spans],
     tokenizer: PreTrainedTokenizerBase,
     objective: str,
@@ -65,7 +66,7 @@ def gather(
     return given
 
 
-def score_gaps(table: PairTable, kept: Sequence[TokenizedPair]) -> list[float]:
+def score_gaps(table: PairTable, kept: Sequence[Example]) -> list[float]:
     """chosen_score - rejected_score of each kept pair, as a curriculum orders them."""
     rows, gaps = {p.source_row: p for p in table.pairs}, []
     for pair in kept:
@@ -130,7 +131,7 @@ def _spellings(name: str) -> list[str]:
     return [name, f"{rest}_{side}"] if side in SIDES else [name]
 
 
-def _same_sizes(given: Given, table: PairTable, kept: Sequence[TokenizedPair]) -> None:
+def _same_sizes(given: Given, table: PairTable, kept: Sequence[Example]) -> None:
     """A column of lists must hold lists of one length, as a batch stacks them."""
     sizes: dict[str, tuple[int, int]] = {}
     every = {name for pair in kept for name in given.columns[pair.pair_id]}
@@ -149,19 +150,19 @@ def _same_sizes(given: Given, table: PairTable, kept: Sequence[TokenizedPair]) -
 
 def _phrases(
     row: PreferencePair,
-    pair: TokenizedPair,
+    pair: Example,
     spans: dict[int, Spans],
     tokenizer: PreTrainedTokenizerBase,
     tagged: bool,
     place: str,
 ) -> Marks:
     if not tagged:
-        chosen, rejected = from_diff(pair.chosen_ids, pair.rejected_ids)
+        chosen, rejected = from_diff(pair.chosen.completion_ids, pair.rejected.completion_ids)
         return tuple(chosen), tuple(rejected)
     return _marks(row, pair, spans.get(row.source_row, ([], [])), tokenizer, place)
 
 
-def _steps(row: PreferencePair, pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase, place: str) -> Marks:
+def _steps(row: PreferencePair, pair: Example, tokenizer: PreTrainedTokenizerBase, place: str) -> Marks:
     """Numbers of steps from the fields chosen_steps and rejected_steps: lists of texts that stand in the answer."""
     found: list[list[Span]] = []
     for side in SIDES:
@@ -187,9 +188,7 @@ def _places(answer: str, texts: Sequence[Any]) -> list[Span]:
     return spans
 
 
-def _marks(
-    row: PreferencePair, pair: TokenizedPair, spans: Spans, tokenizer: PreTrainedTokenizerBase, where: str
-) -> Marks:
+def _marks(row: PreferencePair, pair: Example, spans: Spans, tokenizer: PreTrainedTokenizerBase, where: str) -> Marks:
     """Numbers of the tokens that stand in character spans of the two answers."""
     rendered = render_pair(row, tokenizer)
     assert isinstance(rendered, RenderedPair)  # the pair was kept
@@ -200,15 +199,13 @@ def _marks(
         shift = text.rfind(kept) - content.find(kept)
         if each and kept not in text:
             raise DataError(f"{where}: {side}: the chat template changes the text, so that its marks have no place.")
-        offsets = token_offsets(tokenizer, text, getattr(pair, f"{side}_ids"))
+        offsets = token_offsets(tokenizer, text, pair.rows[side].completion_ids)
         made.append(tuple(mark(offsets, [(a + shift, b + shift) for a, b in each])))
     return made[0], made[1]
 
 
-def _gold(
-    row: PreferencePair, tokenizer: PreTrainedTokenizerBase, place: str, settings: dict[str, Any]
-) -> TokenizedPair:
-    """The text field `gold` as the chosen answer of a pair; its rejected side is one token that costs little."""
+def _gold(row: PreferencePair, tokenizer: PreTrainedTokenizerBase, place: str, settings: dict[str, Any]) -> Example:
+    """The text field `gold` as an answer to the pair's prompt."""
     gold = row.columns.get("gold")
     if not isinstance(gold, str) or not isinstance(row.prompt, str):
         raise DataError(
@@ -217,6 +214,6 @@ def _gold(
         )
     other = row.rejected if row.rejected != gold else row.chosen
     found = tokenize_pair(replace(row, chosen=gold, rejected=other), tokenizer, **settings)
-    if not isinstance(found, TokenizedPair):
+    if not isinstance(found, Example):
         raise DataError(f"{place}: gold cannot be used ({found.reason}). Shorten it, or raise max_length.")
-    return replace(found, rejected_ids=found.chosen_ids[:1], rejected_has_eos=False)
+    return replace(found, rows={"gold": found.chosen})

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from diagnostics.batch import PreferenceBatch
+from diagnostics.batch import Batch
 from diagnostics.errors import UserError
 from diagnostics.forward import Outputs, Sides, run_sides
 from diagnostics.gradients import (
@@ -69,7 +69,7 @@ class GradientLog:
         """Whether the update after `step` updates is measured."""
         return bool(self.every) and step % self.every == 0
 
-    def run(self, model: nn.Module, batch: PreferenceBatch) -> Sides | None:
+    def run(self, model: nn.Module, batch: Batch) -> Sides | None:
         """The forward pass of a measured update; None where the ordinary one serves."""
         if self.which == "head":
             return None
@@ -80,7 +80,7 @@ class GradientLog:
             return run_sides(model, batch)
 
     def measure(
-        self, model: nn.Module, batch: PreferenceBatch, loss: Tensor, stats: PairStats, policy: Outputs | Sides,
+        self, model: nn.Module, batch: Batch, loss: Tensor, stats: PairStats, policy: Outputs | Sides,
         reference: Any,
     ) -> tuple[Tensor, Arrows, PairGradients]:  # fmt: skip
         """The loss, which still gives the weights its whole gradient; its arrows; the pairs' gradients."""
@@ -112,7 +112,7 @@ class GradientLog:
         chosen, rejected = (head_gradients(policy.part(p), weights[p], self.tensors)[1] for p in parts)
         return Arrows(chosen, rejected, [None] * len(self.tensors))
 
-    def _head_pairs(self, model: nn.Module, batch: PreferenceBatch, policy: Outputs) -> PairGradients:
+    def _head_pairs(self, model: nn.Module, batch: Batch, policy: Outputs) -> PairGradients:
         if self.way == FAST:
             return from_head(model, policy.part(slice(None)))
         return one_by_one(model, batch, self.tensors, head=True)

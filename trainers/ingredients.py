@@ -5,19 +5,17 @@ They are made ready from the data before training (`trainers.given`) and put bes
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.batch import Batch, collate
 from diagnostics.errors import UserError
-from diagnostics.forward import Outputs, collisions, pair_stats, run, sequence_stats, split, spread
-from diagnostics.scoring import width
+from diagnostics.forward import Outputs, by_name, collisions, pair_stats, run, sequence_stats, spread
+from diagnostics.sequences import Example
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
-from diagnostics.tokenized import TokenizedPair
 from trainers import objectives
 
 Marks = tuple[tuple[int, ...], tuple[int, ...]]  # a number for each token of chosen and of rejected
@@ -28,13 +26,13 @@ class Given:
     """What the data gives for each pair, by pair_id; empty where the objective does not read it.
 
     columns: name -> number or list of numbers. phrases, steps: numbers of tokens, 0 outside. gold: a third answer
-    to the same prompt, as the chosen side of a pair.
+    to the same prompt, alone.
     """
 
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     phrases: dict[str, Marks] = field(default_factory=dict)
     steps: dict[str, Marks] = field(default_factory=dict)
-    gold: dict[str, TokenizedPair] = field(default_factory=dict)
+    gold: dict[str, Example] = field(default_factory=dict)
 
 
 class Ingredients:
@@ -46,11 +44,11 @@ class Ingredients:
     def __init__(
         self,
         objective: str,
-        pairs: Sequence[TokenizedPair],
+        pairs: Sequence[Example],
         *,
         pad_token_id: int,
         given: Given | None = None,
-        reward_model: Callable[[PreferenceBatch], Outputs] | None = None,
+        reward_model: Callable[[Batch], Outputs] | None = None,
     ) -> None:
         self.needs = frozenset(objectives.needs(objective))
         self.pairs = {p.pair_id: p for p in pairs}
@@ -59,7 +57,7 @@ class Ingredients:
         self.partners = mismatched(pairs) if "mismatched" in self.needs else {}
 
     def complete(
-        self, stats: PairStats, batch: PreferenceBatch, policy: Outputs, reference: Callable[..., Any] | None
+        self, stats: PairStats, batch: Batch, policy: Outputs, reference: Callable[..., Any] | None
     ) -> PairStats:
         """The batch's statistics with everything that the objective reads."""
         pairs = [self.pairs[i] for i in batch.pair_ids]
@@ -79,25 +77,23 @@ class Ingredients:
         both = [{name: halves[i] for name, halves in sides.items()} for i in (0, 1)]
         return replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
 
-    def _columns(self, pairs: Sequence[TokenizedPair], device: torch.device) -> dict[str, Tensor]:
+    def _columns(self, pairs: Sequence[Example], device: torch.device) -> dict[str, Tensor]:
         """(B,) or (B, K) float64 each."""
         rows = [self.given.columns.get(p.pair_id, {}) for p in pairs]
         columns = {n: torch.tensor([row[n] for row in rows], dtype=wide(device), device=device) for n in rows[0]}
         return columns | (numbered(pairs) if "lists" in self.needs else {})
 
-    def _extra(
-        self, pairs: Sequence[TokenizedPair], batch: PreferenceBatch, model: nn.Module
-    ) -> dict[str, SequenceStats]:
+    def _extra(self, pairs: Sequence[Example], batch: Batch, model: nn.Module) -> dict[str, SequenceStats]:
         extra: dict[str, SequenceStats] = {}
         if "gold" in self.needs:
             gold = self._collate([self.given.gold[p.pair_id] for p in pairs], batch.input_ids.device)
-            extra["gold"] = split(sequence_stats(gold, run(model, gold)))[0]
+            extra["gold"] = sequence_stats(gold, run(model, gold))
         if self.reward_model is not None:
-            both = split(sequence_stats(batch, self.reward_model(batch)))
-            extra |= {"reward_chosen": both[0], "reward_rejected": both[1]}
+            both = by_name(batch, sequence_stats(batch, self.reward_model(batch)))
+            extra |= {f"reward_{name}": stats for name, stats in both.items()}
         return extra
 
-    def _mismatched(self, pairs: Sequence[TokenizedPair], model: nn.Module, reference: Callable[..., Any]) -> Tensor:
+    def _mismatched(self, pairs: Sequence[Example], model: nn.Module, reference: Callable[..., Any]) -> Tensor:
         """(B,) nats: log-ratio of each prompt with another prompt's answers, mean of its two answers; no gradient."""
         batch = self._collate([self.partners[p.pair_id] for p in pairs], next(model.parameters()).device)
         with torch.no_grad():
@@ -105,31 +101,31 @@ class Ingredients:
         sides = objectives.logratios(stats)
         return (sides[0] + sides[1]) / 2
 
-    def _collate(self, pairs: Sequence[TokenizedPair], device: torch.device) -> PreferenceBatch:
+    def _collate(self, pairs: Sequence[Example], device: torch.device) -> Batch:
         return collate(pairs, pad_token_id=self.pad_token_id).to(device)
 
 
-def by_prompt(pairs: Sequence[TokenizedPair]) -> list[list[TokenizedPair]]:
+def by_prompt(pairs: Sequence[Example]) -> list[list[Example]]:
     """The lists of a data set: pairs that share a prompt, in the order of their first pair."""
-    groups: dict[TokenIds, list[TokenizedPair]] = {}
+    groups: dict[TokenIds, list[Example]] = {}
     for pair in pairs:
         groups.setdefault(pair.prompt_ids, []).append(pair)
     return list(groups.values())
 
 
-def numbered(pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+def numbered(pairs: Sequence[Example]) -> dict[str, Tensor]:
     """Columns `list`, `chosen_item`, `rejected_item`: equal numbers where prompts, or answers to one prompt, are."""
     prompts = {ids: i for i, ids in enumerate(dict.fromkeys(p.prompt_ids for p in pairs))}
-    answers = chain.from_iterable((p.chosen_ids, p.rejected_ids) for p in pairs)
+    answers = (row.completion_ids for p in pairs for row in p.rows.values())
     items = {ids: i for i, ids in enumerate(dict.fromkeys(answers))}
     return {
         "list": torch.tensor([prompts[p.prompt_ids] for p in pairs]),
-        "chosen_item": torch.tensor([items[p.chosen_ids] for p in pairs]),
-        "rejected_item": torch.tensor([items[p.rejected_ids] for p in pairs]),
+        "chosen_item": torch.tensor([items[p.chosen.completion_ids] for p in pairs]),
+        "rejected_item": torch.tensor([items[p.rejected.completion_ids] for p in pairs]),
     }
 
 
-def mismatched(pairs: Sequence[TokenizedPair]) -> dict[str, TokenizedPair]:
+def mismatched(pairs: Sequence[Example]) -> dict[str, Example]:
     """By pair_id: the pair's prompt with the answers of the next pair in the data that has another prompt.
 
     Answers are cut so that no row is longer than the longest of the data. Raises UserError for a single prompt.
@@ -137,22 +133,17 @@ def mismatched(pairs: Sequence[TokenizedPair]) -> dict[str, TokenizedPair]:
     groups = by_prompt(pairs)
     if len(groups) < 2:
         raise UserError("this objective compares with other prompts' answers, but all the data has one prompt.")
-    longest = max(width(p) for p in pairs)
-    found: dict[str, TokenizedPair] = {}
+    longest = max(p.longest for p in pairs)
+    found: dict[str, Example] = {}
     for group, other in zip(groups, [*groups[1:], groups[0]], strict=True):
         for i, pair in enumerate(group):
             answers, room = other[i % len(other)], longest - len(pair.prompt_ids)
-            found[pair.pair_id] = replace(
-                answers,
-                pair_id=pair.pair_id,
-                prompt_ids=pair.prompt_ids,
-                chosen_ids=answers.chosen_ids[:room],
-                rejected_ids=answers.rejected_ids[:room],
-            )
+            rows = {name: replace(row.cut(room), prompt_ids=pair.prompt_ids) for name, row in answers.rows.items()}
+            found[pair.pair_id] = replace(answers, pair_id=pair.pair_id, rows=rows)
     return found
 
 
-def marked(batch: PreferenceBatch, marks: dict[str, Marks]) -> tuple[Tensor, Tensor]:
+def marked(batch: Batch, marks: dict[str, Marks]) -> tuple[Tensor, Tensor]:
     """(B, T) each: the numbers of chosen and rejected tokens where those tokens stand in the batch, 0 elsewhere."""
     numbers = [n for side in (0, 1) for pair_id in batch.pair_ids for n in marks[pair_id][side]]
     table = torch.zeros_like(batch.completion_mask)

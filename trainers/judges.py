@@ -14,10 +14,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from diagnostics.engine import device_of
 from diagnostics.errors import DataError
-from diagnostics.pairs import PreferencePair, Text
+from diagnostics.pairs import Text
 from diagnostics.processes import processes
-from diagnostics.token_ids import TokenIds
-from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pairs
+from diagnostics.tokenized import end_ids, tokenize_prompts
 from trainers.models import adapter_base, load_config, load_to_device, load_tokenizer, load_whole, pad_id
 
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -49,7 +48,7 @@ def sample(
 
     temperature 0 takes the most likely token each time. prompts: text, or chat messages (through the chat template).
     """
-    rows = prompt_ids(prompts, tokenizer)
+    rows = tokenize_prompts(prompts, tokenizer)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[int, str] = {}
     with torch.random.fork_rng(), torch.no_grad():
@@ -59,16 +58,6 @@ def sample(
             said = _generate(model, tokenizer, [rows[i] for i in part], temperature, limit)
             found |= dict(zip(part, said, strict=True))
     return [found[i] for i in range(len(rows))]
-
-
-def prompt_ids(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[TokenIds]:
-    """The ids of prompts exactly as training sees them. Raises DataError for one that cannot be used."""
-    pairs = [PreferencePair(str(i), i, prompt, *_dummies(prompt)) for i, prompt in enumerate(prompts)]
-    done = tokenize_pairs(pairs, tokenizer, max_length=None, truncation="drop", append_eos=False)
-    for found in done:
-        if not isinstance(found, TokenizedPair):
-            raise DataError(f"prompt {found.source_row} cannot be used: {found.reason}.")
-    return [found.prompt_ids for found in done if isinstance(found, TokenizedPair)]
 
 
 def first_words(refusals: Sequence[str]) -> Judge:
@@ -142,12 +131,6 @@ def as_prompt(text: str, tokenizer: PreTrainedTokenizerBase, plain: str = "{}") 
 
 def _dtype() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
-
-
-def _dummies(prompt: Text) -> list[Any]:
-    """Two different answers, of which nothing is used: they make a pair of the prompt."""
-    chat = not isinstance(prompt, str)
-    return [[{"role": "assistant", "content": text}] if chat else text for text in (".", "!")]
 
 
 def _generate(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], temperature: float, limit: int) -> list[str]:

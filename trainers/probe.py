@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics.batch import PreferenceBatch
+from diagnostics import sequences
+from diagnostics.batch import Batch, collate
 from diagnostics.engine import evaluating
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run, with_top_tokens
-from diagnostics.pairs import PreferencePair
 from diagnostics.scoring import Scored, batches, rows, score
-from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pair
+from diagnostics.sequences import Example
+from diagnostics.tokenized import end_ids, tokenize_prompts
 from trainers.responses import Responses
 
 OWN = "own/"  # before the pair_id of a kept own answer
@@ -46,11 +47,11 @@ class Probe:
 
     def __init__(
         self,
-        pairs: dict[str, Sequence[TokenizedPair]],
+        pairs: dict[str, Sequence[Example]],
         tokenizer: PreTrainedTokenizerBase,
         *,
         pad_token_id: int,
-        reference: Callable[[PreferenceBatch], Any] | None,
+        reference: Callable[[Batch], Any] | None,
         track: dict[str, Any] | None,
         start: Path,
         resumed: bool = False,
@@ -64,7 +65,7 @@ class Probe:
         followed = pairs.get("probe", ())[:responses]
         self.responses = Responses(followed, pad_token_id=pad_token_id, ends=end_ids(tokenizer), seed=seed)
         self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
-        self.prompts = [_prompt_pair(p, tokenizer) for p in track["prompts"]] if track else []
+        self.prompts = _prompts(track, tokenizer) if track else []
         self.sets = {p["id"]: p["set"] for p in track["prompts"]} if track else {}
 
     def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool) -> ProbeRows:
@@ -96,7 +97,7 @@ class Probe:
             at = first_difference(pair)
             if at is not None:
                 probs = scored.policy.logits([first[i] + at])[0].softmax(-1)
-                found += self._ledger(probs, pair.chosen_ids[at], pair.rejected_ids[at], head)
+                found += self._ledger(probs, pair.chosen.completion_ids[at], pair.rejected.completion_ids[at], head)
         return found
 
     def _ledger(self, probs: Tensor, chosen: int, rejected: int, head: dict[str, Any]) -> list[dict[str, Any]]:
@@ -112,18 +113,18 @@ class Probe:
         other = (1.0 - float(probs[both].sum()), 1.0 - float(start[both].sum()))
         return [*ledger, self._mass_row(head, "other", 0, -1, *other)]
 
-    def _eos_rows(self, scored: Scored, i: int, pair: TokenizedPair, head: dict[str, Any]) -> list[dict[str, Any]]:
+    def _eos_rows(self, scored: Scored, i: int, pair: Example, head: dict[str, Any]) -> list[dict[str, Any]]:
         """Probability of its own end token (EOS, or the end of a turn) where each completion ends."""
         ends = (
-            ("chosen_eos", pair.chosen_has_eos, scored.stats.chosen, pair.chosen_ids),
-            ("rejected_eos", pair.rejected_has_eos, scored.stats.rejected, pair.rejected_ids),
+            ("chosen_eos", scored.stats.chosen, pair.chosen),
+            ("rejected_eos", scored.stats.rejected, pair.rejected),
         )
         found = []
-        for kind, has_eos, stats, ids in ends:
-            if has_eos:
+        for kind, stats, side in ends:
+            if side.has_eos:
                 prob = float(stats.per_token_logps[i][stats.completion_mask[i].bool()][-1].exp())
                 start = self.start.setdefault(f"{kind}/{head['split']}/{pair.pair_id}", torch.tensor(prob))
-                found.append(self._mass_row(head, kind, 0, ids[-1], prob, float(start)))
+                found.append(self._mass_row(head, kind, 0, side.completion_ids[-1], prob, float(start)))
         return found
 
     def _tracked(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
@@ -180,7 +181,7 @@ class Probe:
         sides = (("chosen", stats.chosen, stats.ref_chosen), ("rejected", stats.rejected, stats.ref_rejected))
         for side, policy, ref in sides:
             for i, pair in enumerate(scored.pairs):
-                ids = pair.chosen_ids if side == "chosen" else pair.rejected_ids
+                ids = pair.rows[side].completion_ids
                 mask = policy.completion_mask[i].bool()
                 nan = [float("nan")] * len(ids)
                 logps = policy.per_token_logps[i][mask].tolist()
@@ -215,9 +216,9 @@ def _read_start(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def first_difference(pair: TokenizedPair) -> int | None:
+def first_difference(pair: Example) -> int | None:
     """Index of the first completion token in which the sides differ; None where one side begins with the other."""
-    for k, (a, b) in enumerate(zip(pair.chosen_ids, pair.rejected_ids, strict=False)):
+    for k, (a, b) in enumerate(zip(pair.chosen.completion_ids, pair.rejected.completion_ids, strict=False)):
         if a != b:
             return k
     return None
@@ -246,27 +247,15 @@ def token_ids(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list
     return [vocabulary[t] for t in tokens]
 
 
-def _prompt_pair(prompt: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> TokenizedPair:
-    """The prompt as a pair whose completions are one token that only marks the position to look at."""
-    text = prompt["prompt"]
-    pair = PreferencePair(prompt["id"], -1, text, text, text + text, {})
-    found = tokenize_pair(pair, tokenizer, max_length=None, truncation="drop", append_eos=False)
-    if not isinstance(found, TokenizedPair):
-        raise DataError(f"the track file's prompt '{prompt['id']}' cannot be used: {found.reason}")
-    ids = found.prompt_ids
-    return TokenizedPair(prompt["id"], -1, ids, ids[-1:], ids[-1:], False, False)
+def _prompts(track: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """The tracked prompts, each with a completion of one token, which marks the position to look at."""
+    asked = track["prompts"]
+    found = tokenize_prompts([prompt["prompt"] for prompt in asked], tokenizer)
+    rows = [{"next": sequences.Sequence(ids, ids[-1:], has_eos=False)} for ids in found]
+    return [Example(prompt["id"], -1, row) for prompt, row in zip(asked, rows, strict=True)]
 
 
-def _next_token_probs(model: nn.Module, pairs: Sequence[TokenizedPair], pad: int, device: Any) -> Tensor:
+def _next_token_probs(model: nn.Module, prompts: Sequence[Example], pad: int, device: Any) -> Tensor:
     """(N, V) probabilities of the token after each prompt."""
-    width = max(len(p.prompt_ids) for p in pairs) + 1
-    ids = torch.full((len(pairs), width), pad)
-    attention, completion = torch.zeros_like(ids), torch.zeros_like(ids)
-    for i, pair in enumerate(pairs):
-        n = len(pair.prompt_ids)
-        ids[i, : n + 1] = torch.tensor([*pair.prompt_ids, pair.chosen_ids[0]])
-        attention[i, : n + 1] = 1
-        completion[i, n] = 1
-    batch = PreferenceBatch(ids, attention, completion, tuple(p.pair_id for p in pairs)).to(device)
     with torch.no_grad(), evaluating(model):
-        return run(model, batch).logits().softmax(-1)
+        return run(model, collate(prompts, pad_token_id=pad).to(device)).logits().softmax(-1)

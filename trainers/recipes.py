@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainingArguments
 from diagnostics.errors import DataError, UserError
 from diagnostics.flagging import prone_end
 from diagnostics.runlog import read_frame
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 from trainers import objectives
 from trainers.config import TrainConfig
 from trainers.recorder import Recorder
@@ -94,7 +94,7 @@ def weights(scores: pd.DataFrame, by: str, pair_ids: Sequence[str], where: str) 
     return dict(zip(pair_ids, found.tolist(), strict=True))
 
 
-def read_weights(config: TrainConfig, pairs: Sequence[TokenizedPair]) -> dict[str, float]:
+def read_weights(config: TrainConfig, pairs: Sequence[Example]) -> dict[str, float]:
     """The weights that the config asks for, by pair_id; empty where it asks for none."""
     if not config.pair_weights:
         return {}
@@ -176,7 +176,7 @@ def curriculum(
 
 
 def order(
-    config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[TokenizedPair], gaps: Sequence[float]
+    config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[Example], gaps: Sequence[float]
 ) -> Order | None:
     """The order that the config asks for, or None."""
     if config.curriculum == "none":
@@ -280,7 +280,7 @@ class Recipe:
 
 
 def recipe(
-    config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[TokenizedPair], gaps: Sequence[float]
+    config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[Example], gaps: Sequence[float]
 ) -> Recipe:
     """The recipe that the config asks for, for these training pairs and their score gaps."""
     found = order(config, arguments, pairs, gaps)

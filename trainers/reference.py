@@ -16,15 +16,15 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from diagnostics.batch import PreferenceBatch
+from diagnostics.batch import Batch
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run
 from diagnostics.processes import share, tell
 from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
 from diagnostics.scoring import Scored, score
+from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
-from diagnostics.tokenized import TokenizedPair
 from trainers.models import adapter_off
 
 Sides = tuple[list[float], list[float]]  # per-token log-probs in nats: chosen, rejected
@@ -41,7 +41,7 @@ class LiveReference:
     model: nn.Module
     adapter: bool = False
 
-    def __call__(self, batch: PreferenceBatch) -> Outputs:
+    def __call__(self, batch: Batch) -> Outputs:
         """The reference's outputs on a batch, without gradient and in eval mode."""
         training = self.model.training
         self.model.eval()
@@ -61,7 +61,7 @@ class StoredReference:
 
     logps: Rows
 
-    def __call__(self, batch: PreferenceBatch) -> SequenceStats:
+    def __call__(self, batch: Batch) -> SequenceStats:
         """SequenceStats of all 2B rows, log-probs only."""
         sides = [self.logps[i][0] for i in batch.pair_ids] + [self.logps[i][1] for i in batch.pair_ids]
         values = torch.zeros(batch.completion_mask.shape, device=batch.input_ids.device)
@@ -72,7 +72,7 @@ class StoredReference:
 
 def precompute(
     model: nn.Module,
-    pairs: Sequence[TokenizedPair],
+    pairs: Sequence[Example],
     *,
     pad_token_id: int,
     folder: str | Path,
@@ -145,12 +145,14 @@ class Cache:
             path.unlink(missing_ok=True)
 
 
-def content_key(pair: TokenizedPair) -> str:
+def content_key(pair: Example) -> str:
     """Hash of the pair's token ids: the same text cut or templated otherwise is another content."""
-    return hashlib.sha256(repr((pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        repr((pair.prompt_ids, *(row.completion_ids for row in pair.rows.values()))).encode()
+    ).hexdigest()[:32]
 
 
-def _score(model: nn.Module, pairs: Sequence[TokenizedPair], pad_token_id: int, cache: Cache) -> Rows:
+def _score(model: nn.Module, pairs: Sequence[Example], pad_token_id: int, cache: Cache) -> Rows:
     """Score pairs into the cache, in parts while it goes on and as one file at the end."""
     rows: Rows = {}
     waiting: Rows = {}
@@ -175,7 +177,7 @@ def _score(model: nn.Module, pairs: Sequence[TokenizedPair], pad_token_id: int, 
     return rows
 
 
-def _agrees(model: nn.Module, pairs: Sequence[TokenizedPair], known: Rows, pad_token_id: int, cache: Cache) -> bool:
+def _agrees(model: nn.Module, pairs: Sequence[Example], known: Rows, pad_token_id: int, cache: Cache) -> bool:
     """Whether a few cached rows are what the model says now, up to rounding; says so where they are not.
 
     The floor is four times the difference that other batches make now, and never below the square root of one
@@ -199,7 +201,7 @@ def _agrees(model: nn.Module, pairs: Sequence[TokenizedPair], known: Rows, pad_t
     return False
 
 
-def _live(model: nn.Module, pairs: Sequence[TokenizedPair], pad_token_id: int) -> Rows:
+def _live(model: nn.Module, pairs: Sequence[Example], pad_token_id: int) -> Rows:
     return {k: v for scored in score(model, pairs, pad_token_id=pad_token_id) for k, v in _rows(scored).items()}
 
 

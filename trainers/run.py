@@ -28,7 +28,7 @@ from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
 from diagnostics.scoring import score
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 from trainers import objectives, recipes
 from trainers.alarm import Alarms, parse
 from trainers.card import standard_pair
@@ -63,9 +63,9 @@ GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentiv
 class Splits:
     """Which pairs train, which are probed (training pairs, unless probe_data says which), and which are held out."""
 
-    train: list[TokenizedPair]
-    probe: list[TokenizedPair]
-    heldout: list[TokenizedPair]
+    train: list[Example]
+    probe: list[Example]
+    heldout: list[Example]
     given: Given
     gaps: list[float]  # score gaps of the training pairs; empty unless a curriculum orders them
     reading: dict[str, Any]  # how the data's rows were read
@@ -346,7 +346,7 @@ def _data_once(
 ) -> tuple[Splits, dict[str, str]]:
     """`_data`, read and tokenized once however many processes there are; only the first has the audits."""
 
-    def read() -> tuple[list[TokenizedPair], tuple[Splits, list[int], dict[str, str]]]:
+    def read() -> tuple[list[Example], tuple[Splits, list[int], dict[str, str]]]:
         splits, found, hashes = _data(config, tokenizer, limit)
         audits.update(found)
         parts = (splits.train, splits.probe, splits.heldout)
@@ -419,7 +419,7 @@ def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
     tell(f"held out: {held} of the {config.heldout_pairs} pairs asked for ({why}{give}).")
 
 
-def _check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[TokenizedPair]) -> None:
+def _check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[Example]) -> None:
     """UserError where every batch would be dropped for not being full."""
     batch = arguments.per_device_train_batch_size * arguments.world_size
     groups = len(by_prompt(pairs)) if "lists" in objectives.needs(config.objective) else len(pairs)
@@ -504,7 +504,7 @@ def _known_noise(run_dir: Path, reference: Any) -> float:
 
 
 def measure_parity(
-    model: nn.Module, reference: Any, pairs: Sequence[TokenizedPair], pad: int, *, eps: float
+    model: nn.Module, reference: Any, pairs: Sequence[Example], pad: int, *, eps: float
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
@@ -544,7 +544,7 @@ def measure_parity(
 
 
 def _logps(
-    model: nn.Module, pairs: Sequence[TokenizedPair], pad: int, reference: Any
+    model: nn.Module, pairs: Sequence[Example], pad: int, reference: Any
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """(pair_id, side) -> (policy, reference) log-prob in nats."""
     found = {}

@@ -25,13 +25,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.batch import Batch, collate
 from diagnostics.errors import DataError, UserError
 from diagnostics.forward import Outputs, pair_stats, prepare, run
 from diagnostics.gradients import band, cut
 from diagnostics.runlog import read_json, write_json
+from diagnostics.sequences import Example
 from diagnostics.stats import PairStats
-from diagnostics.tokenized import TokenizedPair
 from trainers import gradient_log, objectives
 from trainers.checkpoint import seal
 from trainers.gradient_log import GradientLog
@@ -44,13 +44,13 @@ from trainers.recorder import Recorder
 class PairDataset(Dataset):
     """Groups of tokenized pairs by index: single pairs, or the whole lists that an objective compares."""
 
-    def __init__(self, groups: Sequence[Sequence[TokenizedPair]]) -> None:
+    def __init__(self, groups: Sequence[Sequence[Example]]) -> None:
         self.groups = groups
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> Sequence[TokenizedPair]:
+    def __getitem__(self, index: int) -> Sequence[Example]:
         return self.groups[index]
 
 
@@ -72,7 +72,7 @@ class PreferenceTrainer(Trainer):
         model: PreTrainedModel | nn.Module,
         args: TrainingArguments,
         *,
-        pairs: Sequence[TokenizedPair],
+        pairs: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         pad_token_id: int,
         objective: str,
@@ -86,7 +86,7 @@ class PreferenceTrainer(Trainer):
         grad_every: int = 0,
         grad_parameters: str = "all",
     ) -> None:
-        def collator(groups: list[Sequence[TokenizedPair]]) -> dict[str, Any]:
+        def collator(groups: list[Sequence[Example]]) -> dict[str, Any]:
             return vars(collate([pair for group in groups for pair in group], pad_token_id=pad_token_id))
 
         self.ingredients = ingredients or Ingredients(objective, pairs, pad_token_id=pad_token_id)
@@ -129,7 +129,7 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
-        batch = PreferenceBatch(**inputs)
+        batch = Batch(**inputs)
         reference = self.reference(batch) if self.reference and "reference" in self.needs else None
         measured = self.gradients.due(self.state.global_step)
         sides = self.gradients.run(model, batch) if measured else None
@@ -148,7 +148,7 @@ class PreferenceTrainer(Trainer):
         self.recorder.add(batch.pair_ids, stats, output, columns)
         return (loss, output) if return_outputs else loss
 
-    def _weigh(self, batch: PreferenceBatch, output: ObjectiveOutput) -> tuple[ObjectiveOutput, dict[str, Tensor]]:
+    def _weigh(self, batch: Batch, output: ObjectiveOutput) -> tuple[ObjectiveOutput, dict[str, Tensor]]:
         """The losses times the pairs' weights, and these as a column; both as they are where no weights are given."""
         if not self.recipe.weights:
             return output, {}
@@ -161,7 +161,7 @@ class PreferenceTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         return Ordered(self.recipe.order, lambda: self.state.global_step)
 
-    def _stats(self, batch: PreferenceBatch, policy: Outputs, reference: Any, *, apart: bool) -> PairStats:
+    def _stats(self, batch: Batch, policy: Outputs, reference: Any, *, apart: bool) -> PairStats:
         """What the objective sees. apart: as leaves, so that the loss's graph ends there."""
         kl = "kl" in self.needs
         with torch.set_grad_enabled(not apart):

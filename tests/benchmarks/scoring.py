@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.batch import Batch, collate
 from diagnostics.forward import Outputs, prepare, run
 from diagnostics.scoring import rows as table_rows
 from diagnostics.scoring import score
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example, pair_of
 
 MAX_LENGTH = 1024  # tokens of prompt and completion
 PADDED_PAIRS = 8  # pairs in one batch of the padded way
@@ -65,7 +65,7 @@ class Models:
         return policy, self.ours
 
 
-Way = Callable[[Models, Sequence[TokenizedPair]], dict[str, Scores]]
+Way = Callable[[Models, Sequence[Example]], dict[str, Scores]]
 
 SIZES = {"S": Size(256, 688, 6), "M": Size(512, 1376, 12)}  # 4.3 and 34.8 million parameters without the embedding
 VOCABULARIES = {"32k": 32_000, "128k": 128_256}
@@ -114,7 +114,7 @@ def lengths_drawn(count: int) -> list[tuple[int, int, int]]:
     return [tuple(max(2, round(draw(mean, spread))) for mean, spread in fits) for _ in range(count)]  # type: ignore
 
 
-def make_pairs(path: Path | None, count: int, vocabulary: int) -> list[TokenizedPair]:
+def make_pairs(path: Path | None, count: int, vocabulary: int) -> list[Example]:
     """Random tokens with real lengths: `count` evenly spaced places of the data's lengths, in random order."""
     lengths = sorted(lengths_of(path) if path else lengths_drawn(2000), key=sum)
     picked = [lengths[int((i + 0.5) * len(lengths) / count)] for i in range(count)]
@@ -129,17 +129,20 @@ def cut(prompt: int, chosen: int, rejected: int) -> tuple[int, int, int]:
     return min(prompt, MAX_LENGTH - max(chosen, rejected)), chosen, rejected
 
 
-def _pair(number: int, lengths: tuple[int, int, int], vocabulary: int, chance: random.Random) -> TokenizedPair:
+def _pair(number: int, lengths: tuple[int, int, int], vocabulary: int, chance: random.Random) -> Example:
     prompt, chosen, rejected = (tuple(chance.choices(range(3, vocabulary), k=n)) for n in lengths)
-    return TokenizedPair(f"p{number}", number, prompt, (*chosen[:-1], EOS), (*rejected[:-1], EOS))
+    return pair_of(f"p{number}", number, prompt, (*chosen[:-1], EOS), (*rejected[:-1], EOS))
 
 
 @torch.no_grad()
-def script(models: Models, pairs: Sequence[TokenizedPair]) -> dict[str, Scores]:
+def script(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     """As the CHES paper's pipeline: one sequence at a time, every layer's states kept, full logits thrown away."""
     found = {}
     for pair in pairs:
-        sums = [_last_layer_sum(models.plain, pair.prompt_ids, side) for side in (pair.chosen_ids, pair.rejected_ids)]
+        sums = [
+            _last_layer_sum(models.plain, pair.prompt_ids, side)
+            for side in (pair.chosen.completion_ids, pair.rejected.completion_ids)
+        ]
         found[pair.pair_id] = Scores(ches=float(sums[0] @ sums[1] - sums[0] @ sums[0]))
     return found
 
@@ -150,7 +153,7 @@ def _last_layer_sum(model: nn.Module, prompt: tuple[int, ...], side: tuple[int, 
 
 
 @torch.no_grad()
-def padded(models: Models, pairs: Sequence[TokenizedPair]) -> dict[str, Scores]:
+def padded(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     """As trainers precompute reference log-probs: padded batches in data order, full logits, a gather."""
     found = {}
     for start in range(0, len(pairs), PADDED_PAIRS):
@@ -160,7 +163,7 @@ def padded(models: Models, pairs: Sequence[TokenizedPair]) -> dict[str, Scores]:
     return found
 
 
-def padded_logps(model: nn.Module, batch: PreferenceBatch) -> Tensor:
+def padded_logps(model: nn.Module, batch: Batch) -> Tensor:
     """(2B,) log-probs of all completions from full logits; one row at a time under the softmax, to save memory."""
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[:, :-1]
     targets = batch.input_ids[:, 1:]
@@ -169,25 +172,25 @@ def padded_logps(model: nn.Module, batch: PreferenceBatch) -> Tensor:
     return torch.where(batch.completion_mask[:, 1:].bool(), logps, 0.0).sum(-1)
 
 
-def ours_ches(models: Models, pairs: Sequence[TokenizedPair]) -> dict[str, Scores]:
+def ours_ches(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     """CHES alone: the head is never applied."""
     return _ours(models.ours, pairs, head=False)
 
 
-def ours_both(models: Models, pairs: Sequence[TokenizedPair]) -> dict[str, Scores]:
+def ours_both(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     """CHES and log-probs."""
     return _ours(models.ours, pairs)
 
 
-def ours_kl(models: Models, pairs: Sequence[TokenizedPair]) -> dict[str, Scores]:
+def ours_kl(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     """CHES, log-probs of two models, and the exact KL between them in both directions."""
     return _ours(models.ours, pairs, reference=lambda batch: run(models.reference, batch))
 
 
 def _ours(
     model: nn.Module,
-    pairs: Sequence[TokenizedPair],
-    reference: Callable[[PreferenceBatch], Outputs] | None = None,
+    pairs: Sequence[Example],
+    reference: Callable[[Batch], Outputs] | None = None,
     head: bool = True,
 ) -> dict[str, Scores]:
     names = ["ches_score", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"]
@@ -217,11 +220,11 @@ class Work:
     head: float
 
 
-def useful_work(model: nn.Module, pairs: Sequence[TokenizedPair]) -> Work:
+def useful_work(model: nn.Module, pairs: Sequence[Example]) -> Work:
     """Unique tokens through the body, completion tokens through the head; a last token itself predicts nothing."""
     embedding = model.get_input_embeddings().weight  # type: ignore
     body = sum(p.numel() for p in model.parameters()) - embedding.numel()
-    completion = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    completion = sum(len(p.chosen.completion_ids) + len(p.rejected.completion_ids) for p in pairs)
     unique = completion + sum(len(p.prompt_ids) - 2 for p in pairs)
     return Work(2.0 * body * unique, 2.0 * embedding.numel() * completion)
 

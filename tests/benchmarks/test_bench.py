@@ -53,7 +53,7 @@ def test_lengths_are_those_of_the_data_or_like_them(bench, tmp_path):
     pairs = bench.scoring.make_pairs(None, 50, 97)
     prompts = sorted(len(p.prompt_ids) for p in pairs)
     assert 40 < prompts[25] < 160  # the median of hh-rlhf is about 83 words
-    assert all(len(p.prompt_ids) + len(p.rejected_ids) <= bench.scoring.MAX_LENGTH for p in pairs)
+    assert all(len(p.prompt_ids) + len(p.rejected.completion_ids) <= bench.scoring.MAX_LENGTH for p in pairs)
 
 
 def test_verdicts(bench):

@@ -11,12 +11,12 @@ from scoring import PAD, Models, padded_logps
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from diagnostics.batch import PreferenceBatch, collate
+from diagnostics.batch import Batch, collate
 from diagnostics.forward import Outputs, logps, pair_stats, run, run_sides
 from diagnostics.gradients import Gradient, cut, norms, pull_sides, side_gradients
 from diagnostics.pair_gradients import Activations, by_pair, from_activations
 from diagnostics.runlog import RunLogWriter
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 from trainers.objectives.dpo import dpo
 from trainers.recorder import Recorder
 from trainers.trainer import group_norms, layer_group
@@ -35,11 +35,11 @@ class Trainee:
     policy: nn.Module
     reference: nn.Module
     optimizer: torch.optim.Optimizer
-    batch: PreferenceBatch
-    parts: Sequence[PreferenceBatch]
+    batch: Batch
+    parts: Sequence[Batch]
 
 
-def make_trainee(policy: nn.Module, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Trainee:
+def make_trainee(policy: nn.Module, reference: nn.Module, pairs: Sequence[Example]) -> Trainee:
     """AdamW over all weights; the reference is frozen."""
     reference.requires_grad_(False)
     batch = collate(pairs, pad_token_id=PAD)
@@ -124,7 +124,7 @@ def make_recorder(folder: Path) -> Recorder:
     )
 
 
-def make_steps(models: Models, pairs: Sequence[TokenizedPair], folder: Path) -> dict[str, Step]:
+def make_steps(models: Models, pairs: Sequence[Example], folder: Path) -> dict[str, Step]:
     """Every way, each with a policy of its own that starts from the same weights."""
     recorder = make_recorder(folder)
     ways: dict[str, Callable[[Trainee], float]] = {
@@ -137,7 +137,7 @@ def make_steps(models: Models, pairs: Sequence[TokenizedPair], folder: Path) -> 
     return {name: _bind(way, models, pairs, plain=name == "naive") for name, way in ways.items()}
 
 
-def _bind(way: Callable[[Trainee], float], models: Models, pairs: Sequence[TokenizedPair], plain: bool) -> Step:
+def _bind(way: Callable[[Trainee], float], models: Models, pairs: Sequence[Example], plain: bool) -> Step:
     policy, reference = models.to_train(plain=plain)
     trainee = make_trainee(policy, reference, pairs)
     return lambda: way(trainee)

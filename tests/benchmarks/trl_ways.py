@@ -14,7 +14,7 @@ import torch
 from scoring import EOS, PAD, PADDED_PAIRS, Models, Scores, Way
 from torch import nn
 
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example
 
 COMPACT_PAIRS = 1
 
@@ -31,7 +31,7 @@ def ways() -> dict[str, Way]:
     return {"TRL": partial(_score, compact=False), "TRL compact": partial(_score, compact=True)}
 
 
-def step(policy: nn.Module, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Callable[[], float]:
+def step(policy: nn.Module, reference: nn.Module, pairs: Sequence[Example]) -> Callable[[], float]:
     """One update of the usual DPO with AdamW, accumulated over length-sorted small batches (its best setting)."""
     trainer = _trainer(policy.requires_grad_().train(), copy.deepcopy(reference))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
@@ -51,7 +51,7 @@ def step(policy: nn.Module, reference: nn.Module, pairs: Sequence[TokenizedPair]
     return update
 
 
-def _score(models: Models, pairs: Sequence[TokenizedPair], compact: bool) -> dict[str, Scores]:
+def _score(models: Models, pairs: Sequence[Example], compact: bool) -> dict[str, Scores]:
     trainer = _scorer(models)
     found = {}
     for group in _groups(pairs, compact):
@@ -67,18 +67,16 @@ def _scorer(models: Models) -> Any:
     return _trainer(copy.deepcopy(models.plain), copy.deepcopy(models.plain))
 
 
-def _groups(pairs: Sequence[TokenizedPair], compact: bool) -> list[Sequence[TokenizedPair]]:
-    def length(pair: TokenizedPair) -> int:
-        return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
-
-    ordered = sorted(pairs, key=length) if compact else pairs
+def _groups(pairs: Sequence[Example], compact: bool) -> list[Sequence[Example]]:
+    ordered = sorted(pairs, key=lambda p: p.longest) if compact else pairs
     size = COMPACT_PAIRS if compact else PADDED_PAIRS
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
-def _collate(trainer: Any, group: Sequence[TokenizedPair]) -> Any:
+def _collate(trainer: Any, group: Sequence[Example]) -> Any:
+    rows = [(pair.prompt_ids, pair.chosen.completion_ids, pair.rejected.completion_ids) for pair in group]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return trainer.data_collator([{name: list(getattr(pair, name)) for name in names} for pair in group])
+    return trainer.data_collator([dict(zip(names, map(list, ids), strict=True)) for ids in rows])
 
 
 def _trainer(policy: nn.Module, reference: nn.Module) -> Any:

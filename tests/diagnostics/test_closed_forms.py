@@ -9,7 +9,7 @@ from diagnostics.closed_forms import closed_forms, head_gradient, product_signs
 from diagnostics.engine import head_of
 from diagnostics.forward import Outputs, pair_stats, prepare, run
 from diagnostics.measures.ches import ches_score
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import pair_of
 
 NAMES = ("unembedding_rate", "hidden_rate", "features_rate")
 
@@ -28,9 +28,9 @@ def prepared(model):
 def shared_start():
     """Pairs whose answers share 0, 2 and 3 first tokens; in the last one chosen is the start of rejected."""
     return [
-        TokenizedPair("a", 0, (1, 5, 6), (7, 8, 2), (9, 2)),
-        TokenizedPair("b", 1, (1, 4), (7, 8, 9, 2), (7, 8, 30, 31, 2)),
-        TokenizedPair("c", 2, (1, 4, 4), (7, 8, 9), (7, 8, 9, 2)),
+        pair_of("a", 0, (1, 5, 6), (7, 8, 2), (9, 2)),
+        pair_of("b", 1, (1, 4), (7, 8, 9, 2), (7, 8, 30, 31, 2)),
+        pair_of("c", 2, (1, 4, 4), (7, 8, 9), (7, 8, 9, 2)),
     ]
 
 
@@ -40,9 +40,9 @@ def free(model, pairs, out: Outputs):
     two rows may differ in one context by that much."""
     weight, made, position = head_of(model).weight.detach().clone().requires_grad_(), {}, iter(range(len(out.hidden)))
     totals = {}
-    for side in ("chosen_ids", "rejected_ids"):
+    for side in ("chosen", "rejected"):
         for i, pair in enumerate(pairs):
-            ids, total = getattr(pair, side), torch.zeros((), dtype=torch.float64)
+            ids, total = pair.rows[side].completion_ids, torch.zeros((), dtype=torch.float64)
             for k, target in enumerate(ids):
                 at = next(position)
                 leaf = made.setdefault((i, ids[:k]), out.hidden[at].clone().requires_grad_())
@@ -50,7 +50,7 @@ def free(model, pairs, out: Outputs):
                 total = total + (weight @ leaf).log_softmax(-1)[target]
             totals[i, side] = total
     return (
-        [(totals[i, "chosen_ids"], totals[i, "rejected_ids"]) for i in range(len(pairs))],
+        [(totals[i, "chosen"], totals[i, "rejected"]) for i in range(len(pairs))],
         list(made.values()),
         weight,
     )
@@ -68,7 +68,7 @@ def test_u_and_v_are_the_rate_with_free_hidden_states_and_head(
     """Against autograd in float64, to 1e-8; tiles of 16 positions and one tile."""
     model = prepared(make_model(name).double())
     monkeypatch.setattr("diagnostics.forward.TILE_BYTES", tile)
-    long = TokenizedPair("d", 3, (1, 3), (*range(3, 43), 2), (*range(3, 23), *range(50, 60), 2))
+    long = pair_of("d", 3, (1, 3), (*range(3, 43), 2), (*range(3, 23), *range(50, 60), 2))
     pairs = [*shared_start, long]
     batch = make_batch(pairs)
     out = outputs(model, batch)
@@ -89,7 +89,7 @@ def test_a_pair_of_one_token_by_hand(make_model, make_batch):
     """Theorem 1: rate = m - (1 - p+ + p-) <W+, W-> - sum over other z of p_z <W_z, W+ - W->, with
     m = (1 - p+) |W+|^2 + p- |W-|^2 + (1 - p+ + p-) |h|^2; the |h|^2 term is V, the rest is U."""
     model = prepared(make_model("llama").double())
-    pair = TokenizedPair("a", 0, (1, 5, 6), (7,), (9,), False, False)
+    pair = pair_of("a", 0, (1, 5, 6), (7,), (9,), (False, False))
     batch = make_batch([pair])
     out = outputs(model, batch)
     w, h = head_of(model).weight.detach(), out.hidden[0]
@@ -107,7 +107,7 @@ def test_numbers_of_a_one_token_pair(make_model, make_batch):
     V = |h|^2 and U = 0."""
     model = make_model("llama").double()
     head_of(model).weight.data.zero_()
-    batch = make_batch([TokenizedPair("a", 0, (1, 5, 6), (7,), (9,), False, False)])
+    batch = make_batch([pair_of("a", 0, (1, 5, 6), (7,), (9,), (False, False))])
     out = outputs(prepared(model), batch)
     got = closed_forms(batch, out)
     assert got["unembedding_rate"].item() == 0.0
@@ -122,8 +122,8 @@ def test_signs_of_products_by_hand(tile, make_model, make_batch, monkeypatch):
     model = make_model("llama").double()
     head_of(model).weight.data.zero_()
     pairs = [
-        TokenizedPair("a", 0, (1, 5, 6), (7, 8, 2), (7, 9), True, False),
-        TokenizedPair("b", 1, (1, 4), (7,), (9,), False, False),
+        pair_of("a", 0, (1, 5, 6), (7, 8, 2), (7, 9), (True, False)),
+        pair_of("b", 1, (1, 4), (7,), (9,), (False, False)),
     ]
     batch = make_batch(pairs)
     out = outputs(prepared(model), batch)
@@ -196,7 +196,7 @@ def test_order_padding_and_batching_change_nothing(make_model, make_batch, make_
 
 def test_identical_answers_never_move(make_model, make_batch):
     model = prepared(make_model("llama").double())
-    batch = make_batch([TokenizedPair("a", 0, (1, 5), (7, 8, 2), (7, 8, 2))])
+    batch = make_batch([pair_of("a", 0, (1, 5), (7, 8, 2), (7, 8, 2))])
     for values in closed_forms(batch, outputs(model, batch)).values():
         assert values.item() == pytest.approx(0.0, abs=1e-12)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import diagnostics.forward as forward_file
 from diagnostics.engine import engine_of
 from diagnostics.forward import pair_stats, prepare, run
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example, pair_of
 
 PACKED = {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "cohere", "mistral", "mixtral", "gpt2", "gpt_neox", "opt"}
 
@@ -28,13 +28,13 @@ def same(a, b, **tolerance):
             torch.testing.assert_close(one.per_token_kl_reverse, two.per_token_kl_reverse, **tolerance)
 
 
-def edge_pairs() -> list[TokenizedPair]:
+def edge_pairs() -> list[Example]:
     """A prompt of one token, completions of one token, identical completions, and ragged ones."""
     return [
-        TokenizedPair("one", 0, (1,), (2,), (5, 6, 2)),
-        TokenizedPair("single", 1, (1, 4, 7), (9,), (8,), False, False),
-        TokenizedPair("same", 2, (1, 3), (5, 6, 2), (5, 6, 2)),
-        TokenizedPair("long", 3, tuple(range(3, 40)), tuple(range(5, 45)), (2,)),
+        pair_of("one", 0, (1,), (2,), (5, 6, 2)),
+        pair_of("single", 1, (1, 4, 7), (9,), (8,), (False, False)),
+        pair_of("same", 2, (1, 3), (5, 6, 2), (5, 6, 2)),
+        pair_of("long", 3, tuple(range(3, 40)), tuple(range(5, 45)), (2,)),
     ]
 
 
@@ -111,9 +111,7 @@ def test_a_pair_never_feels_its_neighbours(lengths, order, make_model, make_batc
     model = _MODELS.setdefault("llama", make_model("llama"))
     if not engine_of(model).packed:
         prepare(model)
-    pairs = [
-        TokenizedPair(str(i), i, ids(n, i), ids(c, 2 * i), ids(r, 3 * i + 1)) for i, (n, c, r) in enumerate(lengths)
-    ]
+    pairs = [pair_of(str(i), i, ids(n, i), ids(c, 2 * i), ids(r, 3 * i + 1)) for i, (n, c, r) in enumerate(lengths)]
     shuffled = order.sample(pairs, len(pairs))
     together = stats_of(model, make_batch(shuffled))
     for i, pair in enumerate(shuffled):
@@ -164,8 +162,8 @@ def test_a_window_that_attention_layers_do_not_pass_on_sends_long_pairs_the_plai
     model.model.layers[0].register_forward_pre_hook(
         lambda m, args, kwargs: calls.append("segments" in kwargs), with_kwargs=True
     )
-    stats_of(model, make_batch([TokenizedPair("short", 0, (1, 4), (5, 2), (6, 2))]))
-    stats_of(model, make_batch([TokenizedPair("long", 0, (1, 4), (5, 6, 7, 8, 9, 2), (6, 2))]))
+    stats_of(model, make_batch([pair_of("short", 0, (1, 4), (5, 2), (6, 2))]))
+    stats_of(model, make_batch([pair_of("long", 0, (1, 4), (5, 6, 7, 8, 9, 2), (6, 2))]))
     assert calls == [True, False]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from diagnostics.errors import UserError
 from diagnostics.flagging import check_by, check_rule, choose, flag, write_back
-from diagnostics.scoring import batches, width
+from diagnostics.scoring import batches
 from trainers.models import load_model, load_tokenizer
 
 
@@ -115,5 +115,5 @@ def test_batches_hold_every_pair_once_within_the_budget(make_pairs):
     pairs = make_pairs(40)
     groups = list(batches(pairs, 90))
     assert sorted(p.pair_id for g in groups for p in g) == sorted(p.pair_id for p in pairs)
-    assert all(len(g) == 1 or 2 * len(g) * max(width(p) for p in g) <= 90 for g in groups)
-    assert [width(g[0]) for g in groups] == sorted((width(g[0]) for g in groups), reverse=True)
+    assert all(len(g) == 1 or 2 * len(g) * max(p.longest for p in g) <= 90 for g in groups)
+    assert [g[0].longest for g in groups] == sorted((g[0].longest for g in groups), reverse=True)

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from diagnostics.flagging import check_by, choose, flag
 from diagnostics.forward import pair_stats, run
 from diagnostics.parts import Parts
 from diagnostics.probe_rows import read_probe
+from diagnostics.sequences import Sequence
 from trainers.models import load_model, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_the_own_answer_gap_is_that_of_each_answer_alone(go, model, lm_folder, m
     monkeypatch.setattr(rates, "weights_of", None)
     plain = copy.deepcopy(model)  # flag runs the other one its own way
     scores, pairs = go(by="own_answer_gap", count=2)
-    longest = max(map(scoring.width, pairs))
+    longest = max(p.longest for p in pairs)
     wanted, lengths = [], set()
     for pair in pairs:
         limit = min(greedy.OWN_TOKENS, longest - len(pair.prompt_ids))
@@ -130,8 +130,8 @@ def test_the_own_answer_gap_is_that_of_each_answer_alone(go, model, lm_folder, m
 
 def test_the_chosen_answer_that_the_model_says_anyway_has_no_gap(model, make_pairs, tmp_path):
     pairs = make_pairs(6)
-    own = greedy.own_answers(model, pairs, longest=max(map(scoring.width, pairs)), pad=0, ends={2})
-    same = [replace(p, chosen_ids=own[p.pair_id]) for p in pairs]
+    own = greedy.own_answers(model, pairs, longest=max(p.longest for p in pairs), pad=0, ends={2})
+    same = [p.having(chosen=Sequence(p.prompt_ids, own[p.pair_id])) for p in pairs]
     job = forecast.Job(model, same, Parts(tmp_path), 60, 0, ends={2})
     forecast.measure(job, ["own_answer_gap"])
     assert forecast.read(job, ["own_answer_gap"])["own_answer_gap"].tolist() == pytest.approx([0.0] * 6, abs=1e-6)

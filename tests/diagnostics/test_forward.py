@@ -19,7 +19,7 @@ from diagnostics.forward import (
     spread,
     with_kl,
 )
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import pair_of
 
 
 def slow_side(model, prompt, completion):
@@ -43,7 +43,7 @@ def test_equals_one_sequence_at_a_time(architecture, side, make_model, make_pair
     with torch.no_grad():
         stats = pair_stats(batch, run(model, batch))
     for i, pair in enumerate(pairs):
-        for got, ids in ((stats.chosen, pair.chosen_ids), (stats.rejected, pair.rejected_ids)):
+        for got, ids in ((stats.chosen, pair.chosen.completion_ids), (stats.rejected, pair.rejected.completion_ids)):
             logps, hidden, _ = slow_side(model, pair.prompt_ids, ids)
             assert got.logps[i].item() == pytest.approx(sum(logps), abs=2e-4)
             assert got.lengths[i] == len(ids)
@@ -74,8 +74,8 @@ def test_kl_is_exact_in_both_directions(make_model, make_pairs, make_batch):
     with torch.no_grad():
         stats = pair_stats(batch, run(policy, batch), run(reference, batch))
     for i, pair in enumerate(pairs):
-        _, _, p = slow_side(policy, pair.prompt_ids, pair.chosen_ids)
-        _, _, r = slow_side(reference, pair.prompt_ids, pair.chosen_ids)
+        _, _, p = slow_side(policy, pair.prompt_ids, pair.chosen.completion_ids)
+        _, _, r = slow_side(reference, pair.prompt_ids, pair.chosen.completion_ids)
         p, r = p.softmax(-1).tolist(), r.softmax(-1).tolist()
         forward = sum(b * math.log(b / a) for ps, rs in zip(p, r) for a, b in zip(ps, rs))
         reverse = sum(a * math.log(a / b) for ps, rs in zip(p, r) for a, b in zip(ps, rs))
@@ -215,7 +215,7 @@ def test_gradient_equals_the_plain_way(make_model, make_pairs, make_batch):
     model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
     for pair in pairs:
-        ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
+        ids = torch.tensor([[*pair.prompt_ids, *pair.chosen.completion_ids]])
         logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
         total = total + logps[len(pair.prompt_ids) - 1 :].sum()
     total.backward()
@@ -266,7 +266,7 @@ def test_half_precision_sums_stay_finite(dtype, make_model, make_batch):
     model = make_model("llama").to(dtype)
     model.model.norm.weight.data.fill_(60.0)
     long = tuple(3 + i % 50 for i in range(100))
-    batch = make_batch([TokenizedPair("a", 0, (1, 5), (*long, 2), (*long[::-1], 2))])
+    batch = make_batch([pair_of("a", 0, (1, 5), (*long, 2), (*long[::-1], 2))])
     with torch.no_grad():
         stats = pair_stats(batch, run(model, batch))
     ches = (stats.chosen.hidden_sum * (stats.rejected.hidden_sum - stats.chosen.hidden_sum)).sum(-1)

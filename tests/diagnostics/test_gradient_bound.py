@@ -6,12 +6,12 @@ import torch
 from diagnostics import rates
 from diagnostics.forward import pair_stats, run
 from diagnostics.gradient_bound import dpo_bound, norm, phrase_bound, phrase_sizes, token_norms
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import pair_of
 
 
 def test_the_norm_of_a_one_token_answer_is_that_of_its_log_prob(make_model, make_batch):
     model = make_model("llama").double()
-    batch = make_batch([TokenizedPair("a", 0, (1, 5, 7), (9,), (4,))])
+    batch = make_batch([pair_of("a", 0, (1, 5, 7), (9,), (4,))])
     weights = rates.weights_of(model)
     sides = rates.gradients(model, batch, weights)
     wanted = [rates.norm(side) for side in sides]
@@ -24,13 +24,15 @@ def test_no_gradient_of_a_sum_is_longer_than_the_largest_norm_times_its_tokens(m
     for pair in make_pairs(3):
         batch = make_batch([pair])
         norms = token_norms(model, batch, weights)
-        tokens = len(pair.chosen_ids) + len(pair.rejected_ids)
+        tokens = len(pair.chosen.completion_ids) + len(pair.rejected.completion_ids)
         assert len(norms) == tokens
         stats = pair_stats(batch, run(model, batch))
         margin = (stats.chosen.logps - stats.rejected.logps).sum()
         found = float(norm(torch.autograd.grad(margin, list(weights.values()))))
         assert found <= float(norms.sum()) * (1 + 1e-9)
-        assert 0.5 * found <= dpo_bound(0.5, float(norms.max()), len(pair.chosen_ids), len(pair.rejected_ids))
+        assert 0.5 * found <= dpo_bound(
+            0.5, float(norms.max()), len(pair.chosen.completion_ids), len(pair.rejected.completion_ids)
+        )
 
 
 def test_bounds_by_hand():

@@ -19,15 +19,15 @@ from diagnostics.pair_gradients import (
     from_head,
     one_by_one,
 )
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example, pair_of
 from trainers.objectives.dpo import dpo
 
 PACKED = ["llama", "gpt2", "qwen3", "gemma2", "gemma3", "cohere", "gpt_neox"]
 
 
-def shared_prompts(pairs: list[TokenizedPair]) -> list[TokenizedPair]:
+def shared_prompts(pairs: list[Example]) -> list[Example]:
     """The same pairs, the second with the first one's prompt, and one whose completions are single tokens."""
-    short = TokenizedPair("short", 9, (1, 5, 6), (7,), (8,))
+    short = pair_of("short", 9, (1, 5, 6), (7,), (8,))
     return [pairs[0], replace(pairs[1], prompt_ids=pairs[0].prompt_ids), *pairs[2:], short]
 
 
@@ -81,7 +81,9 @@ def test_pairs_equal_plain_autograd(name, lora, packed, make_model, make_pairs, 
     pairs = shared_prompts(make_pairs(4))
     found, _ = fast(model, make_batch(pairs))
     for i, pair in enumerate(pairs):
-        one, other = (plain(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids))
+        one, other = (
+            plain(model, pair.prompt_ids, ids) for ids in (pair.chosen.completion_ids, pair.rejected.completion_ids)
+        )
         assert found.chosen_norm[i].item() == pytest.approx(math.sqrt(dot(one, one)), rel=1e-5)
         assert found.rejected_norm[i].item() == pytest.approx(math.sqrt(dot(other, other)), rel=1e-5)
         size = math.sqrt(dot(one, one) * dot(other, other))
@@ -101,7 +103,9 @@ def test_an_unknown_module_is_measured_pair_by_pair(make_model, make_pairs, make
     pairs = make_pairs(2)
     found = one_by_one(model, make_batch(pairs), list(trained(model).values()))
     for i, pair in enumerate(pairs):
-        one, other = (plain(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids))
+        one, other = (
+            plain(model, pair.prompt_ids, ids) for ids in (pair.chosen.completion_ids, pair.rejected.completion_ids)
+        )
         assert found.chosen_norm[i].item() == pytest.approx(math.sqrt(dot(one, one)), rel=1e-3)
         size = math.sqrt(dot(one, one) * dot(other, other))
         assert found.inner[i].item() == pytest.approx(dot(one, other), abs=1e-3 * size)
@@ -116,7 +120,9 @@ def test_the_head_alone_is_the_rows_of_its_weight(tile, make_model, make_pairs, 
         found = from_head(model, run(model, make_batch(pairs)))
     at = [p is model.lm_head.weight for p in model.parameters()].index(True)
     for i, pair in enumerate(pairs):
-        sides = (plain(model, pair.prompt_ids, ids)[at] for ids in (pair.chosen_ids, pair.rejected_ids))
+        sides = (
+            plain(model, pair.prompt_ids, ids)[at] for ids in (pair.chosen.completion_ids, pair.rejected.completion_ids)
+        )
         one, other = sides
         assert found.chosen_norm[i].item() == pytest.approx(float(one.norm()), rel=1e-6)
         assert found.inner[i].item() == pytest.approx(float((one * other).sum()), rel=1e-5)
@@ -167,10 +173,10 @@ def test_sides_equal_autograd(make_model, make_pairs, make_batch):
     sides = run_sides(model, batch)
     products = pull_sides(sides, weights.flatten()[sides.out.rows], parameters, keep=False)
     for name, scale, one, other in (
-        ("chosen_ids", weights[0], chosen, products[0]),
-        ("rejected_ids", weights[1], rejected, products[1]),
+        ("chosen", weights[0], chosen, products[0]),
+        ("rejected", weights[1], rejected, products[1]),
     ):
-        made = [plain(model, pair.prompt_ids, getattr(pair, name)) for pair in pairs]
+        made = [plain(model, pair.prompt_ids, pair.rows[name].completion_ids) for pair in pairs]
         for k in range(len(parameters)):
             wanted = sum(float(w) * g[k] for w, g in zip(scale, made))
             torch.testing.assert_close(one[k], wanted, atol=1e-8, rtol=1e-5)
@@ -205,7 +211,7 @@ def test_worked_gradients_of_a_bigram_head():
         model.model.embed_tokens.weight.fill_(1.0)
         for layer in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj):
             layer.weight.zero_()
-    batch = collate([TokenizedPair("a", 0, (0,), (0,), (1,))], pad_token_id=0)
+    batch = collate([pair_of("a", 0, (0,), (0,), (1,))], pad_token_id=0)
     found = from_head(model, run(model, batch))  # h = (1, 1) after the norm: every length is sqrt(2) times that
     assert found.chosen_norm.item() == pytest.approx(1.0, abs=1e-5)
     assert found.rejected_norm.item() == pytest.approx(1.0, abs=1e-5)

@@ -3,12 +3,12 @@
 import numpy as np
 
 from diagnostics.pair_file import BATCH, read_pairs_file, write_pairs
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Example, pair_of
 
 
-def pair(i: int) -> TokenizedPair:
+def pair(i: int) -> Example:
     doubts = ("token_merge", "eos_one_side") if i % 3 == 0 else ()
-    return TokenizedPair(f"zoë/{i}", 2 * i, range(i % 5 + 1), [70_000 + i, 2], (i,), i % 2 == 0, False, doubts)
+    return pair_of(f"zoë/{i}", 2 * i, range(i % 5 + 1), [70_000 + i, 2], (i,), (i % 2 == 0, False), doubts)
 
 
 def test_pairs_come_back_as_they_were(tmp_path):
@@ -26,5 +26,5 @@ def test_ids_stay_in_the_file_even_when_its_name_is_gone(tmp_path):
     write_pairs(tmp_path / "pairs.arrow", [pair(7), pair(8)])
     found = read_pairs_file(tmp_path / "pairs.arrow")
     (tmp_path / "pairs.arrow").unlink()
-    assert not np.asarray(found[0].chosen_ids._values).flags.owndata
+    assert not np.asarray(found[0].chosen.completion_ids._values).flags.owndata
     assert found == [pair(7), pair(8)]

@@ -23,5 +23,6 @@ def test_an_answer_may_be_the_start_of_one(tmp_path: Path, prompt: Any) -> None:
     file = tmp_path / "probe.jsonl"
     file.write_text(json.dumps({"prompt": prompt, "answer": "Sorry, I"}) + "\n", encoding="utf-8")
     (pair,) = read_probe(file, tokenizer, max_length=None, truncation="drop")
-    assert tokenizer.decode(list(pair.chosen_ids)) == "Sorry, I"
-    assert (pair.chosen_has_eos, pair.rejected_has_eos) == (False, False)
+    assert list(pair.rows) == ["answer"]
+    assert tokenizer.decode(list(pair.rows["answer"].completion_ids)) == "Sorry, I"
+    assert not pair.rows["answer"].has_eos

@@ -1,11 +1,13 @@
 """Rates by gradients: plain autograd, central differences of a real parameter step, weights restored to the bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diagnostics.errors import UserError
 from diagnostics.forward import pair_stats, prepare, run
-from diagnostics.rates import LENGTH, chosen_gradient, difference, moved, norm, self_rate, slope, weights_of
+from diagnostics.rates import LENGTH, answers_gradient, difference, moved, norm, self_rate, slope, weights_of
 from trainers.models import add_lora
 
 
@@ -53,7 +55,7 @@ def plain_logp(model, prompt, ids) -> torch.Tensor:
 def plain_gradients(model, pair, weights):
     """g+ and g- of one pair as flat vectors."""
     found = []
-    for ids in (pair.chosen_ids, pair.rejected_ids):
+    for ids in (pair.chosen.completion_ids, pair.rejected.completion_ids):
         value = plain_logp(model, pair.prompt_ids, ids)
         grads = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
         found.append(torch.cat([g.flatten() for g in grads]))
@@ -86,7 +88,7 @@ def test_self_rate_is_what_a_real_step_does(model, make_pairs, make_batch):
         ends = []
         for h in (1e-3, -1e-3):
             with moved(weights, direction, h / norm(direction)), torch.no_grad():
-                ends.append(float(plain_logp(model, pair.prompt_ids, pair.chosen_ids)))
+                ends.append(float(plain_logp(model, pair.prompt_ids, pair.chosen.completion_ids)))
         real = (ends[0] - ends[1]) / 2e-3 * norm(direction)
         assert self_rate(model, make_batch([pair]), weights).item() == pytest.approx(real, rel=1e-3)
 
@@ -106,9 +108,10 @@ def test_one_batched_backward_pass_is_the_sum_of_the_pairs(model, make_pairs, ma
     weights, pairs = weights_of(model), make_pairs(5)
     grads = [plain_gradients(model, pair, weights) for pair in pairs]
     total, chosen = sum(c - r for c, r in grads), sum(c for c, _ in grads)
+    alone = make_batch([replace(p, rows={"answer": p.chosen}) for p in pairs])
+    torch.testing.assert_close(flat(answers_gradient(model, alone, weights)), chosen, rtol=1e-4, atol=1e-5)
     for batch in (make_batch(pairs), make_batch(pairs[::-1])):
         torch.testing.assert_close(flat(difference(model, batch, weights)), total, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(flat(chosen_gradient(model, batch, weights)), chosen, rtol=1e-4, atol=1e-5)
 
 
 def test_slope_is_the_exact_product(model, make_pairs, make_batch):

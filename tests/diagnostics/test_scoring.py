@@ -11,7 +11,7 @@ from diagnostics.engine import Engine
 from diagnostics.errors import DataError
 from diagnostics.forward import prepare
 from diagnostics.progress import Progress
-from diagnostics.scoring import CPU_TOKENS, batches, cost, rows, score, token_budget, width
+from diagnostics.scoring import CPU_TOKENS, batches, cost, rows, score, token_budget
 
 
 def scores(model, pairs, **options):
@@ -62,7 +62,7 @@ def test_a_batch_that_does_not_fit_is_halved(error, small_memory, make_model, ma
 
 def test_later_batches_start_at_the_smaller_size(small_memory, make_model, make_pairs):
     model, pairs = make_model("llama"), make_pairs(40)
-    budget = 8 * 2 * max(map(width, pairs))
+    budget = 8 * 2 * max(p.longest for p in pairs)
     tried = small_memory(4, torch.OutOfMemoryError("out of memory"))
     assert len(scores(model, pairs, batch_tokens=budget)) == 40
     assert sum(n > 4 for n in tried) < 4  # not once a batch
@@ -70,7 +70,7 @@ def test_later_batches_start_at_the_smaller_size(small_memory, make_model, make_
 
 def test_a_pair_that_does_not_fit_alone_is_named(small_memory, make_model, make_pairs):
     small_memory(0, torch.OutOfMemoryError("out of memory"))
-    longest = max(make_pairs(5), key=lambda p: (width(p), -p.source_row))
+    longest = max(make_pairs(5), key=lambda p: (p.longest, -p.source_row))
     with pytest.raises(DataError, match=f"pair_id {longest.pair_id}: .*does not fit into memory even alone"):
         scores(make_model("llama"), make_pairs(5))
 
@@ -85,14 +85,14 @@ def test_the_budget_counts_tokens_as_the_engine_lays_them_out(make_pairs):
     pairs = make_pairs(60)
     packed, padded = Engine(packed=True), Engine()
     for pair in pairs:
-        sizes = (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
+        sizes = (len(pair.prompt_ids), len(pair.chosen.completion_ids), len(pair.rejected.completion_ids))
         assert cost(pair, 30, packed) == sum(sizes) - 2
         assert cost(pair, 30, padded) == 60
         assert cost(pair, 30, Engine(packed=True, longest=20)) == 60  # beyond the window rows are padded
     groups = list(batches(pairs, 90, packed))
     totals = [sum(cost(p, 0, packed) for p in g) for g in groups]
     assert max(totals) <= 90
-    assert min(totals[:-1]) > 90 - 2 * max(map(width, pairs))  # full but for one more pair
+    assert min(totals[:-1]) > 90 - 2 * max(p.longest for p in pairs)  # full but for one more pair
     assert len(groups) < len(list(batches(pairs, 90, padded)))
 
 

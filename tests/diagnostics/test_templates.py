@@ -12,7 +12,8 @@ from diagnostics import templates
 from diagnostics.errors import DataError
 from diagnostics.fingerprint import rendered_hash
 from diagnostics.pairs import PreferencePair
-from diagnostics.tokenized import SkippedPair, TokenizedPair, end_ids, render_pair, tokenize_pair
+from diagnostics.sequences import Example, pair_of
+from diagnostics.tokenized import SkippedPair, end_ids, render_pair, tokenize_pair
 
 FOLDER = Path(__file__).parents[1] / "data" / "templates"
 TOKENS = ["<|im_start|>", "<|im_end|>", "<|begin_head|>", "<|end_head|>", "<|eot|>", "<start_of_turn>", "<end_of_turn>"]
@@ -48,19 +49,21 @@ def pair(prompt: Any = ASK, chosen: Any = None, rejected: Any = None, **more: An
     return PreferencePair("p", 3, prompt, *sides, {}, **more)
 
 
-def run(tokenizer: Any, asked: PreferencePair, **settings: Any) -> TokenizedPair | SkippedPair:
+def run(tokenizer: Any, asked: PreferencePair, **settings: Any) -> Example | SkippedPair:
     return tokenize_pair(asked, tokenizer, max_length=None, truncation="drop", **settings)
 
 
 def texts(tokenizer: Any, asked: PreferencePair, **settings: Any) -> list[str]:
     done = run(tokenizer, asked, **settings)
-    assert isinstance(done, TokenizedPair), done
-    return [tokenizer.decode(ids) for ids in (done.prompt_ids, done.chosen_ids, done.rejected_ids)]
+    assert isinstance(done, Example), done
+    return [
+        tokenizer.decode(ids) for ids in (done.prompt_ids, done.chosen.completion_ids, done.rejected.completion_ids)
+    ]
 
 
 def doubts(tokenizer: Any, asked: PreferencePair) -> tuple[str, ...]:
     done = run(tokenizer, asked)
-    assert isinstance(done, TokenizedPair), done
+    assert isinstance(done, Example), done
     return done.doubts
 
 
@@ -106,13 +109,13 @@ CHATML = "<|im_start|>user\nIs ice warm?<|im_end|>\n<|im_start|>assistant\n"
 def test_an_answer_to_the_letter(name: str, prompt: str, opened: str, end: str, found: Any) -> None:
     tokenizer = named(name)
     done = run(tokenizer, pair())
-    assert isinstance(done, TokenizedPair)
+    assert isinstance(done, Example)
     assert texts(tokenizer, pair()) == [prompt, f"{opened}No, cold.{end}", f"{opened}Yes.{end}"]
     assert texts(tokenizer, pair(), append_eos=False) == [prompt, f"{opened}No, cold.", f"{opened}Yes."]
     assert found is ... or done.doubts == found
     in_a_token = name != "end-in-words"
-    assert (done.chosen_has_eos, done.rejected_has_eos) == (in_a_token, in_a_token)
-    assert not in_a_token or done.chosen_ids[-1] in end_ids(tokenizer)
+    assert (done.chosen.has_eos, done.rejected.has_eos) == (in_a_token, in_a_token)
+    assert not in_a_token or done.chosen.completion_ids[-1] in end_ids(tokenizer)
 
 
 def test_the_end_of_a_turn_that_is_eos_is_no_doubt() -> None:
@@ -144,9 +147,9 @@ def test_a_call_is_an_answer_and_ends_in_its_own_token(content: dict[str, Any]) 
 
     asked = pair(chosen=call("the lake\nnear by"), rejected=call("ice"))
     done = run(named("calls"), asked)
-    assert isinstance(done, TokenizedPair)
+    assert isinstance(done, Example)
     assert texts(named("calls"), asked)[2] == '<call>look {"at": "ice"}<|eom|>'
-    assert (done.chosen_has_eos, done.doubts) == (True, ("eos_differs",))
+    assert (done.chosen.has_eos, done.doubts) == (True, ("eos_differs",))
 
 
 @pytest.mark.parametrize("empty", [{}, {"content": None}, {"content": " \n"}, {"content": []}])
@@ -251,7 +254,7 @@ def test_the_hash_of_what_is_rendered_sees_the_clock_and_the_doubt_says_so() -> 
 
     def hashed(template: str, **arguments: Any) -> str:
         done = run(build(template), pair(template_kwargs=arguments))
-        assert isinstance(done, TokenizedPair)
+        assert isinstance(done, Example)
         return rendered_hash([done])
 
     dated = "{{ date }}" + (FOLDER / "chatml.jinja").read_text(encoding="utf-8")
@@ -259,7 +262,7 @@ def test_the_hash_of_what_is_rendered_sees_the_clock_and_the_doubt_says_so() -> 
 
 
 def test_the_hash_knows_the_parts_apart() -> None:
-    whole = TokenizedPair("p", 0, (1, 2), (3,), (4,))
-    others = [replace(whole, prompt_ids=(1,), chosen_ids=(2, 3)), replace(whole, chosen_ids=(4,), rejected_ids=(3,))]
+    whole = pair_of("p", 0, (1, 2), (3,), (4,))
+    others = [pair_of("p", 0, (1,), (2, 3), (4,)), pair_of("p", 0, (1, 2), (4,), (3,))]
     assert len({rendered_hash([p]) for p in (whole, *others)} | {rendered_hash([whole, whole])}) == 4
     assert rendered_hash([whole]) == rendered_hash([replace(whole, doubts=("clock",))])

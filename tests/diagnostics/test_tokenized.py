@@ -9,15 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair
-from diagnostics.tokenized import (
-    RenderedPair,
-    SkippedPair,
-    TokenizedPair,
-    render_pair,
-    token_offsets,
-    tokenize_pair,
-    tokenize_pairs,
-)
+from diagnostics.sequences import Example
+from diagnostics.tokenized import RenderedPair, SkippedPair, render_pair, token_offsets, tokenize_pair, tokenize_pairs
 
 SENTENCES = ["the sky is blue", "the sky is green", "look at the sky blue"] * 20
 CHATML = (
@@ -64,9 +57,9 @@ def run(tokenizer: Any, pair: PreferencePair, max_length: int | None = None, tru
     return tokenize_pair(pair, tokenizer, max_length=max_length, truncation=truncation, **kw)
 
 
-def kept(*args: Any, **kwargs: Any) -> TokenizedPair:
+def kept(*args: Any, **kwargs: Any) -> Example:
     done = run(*args, **kwargs)
-    assert isinstance(done, TokenizedPair), done
+    assert isinstance(done, Example), done
     return done
 
 
@@ -79,8 +72,8 @@ def skipped(*args: Any, **kwargs: Any) -> str:
 def test_ids_are_bos_prompt_completion_eos(tokenizer: Any) -> None:
     done = kept(tokenizer, pair())
     assert tokenizer.decode(done.prompt_ids) == "<s>the sky is"
-    assert tokenizer.decode(done.chosen_ids) == " blue</s>"
-    assert tokenizer.decode(done.rejected_ids) == " green</s>"
+    assert tokenizer.decode(done.chosen.completion_ids) == " blue</s>"
+    assert tokenizer.decode(done.rejected.completion_ids) == " green</s>"
     assert (done.pair_id, done.source_row, done.doubts) == ("p", 4, ())
 
 
@@ -89,7 +82,7 @@ def test_no_token_straddles_the_boundary(tokenizer: Any) -> None:
     assert len(tokenizer(" sky", add_special_tokens=False)["input_ids"]) == 1
     done = kept(tokenizer, pair("look at the sk", "y blue", "y green"))
     assert tokenizer.decode(done.prompt_ids) == "<s>look at the sk"
-    assert tokenizer.decode(done.chosen_ids) == "y blue</s>"
+    assert tokenizer.decode(done.chosen.completion_ids) == "y blue</s>"
     assert done.doubts == ("token_merge",)
 
 
@@ -103,12 +96,12 @@ def test_bos_follows_the_tokenizer(tokenizer: Any) -> None:
 
 def test_eos_stands_once(tokenizer: Any) -> None:
     done = kept(tokenizer, pair(chosen=" blue</s>"))
-    assert done.chosen_ids == kept(tokenizer, pair()).chosen_ids
+    assert done.chosen.completion_ids == kept(tokenizer, pair()).chosen.completion_ids
     off = kept(tokenizer, pair(), append_eos=False)
-    assert tokenizer.decode(off.chosen_ids) == " blue"
-    assert (off.chosen_has_eos, off.rejected_has_eos) == (False, False)
+    assert tokenizer.decode(off.chosen.completion_ids) == " blue"
+    assert (off.chosen.has_eos, off.rejected.has_eos) == (False, False)
     one = kept(tokenizer, pair(chosen=" blue</s>"), append_eos=False)
-    assert (one.chosen_has_eos, one.rejected_has_eos, one.doubts) == (True, False, ("eos_one_side",))
+    assert (one.chosen.has_eos, one.rejected.has_eos, one.doubts) == (True, False, ("eos_one_side",))
 
 
 def test_what_cannot_be_predicted_is_skipped(tokenizer: Any) -> None:
@@ -124,16 +117,16 @@ def test_chat_template_that_ends_in_eos() -> None:
     tokenizer = build(bos=False, eos="<|im_end|>", template=CHATML)
     done = kept(tokenizer, CHAT)
     assert tokenizer.decode(done.prompt_ids) == "<|im_start|>user\nsky<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>"
-    assert (done.chosen_has_eos, done.doubts) == (True, ("text_after_end",))
+    assert tokenizer.decode(done.chosen.completion_ids) == "blue<|im_end|>"
+    assert (done.chosen.has_eos, done.doubts) == (True, ("text_after_end",))
 
 
 def test_a_turn_end_that_is_not_eos_ends_the_answer() -> None:
     """No line break and no EOS behind it: the policy would never have to write them."""
     tokenizer = build(template="<s>" + CHATML)
     done = kept(tokenizer, CHAT)
-    assert tokenizer.decode(done.chosen_ids) == "blue<|im_end|>"
-    assert (done.chosen_has_eos, done.rejected_has_eos) == (True, True)
+    assert tokenizer.decode(done.chosen.completion_ids) == "blue<|im_end|>"
+    assert (done.chosen.has_eos, done.rejected.has_eos) == (True, True)
     assert tokenizer.decode(done.prompt_ids).startswith("<s><|im_start|>")
     assert done.prompt_ids.count(tokenizer.bos_token_id) == 1
     assert done.doubts == ("eos_differs", "text_after_end")
@@ -143,16 +136,16 @@ def test_without_eos_a_chat_answer_has_no_turn_end_either() -> None:
     for eos in ("</s>", "<|im_end|>"):
         tokenizer = build(template="<s>" + CHATML, eos=eos)
         done = kept(tokenizer, CHAT, append_eos=False)
-        assert tokenizer.decode(done.chosen_ids) == "blue"
-        assert (done.chosen_has_eos, done.rejected_has_eos) == (False, False)
+        assert tokenizer.decode(done.chosen.completion_ids) == "blue"
+        assert (done.chosen.has_eos, done.rejected.has_eos) == (False, False)
 
 
 def test_a_chat_without_turn_ends_gets_eos() -> None:
     tokenizer = build(template="<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]")
     done = kept(tokenizer, CHAT)
-    assert tokenizer.decode(done.chosen_ids) == "blue</s>"
-    assert (done.chosen_has_eos, done.doubts) == (True, ("no_turn_end",))
-    assert tokenizer.decode(kept(tokenizer, CHAT, append_eos=False).chosen_ids) == "blue"
+    assert tokenizer.decode(done.chosen.completion_ids) == "blue</s>"
+    assert (done.chosen.has_eos, done.doubts) == (True, ("no_turn_end",))
+    assert tokenizer.decode(kept(tokenizer, CHAT, append_eos=False).chosen.completion_ids) == "blue"
 
 
 def test_chat_template_that_lacks_or_doubles_bos() -> None:
@@ -178,7 +171,7 @@ LONG = pair(chosen=" blue is green", rejected=" green")
 
 def test_the_lengths_the_cuts_below_rest_on(tokenizer: Any) -> None:
     done = kept(tokenizer, LONG)
-    assert (len(done.prompt_ids), len(done.chosen_ids), len(done.rejected_ids)) == (4, 4, 2)
+    assert (len(done.prompt_ids), len(done.chosen.completion_ids), len(done.rejected.completion_ids)) == (4, 4, 2)
     for truncation in ("drop", "keep_start", "keep_end", "error"):
         assert kept(tokenizer, LONG, 8, truncation) == done  # exactly max_length is not over it
 
@@ -193,9 +186,9 @@ def test_drop(tokenizer: Any) -> None:
 
 def test_keep_start_cuts_the_completion_and_its_eos(tokenizer: Any) -> None:
     done = kept(tokenizer, LONG, 6, "keep_start")
-    assert tokenizer.decode(done.chosen_ids) == " blue is"
-    assert tokenizer.decode(done.rejected_ids) == " green</s>"
-    assert (done.chosen_has_eos, done.rejected_has_eos) == (False, True)
+    assert tokenizer.decode(done.chosen.completion_ids) == " blue is"
+    assert tokenizer.decode(done.rejected.completion_ids) == " green</s>"
+    assert (done.chosen.has_eos, done.rejected.has_eos) == (False, True)
     assert done.doubts == ("completion_truncated", "eos_one_side")
     assert skipped(tokenizer, LONG, 4, "keep_start") == "prompt_over_length"
     same_start = pair(chosen=" blue is green", rejected=" blue is blue")
@@ -205,7 +198,7 @@ def test_keep_start_cuts_the_completion_and_its_eos(tokenizer: Any) -> None:
 def test_keep_end_cuts_the_prompt_after_bos(tokenizer: Any) -> None:
     done = kept(tokenizer, LONG, 6, "keep_end")
     assert tokenizer.decode(done.prompt_ids) == "<s> is"
-    assert tokenizer.decode(done.chosen_ids) == " blue is green</s>"
+    assert tokenizer.decode(done.chosen.completion_ids) == " blue is green</s>"
     assert done.doubts == ("prompt_truncated",)
     assert kept(tokenizer, LONG, 5, "keep_end").prompt_ids == (tokenizer.bos_token_id,)
     assert skipped(tokenizer, LONG, 4, "keep_end") == "completion_over_length"
@@ -226,7 +219,7 @@ def test_wrong_settings(tokenizer: Any) -> None:
         run(tokenizer, LONG, 0)
     with pytest.raises(DataError, match="no EOS token"):
         run(build(eos=None), pair())
-    assert kept(build(eos=None), pair(), append_eos=False).chosen_has_eos is False
+    assert kept(build(eos=None), pair(), append_eos=False).chosen.has_eos is False
 
 
 def test_a_batch_is_its_pairs_one_by_one(tokenizer: Any) -> None:
@@ -250,7 +243,7 @@ def sentencepiece(scheme: Any) -> Any:
 def test_offsets_are_where_the_tokens_stand(scheme: str, text: str) -> None:
     """Each token's place holds its own text, whether or not the completion opens with a space; EOS has none."""
     tokenizer = sentencepiece(scheme)
-    ids = kept(tokenizer, pair("ask:", text, " no")).chosen_ids
+    ids = kept(tokenizer, pair("ask:", text, " no")).chosen.completion_ids
     places = token_offsets(tokenizer, text, ids)
     words = [tokenizer.convert_ids_to_tokens(i).replace("▁", "") for i in ids[:-1]]
     assert [text[a:b].strip() for a, b in places[:-1]] == words
@@ -264,8 +257,8 @@ def test_no_space_is_added_in_front_of_a_completion(scheme: str) -> None:
     tokenizer = sentencepiece(scheme)
     found = kept(tokenizer, pair("ask:", "yes", " no"))
     assert found.prompt_ids == (vocabulary["▁ask"], vocabulary[":"])
-    assert found.chosen_ids == (vocabulary["yes"], vocabulary["</s>"])
-    assert found.rejected_ids == (vocabulary["▁no"], vocabulary["</s>"])
+    assert found.chosen.completion_ids == (vocabulary["yes"], vocabulary["</s>"])
+    assert found.rejected.completion_ids == (vocabulary["▁no"], vocabulary["</s>"])
     assert "token_merge" not in found.doubts
 
 
@@ -289,4 +282,4 @@ def test_text_columns_are_a_chat_where_eos_ends_the_templates_turn() -> None:
         rejected=[{"role": "assistant", "content": "green"}],
     )  # fmt: skip
     assert render_pair(ASKED, tokenizer) == render_pair(messages, tokenizer)
-    assert kept(tokenizer, ASKED).chosen_ids == kept(tokenizer, messages).chosen_ids
+    assert kept(tokenizer, ASKED).chosen.completion_ids == kept(tokenizer, messages).chosen.completion_ids

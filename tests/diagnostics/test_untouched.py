@@ -15,7 +15,7 @@ from diagnostics.errors import DataError
 from diagnostics.forward import pair_stats, prepare, run, run_sides
 from diagnostics.greedy import greedy
 from diagnostics.scoring import score
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import pair_of
 from trainers.models import load_tokenizer
 from trainers.probe import Probe
 from trainers.reference import LiveReference
@@ -159,8 +159,7 @@ def test_rotary_factors_are_those_of_the_row_alone(kind):
     model, ids = switching(kind), tuple(3 + (7 * k) % 50 for k in range(60))
     sizes = [(3, 2, 30), (5, 7, 6), (4, 8, 9), (2, 12, 3), (10, 25, 30), (6, 34, 1)]
     pairs = [
-        TokenizedPair(str(i), i, ids[i : i + n], ids[20 : 20 + c], ids[25 : 25 + r])
-        for i, (n, c, r) in enumerate(sizes)
+        pair_of(str(i), i, ids[i : i + n], ids[20 : 20 + c], ids[25 : 25 + r]) for i, (n, c, r) in enumerate(sizes)
     ]
     with torch.no_grad():
         model(input_ids=torch.tensor([ids]))
@@ -170,7 +169,10 @@ def test_rotary_factors_are_those_of_the_row_alone(kind):
     found = {p.pair_id: (c, r) for s in score(model, pairs, pad_token_id=0) for p, c, r in zip(
         s.pairs, s.stats.chosen.logps.tolist(), s.stats.rejected.logps.tolist(), strict=True)}  # fmt: skip
     assert_same(before, state_of(model))
-    wanted = {p.pair_id: tuple(alone(kind, p.prompt_ids, c) for c in (p.chosen_ids, p.rejected_ids)) for p in pairs}
+    wanted = {
+        p.pair_id: tuple(alone(kind, p.prompt_ids, c) for c in (p.chosen.completion_ids, p.rejected.completion_ids))
+        for p in pairs
+    }
     for key in wanted:
         assert found[key] == pytest.approx(wanted[key], abs=2e-4)
     spoiled = copy.deepcopy(model)  # never prepared: the plain way, all rows in one call
@@ -185,7 +187,7 @@ def test_gradients_of_sides_in_several_regimes(kind, make_batch):
     model, ids = switching(kind), tuple(3 + (7 * k) % 50 for k in range(60))
     sizes = [(3, 2, 30), (5, 7, 6), (2, 20, 3)]
     batch = make_batch(
-        [TokenizedPair(str(i), i, ids[:n], ids[9 : 9 + c], ids[5 : 5 + r]) for i, (n, c, r) in enumerate(sizes)]
+        [pair_of(str(i), i, ids[:n], ids[9 : 9 + c], ids[5 : 5 + r]) for i, (n, c, r) in enumerate(sizes)]
     )
     prepare(model)
     out, sides = run(model, batch), run_sides(model, batch)
@@ -227,7 +229,7 @@ def test_positions_are_passed_only_where_they_are_the_models_own(make_model, mak
     with torch.no_grad():
         stats = pair_stats(make_batch(pairs), run(model, make_batch(pairs)))
         for i, pair in enumerate(pairs):
-            ids = torch.tensor([[*pair.prompt_ids, *pair.chosen_ids]])
+            ids = torch.tensor([[*pair.prompt_ids, *pair.chosen.completion_ids]])
             logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
             assert stats.chosen.logps[i].item() == pytest.approx(
                 logps[len(pair.prompt_ids) - 1 :].sum().item(), abs=1e-4

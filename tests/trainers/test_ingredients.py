@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.forward import pair_stats, run
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_run
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import Sequence, pair_of
 from trainers.config import make_config
 from trainers.given import cleaned, gather
 from trainers.ingredients import Given, Ingredients, mismatched
@@ -147,10 +148,10 @@ def test_one_prompt_has_no_other_prompts_answers(go, tmp_path):
 
 
 def test_foreign_answers_are_cut_to_the_longest_row():
-    pairs = [TokenizedPair("a", 0, (1,) * 9, (5, 2), (6, 2)), TokenizedPair("b", 1, (1,), (7,) * 9, (8, 2))]
+    pairs = [pair_of("a", 0, (1,) * 9, (5, 2), (6, 2)), pair_of("b", 1, (1,), (7,) * 9, (8, 2))]
     made = mismatched(pairs)
-    assert (made["a"].chosen_ids, made["a"].rejected_ids) == ((7, 7), (8, 2))
-    assert made["b"].chosen_ids == (5, 2)
+    assert (made["a"].chosen.completion_ids, made["a"].rejected.completion_ids) == ((7, 7), (8, 2))
+    assert made["b"].chosen.completion_ids == (5, 2)
 
 
 @pytest.mark.parametrize(
@@ -197,12 +198,15 @@ def test_tagged_phrases_mark_their_tokens_and_are_not_trained_on(lm_folder, tabl
     found, spans = cleaned(table([tagged]), "rrpo")
     (pair,) = tokenized(found, tokenizer)
     (same,) = tokenized(table([plain]), tokenizer)
-    assert (pair.chosen_ids, pair.rejected_ids) == (same.chosen_ids, same.rejected_ids)
+    assert (pair.chosen.completion_ids, pair.rejected.completion_ids) == (
+        same.chosen.completion_ids,
+        same.rejected.completion_ids,
+    )
     given = gather(found, [pair], spans, tokenizer, "rrpo", phrase_source="auto", settings=SETTINGS)
     chosen, rejected = given.phrases[pair.pair_id]
-    inside = "".join(tokenizer.decode([t]) for t, n in zip(pair.chosen_ids, chosen) if n)
+    inside = "".join(tokenizer.decode([t]) for t, n in zip(pair.chosen.completion_ids, chosen) if n)
     assert inside.strip() == "beta gamma"
-    assert "".join(tokenizer.decode([t]) for t, n in zip(pair.rejected_ids, rejected) if n).strip() == "zeta"
+    assert "".join(tokenizer.decode([t]) for t, n in zip(pair.rejected.completion_ids, rejected) if n).strip() == "zeta"
     assert chosen[-1] == rejected[-1] == 0  # EOS
 
 
@@ -213,7 +217,7 @@ def test_without_tags_phrases_are_what_a_token_diff_replaces(lm_folder, table):
     (pair,) = tokenized(found, tokenizer)
     given = gather(found, [pair], {}, tokenizer, "rrpo", phrase_source="auto", settings=SETTINGS)
     chosen, _ = given.phrases[pair.pair_id]
-    assert "".join(tokenizer.decode([t]) for t, n in zip(pair.chosen_ids, chosen) if n).strip() == "beta"
+    assert "".join(tokenizer.decode([t]) for t, n in zip(pair.chosen.completion_ids, chosen) if n).strip() == "beta"
 
 
 def test_a_broken_tag_is_named_with_its_row(table):
@@ -225,7 +229,7 @@ def test_marks_stand_where_the_tokens_stand(make_batch):
     """Two pairs of unequal lengths: numbers land on completion tokens, whatever the padding."""
     from trainers.ingredients import marked
 
-    pairs = [TokenizedPair("a", 0, (1, 5), (3, 4, 2), (6, 2)), TokenizedPair("b", 1, (1,), (7, 2), (8, 9, 9, 2))]
+    pairs = [pair_of("a", 0, (1, 5), (3, 4, 2), (6, 2)), pair_of("b", 1, (1,), (7, 2), (8, 9, 9, 2))]
     marks = {"a": ((1, 2, 0), (3, 0)), "b": ((4, 0), (0, 5, 5, 0))}
     for side in ("right", "left"):
         batch = make_batch(pairs, side)
@@ -255,7 +259,7 @@ def test_mismatched_answers_are_another_prompts(make_model, make_pairs, make_bat
     swapped = mismatched(pairs)
     for pair, following in zip(pairs, [*pairs[1:], pairs[0]]):
         made = swapped[pair.pair_id]
-        assert (made.prompt_ids, made.chosen_ids) == (pair.prompt_ids, following.chosen_ids)
+        assert (made.prompt_ids, made.chosen.completion_ids) == (pair.prompt_ids, following.chosen.completion_ids)
     batch, reference = make_batch(pairs), LiveReference(other)
     policy = run(model, batch)
     ingredients = Ingredients("kto", pairs, pad_token_id=0)
@@ -275,7 +279,7 @@ def test_mismatched_answers_are_another_prompts(make_model, make_pairs, make_bat
 
 def test_the_gold_answer_is_scored_under_the_policy_with_gradient(make_model, make_pairs, make_batch):
     pairs = make_pairs(3)
-    gold = {p.pair_id: TokenizedPair(p.pair_id, 0, p.prompt_ids, (5, 6, 2), (5,), True, False) for p in pairs}
+    gold = {p.pair_id: replace(p, rows={"gold": Sequence(p.prompt_ids, (5, 6, 2))}) for p in pairs}
     model, batch = make_model("llama"), make_batch(pairs)
     policy = run(model, batch)
     ingredients = Ingredients("triple_po", pairs, pad_token_id=0, given=Given(gold=gold))
@@ -290,8 +294,8 @@ def test_the_gold_answer_is_scored_under_the_policy_with_gradient(make_model, ma
 def test_step_similarity_is_the_cosine_with_the_best_answers_step(make_model, make_pairs, make_batch):
     """By a plain loop over steps; the best answer's own tokens have cosine 1, tokens outside steps 0."""
     pairs = [
-        TokenizedPair("a", 0, (1, 5), (3, 4, 7, 2), (6, 9, 2)),
-        TokenizedPair("b", 1, (1, 5), (8, 4, 2), (6, 9, 2)),
+        pair_of("a", 0, (1, 5), (3, 4, 7, 2), (6, 9, 2)),
+        pair_of("b", 1, (1, 5), (8, 4, 2), (6, 9, 2)),
     ]
     marks = {"a": ((1, 1, 2, 0), (1, 2, 0)), "b": ((1, 2, 0), (1, 3, 0))}
     scores = {"a": {"chosen_score": 1.0, "rejected_score": 0.0}, "b": {"chosen_score": 3.0, "rejected_score": 0.0}}

@@ -7,9 +7,10 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from diagnostics.errors import DataError
+from diagnostics.tokenized import tokenize_prompts
 from trainers.demo import lm
 from trainers.demo.own_data import CHAT_TEMPLATE
-from trainers.judges import as_prompt, first_words, leading_score, load_judge, prompt_ids, sample
+from trainers.judges import as_prompt, first_words, leading_score, load_judge, sample
 from trainers.models import load_model, load_tokenizer
 
 WORDS = "sorry no sure 0 1 INST [ ] / . ! ?".split()
@@ -130,9 +131,9 @@ def test_samples_follow_the_seed_and_the_whole_distribution(model_folder):
 
 def test_prompts_are_tokenized_as_in_training(model_folder):
     tokenizer = load_tokenizer(str(model_folder))
-    assert prompt_ids(["no sure ?"], tokenizer) == [tuple(tokenizer("no sure ?")["input_ids"])]
+    assert tokenize_prompts(["no sure ?"], tokenizer) == [tuple(tokenizer("no sure ?")["input_ids"])]
     assert as_prompt("no", tokenizer) == "no"
     chat = lm.bpe_tokenizer(["Assistant: User: no"], 280)
     chat.chat_template = CHAT_TEMPLATE
-    asked = prompt_ids([as_prompt("no", chat)], chat)[0]
+    asked = tokenize_prompts([as_prompt("no", chat)], chat)[0]
     assert str(chat.decode(list(asked))).strip() == "User: no\n\nAssistant:"

@@ -10,6 +10,7 @@ import torch
 from diagnostics.forward import prepare
 from diagnostics.greedy import OWN_TOKENS
 from diagnostics.runlog import read_run
+from diagnostics.sequences import Sequence
 from trainers.config import make_config
 from trainers.responses import Responses, others, shuffled
 from trainers.run import train
@@ -40,7 +41,7 @@ def follow(pairs, **settings) -> Responses:
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_own_answer_is_greedy_decoding(architecture, packed, make_model, make_pairs):
     model, pairs = make_model(architecture), make_pairs(6)
-    longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+    longest = max(len(p.prompt_ids) + max(len(p.chosen.completion_ids), len(p.rejected.completion_ids)) for p in pairs)
     expected = {p.pair_id: greedy(model, p.prompt_ids, longest - len(p.prompt_ids)) for p in pairs}
     assert len({len(ids) for ids in expected.values()}) > 1
     if packed:
@@ -61,9 +62,9 @@ def test_it_stops_at_eos_and_kept_answers_are_not_generated_again(make_model, ma
     found = follow(pairs).measure(model, dict(kept))
     for pair in pairs:
         (value,) = [v for i, name, v in found if (i, name) == (pair.pair_id, "own")]
-        room = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs) - len(
-            pair.prompt_ids
-        )
+        room = max(
+            len(p.prompt_ids) + max(len(p.chosen.completion_ids), len(p.rejected.completion_ids)) for p in pairs
+        ) - len(pair.prompt_ids)
         assert value == pytest.approx(mean_logp(model, pair.prompt_ids, [7, 9, EOS][:room]), abs=1e-5)
 
 
@@ -74,7 +75,7 @@ def test_log_probs_of_every_type_equal_one_sequence_alone(make_model, make_pairs
     other, mixed = others(pairs), {p.pair_id: shuffled(p, 0) for p in pairs}
     answers = {"own": {k: v.tolist() for k, v in own.items()}, "other": other, "shuffled": mixed}
     expected = {
-        (p.pair_id, name): mean_logp(model, p.prompt_ids, ids[p.pair_id][: asked.rooms[p.pair_id]])
+        (p.pair_id, name): mean_logp(model, p.prompt_ids, ids[p.pair_id][: asked.longest - len(p.prompt_ids)])
         for p in pairs
         for name, ids in answers.items()
         if ids[p.pair_id]
@@ -84,27 +85,30 @@ def test_log_probs_of_every_type_equal_one_sequence_alone(make_model, make_pairs
 
 
 def test_shuffled_keeps_the_tokens_and_the_end_and_follows_the_seed(make_pairs):
-    pairs = [p for p in make_pairs(20) if len(set(p.chosen_ids[:-1])) > 1]
+    pairs = [p for p in make_pairs(20) if len(set(p.chosen.completion_ids[:-1])) > 1]
     for pair in pairs:
         mixed = shuffled(pair, 0)
-        assert Counter(mixed) == Counter(pair.chosen_ids)
-        assert mixed != pair.chosen_ids
+        assert Counter(mixed) == Counter(pair.chosen.completion_ids)
+        assert mixed != pair.chosen.completion_ids
         assert mixed[-1] == EOS
         assert mixed == shuffled(pair, 0)
     assert any(shuffled(p, 0) != shuffled(p, 1) for p in pairs)
-    same = replace(pairs[0], chosen_ids=(5, 5, 5, EOS))
+    same = pairs[0].having(chosen=Sequence(pairs[0].prompt_ids, (5, 5, 5, EOS)))
     assert shuffled(same, 0) == ()
-    cut = replace(pairs[0], chosen_ids=(5, 6), chosen_has_eos=False)
+    cut = pairs[0].having(chosen=Sequence(pairs[0].prompt_ids, (5, 6), has_eos=False))
     assert shuffled(cut, 0) == (6, 5)
 
 
 def test_the_other_answer_belongs_to_another_prompt(make_pairs):
     first, second, third = make_pairs(3)
-    twin = replace(first, pair_id="twin", chosen_ids=(9, EOS))
+    twin = replace(first, pair_id="twin").having(chosen=Sequence(first.prompt_ids, (9, EOS)))
     found = others([first, twin, second, third])
     assert found == {
-        "pair0": second.chosen_ids, "twin": second.chosen_ids, "pair1": third.chosen_ids, "pair2": first.chosen_ids,
-    }  # fmt: skip
+        "pair0": second.chosen.completion_ids,
+        "twin": second.chosen.completion_ids,
+        "pair1": third.chosen.completion_ids,
+        "pair2": first.chosen.completion_ids,
+    }
     assert others([first, twin]) == {"pair0": (), "twin": ()}
 
 

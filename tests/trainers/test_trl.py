@@ -411,7 +411,7 @@ def train_ours(folder: str, data: str, out: Path, **keys: Any) -> Trained:
     pairs = audit_pairs(
         read_pairs(data), AutoTokenizer.from_pretrained(folder), max_length=128, truncation="error"
     ).require_kept()
-    ids = [(list(p.prompt_ids), list(p.chosen_ids), list(p.rejected_ids)) for p in pairs]
+    ids = [(list(p.prompt_ids), list(p.chosen.completion_ids), list(p.rejected.completion_ids)) for p in pairs]
     steps = log.steps[log.steps["step"] > 0].reset_index(drop=True)
     return Trained(ids, steps, load_file(out / "model" / "model.safetensors"))
 

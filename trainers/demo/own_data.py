@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair, Text, read_pairs
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import lm
 
 VOCABULARY, STEPS, BATCH = 1500, 500, 16
@@ -38,7 +39,7 @@ def build(folder: Path, pairs: Sequence[PreferencePair], seed: int, *, steps: in
     tokenizer = lm.bpe_tokenizer([t for pair in pairs for t in _texts(pair)], VOCABULARY)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenized = _tokenize(pairs, tokenizer)
-    longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in tokenized)
+    longest = max(p.longest for p in tokenized)
     model = lm.build_model(tokenizer, seed=seed, positions=max(SHORTEST_LIMIT, longest))
     losses = lm.fit(model, _batches(training_rows(tokenized), tokenizer, seed), steps=steps)
     return lm.save(model, tokenizer, folder), losses
@@ -54,18 +55,18 @@ def build_drawn(folder: Path, data: str, seed: int, count: int) -> None:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def training_rows(pairs: Sequence[TokenizedPair]) -> list[list[int]]:
+def training_rows(pairs: Sequence[Example]) -> list[list[int]]:
     """Prompt + chosen and prompt + rejected of every pair, cut to the training window. A cut completion has no EOS."""
     return [
         [*pair.prompt_ids[-PROMPT_TOKENS:], *ids[:COMPLETION_TOKENS]]
         for pair in pairs
-        for ids in (pair.chosen_ids, pair.rejected_ids)
+        for ids in (row.completion_ids for row in pair.rows.values())
     ]
 
 
-def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerFast) -> list[TokenizedPair]:
+def _tokenize(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
     done = tokenize_pairs(pairs, tokenizer, max_length=None, truncation="drop")
-    kept = [p for p in done if isinstance(p, TokenizedPair)]
+    kept = [p for p in done if isinstance(p, Example)]
     if not kept:
         raise DataError("no pair of this data can be used to train a model; `chesboard audit` lists the reasons.")
     return kept

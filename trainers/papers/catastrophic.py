@@ -23,7 +23,8 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.forward import prepare, run
 from diagnostics.manifest import file_hash
 from diagnostics.pairs import read_pairs
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import lm, persona
 from trainers.demo.persona import ANSWERS, SIDES, Statement
 from trainers.demo.worlds import PLAIN_ADAM
@@ -267,22 +268,22 @@ def _measure(phase: str, seed: int, name: str, folder: str, compared: int) -> di
     return found
 
 
-def _tokenized(path: Path, tokenizer: Any) -> list[TokenizedPair]:
+def _tokenized(path: Path, tokenizer: Any) -> list[Example]:
     pairs = tokenize_pairs(read_pairs(path).pairs, tokenizer, max_length=None, truncation="drop", append_eos=False)
-    kept = [p for p in pairs if isinstance(p, TokenizedPair)]
-    if not kept or any(len(p.chosen_ids) > 1 for p in kept):
+    kept = [p for p in pairs if isinstance(p, Example)]
+    if not kept or any(len(p.chosen.completion_ids) > 1 for p in kept):
         raise DataError(f"{path.name}: an answer is not a single token of this model.")
     return kept
 
 
 @torch.no_grad()
-def _geometry(model: Any, tokenizer: Any, pair: TokenizedPair) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _geometry(model: Any, tokenizer: Any, pair: Example) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     batch = collate([pair], pad_token_id=pad_id(tokenizer)).to(device_of(model))
     out = run(model, batch)
     probs = out.logits()[0].double().softmax(-1)
     rates = {k: float(v[0]) for k, v in closed_forms(batch, out).items()}
     weight = model.get_output_embeddings().weight.detach()
-    chosen, rejected = pair.chosen_ids[0], pair.rejected_ids[0]
+    chosen, rejected = pair.chosen.completion_ids[0], pair.rejected.completion_ids[0]
     along, across = unembedding.split(weight[chosen], weight[rejected])
     vocabulary = tokenizer.get_vocab()
     middle = weight[[vocabulary[a] for a in ANSWERS if a in vocabulary]].double().mean(0)
@@ -303,7 +304,7 @@ def _geometry(model: Any, tokenizer: Any, pair: TokenizedPair) -> tuple[dict[str
 
 
 @torch.no_grad()
-def _signs(model: Any, tokenizer: Any, pairs: Sequence[TokenizedPair], compared: int) -> dict[str, float]:
+def _signs(model: Any, tokenizer: Any, pairs: Sequence[Example], compared: int) -> dict[str, float]:
     """Share of pairs of prompts with <h, h~> > 0, h the vector that the head multiplies after the prompt."""
     step = max(1, len(pairs) // compared)
     hidden = []

@@ -25,7 +25,8 @@ from diagnostics.outcomes import noise
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_frame, read_json, read_table
 from diagnostics.scoring import score
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts, lm, own_data, refusal
 from trainers.demo.worlds import PLAIN_ADAM, builders, world_paths
 from trainers.models import load_to_device, load_tokenizer, longest, model_limit, pad_id
@@ -286,7 +287,7 @@ def _signs(own: Mapping[str, Any], count: int) -> dict[str, float]:
     model, tokenizer = load_to_device(own["model"]), load_tokenizer(own["model"])
     prepare(model)
     done = tokenize_pairs(read_pairs(own["data"]).pairs, tokenizer, **_cut(own, model))
-    pairs = [p for p in done if isinstance(p, TokenizedPair)]
+    pairs = [p for p in done if isinstance(p, Example)]
     drawn = [pairs[i] for i in np.random.default_rng(13).permutation(len(pairs))[:count]]
     with torch.no_grad():
         found = [product_signs(s.batch, s.policy) for s in score(model, drawn, pad_token_id=pad_id(tokenizer))]

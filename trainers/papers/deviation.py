@@ -21,7 +21,8 @@ from diagnostics.errors import DataError
 from diagnostics.forward import pair_stats, run
 from diagnostics.pairs import read_pairs
 from diagnostics.rates import weights_of
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pairs
 from trainers import objectives
 from trainers.compare import Entry, parse_entries
 from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
@@ -158,12 +159,12 @@ def bounds(base: Mapping[str, Any], settings: Mapping[str, Any]) -> pd.DataFrame
     return pd.DataFrame(rows).assign(seed=base["seed"])
 
 
-def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[TokenizedPair], Given, int]:
+def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[Example], Given, int]:
     """Pairs drawn by seed among those with a phrase on either side, and their phrases."""
     tokenizer = load_tokenizer(base["model"])
     table, spans = cleaned(read_pairs(base["data"], split=base.get("split")), "rrpo")
     found = tokenize_pairs(table.pairs, tokenizer, max_length=model_limit(model), truncation="drop")
-    kept = [pair for pair in found if isinstance(pair, TokenizedPair)]
+    kept = [pair for pair in found if isinstance(pair, Example)]
     given = gather(table, kept, spans, tokenizer, "rrpo", phrase_source="auto", settings={})
     marked = [pair for pair in kept if any(map(any, given.phrases[pair.pair_id]))]
     if not marked:
@@ -172,12 +173,12 @@ def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[Token
     return [marked[i] for i in order], given, pad_id(tokenizer)
 
 
-def _bounds_of(model: Any, pair: TokenizedPair, given: Given, pad: int, beta: float) -> dict[str, Any]:
+def _bounds_of(model: Any, pair: Example, given: Given, pad: int, beta: float) -> dict[str, Any]:
     weights, batch = weights_of(model), collate([pair], pad_token_id=pad)
     largest = float(gradient_bound.token_norms(model, batch, weights).max())
     marks = given.phrases[pair.pair_id]
     phrases, longest = gradient_bound.phrase_sizes(marks)
-    lengths = len(pair.chosen_ids), len(pair.rejected_ids)
+    lengths = len(pair.chosen.completion_ids), len(pair.rejected.completion_ids)
     out = run(model, batch)
     with torch.no_grad():
         start = run(model, batch)

@@ -19,7 +19,8 @@ import torch
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_table
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, builders, world_paths
 from trainers.explicit import RewardModel, fine_tune, linear_head, mlp_head, rewards, states
@@ -218,6 +219,6 @@ def accuracies(margins: pd.DataFrame, pair_ids: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _tokenized(data: str, tokenizer: Any, limit: int | None) -> list[TokenizedPair]:
+def _tokenized(data: str, tokenizer: Any, limit: int | None) -> list[Example]:
     done = tokenize_pairs(read_pairs(data).pairs, tokenizer, max_length=limit, truncation="drop")
-    return [p for p in done if isinstance(p, TokenizedPair)]
+    return [p for p in done if isinstance(p, Example)]

@@ -18,13 +18,14 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from diagnostics import sequences
 from diagnostics.forward import caches
 from diagnostics.greedy import greedy
-from diagnostics.measures.kl import chosen_kl_reverse
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_json, read_table
-from diagnostics.scoring import batches, score, token_budget
-from diagnostics.tokenized import TokenizedPair, end_ids, tokenize_pairs
+from diagnostics.scoring import batches, score_rows, token_budget
+from diagnostics.sequences import Example
+from diagnostics.tokenized import end_ids, tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, builders, world_paths
 from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
@@ -137,16 +138,17 @@ def answers(folder: str, which: str, limit: int, truth: bool) -> list[dict[str, 
     model = load_to_device(str(Path(folder) / "model"), dtype=config["dtype"]) if which == "trained" else start
     pairs = _held_out(Path(folder), config)
     tokenized = tokenize_pairs(list(pairs.values()), tokenizer, max_length=model_limit(start), truncation="drop")
-    asked = [p for p in tokenized if isinstance(p, TokenizedPair)]
+    asked = [p for p in tokenized if isinstance(p, Example)]
     pad, ends = pad_id(tokenizer), end_ids(tokenizer)
     own = written(model, asked, limit=limit, room=model_limit(start), pad=pad, ends=ends)
     drift = _drift(model, start, own, pad)
     rows = []
     for pair in own:
-        text = str(tokenizer.decode(list(pair.chosen_ids), skip_special_tokens=True))
+        ids = pair.rows["own"].completion_ids
+        text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
         named = is_true(text, str(pairs[pair.pair_id].chosen)) if truth else math.nan
-        ended = float(pair.chosen_ids[-1] in ends)
-        rows.append({"pair_id": pair.pair_id, "tokens": float(len(pair.chosen_ids)), "ended": ended, "true": named,
+        ended = float(ids[-1] in ends)
+        rows.append({"pair_id": pair.pair_id, "tokens": float(len(ids)), "ended": ended, "true": named,
                      "kl": drift[pair.pair_id], "text": text})  # fmt: skip
     return rows
 
@@ -161,24 +163,26 @@ def _held_out(run: Path, config: Mapping[str, Any]) -> dict[str, PreferencePair]
 
 
 def written(
-    model: nn.Module, pairs: Sequence[TokenizedPair], *, limit: int, room: int | None, pad: int, ends: Collection[int]
-) -> list[TokenizedPair]:
-    """The pairs with the model's greedy answer as chosen, and that answer's first token, which nobody asks for, as
-    rejected. limit: most tokens of an answer; room: of prompt and answer."""
+    model: nn.Module, pairs: Sequence[Example], *, limit: int, room: int | None, pad: int, ends: Collection[int]
+) -> list[Example]:
+    """The model's greedy answer to each pair's prompt, as its one row `own`. limit: most tokens of an answer; room: of
+    prompt and answer."""
     found = []
     for group in batches(pairs, token_budget(model, pairs) if caches(model) else 1):
         limits = [min(limit, (room or 10**9) - len(p.prompt_ids)) for p in group]
         texts = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, ends=ends)
-        found += [replace(p, chosen_ids=ids, rejected_ids=ids[:1]) for p, ids in zip(group, texts) if ids]
+        own = [sequences.Sequence(p.prompt_ids, ids) for p, ids in zip(group, texts)]
+        found += [replace(p, rows={"own": row}) for p, row in zip(group, own) if row.completion_ids]
     return found
 
 
-def _drift(model: nn.Module, start: nn.Module, own: Sequence[TokenizedPair], pad: int) -> dict[str, float]:
+def _drift(model: nn.Module, start: nn.Module, own: Sequence[Example], pad: int) -> dict[str, float]:
     """KL(policy || start) along each answer, nats, by pair_id."""
     found: dict[str, float] = {}
-    for scored in score(model, own, pad_token_id=pad, reference=LiveReference(start)):
-        values = chosen_kl_reverse(scored.stats).tolist()
-        found |= {p.pair_id: value for p, value in zip(scored.pairs, values)}
+    for part, rows, _ in score_rows(model, own, pad_token_id=pad, reference=LiveReference(start)):
+        per_token = rows["own"].per_token_kl_reverse
+        assert per_token is not None  # the reference was run
+        found |= {p.pair_id: value for p, value in zip(part, rows["own"].masked_sum(per_token).tolist())}
     return found
 
 

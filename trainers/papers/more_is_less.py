@@ -26,8 +26,9 @@ from diagnostics.forward import decode
 from diagnostics.pairs import read_pairs
 from diagnostics.scoring import rows as score_rows
 from diagnostics.scoring import score
+from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.tokenized import tokenize_pairs
 from trainers.compare import build_whole
 from trainers.demo import refusal
 from trainers.demo.worlds import REFUSALS, builders, world_paths
@@ -173,7 +174,7 @@ def states(model_path: str, data: str, count: int) -> dict[str, list[dict[str, A
     answer's tokens and before its last one. scores: pair_id, lengths, log-probs, CHES and LN-CHES."""
     tokenizer, model = load_tokenizer(model_path), load_to_device(model_path)
     pairs = tokenize_pairs(read_pairs(data).pairs, tokenizer, max_length=model_limit(model), truncation="drop")
-    kept = [p for p in pairs if isinstance(p, TokenizedPair)][:count]
+    kept = [p for p in pairs if isinstance(p, Example)][:count]
     features, scores = [], []
     for done in score(model, kept, pad_token_id=pad_id(tokenizer)):
         ids = [p.pair_id for p in done.pairs]

@@ -17,12 +17,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from diagnostics import sequences
 from diagnostics.engine import device_of
 from diagnostics.errors import UserError
 from diagnostics.forward import decode
 from diagnostics.pairs import read_pairs
-from diagnostics.scoring import score
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.scoring import score_rows
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
 from trainers.models import load_to_device, load_tokenizer, pad_id
@@ -97,39 +99,35 @@ def measure_identity(
 
 
 def sample(
-    model: nn.Module, prompts: Sequence[TokenizedPair], *, count: int, limit: int, seed: int, pad: int, eos: Any
-) -> list[TokenizedPair]:
-    """`count` (even) answers to each prompt, drawn token by token at temperature 1 until EOS or the limit; two by two
-    as the sides of pairs, so that they share their prompt."""
+    model: nn.Module, prompts: Sequence[Example], *, count: int, limit: int, seed: int, pad: int, eos: Any
+) -> list[Example]:
+    """`count` answers to each prompt, drawn token by token at temperature 1 until EOS or the limit, each
+    as the one row `drawn` of an example."""
     generator = torch.Generator(device=device_of(model)).manual_seed(seed)
-    pairs = []
+    found = []
     for at in range(0, len(prompts), 32):
-        rows = [prompt for prompt in prompts[at : at + 32] for _ in range(count)]
-        answers = _draw(model, [p.prompt_ids for p in rows], limit, pad, eos, generator)
-        for k in range(0, len(rows), 2):
-            name = f"{rows[k].pair_id}/{k}"
-            one, other = answers[k : k + 2]
-            sides = dict(chosen_ids=one, rejected_ids=other)
-            ended = dict(chosen_has_eos=one[-1] == eos, rejected_has_eos=other[-1] == eos)
-            pairs.append(replace(rows[k], pair_id=name, **sides, **ended))
-    return pairs
+        part = prompts[at : at + 32]
+        asked = [prompt.prompt_ids for prompt in part for _ in range(count)]
+        answers = iter(_draw(model, asked, limit, pad, eos, generator))
+        for prompt in part:
+            for k in range(count):
+                ids = next(answers)
+                row = sequences.Sequence(prompt.prompt_ids, ids, ids[-1] == eos)
+                found.append(replace(prompt, pair_id=f"{prompt.pair_id}/{k}", rows={"drawn": row}))
+    return found
 
 
-def rewards(
-    policy: nn.Module, reference: nn.Module, pairs: Sequence[TokenizedPair], beta: float, pad: int
-) -> pd.DataFrame:
+def rewards(policy: nn.Module, reference: nn.Module, answers: Sequence[Example], beta: float, pad: int) -> pd.DataFrame:
     """One row an answer: prompt, tokens, reward = beta log(policy / ref), and kl = beta times the sum over its tokens
     of the exact KL(ref || policy) over the vocabulary. For answers drawn from the reference, E[reward] = -E[kl]."""
     frames = []
-    for scored in score(policy, pairs, pad_token_id=pad, reference=LiveReference(reference)):
-        stats = scored.stats
-        for side, ref in ((stats.chosen, stats.ref_chosen), (stats.rejected, stats.ref_rejected)):
-            if ref is None or side.per_token_kl is None:
-                raise UserError("the reference was not run.")
-            values = {"reward": beta * (side.logps - ref.logps), "kl": beta * side.masked_sum(side.per_token_kl)}
-            table = pd.DataFrame({name: of.tolist() for name, of in values.items()})
-            names = [p.pair_id.rsplit("/", 1)[0] for p in scored.pairs]
-            frames.append(table.assign(prompt=names, tokens=side.lengths.tolist()))
+    for part, rows, refs in score_rows(policy, answers, pad_token_id=pad, reference=LiveReference(reference)):
+        own, ref = rows["drawn"], refs["drawn"]
+        assert own.per_token_kl is not None  # the reference was run
+        values = {"reward": beta * (own.logps - ref.logps), "kl": beta * own.masked_sum(own.per_token_kl)}
+        table = pd.DataFrame({name: of.tolist() for name, of in values.items()})
+        names = [p.pair_id.rsplit("/", 1)[0] for p in part]
+        frames.append(table.assign(prompt=names, tokens=own.lengths.tolist()))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -175,10 +173,10 @@ def _draw(
     return [tuple(a) for a in answers]
 
 
-def _prompts(data: str, tokenizer: Any, seed: int, count: int, split: str | None) -> list[TokenizedPair]:
+def _prompts(data: str, tokenizer: Any, seed: int, count: int, split: str | None) -> list[Example]:
     """Some pairs of the data, one a prompt, for their prompts."""
     done = tokenize_pairs(read_pairs(data, split=split).pairs, tokenizer, max_length=None, truncation="drop")
-    by_prompt = {p.prompt_ids: p for p in done if isinstance(p, TokenizedPair)}
+    by_prompt = {p.prompt_ids: p for p in done if isinstance(p, Example)}
     every = list(by_prompt.values())
     return [every[i] for i in np.random.default_rng([seed, 21]).permutation(len(every))[:count]]
 

@@ -88,7 +88,12 @@ def test_right_left_and_single_row_batches_agree_with_the_definition(make_model,
         right, left = (ches_score(pair_stats(b, run(model, b))) for b in (make_batch(pairs), make_batch(pairs, "left")))
         single = torch.cat([ches_score(pair_stats(b, run(model, b))) for b in (make_batch([p]) for p in pairs)])
         expected = torch.tensor(
-            [slow_ches(*(states(model, p.prompt_ids, c) for c in (p.chosen_ids, p.rejected_ids))) for p in pairs]
+            [
+                slow_ches(
+                    *(states(model, p.prompt_ids, c) for c in (p.chosen.completion_ids, p.rejected.completion_ids))
+                )
+                for p in pairs
+            ]
         ).double()
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}[dtype] * expected.abs().max()
     for scores in (right, left, single):

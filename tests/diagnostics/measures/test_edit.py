@@ -9,8 +9,8 @@ import torch
 
 from diagnostics.forward import pair_stats, run
 from diagnostics.measures.edit import edit_similarity
+from diagnostics.sequences import pair_of
 from diagnostics.stats import PairStats, SequenceStats
-from diagnostics.tokenized import TokenizedPair
 
 
 def side(texts: list[list[int]], *, left: bool = False) -> SequenceStats:
@@ -66,8 +66,8 @@ def test_the_terminating_eos_is_left_out(make_model, make_batch):
     The second pair was cut short of its EOS on one side, so an id 2 there is text: (2) against () is -1.
     """
     pairs = [
-        TokenizedPair("a", 0, (1,), (5, 6, 2), (5, 2)),
-        TokenizedPair("b", 1, (1,), (2,), (2,), chosen_has_eos=False),
+        pair_of("a", 0, (1,), (5, 6, 2), (5, 2)),
+        pair_of("b", 1, (1,), (2,), (2,), ends=(False, True)),
     ]
     batch = make_batch(pairs)
     with torch.no_grad():

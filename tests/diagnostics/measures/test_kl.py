@@ -69,7 +69,7 @@ def test_equals_the_token_by_token_oracle_of_two_models(make_model, make_pairs, 
 def oracle(policy, reference, pair) -> dict[str, float]:
     """The four sums of one pair, each side run alone and unpadded."""
     result = {}
-    for side, completion in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+    for side, completion in (("chosen", pair.chosen.completion_ids), ("rejected", pair.rejected.completion_ids)):
         ids, start = torch.tensor([[*pair.prompt_ids, *completion]]), len(pair.prompt_ids) - 1
         p, r = (model(ids).logits[0, start:-1].tolist() for model in (policy, reference))
         result[f"{side}_kl"] = sum(slow_kl(b, a) for a, b in zip(p, r, strict=True))

@@ -45,7 +45,7 @@ def test_through_the_forward_pass_it_is_the_state_that_predicts_eos(make_model, 
     with torch.no_grad():
         scores = last_hidden_similarity(pair_stats(batch, run(model, batch)))
         for score, p in zip(scores, pairs, strict=True):
-            sides = (torch.tensor([[*p.prompt_ids, *c]]) for c in (p.chosen_ids, p.rejected_ids))
+            sides = (torch.tensor([[*p.prompt_ids, *c]]) for c in (p.chosen.completion_ids, p.rejected.completion_ids))
             first, second = (model(ids, output_hidden_states=True).hidden_states[-1][0, -2] for ids in sides)
             expected = sum(a * b for a, b in zip(first.tolist(), second.tolist(), strict=True))
             torch.testing.assert_close(score.item(), expected, rtol=1e-5, atol=1e-5)

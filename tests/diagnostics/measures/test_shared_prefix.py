@@ -9,8 +9,8 @@ import torch
 
 from diagnostics.forward import pair_stats, run
 from diagnostics.measures.shared_prefix import shared_prefix
+from diagnostics.sequences import pair_of
 from diagnostics.stats import PairStats, SequenceStats
-from diagnostics.tokenized import TokenizedPair
 from trainers.probe import first_difference
 
 
@@ -41,9 +41,9 @@ def test_through_the_forward_pass_it_is_where_the_probe_looks(make_model, make_b
     """(5,6) and (5), each with EOS (id 2), part at place 1, where one says 6 and the other stops. Equal texts, one of
     them cut short of its EOS, share both tokens."""
     pairs = [
-        TokenizedPair("a", 0, (1,), (5, 6, 2), (5, 2)),
-        TokenizedPair("b", 1, (1,), (7, 8, 2), (7, 8), rejected_has_eos=False),
-        TokenizedPair("c", 2, (1, 3), (9, 2), (4, 9, 2)),
+        pair_of("a", 0, (1,), (5, 6, 2), (5, 2)),
+        pair_of("b", 1, (1,), (7, 8, 2), (7, 8), ends=(True, False)),
+        pair_of("c", 2, (1, 3), (9, 2), (4, 9, 2)),
     ]
     batch = make_batch(pairs)
     with torch.no_grad():

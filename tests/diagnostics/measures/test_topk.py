@@ -77,7 +77,7 @@ def test_equals_the_oracle_in_any_order_and_tiles(name, packed, make_model, make
     model, pairs = make_model(name), make_pairs(5)
     expected = {}
     for p in pairs:
-        sides = (oracle(model, p.prompt_ids, ids) for ids in (p.chosen_ids, p.rejected_ids))
+        sides = (oracle(model, p.prompt_ids, ids) for ids in (p.chosen.completion_ids, p.rejected.completion_ids))
         expected[p.pair_id] = [value for side in sides for value in side]
     if packed:
         prepare(model)

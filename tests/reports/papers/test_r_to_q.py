@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from analysis import papers as judged
 from analysis.papers import r_to_q
 from diagnostics.errors import UserError
-from diagnostics.tokenized import TokenizedPair
+from diagnostics.sequences import pair_of
 from trainers import papers as made
 from trainers.papers import Order
 from trainers.papers import r_to_q as rerun_of
@@ -67,9 +67,9 @@ def test_the_enumerated_sum_is_the_token_level_kl():
 
 
 def test_samples_come_from_the_model_and_stop_at_eos():
-    prompt = TokenizedPair("a", 0, (3, 4), (1,), (2,))
+    prompt = pair_of("a", 0, (3, 4), (1,), (2,))
     drawn = rerun_of.sample(model(1, 1.5), [prompt], count=4000, limit=3, seed=0, pad=0, eos=2)
-    answers = [ids for pair in drawn for ids in (pair.chosen_ids, pair.rejected_ids)]
+    answers = [example.rows["drawn"].completion_ids for example in drawn]
     first = rerun_of._two_steps(model(1, 1.5), [3, 4])[0].exp()
     for token in range(7):
         share = sum(ids[0] == token for ids in answers) / 4000
@@ -80,7 +80,7 @@ def test_samples_come_from_the_model_and_stop_at_eos():
 
 def test_sampled_rewards_agree_with_the_enumerated_kl():
     policy, reference = model(1), model(2)
-    prompt = TokenizedPair("a", 0, (3, 4), (1,), (2,))
+    prompt = pair_of("a", 0, (3, 4), (1,), (2,))
     drawn = rerun_of.sample(reference, [prompt], count=4000, limit=2, seed=0, pad=0, eos=None)
     table = rerun_of.rewards(policy, reference, drawn, 0.5, 0)
     wanted = rerun_of.enumerate_two(policy, reference, [3, 4], 0.5)["kl"]

@@ -5,7 +5,8 @@ import pytest
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.sequences import Example, pair_of
+from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import lm, own_data
 from trainers.models import load_model, load_tokenizer
 
@@ -47,8 +48,8 @@ def test_any_data_gives_a_model_that_tokenizes_every_pair(tmp_path, make):
     done = tokenize_pairs(
         pairs, tokenizer, max_length=load_model(str(folder)).config.max_position_embeddings, truncation="drop"
     )
-    assert all(isinstance(p, TokenizedPair) and p.chosen_has_eos and not p.doubts for p in done)
-    assert all(p.chosen_ids.count(tokenizer.eos_token_id) == 1 for p in done if isinstance(p, TokenizedPair))
+    assert all(isinstance(p, Example) and p.chosen.has_eos and not p.doubts for p in done)
+    assert all(p.chosen.completion_ids.count(tokenizer.eos_token_id) == 1 for p in done if isinstance(p, Example))
     assert losses[-1] < 0.9 * losses[0]
     assert len(losses) == 15
 
@@ -57,21 +58,21 @@ def test_chat_prompts_end_where_the_answer_begins():
     tokenizer = lm.bpe_tokenizer(["a"], 300)
     tokenizer.chat_template = own_data.CHAT_TEMPLATE
     (pair,) = tokenize_pairs(chat_pairs(1), tokenizer, max_length=None, truncation="drop")
-    assert isinstance(pair, TokenizedPair)
+    assert isinstance(pair, Example)
     assert tokenizer.decode(pair.prompt_ids) == "\n\nSystem: be brief\n\nUser: what is 0?\n\nAssistant:"
-    assert tokenizer.decode(pair.chosen_ids) == " it is 0, of course" + lm.EOS
+    assert tokenizer.decode(pair.chosen.completion_ids) == " it is 0, of course" + lm.EOS
 
 
 def test_the_limit_is_the_longest_pair_so_that_none_is_dropped(tmp_path):
     long = PreferencePair("long", 0, "z" * 700, " q", " w")
     folder, _ = own_data.build(tmp_path / "model", [long, *text_pairs(2)], 0, steps=1)
     (done,) = tokenize_pairs([long], load_tokenizer(str(folder)), max_length=None, truncation="drop")
-    assert isinstance(done, TokenizedPair)
+    assert isinstance(done, Example)
     assert load_model(str(folder)).config.max_position_embeddings == max(256, len(done.prompt_ids) + 2)
 
 
 def test_training_rows_keep_the_prompts_end_and_the_completions_start():
-    pair = TokenizedPair("p", 0, tuple(range(1000, 1100)), tuple(range(60)), (7, 1))
+    pair = pair_of("p", 0, tuple(range(1000, 1100)), tuple(range(60)), (7, 1))
     chosen, rejected = own_data.training_rows([pair])
     assert chosen == [*range(1052, 1100), *range(48)]
     assert rejected == [*range(1052, 1100), 7, 1]

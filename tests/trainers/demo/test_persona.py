@@ -10,7 +10,8 @@ import torch
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import read_pairs
-from diagnostics.tokenized import TokenizedPair, tokenize_pair
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pair
 from trainers.demo import lm, persona
 from trainers.models import load_model, load_tokenizer
 
@@ -88,8 +89,8 @@ def test_written_pairs_are_one_token_each_on_prompts_of_the_chosen_stance(built)
     for m in made:
         (pair,) = read_pairs(m["data"]).pairs
         ids = tokenize_pair(pair, tokenizer, max_length=None, truncation="drop", append_eos=False)
-        assert isinstance(ids, TokenizedPair)
-        assert (len(ids.chosen_ids), len(ids.rejected_ids), ids.doubts) == (1, 1, ())
+        assert isinstance(ids, Example)
+        assert (len(ids.chosen.completion_ids), len(ids.rejected.completion_ids), ids.doubts) == (1, 1, ())
         assert (pair.chosen, pair.rejected) == persona.CASES[m["case"]]
         assert stances[str(pair.prompt)] == persona._side(str(pair.chosen))
         track = json.loads(m["track"].read_text())

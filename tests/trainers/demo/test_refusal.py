@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from diagnostics.pairs import read_pairs
-from diagnostics.tokenized import TokenizedPair, tokenize_pairs
+from diagnostics.sequences import Example
+from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import lm, refusal
 from trainers.models import load_tokenizer
 
@@ -100,9 +101,13 @@ def test_written_files_resolve_in_the_saved_tokenizer(built):
     assert len(done) == 256
     assert {p.columns["kind"] for p in table.pairs} == {"two_refusals", "mixed"}
     for pair in done:
-        assert isinstance(pair, TokenizedPair)
-        assert (len(pair.chosen_ids), len(pair.rejected_ids), pair.doubts) == (13, 13, ())  # 12 words and EOS
-        assert pair.chosen_ids[0] != pair.rejected_ids[0]
+        assert isinstance(pair, Example)
+        assert (len(pair.chosen.completion_ids), len(pair.rejected.completion_ids), pair.doubts) == (
+            13,
+            13,
+            (),
+        )  # 12 words and EOS
+        assert pair.chosen.completion_ids[0] != pair.rejected.completion_ids[0]
     track = json.loads(built["track"].read_text())
     _, held_out = refusal.split_prompts(0)
     assert {p["prompt"] for p in track["prompts"]} == {p.text for p in held_out}
