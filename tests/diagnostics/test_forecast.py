@@ -16,7 +16,7 @@ from diagnostics import flagging, forecast, greedy, rates, scoring, sums
 from diagnostics.batch import collate
 from diagnostics.errors import DataError, UserError
 from diagnostics.flagging import check_by, choose, flag
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import row_stats, run
 from diagnostics.parts import Parts
 from diagnostics.probe_rows import read_probe
 from diagnostics.sequences import Sequence
@@ -58,13 +58,10 @@ def exact(model, pairs, weights):
     """g+ and g- of every pair, flat, by a backward pass of its own, in float64."""
     found = []
     for pair in pairs:
-        stats = pair_stats(batch := collate([pair], pad_token_id=0), run(model, batch))
-        sides = [
-            torch.autograd.grad(s.logps.sum(), list(weights.values()), retain_graph=True)
-            for s in (stats.chosen, stats.rejected)
-        ]
+        stats, _ = row_stats(batch := collate([pair], pad_token_id=0), run(model, batch))
+        sides = [torch.autograd.grad(s.logps.sum(), list(weights.values()), retain_graph=True) for s in stats.values()]
         found.append([torch.cat([g.flatten() for g in side]).double() for side in sides])
-    return torch.stack([c for c, _ in found]), torch.stack([r for _, r in found])
+    return [torch.stack(side) for side in zip(*found, strict=True)]
 
 
 def agree(got, wanted: torch.Tensor, slope=0.02) -> None:

@@ -1,7 +1,6 @@
 """Gradients by side and by pair, against plain autograd with whole logits and against worked numbers."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +27,8 @@ PACKED = ["llama", "gpt2", "qwen3", "gemma2", "gemma3", "cohere", "gpt_neox"]
 def shared_prompts(pairs: list[Example]) -> list[Example]:
     """The same pairs, the second with the first one's prompt, and one whose completions are single tokens."""
     short = pair_of("short", 9, (1, 5, 6), (7,), (8,))
-    return [pairs[0], replace(pairs[1], prompt_ids=pairs[0].prompt_ids), *pairs[2:], short]
+    answers = [row.completion_ids for row in pairs[1].rows.values()]
+    return [pairs[0], pair_of("twin", 1, pairs[0].prompt_ids, *answers), *pairs[2:], short]
 
 
 def plain(model, prompt, completion):
