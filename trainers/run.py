@@ -520,7 +520,7 @@ def measure_parity(
             f"the model's log-probs are not finite for pair_id {', '.join(dict.fromkeys(bad))}. Look for NaN or inf "
             "in its weights, or load it as float32."
         )
-    tokens = {(p.pair_id, side): len(getattr(p, f"{side}_ids")) for p in pairs for side in ("chosen", "rejected")}
+    tokens = {(p.pair_id, side): len(p.rows[side].completion_ids) for p in pairs for side in ("chosen", "rejected")}
     noisy = max(together, key=lambda k: abs(together[k][0] - alone[k][0]) / tokens[k])
     if abs(together[noisy][0] - alone[noisy][0]) > eps**0.5 * tokens[noisy]:
         raise DataError(
