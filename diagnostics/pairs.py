@@ -360,7 +360,9 @@ def _reading(
     return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found, *([_CHAT] if chat else [])))
 
 
-_CHAT = "the prompt is a chat where the tokenizer's chat template ends a turn in its EOS token, else lines of text"
+_CHAT = (
+    "the prompt is a chat where the chat template ends a turn in a token at which the model stops, else lines of text"
+)
 
 
 def score_columns(columns: Sequence[str]) -> list[str]:

@@ -145,7 +145,7 @@ def adapter_base(name: str) -> str | None:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id; a missing pad token becomes EOS (masks rule, not the pad id).
 
-    An adapter that was saved without one has its base model's.
+    An adapter that was saved without one has its base model's. stops_at: ids at which the model stops beside EOS.
     """
     base = adapter_base(name)
     if base is not None and not any(_file(name, leaf) for leaf in _TOKENIZERS):
@@ -162,7 +162,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise DataError(f"{name}: the tokenizer cannot be loaded ({_first_line(error)}).") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.stops_at = _stops_at(name, base)
     return tokenizer
+
+
+def _stops_at(name: str, base: str | None) -> tuple[int, ...]:
+    """Ids at which generation_config.json says that the model stops; of an adapter without one, its base's file."""
+    said = _read_json(name, "generation_config.json")
+    if said is None and base is not None:
+        below = _next_base(name, base)
+        return _stops_at(below, adapter_base(below))
+    ids = (said or {}).get("eos_token_id")
+    return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and i >= 0)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -55,6 +55,19 @@ def test_folder_without_tokenizer(lm_folder, tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize(("said", "stops"), [([2, 5], (2, 5)), (3, (3,)), (None, ())])
+def test_where_a_model_stops_is_read_with_its_tokenizer(lm_folder, tmp_path, said, stops):
+    shutil.copytree(lm_folder, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
+    assert load_tokenizer(str(tmp_path / "m")).stops_at == stops
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "m"}))
+    assert load_tokenizer(str(tmp_path / "a")).stops_at == stops
+    for file in (tmp_path / "m").glob("*token*"):
+        shutil.copy(file, tmp_path / "a")
+    assert load_tokenizer(str(tmp_path / "a")).stops_at == stops
+
+
 def test_pickled_weights_are_refused(lm_folder, tmp_path):
     shutil.copy(Path(lm_folder) / "config.json", tmp_path)
     torch.save({}, tmp_path / "pytorch_model.bin")
