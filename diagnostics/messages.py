@@ -91,7 +91,7 @@ def looks_like_messages(value: Any) -> bool:
         return looks_like_messages(parsed(value))
     if _LOOKS.match(value) and _LOOKS_TOO.search(value):
         return True
-    turns = parsed(value) if _TURN.match(value) else None  # with roles of another language, nothing else in them
+    turns: Any = parsed(value) if _TURN.match(value) else None  # with roles of another language, nothing else in them
     return is_messages(turns) and all(set(turn) == {"role", "content"} for turn in turns)
 
 
