@@ -479,6 +479,8 @@ def _words(kind: Any) -> list[str]:
 def wanted(value: Any, kind: Any) -> str:
     """What a key takes, in words."""
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text (in quotes)", list: "a list"}
+    if isinstance(value, int | float) and abs(value) >= 2**63:
+        names |= {int: "a whole number below 9e18", float: "a number below 9e18"}
     said = []
     for part, plain in zip(_kinds(kind), _plain_kinds(kind), strict=True):
         words = _words(part)
