@@ -183,8 +183,8 @@ def check_causal(model: nn.Module) -> None:
     one, other = seen[:6], seen[12:18]
     if not torch.isfinite(seen).all():
         raise DataError(
-            f"{type(innermost(model)).__name__} gives logits that are not finite. Look for NaN or inf in its weights, or "
-            "load it as float32."
+            f"{type(innermost(model)).__name__} gives logits that are not finite. Look for NaN or inf in its weights, "
+            "or load it as float32."
         )
     if not close(one, other, one.dtype):
         raise DataError(
