@@ -64,7 +64,8 @@ SIGNED = ("overall_preference", "preference_strength")
 NAMED = ("better_response_id", "labels", "label", "preference", "winner", "better", "choice", "preferred")
 PERSONA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 ALPACA = ("instruction", "output_1", "output_2", "preference")
-TOOLS, TEMPLATE = ("tools", "functions"), ("chat_template_kwargs", "template_kwargs")
+TOOLS = ("tools", "functions", "available_tools", "tool_schemas", "tool_definitions", "function_definitions")
+TEMPLATE = ("chat_template_kwargs", "template_kwargs")
 MARKER = "\n\nAssistant:"
 
 
