@@ -37,9 +37,11 @@ from trainers.models import (
 ROOT = Path(__file__).parents[2]
 
 
-def test_missing_folder():
-    with pytest.raises(DataError, match="no such model folder"):
-        load_model("./nowhere")
+@pytest.mark.parametrize("name", ["./nowhere", "my model", "models/größe 7", "a/b/c", "x" * 200, "M--x"])
+def test_missing_folder(name):
+    for read in (load_model, load_tokenizer):
+        with pytest.raises(DataError, match="no such model folder"):
+            read(name)
 
 
 def test_a_name_that_is_no_folder_and_no_known_id():
