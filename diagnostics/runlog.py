@@ -50,6 +50,7 @@ _STRINGS = ("split", "pair_id", "kind", "name", "token", "side")
 _TEXTS = ("alarm",)  # keys of steps.jsonl that hold words
 _CONFIG_NUMBERS = ("seed", "learning_rate", "beta", "ablate_drop", "demo_seed", "demo_prompt")
 _MANIFEST_OBJECTS = ("parity", "pairs", "hashes", "conventions")
+_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}  # that other writers put into JSON
 _SORT = {  # the columns by which a table's rows are known, and sorted
     "pairs": ["step", "split", "pair_id"],
     "mass": ["step", "split", "pair_id", "kind", "rank"],
@@ -356,7 +357,7 @@ def _step_row(path: Path, number: int, line: str, *, last: bool) -> dict[str, An
     """One line's row; None for what follows the last newline, where that is nothing or was cut by a crash."""
     what = None
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_CONSTANTS.get)
     except RecursionError:
         what = "is nested too deeply"
     except ValueError as error:
