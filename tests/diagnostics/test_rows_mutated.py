@@ -40,7 +40,7 @@ KEYS = (
     "tools",
     "",
 )
-TRIES = int(os.environ.get("CHESBOARD_MUTATIONS", "1000"))
+TRIES = int(os.environ.get("CHESBOARD_MUTATIONS", "1200"))
 tried = settings(max_examples=TRIES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 

@@ -1,5 +1,9 @@
-"""A run folder in which one file was changed: one sentence that names the file, or all its rows; never a traceback."""
+"""A run folder in which one file was changed: one sentence that names the file, or all its rows; never a traceback.
 
+CHESBOARD_MUTATIONS sets how many cases each test tries.
+"""
+
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog, RunLogWriter, compact, read_run, write_frame
 
 TABLES = ("steps", "pairs", "mass", "audit")
+TRIES = int(os.environ.get("CHESBOARD_MUTATIONS", "1200"))
 
 
 def write(folder: Path) -> RunLogWriter:
@@ -65,7 +70,7 @@ CHANGE = st.tuples(
 
 
 @pytest.mark.parametrize("name", ["live", "done"])
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=TRIES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(change=CHANGE)
 def test_a_changed_file_is_a_sentence_or_changes_no_row(runs, name, change):
     which, how, at, bit = change

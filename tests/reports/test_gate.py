@@ -1,4 +1,5 @@
 import json
+import os
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -177,10 +178,16 @@ PLAIN = st.sampled_from(["", "last", "steps 1..2", "last 3", "pairs", "loss", ">
 ANY = (
     PLAIN | st.floats() | st.text(max_size=8) | st.lists(PLAIN, max_size=2) | st.dictionaries(PLAIN, PLAIN, max_size=2)
 )
+TRIES = int(os.environ.get("CHESBOARD_MUTATIONS", "200"))
 FIELDS = st.sampled_from([*gate.Gate.model_fields, "windw", "9"])
 
 
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=TRIES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(
     st.lists(st.dictionaries(FIELDS, ANY, max_size=2), min_size=1, max_size=2), st.integers(0, 200), st.text(max_size=2)
 )

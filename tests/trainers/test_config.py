@@ -1,5 +1,7 @@
 """Flat keys: known ones land in the right place, unknown ones are refused with the nearest name."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -133,7 +135,7 @@ def test_a_track_file_is_checked(tmp_path):
 
 # --- whatever is written, it works or ends in one short sentence ----------------------------------------------------
 
-EXAMPLES = 200  # 1000 take two minutes of one core
+EXAMPLES = int(os.environ.get("CHESBOARD_MUTATIONS", "200"))  # 1000 take two minutes of one core
 # what sets the process up for other hardware or for the hub, and not only itself
 ELSEWHERE = {"deepspeed", "fsdp", "fsdp_config", "parallelism_config", "push_to_hub", "ddp_backend", "local_rank"}
 WORDS = st.sampled_from(
