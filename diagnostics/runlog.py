@@ -312,16 +312,16 @@ def _read_rows(path: Path, table: str, *, stepless: bool = False) -> tuple[pd.Da
 
 def _require_keys(part: Path, rows: pa.Table, keys: Sequence[str]) -> None:
     """A part has the columns by which its rows are known, once each, of their type and without a gap; and numbers."""
-    numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
-    for field in rows.schema:
-        if column_type(field.name) == pa.float64() and not any(kind(field.type) for kind in numbers):
-            raise DataError(f"{part}: the column {field.name} holds no numbers. The file is damaged; run again.")
     for name in keys if rows.num_rows else ():
         kinds = (pa.types.is_integer,) if name in _INTS else (pa.types.is_string, pa.types.is_large_string)
         column = rows[name] if rows.schema.names.count(name) == 1 else None
         if column is None or column.null_count or not any(kind(column.type) for kind in kinds):
             said = "is missing" if column is None else "holds something else than it should"
             raise DataError(f"{part}: the column {name} {said}. The file is damaged, or no run log's; run again.")
+    numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    for field in rows.schema:
+        if column_type(field.name) == pa.float64() and not any(kind(field.type) for kind in numbers):
+            raise DataError(f"{part}: the column {field.name} holds no numbers. The file is damaged; run again.")
 
 
 def _sorted(frame: pd.DataFrame, table: str) -> pd.DataFrame:
