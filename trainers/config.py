@@ -7,6 +7,7 @@ anything is read or trained. `config.json` in the run folder holds them all; `ch
 
 import difflib
 import json
+import math
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import Enum
@@ -456,7 +457,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _fits_one(value: Any, kind: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63  # false for NaN, inf
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # false for NaN
     if kind is float:
         return number
     if kind is int:
@@ -479,8 +480,6 @@ def _words(kind: Any) -> list[str]:
 def wanted(value: Any, kind: Any) -> str:
     """What a key takes, in words."""
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text (in quotes)", list: "a list"}
-    if isinstance(value, int | float) and abs(value) >= 2**63:
-        names |= {int: "a whole number below 9e18", float: "a number below 9e18"}
     said = []
     for part, plain in zip(_kinds(kind), _plain_kinds(kind), strict=True):
         words = _words(part)

@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import file_exists
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -326,7 +329,7 @@ def _place(name: str) -> str:
 def _check_folder(name: str, *, weights: bool = True) -> None:
     folder = Path(name)
     if not folder.is_dir():
-        if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        if not _is_hub_id(name):
             raise DataError(
                 f"{name}: no such model folder. Give a folder with config.json and *.safetensors, or a hub id."
             )
@@ -403,18 +406,28 @@ def _file(name: str, leaf: str) -> Path | None:
     if Path(name).is_dir():
         path = Path(name) / leaf
         return path if path.is_file() else None
-    if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+    if not _is_hub_id(name):
         return None
     found = cached_file(name, leaf, local_files_only=not _reachable(name), **_QUIET)
     return Path(found) if found else None
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 @functools.cache
 def _reachable(name: str) -> bool:
     """Whether the hub answers for this id; where it does not, only what was fetched before is looked at."""
     try:
-        cached_file(name, _ADAPTER, **_QUIET | {"_raise_exceptions_for_connection_errors": True})
-    except (OSError, ValueError):
+        file_exists(name, "config.json")
+    except HfHubHTTPError:  # it answers, with a no
+        return True
+    except Exception:  # offline, or no such id: each library between here and there has errors of its own
         return False
     return True
 

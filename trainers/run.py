@@ -508,8 +508,9 @@ def measure_parity(
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
-    noise is four times what the two ways differ by; the floor is that, and never below one rounding step (eps) of the
-    largest log-prob. Noise of more than the square root of eps, in nats a token of a side, is no rounding: then no
+    noise is four times what the two ways differ by, or one rounding step (eps) of an answer's tokens, as independent
+    errors of its mean log-prob a token, where that is more (both ways may round alike); the floor is that, and never
+    below one rounding step of the largest log-prob. Noise of more than the square root of eps, in nats a token of a side, is no rounding: then no
     log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
@@ -528,12 +529,13 @@ def measure_parity(
             f"{together[noisy][0]:.6g} beside other pairs: more than rounding explains ({eps**0.5:.2g} nats a token). "
             "This model's log-probs depend on their neighbours; choose another model, or a wider dtype."
         )
-    noise = max(abs(together[k][0] - alone[k][0]) for k in together)
-    floor = max(4 * noise, eps * max(abs(p) for p, _ in together.values()))
+    steps = [eps * abs(p) / tokens[k] ** 0.5 for k, (p, _) in together.items()]
+    noise = max(*steps, *(4 * abs(together[k][0] - alone[k][0]) for k in together))
+    floor = max(noise, eps * max(abs(p) for p, _ in together.values()))
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
     return {
-        "noise": 4 * noise,
+        "noise": noise,
         "noise_floor": floor,
         "max_difference": differences[worst],
         "pair_id": worst[0],
