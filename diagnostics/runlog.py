@@ -195,6 +195,8 @@ def read_run(path: str | Path) -> RunLog:
     if not (path / "config.json").exists():
         raise DataError(f"{path}: not a run folder (no config.json in it).")
     config, manifest = _read_settings(path)
+    if "model_type" in config:
+        raise DataError(f"{path}: not a run folder (its config.json is a model's). Give the folder of a run.")
     _check_listed(path)
     steps = _steps_frame(path)  # before the tables: a running log writes a step after its rows
     logged = {table: _read_rows(path, table) for table in TABLES}
