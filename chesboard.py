@@ -27,6 +27,7 @@ from diagnostics.errors import DataError, UserError, printable
 ROOMS = ("diagnostics", "trainers", "analysis", "reports")
 ALONE = "newest"  # what --resume means where it stands alone
 OUT_OF_MEMORY = "out of memory; lower the batch size or max_length, or use a smaller model. What was logged is kept."
+NETWORK = ("httpx", "huggingface_hub", "requests", "urllib3")  # libraries that ask a host
 # words of the errors with which a process sees that another of its job is gone
 LOST = (
     "DistBackendError",
@@ -592,7 +593,7 @@ def main() -> None:
             _end(OUT_OF_MEMORY, 3)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            _end(f"{place}{error.strerror or error}. Check the path and the space left.", 3)
+            _end(_known(error) or f"{place}{error.strerror or error}. Check the path and the space left.", 3)
         except Exception as error:
             if known := _known(error):
                 _end(known, 3)
@@ -661,8 +662,11 @@ def _stopped(name: str) -> str:
 
 
 def _known(error: Exception) -> str:
-    """The sentence for what is no fault of ours: no memory left, or another process of the job gone; else empty."""
+    """The sentence for what is no fault of ours: no memory left, no way to a host, or another process of the job gone;
+    else empty."""
     said = f"{type(error).__name__} {error}"
+    if type(error).__module__.startswith(NETWORK):
+        return f"a host that this run needs cannot be reached, or refuses ({' '.join(str(error).split())[:200]})."
     if "OutOfMemoryError" in said or "can't allocate memory" in said:
         return OUT_OF_MEMORY
     if _processes() > 1 and any(word in said for word in LOST):

@@ -70,6 +70,7 @@ DOUBTS = {
     "sides_swapped": "the row's own scores prefer the rejected completion",
 }
 MEANINGS = SKIPS | DOUBTS
+OF_TEMPLATE = ("eos_differs", "text_after_end")  # true of nearly every template, so said once and no row's own doubt
 
 CHUNK = 256  # pairs rendered and tokenized at a time: a tokenizer's own lists take a hundred times the ids
 
@@ -98,13 +99,15 @@ class Audit:
     def said(self) -> list[str]:
         """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
         kept = self.frame["status"] == "kept"
-        doubtful = sum(doubts != "" for doubts in self.frame["doubts"])
-        reasons = [f"{n} {code}" for code, n in sorted(self.counts.items(), key=lambda item: -item[1])]
+        doubtful = sum(bool({*doubts.split("; ")} - {"", *OF_TEMPLATE}) for doubts in self.frame["doubts"])
+        own = {code: n for code, n in self.counts.items() if code not in OF_TEMPLATE}
+        reasons = [f"{n} {code}" for code, n in sorted(own.items(), key=lambda item: -item[1])]
         rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
         rows += f" ({', '.join(reasons)})." if reasons else "."
         part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
         how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
-        return [self.table.reading.said(), f"{rows} {how}."]
+        told = [f" {code} in {n} rows: {DOUBTS[code]}." for code in OF_TEMPLATE if (n := self.counts.get(code))]
+        return [self.table.reading.said(), f"{rows} {how}.{''.join(told)}"]
 
     def record(self) -> dict[str, Any]:
         """The same for manifest.json and the pages."""
@@ -192,18 +195,20 @@ def skip_length_gaps(audit: Audit, most: int) -> Audit:
 
 
 def counts_table(audit: Audit) -> pd.DataFrame:
-    """One row per code found, commonest first: code, kind (skipped | doubt), n, first_rows (up to three places, as
-    "line 3" in text files, else "row 2"), meaning. Empty where nothing is wrong."""
+    """One row per code found, commonest first: code, kind (skipped | doubt | template), n, first_rows (up to three
+    places, as "line 3" in text files, else "row 2"), meaning. Empty where nothing is wrong."""
     found = sorted(audit.counts.items(), key=lambda item: (item[0] in DOUBTS, -item[1]))
     places: dict[str, list[str]] = {code: [] for code, _ in found}
     for source_row, codes in zip(audit.frame["source_row"], _codes(audit.frame)):
         for code in codes:
             if len(places[code]) < 3:
                 places[code].append(audit.table.where(source_row).removeprefix(f"{audit.table.source}: "))
-    rows = [
-        (code, "skipped" if code in SKIPS else "doubt", n, ", ".join(places[code]), MEANINGS[code]) for code, n in found
-    ]
+    rows = [(code, _kind(code), n, ", ".join(places[code]), MEANINGS[code]) for code, n in found]
     return pd.DataFrame(rows, columns=["code", "kind", "n", "first_rows", "meaning"])
+
+
+def _kind(code: str) -> str:
+    return "skipped" if code in SKIPS else "template" if code in OF_TEMPLATE else "doubt"
 
 
 # --- checks on the text ----------------------------------------------------------------------------------------

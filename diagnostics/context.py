@@ -7,7 +7,12 @@ from typing import Any
 
 from diagnostics.messages import is_message, is_messages
 
-SYSTEM = {"system", "system_prompt", "system_message", "system_instruction", "system_instructions", "sys", "sys_prompt"}
+SYSTEM = {"system", "sys", "developer", "preamble", "meta_prompt"}
+SYSTEM |= {
+    f"{who}_{what}"
+    for who in ("system", "sys", "developer")
+    for what in ("prompt", "message", "msg", "instruction", "instructions", "role", "context")
+}
 INSTRUCTION = {"instruction", "instructions"}
 ASKED = {"question", "query", "problem", "request", "input", "inputs", "prompt_input", "user_input"}
 ASKED |= {"user_prompt", "user_query", "user_question", "user_message", "user_instruction", "user_request", "ask"}
@@ -32,6 +37,7 @@ PERHAPS = {
     "claim",
     "statement",
 }
+PERHAPS |= {"choices", "options", "schema", "table", "hint", "persona", "situation", "facts", "knowledge"}
 PERHAPS |= {"hypothesis", "sentence", "code", "snippet", "description", "excerpt", "abstract", "email", "review"}
 MEDIA = {"image", "images", "picture", "pictures", "photo", "img", "video", "videos", "audio", "audios", "pixel"}
 _DECORATION = {"text", "content", "body", "string", "str"}
@@ -46,6 +52,8 @@ _ABOUT = set(
     tools topic truth type uid url uuid version worse
     """.split()
 )  # words of names that tell about a row
+_VERSIONS = {"original", "raw", "reference", "gold", "source", "dataset"}  # of a thing, in its name
+_NOTHING = {"nan", "none", "null", "<na>", "n/a", "<noinput>"}  # what stands for an empty cell
 WORDS = 4  # of a text that looks like a sentence
 
 
@@ -62,6 +70,11 @@ def plain_name(column: str) -> str:
 def is_context(column: str) -> bool:
     """Whether the name says that the column holds a prompt or a part of one."""
     return plain_name(column) in NAMES
+
+
+def is_blank(column: str, value: Any) -> bool:
+    """Whether a column of the prompt holds only the word for an empty cell, as a data frame of text is written."""
+    return isinstance(value, str) and value.strip().lower() in _NOTHING and is_context(column)
 
 
 def is_media(column: str) -> bool:
@@ -111,10 +124,11 @@ def looks_like_content(column: str, values: list[Any], *, words: int, known_only
     must be sentences.
     """
     name = plain_name(column)
-    about = bool(_ABOUT & set(name.split("_")))
+    parts = name.split("_")
+    about = bool(_ABOUT & set(parts)) and "_".join(p for p in parts if p not in _VERSIONS) not in NAMES
     if is_media(column) or (name not in PERHAPS and (known_only or about)):
         return False
-    said = [squeezed(v) for v in values if isinstance(v, str) and re.search(r"[^\W\d_]{2}", v)]
+    said = [v for v in (squeezed(" ".join(texts(v))) for v in values) if re.search(r"[^\W\d_]{2}", v)]
     wordy = [s for s in said if s.count(" ") + 1 >= words]
     wordy = [s for s in wordy if s[-1] in ".?!:。" or not about]
     return 2 * len(wordy) > len(said) and 2 * len(set(wordy)) >= len(wordy)

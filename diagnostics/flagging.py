@@ -193,7 +193,7 @@ def check_by(by: str) -> None:
     """UserError naming the nearest measure when `by` is none of those that flag computes."""
     if by not in CHOICES:
         near = difflib.get_close_matches(by, [*measures.names(), *CHOICES], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near and near[0] in CHOICES else ""
+        hint = f"; did you mean '{near[0]}'?" if near and near[0] in CHOICES else "."
         raise UserError(f"--by '{by}' is not a measure that flag computes{hint} Choose one of {', '.join(CHOICES)}.")
 
 

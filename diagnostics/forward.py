@@ -173,12 +173,18 @@ def prepare(model: nn.Module) -> Engine:
 
 
 def check_causal(model: nn.Module) -> None:
-    """DataError where a later token changes an earlier logit: then no answer has a log-prob."""
+    """DataError where a later token changes an earlier logit: then no answer has a log-prob. Likewise where one is NaN
+    or inf."""
     rows = innermost(model).get_input_embeddings().weight.shape[0]
     ids = torch.arange(2 * 12, device=device_of(model)).view(2, 12) % rows
     ids[1, :6] = ids[0, :6]
     seen, _ = _forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(24))
     one, other = seen[:6], seen[12:18]
+    if not torch.isfinite(seen).all():
+        raise DataError(
+            f"{type(innermost(model)).__name__} gives logits that are not finite. Look for NaN or inf in its weights, "
+            "or load it as float32."
+        )
     if not close(one, other, one.dtype):
         raise DataError(
             f"{type(innermost(model)).__name__} is no causal language model: what it says of a token changes with the "

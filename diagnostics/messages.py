@@ -40,6 +40,7 @@ _KNOWN = "|".join(_ROLE)
 _LOOKS = re.compile(
     rf"""^\s*(array\()?\[?\s*\{{.*['"](role|from)['"]\s*:\s*['"]({_KNOWN})['"]""", re.DOTALL | re.IGNORECASE
 )
+_TURN = re.compile(r"""^\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 _LOOKS_TOO = re.compile(r"""['"](content|value|tool_calls)['"]\s*:""")
 
 
@@ -78,13 +79,24 @@ def opened(value: Any) -> Any:
     """Text that is a list of messages (or one) as that list; anything else as it is."""
     if not looks_like_messages(value):
         return value
-    found = parsed(value)
+    found = parsed(parsed(value) if _is_quoted(value) else value)
     return found if is_messages(found) or is_message(found) else value
 
 
 def looks_like_messages(value: Any) -> bool:
-    """Text that is a list of messages or was one (cut off, or printed as an array)."""
-    return isinstance(value, str) and bool(_LOOKS.match(value)) and bool(_LOOKS_TOO.search(value))
+    """Text that is a list of messages or was one (cut off, or printed as an array, or written as JSON text twice)."""
+    if not isinstance(value, str):
+        return False
+    if _is_quoted(value):
+        return looks_like_messages(parsed(value))
+    if _LOOKS.match(value) and _LOOKS_TOO.search(value):
+        return True
+    turns: Any = parsed(value) if _TURN.match(value) else None  # with roles of another language, nothing else in them
+    return is_messages(turns) and all(set(turn) == {"role", "content"} for turn in turns)
+
+
+def _is_quoted(value: str) -> bool:
+    return value[:3] in ('"[{', '"{\\')
 
 
 def parsed(text: str) -> Any:

@@ -27,9 +27,9 @@ def least(noise: Any = 0.0) -> Any:
 
 
 def noise(parity: Mapping[str, Any] | None) -> float:
-    """A change within this, in nats, is rounding: the noise of scoring in other batches found at the start of the run,
-    or the difference that policy and reference, then the same model, had where that is larger (manifest.json, parity);
-    0 where the run did not look. A log without `noise` has its noise_floor, which was made to pass the parity check."""
+    """A change within this, in nats, is rounding: the noise found at the start of the run, or the difference that
+    policy and reference, then the same model, had where that is larger (manifest.json, parity); 0 where the run did not
+    look. A log without `noise` has its noise_floor, which was made to pass the parity check."""
     measured = "noise" if "noise" in (parity or {}) else "noise_floor"
     found = [(parity or {}).get(key) for key in (measured, "max_difference")]
     return max((float(v) for v in found if isinstance(v, (int, float)) and math.isfinite(v)), default=0.0)

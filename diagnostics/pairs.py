@@ -80,7 +80,11 @@ class Reading:
     def said(self) -> str:
         """One or two sentences."""
         roles = [f"{role} from {' + '.join(self.used[role])}" for role in _ROLES if self.used.get(role)]
-        left = f"ignored: {', '.join(self.ignored)}." if self.ignored else "no column is ignored."
+        left = (
+            f"ignored: {', '.join(c or '(a column without a name)' for c in self.ignored)}."
+            if self.ignored
+            else "no column is ignored."
+        )
         notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in self.notes)
         return printable(f"Read as {self.shape}: {'; '.join(roles)}; {left}{notes}")
 
@@ -121,6 +125,7 @@ def read_pairs(source: str | Path, *, split: str | None = None) -> PairTable:
         raise DataError(f"{name}: holds no rows. Give a data set with at least one preference pair.")
     views = [_view(row, raw.padded) for row in raw.rows]
     shape = _file_shape(name, raw, views)
+    _refuse_numbering(name, views, shape)
     parsed, problems = _parse_rows(views, shape)
     _refuse_unread(name, raw, problems)
     if parsed:
@@ -232,6 +237,21 @@ def _whole(done: shapes.Parsed) -> str:
     return squeezed(" ".join(said))
 
 
+def _refuse_numbering(name: str, views: list[_View], shape: tuple[str, str]) -> None:
+    """DataError where the better answer's numbers may be counted from another start than the answers' own."""
+    if shape[0] not in ("two-responses", "alpacafarm"):
+        return
+    said = [found for view in views if isinstance(view, dict) and (found := shapes.numbering(view))]
+    for column, ends in dict.fromkeys((column, ends) for column, ends, _ in said):
+        numbers = Counter(number for *place, number in said if place == [column, ends])
+        if len(numbers) == 2 and any(n not in ends and times > 1 for n, times in numbers.items()):
+            raise DataError(
+                f"{name}: the column {column!r} holds {min(numbers)} and {max(numbers)}, but the answers are numbered "
+                f"{ends[0]} and {ends[1]}, so which is better cannot be told. Write the better answer's own number "
+                "there, or the name of its column."
+            )
+
+
 def _refuse_unread(name: str, raw: RawRows, problems: list[RowProblem]) -> None:
     """DataError where half of the rows or more would lose a column's text."""
     unread = [p for p in problems if p.code == "context_unread"]
@@ -260,7 +280,9 @@ def _refuse_unknown(
             continue
         if not looks_like_content(column, values, words=words, known_only=shape[1] == "prompt-columns"):
             continue
-        lost = [i for i, view in seen.items() if squeezed(str(view.get(column) or "")) not in _whole(parsed[i])]
+        lost = [
+            i for i, view in seen.items() if any(squeezed(t) not in _whole(parsed[i]) for t in texts(view.get(column)))
+        ]
         if lost:
             raise DataError(
                 f"{name}: {raw.place(lost[0])}: {printable(f'the column {column!r}')} holds sentences that are not in "
@@ -338,7 +360,9 @@ def _reading(
     return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found, *([_CHAT] if chat else [])))
 
 
-_CHAT = "the prompt is a chat where the tokenizer's chat template ends a turn in its EOS token, else lines of text"
+_CHAT = (
+    "the prompt is a chat where the chat template ends a turn in a token at which the model stops, else lines of text"
+)
 
 
 def score_columns(columns: Sequence[str]) -> list[str]:

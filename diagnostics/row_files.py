@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import DataError, UserError, printable
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _CHUNK = 2**20
@@ -110,7 +110,9 @@ def _read_jsonl(name: str, data: bytes) -> RawRows:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, object_pairs_hook=_object))
+        except _Twice as twice:
+            raise DataError(f"{name}: line {number} has {twice} twice. Give each field its own name.") from None
         except (ValueError, RecursionError):
             raise DataError(f"{name}: line {number} is not JSON. Correct or remove that line.") from None
         lines.append(number)
@@ -118,10 +120,24 @@ def _read_jsonl(name: str, data: bytes) -> RawRows:
     return RawRows("jsonl", rows, lines, original)
 
 
+class _Twice(Exception):
+    """An object holds a name twice, which JSON's reader would drop."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(printable(repr(next(name for name in names if names.count(name) > 1))))
+    return found
+
+
 def _read_json(name: str, data: bytes) -> RawRows:
     """A JSON list of rows; files named .json that hold one object a line are read as JSONL."""
     try:
-        rows = json.loads(_decode(name, data))
+        rows = json.loads(_decode(name, data), object_pairs_hook=_object)
+    except _Twice as twice:
+        raise DataError(f"{name}: a row has {twice} twice. Give each field its own name.") from None
     except RecursionError:
         raise DataError(f"{name}: nested too deeply to be read. Give a list of rows.") from None
     except ValueError as error:

@@ -50,6 +50,7 @@ _STRINGS = ("split", "pair_id", "kind", "name", "token", "side")
 _TEXTS = ("alarm",)  # keys of steps.jsonl that hold words
 _CONFIG_NUMBERS = ("seed", "learning_rate", "beta", "ablate_drop", "demo_seed", "demo_prompt")
 _MANIFEST_OBJECTS = ("parity", "pairs", "hashes", "conventions")
+_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}  # that other writers put into JSON
 _SORT = {  # the columns by which a table's rows are known, and sorted
     "pairs": ["step", "split", "pair_id"],
     "mass": ["step", "split", "pair_id", "kind", "rank"],
@@ -194,6 +195,8 @@ def read_run(path: str | Path) -> RunLog:
     if not (path / "config.json").exists():
         raise DataError(f"{path}: not a run folder (no config.json in it).")
     config, manifest = _read_settings(path)
+    if "model_type" in config:
+        raise DataError(f"{path}: not a run folder (its config.json is a model's). Give the folder of a run.")
     _check_listed(path)
     steps = _steps_frame(path)  # before the tables: a running log writes a step after its rows
     logged = {table: _read_rows(path, table) for table in TABLES}
@@ -310,13 +313,17 @@ def _read_rows(path: Path, table: str, *, stepless: bool = False) -> tuple[pd.Da
 
 
 def _require_keys(part: Path, rows: pa.Table, keys: Sequence[str]) -> None:
-    """A part has the columns by which its rows are known, once each, of their type and without a gap."""
+    """A part has the columns by which its rows are known, once each, of their type and without a gap; and numbers."""
     for name in keys if rows.num_rows else ():
         kinds = (pa.types.is_integer,) if name in _INTS else (pa.types.is_string, pa.types.is_large_string)
         column = rows[name] if rows.schema.names.count(name) == 1 else None
         if column is None or column.null_count or not any(kind(column.type) for kind in kinds):
             said = "is missing" if column is None else "holds something else than it should"
             raise DataError(f"{part}: the column {name} {said}. The file is damaged, or no run log's; run again.")
+    numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    for field in rows.schema:
+        if column_type(field.name) == pa.float64() and not any(kind(field.type) for kind in numbers):
+            raise DataError(f"{part}: the column {field.name} holds no numbers. The file is damaged; run again.")
 
 
 def _sorted(frame: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -356,7 +363,7 @@ def _step_row(path: Path, number: int, line: str, *, last: bool) -> dict[str, An
     """One line's row; None for what follows the last newline, where that is nothing or was cut by a crash."""
     what = None
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_CONSTANTS.get)
     except RecursionError:
         what = "is nested too deeply"
     except ValueError as error:

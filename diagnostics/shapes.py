@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from diagnostics.context import ASKED, INSTRUCTION, SYSTEM, has_content, is_context, plain_name, turns_of
+from diagnostics.context import ASKED, INSTRUCTION, SYSTEM, has_content, is_blank, is_context, plain_name, turns_of
 from diagnostics.messages import (
     Message,
     SkipRow,
@@ -64,7 +64,8 @@ SIGNED = ("overall_preference", "preference_strength")
 NAMED = ("better_response_id", "labels", "label", "preference", "winner", "better", "choice", "preferred")
 PERSONA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 ALPACA = ("instruction", "output_1", "output_2", "preference")
-TOOLS, TEMPLATE = ("tools", "functions"), ("chat_template_kwargs", "template_kwargs")
+TOOLS = ("tools", "functions", "available_tools", "tool_schemas", "tool_definitions", "function_definitions")
+TEMPLATE = ("chat_template_kwargs", "template_kwargs")
 MARKER = "\n\nAssistant:"
 
 
@@ -99,7 +100,7 @@ def view(row: Any) -> Row:
     if not isinstance(row, dict):
         what = "has more or fewer fields than the header" if isinstance(row, list) else "is not an object with fields"
         raise SkipRow("unreadable", f"the row {what}")
-    seen = {k: opened(v) for k, v in row.items() if v is not None}
+    seen = {k: opened(v) for k, v in row.items() if v is not None and not is_blank(k, v)}
     inner = seen.get("input")
     if isinstance(inner, dict) and turns_of(inner.get("messages")):
         seen |= {"input": inner["messages"]} | ({"tools": inner["tools"]} if inner.get("tools") else {})
@@ -243,6 +244,16 @@ def _better(value: Any, first: str, second: str, ends: tuple[str, str], verdict:
             if said in {end, column.lower(), f"model_{end}", f"response_{end}"} and not isinstance(value, bool):
                 return column
     raise SkipRow("no_preference", f"{verdict} is {str(value)[:40]!r}, which names neither answer", verdict)
+
+
+def numbering(row: Row) -> tuple[str, tuple[int, int], int] | None:
+    """The column that says by a number which of two answers is better, the answers' numbers, and the row's own; None
+    where there is no such number."""
+    found = (*ALPACA[1:3], "1", "2", ALPACA[3]) if _fits_alpaca(row) else _two_columns(row)
+    if found is None or found[4] in SIGNED or not found[2].isdigit() or isinstance(row[found[4]], bool):
+        return None
+    number = _number(row[found[4]])
+    return (found[4], (int(found[2]), int(found[3])), int(number)) if number in (0, 1, 2) else None
 
 
 def _fits_persona(row: Row) -> bool:

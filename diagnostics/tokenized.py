@@ -116,7 +116,7 @@ def render_pairs(
     for pair in pairs:
         chat = pair.chat_prompt or not isinstance(pair.prompt, str)
         turn = turn or find_turn(tokenizer) if chat and tokenizer.chat_template else turn
-        if pair.chat_prompt and turn and _ends_in_eos(turn, tokenizer):
+        if pair.chat_prompt and turn and _ends_text(turn, tokenizer):
             sides = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
             pair = replace(pair, prompt=pair.chat_prompt, chosen=sides[0], rejected=sides[1])
         if isinstance(pair.prompt, str):
@@ -138,9 +138,11 @@ def _render(
         return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
 
 
-def _ends_in_eos(turn: Turn, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the chat template is one that this tokenizer's EOS ends: then text columns are read as a chat."""
-    return bool(tokenizer.eos_token) and turn.end.lstrip().startswith(str(tokenizer.eos_token))
+def _ends_text(turn: Turn, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template ends a turn where the model stops: then text columns are read as a chat. A model stops
+    at its tokenizer's EOS, and at what its generation_config.json names (stops_at; see trainers.models)."""
+    stops: Any = tokenizer.convert_ids_to_tokens(list(getattr(tokenizer, "stops_at", ())))
+    return any(end and turn.end.lstrip().startswith(str(end)) for end in (tokenizer.eos_token, *stops))
 
 
 def render_pair(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase") -> RenderedPair | SkippedPair:

@@ -140,6 +140,12 @@ def test_a_full_disk_or_memory_is_no_fault(train, monkeypatch, error, wanted):
     assert wanted in sentence(complaint)
 
 
+def test_a_host_that_cannot_be_reached_is_no_fault(train):
+    ended, _, complaint = train("--push_to_hub", "true")
+    assert ended == 3
+    assert "a host that this run needs cannot be reached" in sentence(complaint)
+
+
 def test_a_run_folder_removed_meanwhile_is_said(train, tmp_path, monkeypatch):
     def act():
         shutil.rmtree(tmp_path / "run")

@@ -118,7 +118,7 @@ def test_every_file_has_a_test_of_its_own_and_every_test_a_file(folder):
 
 @pytest.mark.parametrize("registry", [measures, objectives], ids=["measures", "objectives"])
 def test_names_are_sorted_and_docstrings_name_their_source(registry):
-    assert registry.names() == sorted(set(registry.names()))
+    assert list(registry.names()) == sorted(set(registry.names()))
     for name in registry.names():
         doc = registry.load(name).__doc__ or ""
         assert "arXiv" in doc or "Source: own" in doc, f"{name}: name the paper, or write 'Source: own'"

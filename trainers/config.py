@@ -7,6 +7,7 @@ anything is read or trained. `config.json` in the run folder holds them all; `ch
 
 import difflib
 import json
+import math
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import Enum
@@ -456,7 +457,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _fits_one(value: Any, kind: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63  # false for NaN, inf
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # false for NaN
     if kind is float:
         return number
     if kind is int:

@@ -24,13 +24,13 @@ PREFIXES = ("prefix", "initial_reason_steps")
 
 def cleaned(table: PairTable, objective: str) -> tuple[PairTable, dict[int, Spans]]:
     """The pairs without <MASK> tags and with each prefix behind its prompt; also the tagged spans by source row."""
-    pairs, spans = [], {}
+    pairs, spans, prefixed = [], {}, "prefix" in objectives.needs(objective)
     for pair in table.pairs:
         texts, found = zip(*(_untagged(table, pair, side) for side in SIDES), strict=True)
         if any(found):
             spans[pair.source_row] = found
             pair = replace(pair, chosen=texts[0], rejected=texts[1])
-        pairs.append(_prefixed(table, pair, objective) if "prefix" in objectives.needs(objective) else pair)
+        pairs.append(_prefixed(table, pair, objective) if prefixed else pair)
     return replace(table, pairs=pairs), spans
 
 
@@ -48,13 +48,14 @@ def gather(
 
     phrase_source: tags, diff, or auto (tags where any row has them). settings: max_length, truncation, append_eos.
     """
-    needs = objectives.needs(objective)
+    needs, columns = objectives.needs(objective), objectives.columns(objective)
+    perhaps = objectives.optional_columns(objective)
     rows = {p.source_row: p for p in table.pairs}
     tagged = bool(spans) if phrase_source == "auto" else phrase_source == "tags"
     given = Given()
     for pair in kept:
         row, place = rows[pair.source_row], table.where(pair.source_row)
-        names = [*objectives.columns(objective), *_there(row, objectives.optional_columns(objective))]
+        names = [*columns, *_there(row, perhaps)]
         given.columns[pair.pair_id] = {n: _number(row, n, f"{place}: objective '{objective}'") for n in names}
         if "phrases" in needs:
             given.phrases[pair.pair_id] = _phrases(row, pair, spans, tokenizer, tagged, place)

@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import file_exists
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -145,7 +148,7 @@ def adapter_base(name: str) -> str | None:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id; a missing pad token becomes EOS (masks rule, not the pad id).
 
-    An adapter that was saved without one has its base model's.
+    An adapter that was saved without one has its base model's. stops_at: ids at which the model stops beside EOS.
     """
     base = adapter_base(name)
     if base is not None and not any(_file(name, leaf) for leaf in _TOKENIZERS):
@@ -162,7 +165,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise DataError(f"{name}: the tokenizer cannot be loaded ({_first_line(error)}).") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.stops_at = _stops_at(name, base)
     return tokenizer
+
+
+def _stops_at(name: str, base: str | None) -> tuple[int, ...]:
+    """Ids at which generation_config.json says that the model stops; of an adapter without one, its base's file."""
+    said = _read_json(name, "generation_config.json")
+    if said is None and base is not None:
+        below = _next_base(name, base)
+        return _stops_at(below, adapter_base(below))
+    ids = (said or {}).get("eos_token_id")
+    return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and i >= 0)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -315,7 +329,7 @@ def _place(name: str) -> str:
 def _check_folder(name: str, *, weights: bool = True) -> None:
     folder = Path(name)
     if not folder.is_dir():
-        if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        if not _is_hub_id(name):
             raise DataError(
                 f"{name}: no such model folder. Give a folder with config.json and *.safetensors, or a hub id."
             )
@@ -392,18 +406,28 @@ def _file(name: str, leaf: str) -> Path | None:
     if Path(name).is_dir():
         path = Path(name) / leaf
         return path if path.is_file() else None
-    if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+    if not _is_hub_id(name):
         return None
     found = cached_file(name, leaf, local_files_only=not _reachable(name), **_QUIET)
     return Path(found) if found else None
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 @functools.cache
 def _reachable(name: str) -> bool:
     """Whether the hub answers for this id; where it does not, only what was fetched before is looked at."""
     try:
-        cached_file(name, _ADAPTER, **_QUIET | {"_raise_exceptions_for_connection_errors": True})
-    except (OSError, ValueError):
+        file_exists(name, "config.json")
+    except HfHubHTTPError:  # it answers, with a no
+        return True
+    except Exception:  # offline, or no such id: each library between here and there has errors of its own
         return False
     return True
 

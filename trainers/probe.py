@@ -26,6 +26,7 @@ from trainers.responses import Responses
 
 OWN = "own/"  # before the pair_id of a kept own answer
 TOP = 10  # tokens kept at each end: most gained and most lost
+TOGETHER = 64  # pairs whose distributions over the vocabulary are held at once
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Probe:
         self.reference = reference
         self.start_file, self.saved = start, resumed
         self.start = _read_start(start) if resumed else {}
+        self.texts = {-1: ""}  # by token id
         followed = pairs.get("probe", ())[:responses]
         self.responses = Responses(followed, pad_token_id=pad_token_id, ends=end_ids(tokenizer), seed=seed)
         self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
@@ -92,26 +94,39 @@ class Probe:
         first = first_rows(scored.policy, len(scored.batch.input_ids))
         found: list[dict[str, Any]] = []
         for i, pair in enumerate(scored.pairs):
-            head = {"step": step, "split": split, "pair_id": pair.pair_id}
-            found += self._eos_rows(scored, i, pair, head)
-            at = first_difference(pair)
-            if at is not None:
-                probs = scored.policy.logits([first[i] + at])[0].softmax(-1)
-                found += self._ledger(probs, pair.chosen.completion_ids[at], pair.rejected.completion_ids[at], head)
+            found += self._eos_rows(scored, i, pair, {"step": step, "split": split, "pair_id": pair.pair_id})
+        differ = [(i, at) for i, pair in enumerate(scored.pairs) if (at := first_difference(pair)) is not None]
+        for k in range(0, len(differ), TOGETHER):
+            part = differ[k : k + TOGETHER]
+            probs = scored.policy.logits([first[i] + at for i, at in part]).softmax(-1)
+            pairs = [scored.pairs[i] for i, _ in part]
+            both = [
+                tuple(row.completion_ids[at] for row in p.rows.values()) for p, (_, at) in zip(pairs, part, strict=True)
+            ]
+            heads = [{"step": step, "split": split, "pair_id": p.pair_id} for p in pairs]
+            found += self._ledger(probs, torch.tensor(both, device=probs.device), heads)
         return found
 
-    def _ledger(self, probs: Tensor, chosen: int, rejected: int, head: dict[str, Any]) -> list[dict[str, Any]]:
-        key = f"{head['split']}/{head['pair_id']}"
-        start = self.start.setdefault(key, probs.cpu()).to(probs.device)
-        change = probs - start
-        picked = [("chosen", 0, chosen), ("rejected", 0, rejected), ("argmax", 0, int(probs.argmax()))]
-        top = min(TOP, len(probs))
-        picked += [("gained", n, int(t)) for n, t in enumerate(change.topk(top).indices)]
-        picked += [("lost", n, int(t)) for n, t in enumerate((-change).topk(top).indices)]
-        ledger = [self._mass_row(head, kind, n, t, float(probs[t]), float(start[t])) for kind, n, t in picked]
-        both = [chosen, rejected]
-        other = (1.0 - float(probs[both].sum()), 1.0 - float(start[both].sum()))
-        return [*ledger, self._mass_row(head, "other", 0, -1, *other)]
+    def _ledger(self, probs: Tensor, both: Tensor, heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of n pairs. probs: (n, V) at their first difference; both: (n, 2) ids of the two tokens there."""
+        keys = [f"{head['split']}/{head['pair_id']}" for head in heads]
+        for key, now in zip(keys, probs, strict=True):
+            if key not in self.start:
+                self.start[key] = now.cpu().clone()
+        start = torch.stack([self.start[key] for key in keys]).to(probs.device)
+        change, top = probs - start, min(TOP, probs.shape[1])
+        picked = [both, probs.argmax(-1, keepdim=True), change.topk(top).indices, (-change).topk(top).indices]
+        ids = torch.cat(picked, 1)
+        kinds = [(kind, 0) for kind in ("chosen", "rejected", "argmax")]
+        kinds += [(kind, n) for kind in ("gained", "lost") for n in range(top)]
+        values = [v.gather(1, ids).tolist() for v in (probs, start)]
+        others = [[1.0 - two for two in v.gather(1, both).sum(1).tolist()] for v in (probs, start)]
+        found = []
+        for head, tokens, now, then, *other in zip(heads, ids.tolist(), *values, *others, strict=True):
+            rows = zip(kinds, tokens, now, then, strict=True)
+            found += [self._mass_row(head, kind, n, token, a, b) for (kind, n), token, a, b in rows]
+            found.append(self._mass_row(head, "other", 0, -1, *other))
+        return found
 
     def _eos_rows(self, scored: Scored, i: int, pair: Example, head: dict[str, Any]) -> list[dict[str, Any]]:
         """Probability of its own end token (EOS, or the end of a turn) where each completion ends."""
@@ -163,13 +178,14 @@ class Probe:
     def _mass_row(
         self, head: dict[str, Any], kind: str, rank: int, token_id: int, prob: float, start: float, name: str = ""
     ) -> dict[str, Any]:
-        token = token_text(self.tokenizer, token_id) if token_id >= 0 else ""
+        if token_id not in self.texts:
+            self.texts[token_id] = token_text(self.tokenizer, token_id)
         return head | {
             "kind": kind,
             "name": name,
             "rank": rank,
             "token_id": token_id,
-            "token": token,
+            "token": self.texts[token_id],
             "prob": prob,
             "prob_start": start,
             "change": prob - start,

@@ -259,7 +259,7 @@ _TORCH_SAVE = ("inline_container", "unexpected pos", "iostream error", "PytorchS
 
 def _look(config: TrainConfig, run_dir: Path, processes: int) -> tuple[str | None, bool]:
     """The checkpoint to go on from, if any, and whether the run is finished; nothing of the log is changed yet."""
-    if not contents(run_dir) and config.resume in (False, "auto"):
+    if config.resume in (False, "auto") and (not contents(run_dir) or _never_began(run_dir)):
         return None, False
     if not config.resume:
         raise UserError(
@@ -276,6 +276,12 @@ def _look(config: TrainConfig, run_dir: Path, processes: int) -> tuple[str | Non
         tell(f"{run_dir}: finished at step {last}; nothing is left to do.")
         return None, True
     return _checkpoint(config, run_dir, processes, last), False
+
+
+def _never_began(run_dir: Path) -> bool:
+    """Whether the folder is left of a start that ended before its manifest, so before anything was measured."""
+    config = run_dir / "config.json"
+    return config.exists() and not (run_dir / "manifest.json").exists() and "output_dir" in read_json(config)
 
 
 def _checkpoint(config: TrainConfig, run_dir: Path, processes: int, last: int) -> str | None:
@@ -508,9 +514,10 @@ def measure_parity(
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
-    noise is four times what the two ways differ by; the floor is that, and never below one rounding step (eps) of the
-    largest log-prob. Noise of more than the square root of eps, in nats a token of a side, is no rounding: then no
-    log-prob of this model is its own.
+    noise is four times what the two ways differ by, or one rounding step (eps) of an answer's tokens, as independent
+    errors of its mean log-prob a token, where that is more (both ways may round alike); the floor is that, and never
+    below one rounding step of the largest log-prob. What the two ways differ by by more than the square root of eps, in
+    nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
@@ -528,12 +535,13 @@ def measure_parity(
             f"{together[noisy][0]:.6g} beside other pairs: more than rounding explains ({eps**0.5:.2g} nats a token). "
             "This model's log-probs depend on their neighbours; choose another model, or a wider dtype."
         )
-    noise = max(abs(together[k][0] - alone[k][0]) for k in together)
-    floor = max(4 * noise, eps * max(abs(p) for p, _ in together.values()))
+    steps = [eps * abs(p) / tokens[k] ** 0.5 for k, (p, _) in together.items()]
+    noise = max(*steps, *(4 * abs(together[k][0] - alone[k][0]) for k in together))
+    floor = max(noise, eps * max(abs(p) for p, _ in together.values()))
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
     return {
-        "noise": 4 * noise,
+        "noise": noise,
         "noise_floor": floor,
         "max_difference": differences[worst],
         "pair_id": worst[0],

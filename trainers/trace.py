@@ -85,6 +85,8 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
         return
     base, dtype, track = found[0], settings["dtype"], settings["track"]
     tell(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
+    for step in found.keys() - done:
+        config_limit(found[step])  # what is no model is found before anything is measured
     tokenizer = load_tokenizer(base)
     table = read_pairs(settings["data"], split=settings["split"])
     audit = audit_pairs(

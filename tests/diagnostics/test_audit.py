@@ -149,3 +149,20 @@ def test_chat_text_is_shown_as_rendered(tmp_path: Path, tokenizer: Any) -> None:
     shown = found.frame.loc[0, ["prompt", "chosen", "rejected"]].tolist()
     assert shown == ["<s>[user]hi[assistant]", "yes</s>", "no</s>"]
     assert found.frame["doubts"].tolist() == ["", "special_tokens"]  # the template's own tokens are no doubt
+
+
+def test_what_a_template_does_to_every_row_is_said_once_and_makes_no_row_doubtful(tmp_path: Path) -> None:
+    chat = Path(__file__).parents[1] / "data" / "templates" / "chatml.jinja"
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.add_special_tokens(["</s>", "<|im_start|>", "<|im_end|>"])
+    chatty = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    chatty.chat_template = chat.read_text(encoding="utf-8")
+    rows = [row([{"role": "user", "content": q}]) for q in ("q", "r", "r")]
+    found = audit(tmp_path, chatty, *rows)
+    said = found.said()[1]
+    assert "; 1 of the kept are doubtful (1 duplicate)." in said
+    assert "eos_differs in 3 rows: the chat template ends an answer in something else than EOS" in said
+    assert "text_after_end in 3 rows: " in said
+    assert counts_table(found)["kind"].tolist() == ["template", "template", "doubt"]

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from diagnostics.context import is_blank
 from diagnostics.errors import UserError
 from diagnostics.pairs import PairTable, read_pairs
 
@@ -110,7 +111,9 @@ def _hold(table: PairTable, rows: list[Any]) -> None:
         whole = _joined(_strings([pair.prompt, pair.chosen, pair.rejected]))
         row = rows[pair.source_row]
         for name in PROMPTS:
-            if isinstance(row.get(name), str) and not row[name].lstrip().startswith(("[", "{")):
+            if is_blank(name, row.get(name)):
+                continue
+            if isinstance(row.get(name), str) and not row[name].lstrip().startswith(("[", "{", '"[{', '"{')):
                 assert _joined([row[name]]) in whole
 
 

@@ -20,6 +20,7 @@ from diagnostics.runlog import (
     read_frame,
     read_json,
     read_run,
+    read_steps,
     read_table,
     write_frame,
 )
@@ -389,3 +390,21 @@ def test_the_metadata_that_pandas_wrote_is_not_needed(tmp_path):
     pd.testing.assert_frame_equal(read_frame(path), before)
     assert before["n"].dtype == np.int64
     assert before["flagged"].dtype == bool
+
+
+def test_a_nan_that_another_writer_put_into_a_step_is_not_measured(tmp_path):
+    (tmp_path / "steps.jsonl").write_text('{"step": 0, "loss": NaN}\n{"step": 1, "loss": -Infinity}\n')
+    assert read_steps(tmp_path) == {0: {"step": 0, "loss": None}, 1: {"step": 1, "loss": -math.inf}}
+
+
+@pytest.mark.parametrize("value", ["high", [1.0]])
+def test_a_measure_that_is_no_number_is_refused(tmp_path, value):
+    writer = RunLogWriter(tmp_path)
+    writer.append("pairs", [{"step": 0, "split": "probe", "pair_id": "a", "chosen_logps": -1.0}])
+    writer.close()
+    compact(tmp_path)
+    (part,) = tmp_path.glob("pairs/*.parquet")
+    write_frame(part, pd.read_parquet(part).assign(chosen_logps=[value]))
+    (tmp_path / "manifest.json").unlink(missing_ok=True)  # as without checksums
+    with pytest.raises(DataError, match="the column chosen_logps holds no numbers"):
+        read_table(tmp_path, "pairs")

@@ -283,3 +283,6 @@ def test_text_columns_are_a_chat_where_eos_ends_the_templates_turn() -> None:
     )  # fmt: skip
     assert render_pair(ASKED, tokenizer) == render_pair(messages, tokenizer)
     assert kept(tokenizer, ASKED).chosen.completion_ids == kept(tokenizer, messages).chosen.completion_ids
+    other = build(eos="</s>", template=CHATML)  # the model stops at the turn's end, whatever its tokenizer's EOS
+    other.stops_at = (other.convert_tokens_to_ids("</s>"), other.convert_tokens_to_ids("<|im_end|>"), 10**6)
+    assert render_pair(ASKED, other) == render_pair(messages, other)

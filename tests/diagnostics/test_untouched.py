@@ -130,6 +130,18 @@ def test_a_model_that_reads_both_ways_is_refused(name):
         prepare(model)
 
 
+def test_weights_that_are_not_numbers_are_not_called_a_model_that_reads_both_ways():
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=61, intermediate_size=48
+        )
+    ).eval()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] = float("nan")
+    with pytest.raises(DataError, match="gives logits that are not finite"):
+        prepare(model)
+
+
 def switching(kind, length=12):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

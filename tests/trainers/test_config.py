@@ -66,6 +66,9 @@ def test_an_unknown_objective_names_the_nearest():
         ({"probe_pairs": 1.5}, "probe_pairs is '1.5'"),
         ({"model": ""}, "'model' is missing"),
         ({"learning_rate": "foo"}, "learning_rate is 'foo'; it must be a number"),
+        ({"beta": 1e30}, "beta is '1e.30'; it must be a number, 2147483647 at most"),
+        ({"learning_rate": float("inf")}, "learning_rate is 'inf'; it must be a number"),
+        ({"max_steps": 10**400}, "max_steps is '10{59} ...'; it must be a whole number, 2147483647 at most"),
         ({"append_eos": "maybe"}, "append_eos is 'maybe'; it must be true or false"),
         (
             {"gradient_accumulation_steps": 0},

@@ -1,7 +1,10 @@
 """Models are loaded safely, and what cannot be loaded is refused in one sentence."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +34,19 @@ from trainers.models import (
     make_savable,
 )
 
+ROOT = Path(__file__).parents[2]
 
-def test_missing_folder():
-    with pytest.raises(DataError, match="no such model folder"):
-        load_model("./nowhere")
+
+@pytest.mark.parametrize("name", ["./nowhere", "my model", "models/größe 7", "a/b/c", "x" * 200, "M--x"])
+def test_missing_folder(name):
+    for read in (load_model, load_tokenizer):
+        with pytest.raises(DataError, match="no such model folder"):
+            read(name)
 
 
 def test_a_name_that_is_no_folder_and_no_known_id():
     for read in (load_model, config_limit):
-        with pytest.raises(DataError, match="nowhere: the model's config cannot be read"):
+        with pytest.raises(DataError, match="nowhere: no such model folder, and the hub does not answer"):
             read("nowhere")
 
 
@@ -53,6 +60,19 @@ def test_folder_without_tokenizer(lm_folder, tmp_path):
         shutil.copy(Path(lm_folder) / name, tmp_path)
     with pytest.raises(DataError, match="no tokenizer in this folder"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(("said", "stops"), [([2, 5], (2, 5)), (3, (3,)), (None, ())])
+def test_where_a_model_stops_is_read_with_its_tokenizer(lm_folder, tmp_path, said, stops):
+    shutil.copytree(lm_folder, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
+    assert load_tokenizer(str(tmp_path / "m")).stops_at == stops
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "m"}))
+    assert load_tokenizer(str(tmp_path / "a")).stops_at == stops
+    for file in (tmp_path / "m").glob("*token*"):
+        shutil.copy(file, tmp_path / "a")
+    assert load_tokenizer(str(tmp_path / "a")).stops_at == stops
 
 
 def test_pickled_weights_are_refused(lm_folder, tmp_path):
@@ -413,3 +433,12 @@ def test_settings_that_cannot_be_saved_are_found_before_training(copied):
     model.generation_config.num_return_sequences = 3  # of greedy search: no setting of sampling
     with pytest.raises(DataError, match="cannot be saved"):
         make_savable(model)
+
+
+def test_a_folder_that_is_not_there_is_said_at_once_where_no_hub_answers():
+    """One question to the hub, and no retries."""
+    code = "from trainers.models import load_config; load_config('out/checkpoint-9')"
+    env = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "out/checkpoint-9: no such model folder, and the hub does not answer" in done.stderr.splitlines()[-1]
+    assert "Retrying" not in done.stderr

@@ -164,6 +164,15 @@ def test_an_objective_that_needs_a_reference_says_so(go):
         go(reference="none")
 
 
+def test_a_start_that_measured_nothing_is_no_run(go, tmp_path):
+    """A wrong setting that only the Trainer finds leaves a folder; the corrected command works."""
+    with pytest.raises(UserError, match="banana is not supported"):
+        go("started", report_to="banana")
+    run = go("started")
+    assert run.steps["step"].max() > 0
+    assert (tmp_path / "started" / "aside-1" / "config.json").exists()
+
+
 def test_an_existing_run_folder_is_left_alone(go, tmp_path):
     go("a")
     before = (tmp_path / "a" / "steps.jsonl").read_bytes()

@@ -62,6 +62,13 @@ def same(one, other) -> None:
         pd.testing.assert_frame_equal(getattr(one, table), getattr(other, table))
 
 
+def test_a_checkpoint_that_is_no_model_is_found_before_anything_is_measured(lm_folder, pairs_file, tmp_path):
+    (tmp_path / "step_9").mkdir()
+    with pytest.raises(DataError, match=r"step_9: no config\.json in this folder"):
+        trace(pairs_file, [str(tmp_path / "step_9")], tmp_path / "t", reference=lm_folder, pairs=5)
+    assert not (tmp_path / "t").exists()
+
+
 def test_the_reference_is_measured_as_step_0(lm_folder, pairs_file, checkpoints, tmp_path, capsys):
     """So that every change has one start, though it is not among the checkpoints."""
     log = read_run(trace(pairs_file, [checkpoints], tmp_path / "t", reference=lm_folder, pairs=5))

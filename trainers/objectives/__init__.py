@@ -16,6 +16,7 @@ start); the objective takes them as its keyword `statistics` (None: from this ba
 import inspect
 import pkgutil
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from math import inf
 from numbers import Real
@@ -70,9 +71,10 @@ Mean = Literal["sequence_mean", "batch_token_mean"]
 Normalization = Literal[Mean, "sum"]
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """Every objective in this folder, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def module(name: str) -> ModuleType:
