@@ -8,19 +8,22 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from diagnostics import sequences
 from diagnostics.errors import DataError
 from diagnostics.processes import agree, processes, share
-from diagnostics.sequences import Example, pair_of
+from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
 
 T = TypeVar("T")
 
-BATCH = 1024  # pairs of one record batch
-SIDES = ("prompt_ids", "chosen_ids", "rejected_ids")  # of pairs alone, whose sides share a prompt
-_IDS = tuple((name, pa.large_list(pa.int32())) for name in SIDES)
-_ENDS = (("chosen_has_eos", pa.bool_()), ("rejected_has_eos", pa.bool_()))
+BATCH = 1024  # examples of one record batch
+_IDS = ("prompt_ids", "completion_ids")
+# one row a sequence; those of an example stand together, and a prompt that is the one before is left empty
 _SCHEMA = pa.schema(
-    [("pair_id", pa.string()), ("source_row", pa.int64()), *_IDS, *_ENDS, ("doubts", pa.list_(pa.string()))]
+    [
+        *(("pair_id", pa.string()), ("source_row", pa.int64()), ("doubts", pa.list_(pa.string()))),
+        *(("name", pa.string()), ("has_eos", pa.bool_()), *((name, pa.large_list(pa.int32())) for name in _IDS)),
+    ]
 )
 
 
@@ -54,16 +57,20 @@ def read_pairs_file(path: Path) -> list[Example]:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read ({error}). Every process must see the same folder.") from None
-    return [pair for i in range(reader.num_record_batches) for pair in _pairs(reader.get_batch(i))]
+    return [pair for i in range(reader.num_record_batches) for pair in _examples(reader.get_batch(i))]
 
 
-def _batch(pairs: Sequence[Example]) -> pa.RecordBatch:
-    ids = zip(*((p.prompt_ids, p.chosen.completion_ids, p.rejected.completion_ids) for p in pairs), strict=True)
-    ends = [[row.has_eos for row in side] for side in zip(*((p.chosen, p.rejected) for p in pairs), strict=True)]
-    plain = [p.pair_id for p in pairs], [p.source_row for p in pairs]
-    columns: list[Any] = [*plain, *map(_lists, ids), *ends, [p.doubts for p in pairs]]
-    fields = zip(columns, _SCHEMA, strict=True)
-    arrays = [values if isinstance(values, pa.Array) else pa.array(values, field.type) for values, field in fields]
+def _batch(examples: Sequence[Example]) -> pa.RecordBatch:
+    rows: list[tuple[Any, ...]] = []
+    for example in examples:
+        before = None
+        for name, row in example.rows.items():
+            prompt = TokenIds(()) if row.prompt_ids == before else row.prompt_ids
+            before = row.prompt_ids
+            known = example.pair_id, example.source_row, example.doubts, name, row.has_eos
+            rows.append((*known, prompt, row.completion_ids))
+    columns = zip(zip(*rows, strict=True), _SCHEMA, strict=True)
+    arrays = [_lists(v) if field.name in _IDS else pa.array(v, field.type) for v, field in columns]
     return pa.record_batch(arrays, schema=_SCHEMA)
 
 
@@ -73,19 +80,18 @@ def _lists(values: Sequence[TokenIds]) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(ids, pa.int32()))
 
 
-def _pairs(batch: pa.RecordBatch) -> list[Example]:
-    plain = batch.drop_columns(list(SIDES)).to_pylist()
-    ids = zip(*(_views(batch.column(name)) for name in SIDES), strict=True)
-    return [
-        pair_of(
-            row["pair_id"],
-            row["source_row"],
-            *sides,
-            (row["chosen_has_eos"], row["rejected_has_eos"]),
-            tuple(row["doubts"]),
-        )
-        for row, sides in zip(plain, ids, strict=True)
-    ]
+def _examples(batch: pa.RecordBatch) -> list[Example]:
+    found: list[Example] = []
+    rows: dict[str, sequences.Sequence] = {}
+    for row, prompt, completion in zip(
+        batch.drop_columns(list(_IDS)).to_pylist(), *(_views(batch.column(name)) for name in _IDS), strict=True
+    ):
+        if not found or found[-1].pair_id != row["pair_id"] or row["name"] in rows:
+            rows, asked = {}, prompt
+            found.append(Example(row["pair_id"], row["source_row"], rows, tuple(row["doubts"])))
+        asked = prompt if len(prompt) else asked
+        rows[row["name"]] = sequences.Sequence(asked, completion, row["has_eos"])
+    return found
 
 
 def _views(column: Any) -> list[TokenIds]:

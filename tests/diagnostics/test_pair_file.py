@@ -3,7 +3,7 @@
 import numpy as np
 
 from diagnostics.pair_file import BATCH, read_pairs_file, write_pairs
-from diagnostics.sequences import Example, pair_of
+from diagnostics.sequences import Example, Sequence, pair_of
 
 
 def pair(i: int) -> Example:
@@ -15,6 +15,18 @@ def test_pairs_come_back_as_they_were(tmp_path):
     pairs = [pair(i) for i in range(2 * BATCH + 3)]
     write_pairs(tmp_path / "pairs.arrow", pairs)
     assert read_pairs_file(tmp_path / "pairs.arrow") == pairs
+
+
+def test_examples_of_other_rows_come_back_too(tmp_path):
+    prompt = (1, 2)
+    rows = {
+        "own": Sequence(prompt, (3,)),
+        "other": Sequence((4,), (5, 6), has_eos=False),
+        "third": Sequence((4,), (7,)),
+    }
+    examples = [Example("a", 0, {"answer": rows["own"]}, ("clock",)), Example("b", 1, rows)]
+    write_pairs(tmp_path / "rows.arrow", examples)
+    assert read_pairs_file(tmp_path / "rows.arrow") == examples
 
 
 def test_no_pairs_are_no_pairs(tmp_path):
