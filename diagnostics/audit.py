@@ -107,6 +107,11 @@ class Audit:
         part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
         how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
         told = [f" {code} in {n} rows: {DOUBTS[code]}." for code in OF_TEMPLATE if (n := self.counts.get(code))]
+        if 2 * self.disagree > self.scored:
+            told.append(
+                f" The scores prefer the rejected side in {self.disagree} of the {self.scored} rows that have them: the "
+                "columns chosen and rejected are probably swapped."
+            )
         return [self.table.reading.said(), f"{rows} {how}.{''.join(told)}"]
 
     def record(self) -> dict[str, Any]:
@@ -122,14 +127,6 @@ class Audit:
                 "first); correct the data, or change max_length or truncation."
             )
         return self.tokenized
-
-    def swap_note(self) -> str:
-        """One sentence on whether the columns chosen and rejected are swapped, as far as the data can tell."""
-        if not self.scored:
-            return "The rows carry no scores, so swapped sides cannot be told from the data."
-        note = f"Scores prefer the rejected side in {self.disagree} of {self.scored} rows that have scores"
-        swapped = 2 * self.disagree > self.scored
-        return note + ("; the columns chosen and rejected are probably swapped." if swapped else ".")
 
 
 def audit_pairs(

@@ -96,10 +96,6 @@ class RunLogWriter:
             with disk_errors(self.path / table):
                 (self.path / table).mkdir(parents=True, exist_ok=True)
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write config.json or manifest.json in one move."""
-        write_json(self.path / name, content)
-
     def append_step(self, row: Mapping[str, Any]) -> None:
         """Add one line to steps.jsonl."""
         line = json.dumps({k: _jsonable(v) for k, v in row.items()}, allow_nan=False)

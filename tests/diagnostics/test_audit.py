@@ -121,8 +121,8 @@ def test_swapped_columns_are_told_for_the_whole_file(tmp_path: Path, tokenizer: 
     rows = [row(f"q{i}", score_chosen=i % 3, score_rejected=1.5) for i in range(9)]
     found = audit(tmp_path, tokenizer, *rows, row("no score"))
     assert (found.scored, found.disagree) == (9, 6)
-    assert "6 of 9 rows that have scores; the columns chosen and rejected are probably swapped" in found.swap_note()
-    assert "no scores" in audit(tmp_path, tokenizer, row()).swap_note()
+    assert "in 6 of the 9 rows that have them: the columns chosen and rejected are probably swapped." in found.said()[1]
+    assert "swapped" not in audit(tmp_path, tokenizer, row()).said()[1]
 
 
 def test_counts_table(tmp_path: Path, tokenizer: Any) -> None:

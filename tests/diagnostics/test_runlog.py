@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from diagnostics.errors import DataError
-from diagnostics.files import disk_errors
+from diagnostics.files import disk_errors, write_json
 from diagnostics.runlog import (
     RunLogWriter,
     compact,
@@ -33,7 +33,7 @@ def row(step: int, pair_id: str = "a", **values) -> dict:
 @pytest.fixture
 def writer(tmp_path):
     writer = RunLogWriter(tmp_path / "run")
-    writer.write_json("config.json", {"beta": 0.1})
+    write_json(writer.path / "config.json", {"beta": 0.1})
     return writer
 
 
@@ -161,7 +161,7 @@ def test_every_write_on_a_full_disk_is_one_sentence(writer):
         with pytest.raises(DataError, match=r"steps\.jsonl: cannot write .File too large"):
             writer.append_step({"step": 1, "note": 1.0} | {f"k{i}": 0.0 for i in range(20)})
         with pytest.raises(DataError, match=r"config\.json: cannot write"):
-            writer.write_json("config.json", {"a": "b" * 200})
+            write_json(writer.path / "config.json", {"a": "b" * 200})
         with pytest.raises(DataError, match=r"pairs: cannot write"):
             writer.close()
         with pytest.raises(DataError, match=r"part-00000-r0\.parquet: cannot write"):
@@ -302,7 +302,7 @@ def test_a_wrong_type_in_a_json_file_is_named(writer, name, content, said):
 
 def finished(writer) -> None:
     """A run that ended: 4 steps of 3 pairs, everything listed in its manifest."""
-    writer.write_json("manifest.json", {"parity": {"max_difference": 0.0}})
+    write_json(writer.path / "manifest.json", {"parity": {"max_difference": 0.0}})
     write_frame(writer.path / "audit.parquet", pd.DataFrame({"pair_id": list("abc"), "status": "kept"}))
     for step in range(4):
         writer.append("pairs", [row(step, p) for p in "abc"])
@@ -367,7 +367,7 @@ def test_training_rows_that_are_lost_are_missed(writer):
     finished(writer)
     part = writer.path / "pairs" / "part-00000-r0.parquet"
     table = read_frame(part)
-    writer.write_json("manifest.json", {})
+    write_json(writer.path / "manifest.json", {})
     write_frame(part, table.loc[(table["step"] != 2) | (table["pair_id"] != "b")])
     with pytest.raises(
         DataError, match=r"pairs/part-00000-r0\.parquet: damaged at step 2: some of its training rows are missing"

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diagnostics.errors import DataError
+from diagnostics.files import write_json
 from diagnostics.runlog import RunLog, RunLogWriter, compact, read_run, write_frame
 
 TABLES = ("steps", "pairs", "mass", "audit")
@@ -22,9 +23,9 @@ TRIES = int(os.environ.get("CHESBOARD_MUTATIONS", "1200"))
 def write(folder: Path) -> RunLogWriter:
     """Three steps: a probe of two pairs with its mass at each, one training row between them."""
     writer = RunLogWriter(folder)
-    writer.write_json("config.json", {"objective": "dpo", "beta": 0.1, "seed": 0})
-    writer.write_json(
-        "manifest.json", {"parity": {"max_difference": 0.0, "noise_floor": 1e-5}, "hashes": {"data": "0"}}
+    write_json(writer.path / "config.json", {"objective": "dpo", "beta": 0.1, "seed": 0})
+    write_json(
+        writer.path / "manifest.json", {"parity": {"max_difference": 0.0, "noise_floor": 1e-5}, "hashes": {"data": "0"}}
     )
     write_frame(folder / "audit.parquet", pd.DataFrame({"pair_id": ["a", "b"], "status": "kept", "prompt": "why? é"}))
     for step in range(3):

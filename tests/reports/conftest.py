@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from diagnostics.files import write_json
 from diagnostics.runlog import RunLogWriter, write_frame
 
 NASTY = "<script>alert(1)</script></pre> costs $5 and $6 & more"
@@ -72,7 +73,9 @@ def write_run(path: Path, *, fall: float = -2.0, n: int = 12, full: bool = True,
     """A run of n probe pairs over 20 steps; fall: nats a chosen response moves by the end, times 1 + i / 4."""
     rng = np.random.default_rng(0)
     log = RunLogWriter(path)
-    log.write_json("config.json", dict(model="tiny & <small>", objective="dpo", beta=0.1, seed=0) | (config or {}))
+    write_json(
+        log.path / "config.json", dict(model="tiny & <small>", objective="dpo", beta=0.1, seed=0) | (config or {})
+    )
     for step in STEPS:
         rows = [_pair_row(step, split, i, fall, rng) for split in ("probe", "eval", "train") for i in range(n)]
         if not full:
@@ -87,7 +90,7 @@ def write_run(path: Path, *, fall: float = -2.0, n: int = 12, full: bool = True,
     log.close()
     if full:
         parity = dict(noise_floor=1e-5, max_difference=2e-6, n=n, passed=True)
-        log.write_json("manifest.json", dict(conventions={"logps": "sums in nats, EOS included"}, parity=parity))
+        write_json(log.path / "manifest.json", dict(conventions={"logps": "sums in nats, EOS included"}, parity=parity))
         write_frame(path / "audit.parquet", audit(n))
     return path
 
