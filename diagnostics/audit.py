@@ -109,8 +109,8 @@ class Audit:
         told = [f" {code} in {n} rows: {DOUBTS[code]}." for code in OF_TEMPLATE if (n := self.counts.get(code))]
         if 2 * self.disagree > self.scored:
             told.append(
-                f" The scores prefer the rejected side in {self.disagree} of the {self.scored} rows that have them: the "
-                "columns chosen and rejected are probably swapped."
+                f" The scores prefer the rejected side in {self.disagree} of the {self.scored} rows that have them: "
+                "the columns chosen and rejected are probably swapped."
             )
         return [self.table.reading.said(), f"{rows} {how}.{''.join(told)}"]
 
