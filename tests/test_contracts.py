@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diagnostics.files import write_json
 from diagnostics.runlog import RunLogWriter
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +149,7 @@ def test_what_is_installed_without_the_checkout_has_all_that_it_reads():
 def test_gate_loads_no_torch(tmp_path):
     """The command itself, from its entry point; seven seconds of computing went into what it does not use."""
     log = RunLogWriter(tmp_path)
-    log.write_json("config.json", {"objective": "dpo"})
+    write_json(log.path / "config.json", {"objective": "dpo"})
     log.append_step({"step": 1, "loss": 0.5})
     gates = tmp_path / "gates.yaml"
     gates.write_text("- {table: steps, metric: loss, aggregate: mean, op: '<', value: 9}\n")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-POINTS = {"train": 8, "flag": 8, "trace": 8, "compare": 4, "report": 2}  # of 40 to 300 operations; 0 for every one
+POINTS = {"train": 6, "flag": 6, "trace": 6, "compare": 2, "report": 1}  # of 40 to 300 operations; 0 for every one
 
 
 @pytest.mark.slow

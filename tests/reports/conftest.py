@@ -138,7 +138,7 @@ def make_board(tmp_path):
         for (label, rate, seed), fall in runs.items():
             config = dict(board_label=label, learning_rate=rate, seed=seed)
             folders.append(write_run(tmp_path / f"r{len(folders)}", fall=fall, config=config, **settings))
-            RunLogWriter(folders[-1]).write_json("board.json", dict(steps=20, seconds=2.0 + seed, cpu_seconds=1.5))
+            write_json(folders[-1] / "board.json", dict(steps=20, seconds=2.0 + seed, cpu_seconds=1.5))
         return folders
 
     return write

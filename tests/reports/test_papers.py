@@ -20,6 +20,13 @@ ENTRIES = [(name, claim) for name, entry in judged.published().items() for claim
 CHECKLIST = [*(f"F{k}" for k in range(1, 9)), *(f"T{k}" for k in range(1, 19))]
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The frame is tried with the analysis that trains nothing, here without its slow minimiser in two dimensions."""
+    auxdpo = import_module("trainers.papers.auxdpo")
+    monkeypatch.setitem(auxdpo.METHODS, "AuxDPO", auxdpo.best)
+
+
 def test_the_rooms_know_the_same_papers():
     assert sorted(judged.published()) == sorted(judged.names()) == made.names()
     assert {f"paper_{name}" for name in made.names()} == {name for name in names() if name.startswith("paper_")}
