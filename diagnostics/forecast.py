@@ -34,6 +34,7 @@ from diagnostics.progress import Progress
 from diagnostics.scoring import dealt, fitting, likelihoods, score_batches
 from diagnostics.sequences import Example
 from diagnostics.sums import Sums
+from diagnostics.token_ids import TokenIds
 
 # a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
 COLUMNS = {
@@ -193,7 +194,7 @@ def _own(job: Job, groups: Groups) -> Rows:
     def work(part: Sequence[Example]) -> dict[str, Tensor]:
         how: dict[str, Any] = {"pad": job.pad_token_id, "ends": job.ends, "batch_tokens": job.batch_tokens}
         own = own_answers(job.model, part, longest=longest, **how)
-        asked = [{"own": sequences.Sequence(p.prompt_ids, own[p.pair_id]), "chosen": p.chosen} for p in part]
+        asked = [{"own": sequences.Sequence(p.prompt_ids, TokenIds(own[p.pair_id])), "chosen": p.chosen} for p in part]
         batch = job.collate([replace(p, rows=rows) for p, rows in zip(part, asked, strict=True)])
         with torch.no_grad():
             stats = by_name(batch, sequence_stats(batch, run(job.model, batch)))

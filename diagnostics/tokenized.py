@@ -252,8 +252,9 @@ def _join(
         reason = "the prompt has no tokens and the tokenizer adds no BOS, so nothing predicts the first token"
         return SkippedPair(pair.pair_id, pair.source_row, "no_context", reason, lengths)
     doubts = [*text.doubts, *doubts, *(["token_merge"] if merged else [])]
-    chosen_ends, rejected_ends = (side[-1] in known for side, known in zip(sides, ends, strict=True))
-    return pair_of(pair.pair_id, pair.source_row, prompt, *sides, (chosen_ends, rejected_ends), tuple(doubts))
+    chosen, rejected = sides
+    ended = chosen[-1] in ends[0], rejected[-1] in ends[1]
+    return pair_of(pair.pair_id, pair.source_row, prompt, chosen, rejected, ended, tuple(doubts))
 
 
 def _closing_ids(end: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:

@@ -57,7 +57,8 @@ def fault_of(folder: Path, *, processes: int) -> str:
             return f"{missing} is missing"
         if (folder / LIST).exists():
             return _changed(folder)
-        step_of(folder), is_last(folder)
+        step_of(folder)
+        is_last(folder)
         for name in names:
             _load(folder / name)
     except UserError:

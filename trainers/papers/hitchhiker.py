@@ -25,6 +25,7 @@ from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_json, read_table
 from diagnostics.scoring import batches, score_rows, token_budget
 from diagnostics.sequences import Example
+from diagnostics.token_ids import TokenIds
 from diagnostics.tokenized import end_ids, tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, builders, world_paths
@@ -171,7 +172,7 @@ def written(
     for group in batches(pairs, token_budget(model, pairs) if caches(model) else 1):
         limits = [min(limit, (room or 10**9) - len(p.prompt_ids)) for p in group]
         texts = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, ends=ends)
-        own = [sequences.Sequence(p.prompt_ids, ids) for p, ids in zip(group, texts)]
+        own = [sequences.Sequence(p.prompt_ids, TokenIds(ids)) for p, ids in zip(group, texts)]
         found += [replace(p, rows={"own": row}) for p, row in zip(group, own) if row.completion_ids]
     return found
 

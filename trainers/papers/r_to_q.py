@@ -24,6 +24,7 @@ from diagnostics.forward import decode
 from diagnostics.pairs import read_pairs
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
+from diagnostics.token_ids import TokenIds
 from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
@@ -112,7 +113,7 @@ def sample(
         for prompt in part:
             for k in range(count):
                 ids = next(answers)
-                row = sequences.Sequence(prompt.prompt_ids, ids, ids[-1] == eos)
+                row = sequences.Sequence(prompt.prompt_ids, TokenIds(ids), ids[-1] == eos)
                 found.append(replace(prompt, pair_id=f"{prompt.pair_id}/{k}", rows={"drawn": row}))
     return found
 
