@@ -67,10 +67,6 @@ class Example:
         """Tokens of the longest row, prompt included."""
         return max(map(len, self.rows.values()))
 
-    def having(self, **rows: Sequence) -> "Example":
-        """The same example with some rows in place of its own, or more of them."""
-        return replace(self, rows={**self.rows, **rows})
-
 
 def pair_of(
     pair_id: str,

@@ -259,7 +259,11 @@ _TORCH_SAVE = ("inline_container", "unexpected pos", "iostream error", "PytorchS
 
 def _look(config: TrainConfig, run_dir: Path, processes: int) -> tuple[str | None, bool]:
     """The checkpoint to go on from, if any, and whether the run is finished; nothing of the log is changed yet."""
-    if config.resume in (False, "auto") and (not contents(run_dir) or _never_began(run_dir)):
+    fresh = config.resume in (False, "auto")
+    if fresh and not contents(run_dir):
+        return None, False
+    if fresh and _never_began(run_dir):
+        tell(f"{run_dir}: a start that ended before it measured anything is set aside.")
         return None, False
     if not config.resume:
         raise UserError(
@@ -516,8 +520,8 @@ def measure_parity(
 
     noise is four times what the two ways differ by, or one rounding step (eps) of an answer's tokens, as independent
     errors of its mean log-prob a token, where that is more (both ways may round alike); the floor is that, and never
-    below one rounding step of the largest log-prob. What the two ways differ by by more than the square root of eps, in
-    nats a token of a side, is no rounding: then no log-prob of this model is its own.
+    below one rounding step of the largest log-prob. A difference of the two ways of more than the square root of eps,
+    in nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
     together = _logps(model, pairs, pad, reference)
     alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}

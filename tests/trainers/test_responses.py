@@ -93,15 +93,15 @@ def test_shuffled_keeps_the_tokens_and_the_end_and_follows_the_seed(make_pairs):
         assert mixed[-1] == EOS
         assert mixed == shuffled(pair, 0)
     assert any(shuffled(p, 0) != shuffled(p, 1) for p in pairs)
-    same = pairs[0].having(chosen=Sequence(pairs[0].prompt_ids, (5, 5, 5, EOS)))
+    same = replace(pairs[0], rows={"chosen": Sequence(pairs[0].prompt_ids, (5, 5, 5, EOS))})
     assert shuffled(same, 0) == ()
-    cut = pairs[0].having(chosen=Sequence(pairs[0].prompt_ids, (5, 6), has_eos=False))
+    cut = replace(pairs[0], rows={"chosen": Sequence(pairs[0].prompt_ids, (5, 6), has_eos=False)})
     assert shuffled(cut, 0) == (6, 5)
 
 
 def test_the_other_answer_belongs_to_another_prompt(make_pairs):
     first, second, third = make_pairs(3)
-    twin = replace(first, pair_id="twin").having(chosen=Sequence(first.prompt_ids, (9, EOS)))
+    twin = replace(first, pair_id="twin", rows={"chosen": Sequence(first.prompt_ids, (9, EOS))})
     found = others([first, twin, second, third])
     assert found == {
         "pair0": second.chosen.completion_ids,

@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
+from diagnostics.batch import collate
 from diagnostics.errors import DataError, UserError
+from diagnostics.forward import pair_stats, run
 from diagnostics.runlog import read_run
 from trainers import reference
 from trainers.config import make_config
@@ -276,6 +278,19 @@ def test_parity_finds_another_model(lm_folder, make_pairs):
     assert same["max_difference"] == 0
     assert not different["passed"]
     assert different["max_difference"] > 100 * different["noise_floor"]
+
+
+def test_noise_is_no_less_than_a_rounding_step_of_the_tokens(lm_folder, make_pairs):
+    """Also where both ways of scoring round alike, as small models in bfloat16 do."""
+    from trainers.reference import LiveReference
+
+    model, pairs, eps = load_model(lm_folder), make_pairs(3), 2.0**-7
+    found = measure_parity(model, LiveReference(model), pairs, 0, eps=eps)
+    with torch.no_grad():
+        stats = pair_stats(batch := collate(pairs, pad_token_id=0), run(model, batch))
+    steps = [(eps * side.logps.abs() / side.lengths.sqrt()).max() for side in (stats.chosen, stats.rejected)]
+    assert found["noise"] == pytest.approx(float(max(steps)), rel=1e-4)
+    assert found["noise"] < found["noise_floor"]
 
 
 def test_tracked_groups_are_probabilities_after_the_prompt(go, tmp_path, lm_folder):
