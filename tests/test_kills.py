@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-POINTS = {"train": 6, "flag": 6, "trace": 6, "compare": 2, "report": 1}  # of 40 to 300 operations; 0 for every one
+POINTS = {"train": 6, "flag": 6, "trace": 6, "compare": 2, "report": 1}  # of 40 to 300 operations
+if "CHESBOARD_KILLS" in os.environ:  # so many of each command instead; 0 for every one
+    POINTS = dict.fromkeys(POINTS, int(os.environ["CHESBOARD_KILLS"]))
 
 
 @pytest.mark.slow
@@ -37,9 +39,10 @@ def test_a_kill_anywhere_changes_nothing(command, lm_folder, pairs_file, tmp_pat
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=900 if "CHESBOARD_KILLS" not in os.environ else None,
     )
     assert done.returncode == 0, done.stderr
+    print(done.stdout.splitlines()[-1])
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["wrong"] == []
     assert found["killed"] >= POINTS[command]
