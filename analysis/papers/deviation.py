@@ -98,8 +98,7 @@ def _end(log: runs.RunLog, held: pd.DataFrame) -> dict[str, float]:
 
 def groups(table: pd.DataFrame, *names: str) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
     """The rows of each combination of some columns, in the order of the table."""
-    keys = list(dict.fromkeys(zip(*(table[name] for name in names))))
-    return [(key, table.loc[(table[list(names)] == key).all(axis=1)]) for key in keys]
+    return list(table.groupby(list(names), sort=False))
 
 
 def label(row: dict) -> str:

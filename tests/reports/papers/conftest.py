@@ -1,23 +1,52 @@
+import ast
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from analysis import papers as judged
 from analysis.papers import Paper
 from reports import papers
+from reports.notebooks import NOTEBOOKS
+from trainers import papers as made
+from trainers.compare import workers
 from trainers.demo import lm
 from trainers.demo.own_data import CHAT_TEMPLATE
+from trainers.papers import Order
+
+
+def show(paper: Paper) -> None:
+    """Run the analysis' notebook in this process, without a kernel; the page is what its cells end with, one by one."""
+    names, shown = {}, []
+    for cell in nbformat.read(NOTEBOOKS / f"paper_{paper.name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            *body, last = ast.parse(cell.source).body
+            given = isinstance(last, ast.Expr)
+            exec(compile(ast.Module(body if given else [*body, last], []), cell.source, "exec"), names)
+            if given:
+                shown.append(eval(compile(ast.Expression(last.value), cell.source, "eval"), names)._repr_html_())
+        if "parameters" in cell.metadata.get("tags", []):
+            names["folder"] = str(paper.path)
+    paper.path.with_name(f"{paper.path.name}.html").write_text("\n".join(shown), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def rerun(tmp_path_factory):
-    """Rerun an analysis seconds-long, notebook and all; returns it read back. Worlds and runs are shared by all."""
+    """Rerun an analysis seconds-long; returns it read back. Worlds and runs are shared by all.
+
+    Its notebook makes a page at toy scale; at paper scale its cells are run here, which takes no kernel.
+    """
     root = tmp_path_factory.mktemp("papers")
 
     def make(name: str, *, out: Path = root, seeds: int = 2, scale="toy", model=None, data=None, **changes) -> Paper:
-        given = {name: str(data)} if data else None
-        papers.rerun([name], out, scale=scale, seeds=seeds, model=model, data=given, jobs=1, changes=changes)
-        return judged.load(out / (name if scale == "toy" else f"{name}-{scale}"))
+        given = str(data) if data else None
+        if scale == "toy":
+            papers.rerun([name], out, seeds=seeds, data={name: given} if given else None, jobs=1, changes=changes)
+            return judged.load(out / name)
+        with workers(1) as pool:
+            paper = judged.load(made.rerun(name, Order(scale, out, seeds, model, given, pool, changes)))
+        show(paper)
+        return paper
 
     return make
 

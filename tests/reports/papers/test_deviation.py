@@ -15,21 +15,21 @@ QUICK |= {"pairs probed": 8, "pairs of the gradient bound": 2}
 
 
 def test_rerun(rerun):
-    paper = rerun("deviation", **QUICK)
+    paper = rerun("deviation", seeds=1, **QUICK)
     assert set(paper.runs["method"]) == {"DPO", "TDPO1", "TDPO2", "RRPO w/o TKL", "RRPO", "RRPO w/o R*"}
     claims = {c.id: c for c in judged.judge(paper)}
     for bound in ("bound_rrpo", "bound_dpo", "bound_cross"):
         assert 0 < claims[bound].value <= 1
-    assert claims["kl_dpo"].n == "2 seeds"
+    assert claims["kl_dpo"].n == "1 seed"
     assert math.isnan(claims["kl_dpa"].value)  # DPA was not trained, so that nothing can be said
     assert claims["kl_dpa"].verdict == "cannot be said"
     ends = deviation.ends(paper)
-    assert ends.groupby("world").size().to_dict() == {"facts": 12, "refusal": 6}
+    assert ends.groupby("world").size().to_dict() == {"facts": 6, "refusal": 3}
     assert (ends["kl"] > 0).all()
     dpo = ends.query("method == 'DPO' and world == 'facts'").set_index("seed")
-    log = paper.log(paper.runs.query("method == 'DPO' and seed == 17 and world == 'facts'")["run"].iloc[0])
+    log = paper.log(paper.runs.query("method == 'DPO' and seed == 16 and world == 'facts'")["run"].iloc[0])
     held = log.pairs.query("split == 'eval' and step == step.max()")
-    assert dpo["kl"][17] == pytest.approx(held["chosen_kl"].mean())
+    assert dpo["kl"][16] == pytest.approx(held["chosen_kl"].mean())
 
 
 def test_phrases_and_kl_off_are_the_papers_ablations():

@@ -86,7 +86,7 @@ def test_paper_scale_reads_the_column_set(rerun, stand_in, tmp_path):
     rows = [row(name, k) for name, n in (("train", 24), ("test", 6), ("maths", 6)) for k in range(n)]
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    paper = rerun("dporm", out=tmp_path / "out", scale="paper", model=stand_in([data.read_text()]), data=data)
+    paper = rerun("dporm", out=tmp_path / "out", seeds=1, scale="paper", model=stand_in([data.read_text()]), data=data)
     assert set(paper.tables["accuracy"]["set"]) == {"test", "maths"}
     assert paper.log(paper.runs["run"][0]).config["learning_rate"] == 5e-7
 

@@ -18,8 +18,8 @@ QUICK = {"SFT steps": 30, "num_train_epochs": 0.1}
 
 
 def test_rerun(rerun):
-    paper = rerun("more_is_less", **QUICK)
-    assert paper.runs.groupby("source").size().to_dict() == {"self": 2, "strong": 2}
+    paper = rerun("more_is_less", seeds=1, **QUICK)
+    assert paper.runs.groupby("source").size().to_dict() == {"self": 1, "strong": 1}
     claims = {c.id: c for c in judged.judge(paper)}
     assert len(claims) == len(judged.published()["more_is_less"]["claims"])
     none = {c.id for c in claims.values() if math.isnan(c.value)}

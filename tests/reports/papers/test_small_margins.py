@@ -12,25 +12,35 @@ from trainers.papers import small_margins as trained
 QUICK = {"SFT steps": 4, "num_train_epochs": 0.2, "pairs drawn from given data": 40}
 
 
-def test_rerun_with_given_data(rerun, tmp_path):
+@pytest.fixture(scope="module")
+def again(rerun, tmp_path_factory):
+    """Rerun on the worlds and on given data; given again, it goes on in the same folder."""
+    folder = tmp_path_factory.mktemp("small_margins")
     rows = [{"prompt": f"say {k} ?", "chosen": f"yes {k} it is", "rejected": f"no {k}"} for k in range(60)]
-    data = tmp_path / "mine.jsonl"
+    data = folder / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    paper = rerun("small_margins", out=tmp_path / "out", data=data, **QUICK)
+    return lambda: rerun("small_margins", out=folder / "out", seeds=1, data=data, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def paper(again):
+    return again()
+
+
+def test_rerun_with_given_data(paper):
     assert paper.runs.groupby(["world", "case"]).size().to_dict() == {
-        (world, case): 2 for world in ("facts", "refusal", "given") for case in ("all", "large", "random")
+        (world, case): 1 for world in ("facts", "refusal", "given") for case in ("all", "large", "random")
     }
     claims = {c.id: c for c in judged.judge(paper)}
     assert len(claims) == 12
-    assert claims["buckets_given"].n == "2 seeds of 40 pairs"
+    assert claims["buckets_given"].n == "1 seed of 40 pairs"
     pairs = small_margins.pairs(paper)
     sizes = pairs.groupby(["world", "case", "seed"]).size()
     assert set(sizes["facts"]) == {256}
     assert set(sizes["given"]) == {40}  # the halves are measured on all pairs
 
 
-def test_a_subset_holds_the_largest_margins(rerun):
-    paper = rerun("small_margins", **QUICK)
+def test_a_subset_holds_the_largest_margins(paper):
     first = paper.runs.query("world == 'facts' and seed == 16").set_index("case")["run"]
     start = paper.log(first["all"]).pairs.query("split == 'probe' and step == 0").set_index("pair_id")
     margins = (start["ref_chosen_logps"] - start["ref_rejected_logps"]).abs()
@@ -38,13 +48,11 @@ def test_a_subset_holds_the_largest_margins(rerun):
     assert set(trained) >= set(margins.nlargest(128).index)
 
 
-def test_stopped_before_its_end_it_goes_on_without_training_again(rerun, monkeypatch):
-    paper = rerun("small_margins", **QUICK)
+def test_stopped_before_its_end_it_goes_on_without_training_again(again, paper, monkeypatch):
     (paper.path / "paper.json").unlink()
     (paper.path / "runs.parquet").unlink()
     monkeypatch.setattr("trainers.compare.train", lambda run: pytest.fail(f"trained again: {run.output_dir}"))
-    again = rerun("small_margins", **QUICK)
-    assert again.tables["runs"].equals(paper.tables["runs"])
+    assert again().tables["runs"].equals(paper.tables["runs"])
 
 
 def test_worked_gap_and_buckets():
@@ -80,7 +88,7 @@ def test_paper_scale_trains_the_given_model_on_the_given_data(rerun, stand_in, t
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = stand_in([data.read_text(encoding="utf-8")])
     quick = {"probe_pairs": 16, "split": None}
-    paper = rerun("small_margins", out=tmp_path / "out", scale="paper", model=model, data=data, **quick)
+    paper = rerun("small_margins", out=tmp_path / "out", seeds=1, scale="paper", model=model, data=data, **quick)
     config = paper.log(paper.runs["run"][0]).config
     assert (config["learning_rate"], config["beta"], config["model"]) == (5e-7, 0.1, model)
     measured = {c.id: c for c in judged.judge(paper) if c.n != "–"}
