@@ -15,7 +15,7 @@ from diagnostics.direction import direction
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
-from diagnostics.forward import prepare
+from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import PairTable, read_pairs, write_rows
@@ -25,8 +25,9 @@ from diagnostics.processes import agree, hold, processes, share
 from diagnostics.progress import Progress
 from diagnostics.rates import Which
 from diagnostics.runlog import list_table, read_frame, write_frame
-from diagnostics.scoring import dealt, rows, score_batches, token_budget
+from diagnostics.scoring import dealt, rows, score_batches
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import Truncation, end_ids
 
 MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
@@ -84,7 +85,7 @@ def flag(
         nonlocal table, audit
         check_by(by)
         check_rule(by, **rule)
-        forecast.check(model, further, parameters)
+        forecast.check(TokenLikelihood.of(tokenizer), model, further, parameters)
         table = read_pairs(data, split=split)
         audit = audit_pairs(table, tokenizer, **cut)
         rows = read_probe(probe, tokenizer, max_length=max_length, truncation=truncation) if probe else []
@@ -97,7 +98,7 @@ def flag(
         asked = {"forecast": list(further), "parameters": parameters, "probe": probe} if further else {}
         settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
-        budget = batch_tokens or token_budget(model, audit.tokenized)
+        budget = batch_tokens or TokenLikelihood.of(tokenizer).budget(model, audit.tokenized)
         about = _about(model, hashes) | {"reading": audit.record(), "batch_tokens": budget}
         return parts.start(config, about, audit.frame)
 
@@ -117,17 +118,17 @@ def flag(
         write_back(table, read_frame(out / "scores.parquet"), kept=write_kept, flagged=write_flagged)
 
     def job() -> forecast.Job:
-        return forecast.Job(model, pairs, parts, budget, pad_token_id, parameters, end_ids(tokenizer))
+        return forecast.Job(model, pairs, parts, budget, likelihood, parameters, end_ids(tokenizer))
 
     with hold(out, "flag"):
         further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
         every, asked = read_once(read, out / "pairs.arrow.tmp")
         pairs, probe_rows = every[: len(every) - asked], every[len(every) - asked :]
-        prepare(model)
-        parts, pad_token_id = Parts(out), int(tokenizer.pad_token_id or 0)
+        parts, likelihood = Parts(out), TokenLikelihood.of(tokenizer)
+        likelihood.prepare(model)
         budget, done = share(start)
         if done is not None:
-            agree(lambda: _score(model, pairs, parts, done, budget, pad_token_id))
+            agree(lambda: _score(model, pairs, parts, done, budget, likelihood))
             forecast.measure(job(), further, probe_rows)
         share(finish if done is not None else again)
     return read_frame(out / "scores.parquet"), table, audit
@@ -225,17 +226,19 @@ def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
     )
 
 
-def _score(model: Any, pairs: Sequence[Example], parts: Parts, done: set[str], budget: int, pad_token_id: int) -> None:
+def _score(
+    model: Any, pairs: Sequence[Example], parts: Parts, done: set[str], budget: int, likelihood: Likelihood
+) -> None:
     """This process's share of the pairs that no earlier start has scored, each batch on disk before the next."""
     me = processes()
-    mine = dealt(model, pairs, done, budget)
+    mine = dealt(pairs, done, budget, likelihood.cost(model))
     todo = [p for g in mine for p in g]
     before = len(done) if me.num_processes == 1 else 0
     with (
         parts.writer(me.process_index) as write,
         Progress("scoring", todo, before=before, show=me.is_main_process) as bar,
     ):
-        for scored in score_batches(model, mine, pad_token_id=pad_token_id):
+        for scored in score_batches(model, mine, likelihood=likelihood):
             write([{k: row[k] for k in COLUMNS} for row in rows(scored.pairs, scored.stats, (*MEASURES, *SHOWN))])
             bar.add(scored.pairs)
 

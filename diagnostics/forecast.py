@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from diagnostics import rates, sequences
-from diagnostics.batch import Batch, collate
 from diagnostics.closed_forms import closed_forms, head_gradient
 from diagnostics.engine import device_of, innermost
 from diagnostics.errors import DataError, UserError
-from diagnostics.forward import by_name, run, sequence_stats
 from diagnostics.greedy import own_answers
+from diagnostics.likelihood import GIVES, Likelihood
 from diagnostics.measures import Column
 from diagnostics.parts import Parts
 from diagnostics.processes import agree, processes, share
@@ -53,6 +52,7 @@ COLUMNS = {
 }
 CLOSED = ("unembedding_rate", "hidden_rate", "features_rate")
 SET = ("set_rate", "set_rate_sign")
+NEEDS = dict.fromkeys((*CLOSED, "last_layer_set_rate"), ("hidden", "tokens")) | {"own_answer_gap": ("tokens",)}
 NO_WEIGHTS = (*CLOSED, "last_layer_set_rate", "own_answer_gap")  # taken from forward passes alone
 
 
@@ -64,9 +64,14 @@ class Job:
     pairs: Sequence[Example]
     parts: Parts
     batch_tokens: int
-    pad_token_id: int
+    likelihood: Likelihood
     parameters: rates.Which = "all"
     ends: Collection[int] = ()
+
+    @property
+    def cost(self) -> Callable[[Example, int], int]:
+        """What a pair adds to a batch."""
+        return self.likelihood.cost(self.model)
 
     @property
     def gradient_tokens(self) -> int:
@@ -74,9 +79,9 @@ class Job:
         layers = getattr(innermost(self.model).config.get_text_config(), "num_hidden_layers", 1)
         return max(256, self.batch_tokens // layers)
 
-    def collate(self, pairs: Sequence[Example]) -> Batch:
+    def collate(self, pairs: Sequence[Example]) -> Any:
         """A batch where the model takes it."""
-        return collate(pairs, pad_token_id=self.pad_token_id).to(device_of(self.model))
+        return self.likelihood.collate(pairs).to(device_of(self.model))
 
 
 def wanted(by: str, *, everything: bool, probe: str | None) -> list[str]:
@@ -90,8 +95,12 @@ def wanted(by: str, *, everything: bool, probe: str | None) -> list[str]:
     return [name for name in COLUMNS if name in names]
 
 
-def check(model: Any, names: Sequence[str], parameters: rates.Which) -> None:
-    """UserError where the columns cannot be measured with these weights."""
+def check(likelihood: Likelihood, model: Any, names: Sequence[str], parameters: rates.Which) -> None:
+    """UserError where the columns cannot be measured with this likelihood or these weights."""
+    for name in names:
+        lacks = [words for word, words in GIVES.items() if word in NEEDS.get(name, ()) and word not in likelihood.gives]
+        if lacks:
+            raise UserError(f"{name} needs {lacks[0]}, which {type(likelihood).__name__} does not give.")
     short = [n for n in names if COLUMNS[n].float32]
     if short and model.dtype.itemsize < 4:
         raise UserError(f"{short[0]} takes differences that are too small for {model.dtype}; give --dtype float32.")
@@ -159,7 +168,7 @@ def _rows(job: Job, name: str, take: Callable[[Groups], Rows]) -> None:
 
     def work() -> None:
         me = processes()
-        groups = dealt(job.model, job.pairs, done, job.batch_tokens)
+        groups = dealt(job.pairs, done, job.batch_tokens, job.cost)
         todo = [p for g in groups for p in g]
         with part.writer(me.process_index) as write, Progress(name, todo, show=me.is_main_process) as bar:
             for pairs, columns in take(groups):
@@ -173,7 +182,7 @@ def _rows(job: Job, name: str, take: Callable[[Groups], Rows]) -> None:
 
 def _closed(job: Job, groups: Groups, head: Tensor | None) -> Rows:
     head = None if head is None else head.to(device_of(job.model))
-    for scored in score_batches(job.model, groups, pad_token_id=job.pad_token_id):
+    for scored in score_batches(job.model, groups, likelihood=job.likelihood):
         yield scored.pairs, closed_forms(scored.batch, scored.policy, head)
 
 
@@ -182,9 +191,9 @@ def _alone(job: Job, groups: Groups) -> Rows:
     singles = [[pair] for group in groups for pair in group]
 
     def work(part: Sequence[Example]) -> dict[str, Tensor]:
-        return {"self_rate": rates.self_rate(job.model, job.collate(part), weights)}
+        return {"self_rate": rates.self_rate(job.likelihood, job.model, job.collate(part), weights)}
 
-    yield from fitting(job.model, singles, work)
+    yield from fitting(job.model, singles, work, likelihood=job.likelihood)
 
 
 def _own(job: Job, groups: Groups) -> Rows:
@@ -192,15 +201,15 @@ def _own(job: Job, groups: Groups) -> Rows:
     longest = max(p.longest for p in job.pairs)
 
     def work(part: Sequence[Example]) -> dict[str, Tensor]:
-        how: dict[str, Any] = {"pad": job.pad_token_id, "ends": job.ends, "batch_tokens": job.batch_tokens}
+        how: dict[str, Any] = {"likelihood": job.likelihood, "ends": job.ends, "batch_tokens": job.batch_tokens}
         own = own_answers(job.model, part, longest=longest, **how)
         asked = [{"own": sequences.Sequence(p.prompt_ids, TokenIds(own[p.pair_id])), "chosen": p.chosen} for p in part]
         batch = job.collate([replace(p, rows=rows) for p, rows in zip(part, asked, strict=True)])
         with torch.no_grad():
-            stats = by_name(batch, sequence_stats(batch, run(job.model, batch)))
+            stats, _ = job.likelihood.stats(batch, job.likelihood.run(job.model, batch))
         return {"own_answer_gap": stats["own"].avg_logps - stats["chosen"].avg_logps}
 
-    yield from fitting(job.model, groups, work)
+    yield from fitting(job.model, groups, work, likelihood=job.likelihood)
 
 
 def _along(job: Job, name: str, direction: rates.Weights) -> None:
@@ -213,7 +222,7 @@ def _along(job: Job, name: str, direction: rates.Weights) -> None:
 
 
 def _logps(job: Job, groups: Groups, length: float) -> Rows:
-    for scored in score_batches(job.model, groups, pad_token_id=job.pad_token_id):
+    for scored in score_batches(job.model, groups, likelihood=job.likelihood):
         found = likelihoods(scored.stats)
         columns = {n: found[n] for n in ("chosen_logps", "rejected_logps")}
         yield scored.pairs, columns | {"length": torch.full_like(columns["chosen_logps"], length)}
@@ -231,7 +240,7 @@ def _total(job: Job, name: str, pairs: Sequence[Example], take: Callable[[Job, G
 
     def work() -> None:
         me = processes()
-        groups = dealt(job.model, pairs, done, job.gradient_tokens)
+        groups = dealt(pairs, done, job.gradient_tokens, job.cost)
         todo = [p for g in groups for p in g]
         with sums.writer(me.process_index) as add, Progress(name, todo, show=me.is_main_process) as bar:
             for part, values in take(job, groups):
@@ -252,11 +261,15 @@ def _sums(job: Job, name: str) -> Sums:
 
 def _gradients(job: Job, groups: Groups, of: Callable[..., rates.Weights]) -> Adds:
     weights = rates.weights_of(job.model, job.parameters)
-    yield from fitting(job.model, groups, lambda part: of(job.model, job.collate(part), weights))
+
+    def work(part: Sequence[Example]) -> rates.Weights:
+        return of(job.likelihood, job.model, job.collate(part), weights)
+
+    yield from fitting(job.model, groups, work, likelihood=job.likelihood)
 
 
 def _head_sums(job: Job, groups: Groups) -> Adds:
-    for scored in score_batches(job.model, groups, pad_token_id=job.pad_token_id):
+    for scored in score_batches(job.model, groups, likelihood=job.likelihood):
         yield scored.pairs, {"head": head_gradient(scored.batch, scored.policy)}
 
 

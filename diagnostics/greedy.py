@@ -7,8 +7,9 @@ from torch import nn
 
 from diagnostics.engine import device_of, engine_of, evaluating
 from diagnostics.forward import caches, decode
-from diagnostics.scoring import batches, token_budget
+from diagnostics.scoring import batches
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood, padded
 
 OWN_TOKENS = 32  # an own answer is cut here
 
@@ -18,18 +19,18 @@ def own_answers(
     pairs: Sequence[Example],
     *,
     longest: int,
-    pad: int,
+    likelihood: TokenLikelihood,
     ends: Collection[int],
     batch_tokens: int | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """The model's own answer to each pair's prompt, by pair_id: greedy, until one of `ends` (tokenized.end_ids),
     OWN_TOKENS tokens, or until prompt and answer have `longest` tokens, which the model is known to take."""
-    budget = batch_tokens or token_budget(model, pairs)
+    budget = batch_tokens or likelihood.budget(model, pairs)
     budget = budget if caches(model) else 1  # without a cache one at a time, free of padding
     found = {}
-    for group in batches(pairs, budget):
+    for group in batches(pairs, budget, padded):
         limits = [min(OWN_TOKENS, longest - len(p.prompt_ids)) for p in group]
-        answers = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, ends=ends)
+        answers = greedy(model, [p.prompt_ids for p in group], limits, pad=likelihood.pad_token_id, ends=ends)
         found |= {p.pair_id: ids for p, ids in zip(group, answers, strict=True)}
     return found
 

@@ -12,10 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diagnostics.batch import Batch
 from diagnostics.engine import head_of
 from diagnostics.errors import UserError
-from diagnostics.forward import pair_stats, run, sequence_stats
+from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.stats import wide
 
 Which = Literal["all", "head"]
@@ -40,35 +39,38 @@ def weights_of(model: nn.Module, which: Which = "all") -> dict[str, nn.Parameter
     return found
 
 
-def gradients(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Weights, Weights]:
+def gradients(
+    likelihood: Likelihood, model: nn.Module, batch: Any, weights: Mapping[str, Tensor]
+) -> tuple[Weights, Weights]:
     """Gradients of the batch's summed ln pi(y+) and of its summed ln pi(y-): two products of one graph."""
-    stats = pair_stats(batch, run(model, batch))
+    stats = pair_stats(likelihood, batch, likelihood.run(model, batch))
     sides = stats.chosen.logps.sum(), stats.rejected.logps.sum()
     found = [_grad(side, weights, retain=i == 0) for i, side in enumerate(sides)]
     return found[0], found[1]
 
 
-def self_rate(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+def self_rate(likelihood: Likelihood, model: nn.Module, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
     """<g+, g+ - g-> of a batch of ONE pair: the rate of its chosen log-prob when it trains alone. (1,) float64.
 
     Positive = the chosen answer rises; lower = more prone to displacement. It is the true counterpart of U + V
     (closed_forms.py), in the model's own weights. Nats per unit of -l'.
     Source: arXiv 2410.08847, Appendix E (the inner product that its theory bounds).
     """
-    chosen, rejected = gradients(model, batch, weights)
+    chosen, rejected = gradients(likelihood, model, batch, weights)
     terms = [_inner(g, g - rejected[name]) for name, g in chosen.items()]
     return torch.stack([t.to(terms[0].device) for t in terms]).sum()[None]
 
 
-def difference(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor]) -> Weights:
+def difference(likelihood: Likelihood, model: nn.Module, batch: Any, weights: Mapping[str, Tensor]) -> Weights:
     """Sum over the batch's pairs of g+ - g-, by one backward pass; float32 at least."""
-    stats = pair_stats(batch, run(model, batch))
+    stats = pair_stats(likelihood, batch, likelihood.run(model, batch))
     return _grad((stats.chosen.logps - stats.rejected.logps).sum(), weights)
 
 
-def answers_gradient(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor]) -> Weights:
+def answers_gradient(likelihood: Likelihood, model: nn.Module, batch: Any, weights: Mapping[str, Tensor]) -> Weights:
     """Gradient of the summed log-probs of all rows of a batch (a probe's answers)."""
-    return _grad(sequence_stats(batch, run(model, batch)).logps.sum(), weights)
+    rows, _ = likelihood.stats(batch, likelihood.run(model, batch))
+    return _grad(torch.cat([stats.logps for stats in rows.values()]).sum(), weights)
 
 
 def norm(direction: Mapping[str, Tensor]) -> float:

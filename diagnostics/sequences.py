@@ -14,7 +14,8 @@ from diagnostics.token_ids import TokenIds
 class Sequence:
     """prompt_ids holds BOS and template tokens; completion_ids ends in its end token (EOS, or the chat template's end
     of a turn) where has_eos is True: False where the completion was truncated, where the end is switched off, or where
-    the template ends a turn in ordinary text. media: what the model is shown beside the tokens, None for text alone.
+    the template ends a turn in ordinary text. media: what the model is shown beside the tokens, None for text alone;
+    its repr says its whole content.
     """
 
     prompt_ids: TokenIds

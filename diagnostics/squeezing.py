@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diagnostics.forward import Outputs, spread
 from diagnostics.scoring import score
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 
 
 def negative_step(probs: Tensor, rejected: int, rate: float) -> Tensor:
@@ -32,12 +33,12 @@ def preference_step(probs: Tensor, chosen: int, rejected: int, rate: float) -> T
     return _moved(probs, _one(probs, chosen) - _one(probs, rejected), rate)
 
 
-def confidence(model: nn.Module, pairs: Sequence[Example], *, pad_token_id: int) -> Iterator[dict[str, Any]]:
+def confidence(model: nn.Module, pairs: Sequence[Example], *, likelihood: TokenLikelihood) -> Iterator[dict[str, Any]]:
     """pair_id, side, argmax and rest of each answer: means over its tokens of ln max_v p and ln (1 - max_v p), nats.
 
     p is the distribution that predicts the token, whichever token stands there. arXiv 2407.10490.
     """
-    for scored in score(model, pairs, pad_token_id=pad_token_id):
+    for scored in score(model, pairs, likelihood=likelihood):
         values = [spread(scored.batch, scored.policy, v) for v in argmax_logps(scored.policy)]
         for k, side in enumerate(("chosen", "rejected")):
             lengths = (scored.stats.chosen, scored.stats.rejected)[k].lengths

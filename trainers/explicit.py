@@ -4,24 +4,26 @@ The counterpart of a policy's implicit reward beta (log pi - log ref). arXiv 240
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diagnostics.batch import Batch, collate
+from diagnostics.batch import Batch
 from diagnostics.engine import device_of
 from diagnostics.forward import run
 from diagnostics.scoring import score
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 
 MLP_WIDTH, MLP_STEPS, MLP_RATE = 64, 300, 3e-3
 
 
-def states(model: nn.Module, pairs: Sequence[Example], *, pad_token_id: int) -> dict[str, Tensor]:
+def states(model: nn.Module, pairs: Sequence[Example], *, likelihood: TokenLikelihood) -> dict[str, Tensor]:
     """By pair_id (2, D) float64: what the head reads where the last token of chosen and of rejected is predicted."""
     found = {}
-    for scored in score(model, pairs, pad_token_id=pad_token_id, head=False):
+    for scored in score(model, pairs, likelihood=replace(likelihood, head=False)):
         sides = [side.last_hidden for side in (scored.stats.chosen, scored.stats.rejected)]
         both = torch.stack([side for side in sides if side is not None], 1).cpu().double()
         found |= {pair.pair_id: both[i] for i, pair in enumerate(scored.pairs)}
@@ -83,7 +85,7 @@ def fine_tune(
     model: RewardModel,
     pairs: Sequence[Example],
     *,
-    pad_token_id: int,
+    likelihood: TokenLikelihood,
     epochs: float,
     batch_size: int,
     learning_rate: float,
@@ -98,19 +100,19 @@ def fine_tune(
     for _ in range(steps):
         order = order if len(order) >= batch_size else torch.randperm(len(pairs), generator=generator).tolist()
         taken, order = order[:batch_size], order[batch_size:]
-        batch = collate([pairs[i] for i in taken], pad_token_id=pad_token_id).to(device_of(model.model))
+        batch = likelihood.collate([pairs[i] for i in taken]).to(device_of(model.model))
         optimizer.zero_grad()
         bradley_terry(model(batch)).backward()
         optimizer.step()
     model.eval()
 
 
-def rewards(model: RewardModel, pairs: Sequence[Example], *, pad_token_id: int, size: int = 64) -> Tensor:
+def rewards(model: RewardModel, pairs: Sequence[Example], *, likelihood: TokenLikelihood, size: int = 64) -> Tensor:
     """(N, 2) rewards of the pairs, in order."""
     found = []
     with torch.no_grad():
         for k in range(0, len(pairs), size):
-            batch = collate(pairs[k : k + size], pad_token_id=pad_token_id).to(device_of(model.model))
+            batch = likelihood.collate(pairs[k : k + size]).to(device_of(model.model))
             found.append(model(batch).cpu())
     return torch.cat(found)
 

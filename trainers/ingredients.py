@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diagnostics.batch import Batch, collate
+from diagnostics.batch import Batch
 from diagnostics.errors import UserError
-from diagnostics.forward import Outputs, by_name, collisions, pair_stats, run, sequence_stats, spread
+from diagnostics.forward import Outputs, collisions, spread
+from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.sequences import Example
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
@@ -46,25 +47,25 @@ class Ingredients:
         objective: str,
         pairs: Sequence[Example],
         *,
-        pad_token_id: int,
+        likelihood: Likelihood,
         given: Given | None = None,
-        reward_model: Callable[[Batch], Outputs] | None = None,
+        reward_model: Callable[[Any], Any] | None = None,
     ) -> None:
         self.needs = frozenset(objectives.needs(objective))
         self.pairs = {p.pair_id: p for p in pairs}
-        self.given, self.reward_model, self.pad_token_id = given or Given(), reward_model, pad_token_id
+        self.given, self.reward_model, self.likelihood = given or Given(), reward_model, likelihood
         self.groups = by_prompt(pairs) if "lists" in self.needs else [[p] for p in pairs]
         self.partners = mismatched(pairs) if "mismatched" in self.needs else {}
 
     def complete(
-        self, stats: PairStats, batch: Batch, policy: Outputs, reference: Callable[..., Any] | None
+        self, stats: PairStats, batch: Any, policy: Any, model: nn.Module, reference: Callable[..., Any] | None
     ) -> PairStats:
         """The batch's statistics with everything that the objective reads."""
         pairs = [self.pairs[i] for i in batch.pair_ids]
-        columns = self._columns(pairs, batch.input_ids.device)
+        columns = self._columns(pairs, batch.completion_mask.device)
         if "mismatched" in self.needs and reference is not None:
-            columns["mismatched_logratios"] = self._mismatched(pairs, policy.model, reference)
-        stats = replace(stats, columns=columns, extra=self._extra(pairs, batch, policy.model))
+            columns["mismatched_logratios"] = self._mismatched(pairs, model, reference)
+        stats = replace(stats, columns=columns, extra=self._extra(pairs, batch, model))
         sides: dict[str, list[Tensor]] = {}
         if "collision" in self.needs:
             sides["per_token_collision"] = list(spread(batch, policy, collisions(policy)))
@@ -83,13 +84,13 @@ class Ingredients:
         columns = {n: torch.tensor([row[n] for row in rows], dtype=wide(device), device=device) for n in rows[0]}
         return columns | (numbered(pairs) if "lists" in self.needs else {})
 
-    def _extra(self, pairs: Sequence[Example], batch: Batch, model: nn.Module) -> dict[str, SequenceStats]:
+    def _extra(self, pairs: Sequence[Example], batch: Any, model: nn.Module) -> dict[str, SequenceStats]:
         extra: dict[str, SequenceStats] = {}
         if "gold" in self.needs:
-            gold = self._collate([self.given.gold[p.pair_id] for p in pairs], batch.input_ids.device)
-            extra["gold"] = sequence_stats(gold, run(model, gold))
+            gold = self._collate([self.given.gold[p.pair_id] for p in pairs], batch.completion_mask.device)
+            (extra["gold"],) = self.likelihood.stats(gold, self.likelihood.run(model, gold))[0].values()
         if self.reward_model is not None:
-            both = by_name(batch, sequence_stats(batch, self.reward_model(batch)))
+            both, _ = self.likelihood.stats(batch, self.reward_model(batch))
             extra |= {f"reward_{name}": stats for name, stats in both.items()}
         return extra
 
@@ -97,12 +98,13 @@ class Ingredients:
         """(B,) nats: log-ratio of each prompt with another prompt's answers, mean of its two answers; no gradient."""
         batch = self._collate([self.partners[p.pair_id] for p in pairs], next(model.parameters()).device)
         with torch.no_grad():
-            stats = pair_stats(batch, run(model, batch), reference(batch), kl=False)
+            policy = self.likelihood.run(model, batch)
+            stats = pair_stats(self.likelihood, batch, policy, reference(batch), kl=False)
         sides = objectives.logratios(stats)
         return (sides[0] + sides[1]) / 2
 
-    def _collate(self, pairs: Sequence[Example], device: torch.device) -> Batch:
-        return collate(pairs, pad_token_id=self.pad_token_id).to(device)
+    def _collate(self, pairs: Sequence[Example], device: torch.device) -> Any:
+        return self.likelihood.collate(pairs).to(device)
 
 
 def by_prompt(pairs: Sequence[Example]) -> list[list[Example]]:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics import sequences
-from diagnostics.batch import Batch, collate
-from diagnostics.engine import evaluating
+from diagnostics.engine import device_of, evaluating
 from diagnostics.errors import DataError
-from diagnostics.forward import Outputs, run, with_top_tokens
+from diagnostics.forward import Outputs, with_top_tokens
+from diagnostics.likelihood import Likelihood
 from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.tokenized import end_ids, tokenize_prompts
 from trainers.responses import Responses
 
@@ -49,39 +50,47 @@ class Probe:
     def __init__(
         self,
         pairs: dict[str, Sequence[Example]],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         *,
-        pad_token_id: int,
-        reference: Callable[[Batch], Any] | None,
+        likelihood: Likelihood,
+        reference: Callable[[Any], Any] | None,
         track: dict[str, Any] | None,
         start: Path,
         resumed: bool = False,
         responses: int = 0,
         seed: int = 0,
     ) -> None:
-        self.pairs, self.tokenizer, self.pad_token_id = pairs, tokenizer, pad_token_id
+        self.pairs, self.likelihood = pairs, likelihood
+        self.tokenizer: Any = tokenizer  # of a likelihood that gives tokens
         self.reference = reference
         self.start_file, self.saved = start, resumed
         self.start = _read_start(start) if resumed else {}
         self.texts = {-1: ""}  # by token id
-        followed = pairs.get("probe", ())[:responses]
-        self.responses = Responses(followed, pad_token_id=pad_token_id, ends=end_ids(tokenizer), seed=seed)
-        self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()} if track else {}
-        self.prompts = _prompts(track, tokenizer) if track else []
-        self.sets = {p["id"]: p["set"] for p in track["prompts"]} if track else {}
+        self.responses = None
+        if isinstance(likelihood, TokenLikelihood) and tokenizer is not None:
+            followed, ends = pairs.get("probe", ())[:responses], end_ids(tokenizer)
+            self.responses = Responses(followed, likelihood=likelihood, ends=ends, seed=seed)
+        self.groups, self.prompts, self.sets = {}, [], {}
+        if track and tokenizer is not None:
+            self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()}
+            self.prompts = _prompts(track, tokenizer)
+            self.sets = {p["id"]: p["set"] for p in track["prompts"]}
 
     def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool) -> ProbeRows:
         """Measure everything once, with the weights after `step` updates. tokens: also one row a token."""
-        out = ProbeRows()
+        out, has_tokens = ProbeRows(), "tokens" in self.likelihood.gives
         for name, pairs in self.pairs.items():
             head = {"step": step, "epoch": epoch, "split": name}
-            for scored in score(model, pairs, pad_token_id=self.pad_token_id, reference=self.reference):
-                stats = with_top_tokens(scored.batch, scored.policy, scored.stats)
+            for scored in score(model, pairs, likelihood=self.likelihood, reference=self.reference):
+                stats = scored.stats
+                if has_tokens:
+                    stats = with_top_tokens(scored.batch, scored.policy, stats)
+                    out.mass += self._mass(scored, step, name)
                 out.pairs += [head | row for row in rows(scored.pairs, stats)]
-                out.mass += self._mass(scored, step, name)
-                if tokens and name == "probe":
+                if tokens and has_tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
-        out.mass += self._tracked(model, step) + self._responses(model, step, out.pairs)
+        out.mass += self._tracked(model, step)
+        out.mass += self._responses(self.responses, model, step, out.pairs) if self.responses else []
         if not self.saved and PartialState().is_main_process:
             half = self.start_file.with_name(self.start_file.name + ".tmp")
             save_file(self.start, half)
@@ -145,9 +154,8 @@ class Probe:
     def _tracked(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
         """Probability mass of each token group at the first response position of each tracked prompt."""
         found = []
-        device = next(model.parameters()).device
-        for group in batches(self.prompts, 8192):
-            probs = _next_token_probs(model, group, self.pad_token_id, device)
+        for group in batches(self.prompts, 8192, padded):
+            probs = _next_token_probs(self.likelihood, model, group)
             for pair, row in zip(group, probs, strict=True):
                 head = {"step": step, "split": self.sets[pair.pair_id], "pair_id": pair.pair_id}
                 for name, ids in self.groups.items():
@@ -156,9 +164,11 @@ class Probe:
                     found.append(self._mass_row(head, "group", 0, -1, prob, float(start), name=name))
         return found
 
-    def _responses(self, model: nn.Module, step: int, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _responses(
+        self, responses: Responses, model: nn.Module, step: int, pairs: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         """Geometric mean probability of a token, exp(log-prob / length), of each answer to the followed prompts."""
-        followed = {p.pair_id for p in self.responses.pairs}
+        followed = {p.pair_id for p in responses.pairs}
         own = {k.removeprefix(OWN): v for k, v in self.start.items() if k.startswith(OWN)}
         values = [
             (row["pair_id"], side, row[f"{side}_logps"] / row[f"{side}_length"])
@@ -166,7 +176,7 @@ class Probe:
             if row["split"] == "probe" and row["pair_id"] in followed
             for side in ("chosen", "rejected")
         ]
-        values += self.responses.measure(model, own)
+        values += responses.measure(model, own)
         self.start |= {OWN + pair_id: ids for pair_id, ids in own.items()}
         found = []
         for pair_id, name, value in values:
@@ -271,7 +281,7 @@ def _prompts(track: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[
     return [Example(prompt["id"], -1, row) for prompt, row in zip(asked, rows, strict=True)]
 
 
-def _next_token_probs(model: nn.Module, prompts: Sequence[Example], pad: int, device: Any) -> Tensor:
+def _next_token_probs(likelihood: Likelihood, model: nn.Module, prompts: Sequence[Example]) -> Tensor:
     """(N, V) probabilities of the token after each prompt."""
     with torch.no_grad(), evaluating(model):
-        return run(model, collate(prompts, pad_token_id=pad).to(device)).logits().softmax(-1)
+        return likelihood.run(model, likelihood.collate(prompts).to(device_of(model))).logits().softmax(-1)

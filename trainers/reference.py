@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,9 +17,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from diagnostics.batch import Batch
 from diagnostics.errors import DataError
-from diagnostics.forward import Outputs, run
+from diagnostics.likelihood import Likelihood
 from diagnostics.processes import share, tell
 from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
@@ -39,18 +39,19 @@ class LiveReference:
     """A model that is run beside the policy. adapter=True: the policy itself with its LoRA adapter off."""
 
     model: nn.Module
+    likelihood: Likelihood
     adapter: bool = False
 
-    def __call__(self, batch: Batch) -> Outputs:
+    def __call__(self, batch: Any) -> Any:
         """The reference's outputs on a batch, without gradient and in eval mode."""
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 if not self.adapter:
-                    return run(self.model, batch)
+                    return self.likelihood.run(self.model, batch)
                 with adapter_off(self.model):
-                    return run(self.model, batch)
+                    return self.likelihood.run(self.model, batch)
         finally:
             self.model.train(training and self.adapter)
 
@@ -61,10 +62,10 @@ class StoredReference:
 
     logps: Rows
 
-    def __call__(self, batch: Batch) -> SequenceStats:
+    def __call__(self, batch: Any) -> SequenceStats:
         """SequenceStats of all 2B rows, log-probs only."""
         sides = [self.logps[i][0] for i in batch.pair_ids] + [self.logps[i][1] for i in batch.pair_ids]
-        values = torch.zeros(batch.completion_mask.shape, device=batch.input_ids.device)
+        values = torch.zeros(batch.completion_mask.shape, device=batch.completion_mask.device)
         flat = torch.tensor([x for side in sides for x in side], device=values.device, dtype=values.dtype)
         values[batch.completion_mask.bool()] = flat
         return SequenceStats(per_token_logps=values, completion_mask=batch.completion_mask)
@@ -74,7 +75,7 @@ def precompute(
     model: nn.Module,
     pairs: Sequence[Example],
     *,
-    pad_token_id: int,
+    likelihood: Likelihood,
     folder: str | Path,
     key: dict[str, str],
 ) -> StoredReference:
@@ -89,17 +90,17 @@ def precompute(
     known = cache.read()
     cached = [p for p in pairs if content_key(p) in known]
     # asked of all, also where nothing is cached: so every process has read before any writes
-    if not _all_agree(lambda: not cached or _agrees(model, cached, known, pad_token_id, cache)):
+    if not _all_agree(lambda: not cached or _agrees(model, cached, known, likelihood, cache)):
         share(cache.forget)
         known = {}
     mine = [p for p in pairs[state.process_index :: state.num_processes] if content_key(p) not in known]
     if mine:
-        known |= _score(model, mine, pad_token_id, cache)
+        known |= _score(model, mine, likelihood, cache)
     if state.num_processes > 1:
         state.wait_for_everyone()
         known = cache.read() | known
         alone = [p for p in pairs if content_key(p) not in known]  # the others write to a disk of their own
-        known |= _score(model, alone, pad_token_id, cache) if alone else {}
+        known |= _score(model, alone, likelihood, cache) if alone else {}
     return StoredReference({p.pair_id: known[content_key(p)] for p in pairs})
 
 
@@ -146,13 +147,14 @@ class Cache:
 
 
 def content_key(pair: Example) -> str:
-    """Hash of the pair's token ids: the same text cut or templated otherwise is another content."""
-    return hashlib.sha256(
-        repr((pair.prompt_ids, *(row.completion_ids for row in pair.rows.values()))).encode()
-    ).hexdigest()[:32]
+    """Hash of the pair's token ids, and of its media by their repr: the same text cut or templated otherwise is another
+    content."""
+    media = tuple(repr(row.media) for row in pair.rows.values() if row.media is not None)
+    content = (pair.prompt_ids, *(row.completion_ids for row in pair.rows.values()), *media)
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
 
 
-def _score(model: nn.Module, pairs: Sequence[Example], pad_token_id: int, cache: Cache) -> Rows:
+def _score(model: nn.Module, pairs: Sequence[Example], likelihood: Likelihood, cache: Cache) -> Rows:
     """Score pairs into the cache, in parts while it goes on and as one file at the end."""
     rows: Rows = {}
     waiting: Rows = {}
@@ -160,7 +162,7 @@ def _score(model: nn.Module, pairs: Sequence[Example], pad_token_id: int, cache:
     saved = time.monotonic()
     try:
         with Progress("reference log-probs", pairs, show=PartialState().is_main_process) as bar:
-            for scored in score(model, pairs, pad_token_id=pad_token_id):
+            for scored in score(model, pairs, likelihood=likelihood):
                 waiting |= _rows(scored)
                 if time.monotonic() - saved >= SECONDS:
                     parts.append(cache.write(waiting))
@@ -177,7 +179,7 @@ def _score(model: nn.Module, pairs: Sequence[Example], pad_token_id: int, cache:
     return rows
 
 
-def _agrees(model: nn.Module, pairs: Sequence[Example], known: Rows, pad_token_id: int, cache: Cache) -> bool:
+def _agrees(model: nn.Module, pairs: Sequence[Example], known: Rows, likelihood: Likelihood, cache: Cache) -> bool:
     """Whether a few cached rows are what the model says now, up to rounding; says so where they are not.
 
     The floor is four times the difference that other batches make now, and never below the square root of one
@@ -186,8 +188,8 @@ def _agrees(model: nn.Module, pairs: Sequence[Example], known: Rows, pad_token_i
     drawn = random.Random(0).sample(sorted(pairs, key=content_key), min(CHECKED, len(pairs)))
     if not drawn:
         return True
-    live = _live(model, drawn, pad_token_id)
-    alone = {k: v for pair in drawn for k, v in _live(model, [pair], pad_token_id).items()}
+    live = _live(model, drawn, likelihood)
+    alone = {k: v for pair in drawn for k, v in _live(model, [pair], likelihood).items()}
     noise = max(_difference(live[k], alone[k]) for k in live)
     found = max(_difference(live[k], known[k]) for k in live)
     floor = max(4 * noise, torch.finfo(_dtype(model)).eps ** 0.5)
@@ -201,8 +203,8 @@ def _agrees(model: nn.Module, pairs: Sequence[Example], known: Rows, pad_token_i
     return False
 
 
-def _live(model: nn.Module, pairs: Sequence[Example], pad_token_id: int) -> Rows:
-    return {k: v for scored in score(model, pairs, pad_token_id=pad_token_id) for k, v in _rows(scored).items()}
+def _live(model: nn.Module, pairs: Sequence[Example], likelihood: Likelihood) -> Rows:
+    return {k: v for scored in score(model, pairs, likelihood=likelihood) for k, v in _rows(scored).items()}
 
 
 def _difference(one: Sides, other: Sides) -> float:

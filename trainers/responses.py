@@ -17,6 +17,7 @@ from diagnostics.greedy import own_answers
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
+from diagnostics.token_likelihood import TokenLikelihood
 
 
 class Responses:
@@ -26,8 +27,10 @@ class Responses:
     be longer than the longest pair, which the model is known to take.
     """
 
-    def __init__(self, pairs: Sequence[Example], *, pad_token_id: int, ends: Collection[int], seed: int) -> None:
-        self.pairs, self.pad_token_id, self.ends = pairs, pad_token_id, ends
+    def __init__(
+        self, pairs: Sequence[Example], *, likelihood: TokenLikelihood, ends: Collection[int], seed: int
+    ) -> None:
+        self.pairs, self.likelihood, self.ends = pairs, likelihood, ends
         self.longest = max((p.longest for p in pairs), default=0)
         self.known = {"other": others(pairs), "shuffled": {p.pair_id: shuffled(p, seed) for p in pairs}}
 
@@ -37,12 +40,12 @@ class Responses:
         own: the own answers by pair_id, kept by the caller; where it holds none they are generated with this model.
         """
         missing = [p for p in self.pairs if p.pair_id not in own]
-        made = own_answers(model, missing, longest=self.longest, pad=self.pad_token_id, ends=self.ends)
+        made = own_answers(model, missing, longest=self.longest, likelihood=self.likelihood, ends=self.ends)
         own |= {pair_id: torch.tensor(ids) for pair_id, ids in made.items()}
         answers = self.known | {"own": {p.pair_id: tuple(own[p.pair_id].tolist()) for p in self.pairs}}
         found = []
         for examples in self._asked(answers):
-            for part, rows, _ in score_rows(model, examples, pad_token_id=self.pad_token_id):
+            for part, rows, _ in score_rows(model, examples, likelihood=self.likelihood):
                 for name, stats in rows.items():
                     values = zip(part, stats.avg_logps.tolist(), strict=True)
                     found += [(pair.pair_id, name, value) for pair, value in values]

@@ -21,7 +21,7 @@ from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash, rendered_hash
 from diagnostics.folder import contents, set_aside
-from diagnostics.forward import prepare
+from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import read_pairs
@@ -29,6 +29,7 @@ from diagnostics.processes import hold, share, tell
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_run, write_frame, write_json
 from diagnostics.scoring import score
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers import objectives, recipes
 from trainers.alarm import Alarms, parse
 from trainers.card import standard_pair
@@ -44,7 +45,6 @@ from trainers.models import (
     longest,
     make_savable,
     model_limit,
-    pad_id,
     quiet,
     tokenizer_hash,
     weights_hash,
@@ -111,28 +111,29 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run_dir: Path, che
     policy = model
     if config.lora_r:
         policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
-    reference = _reference(config, policy, splits, arguments, tokenizer, started)
+    likelihood = TokenLikelihood.of(tokenizer)
+    reference = _reference(config, policy, splits, arguments, likelihood, started)
     ingredients = Ingredients(
-        config.objective, splits.train, pad_token_id=pad_id(tokenizer), given=splits.given,
-        reward_model=_reward_model(config, arguments, splits),
+        config.objective, splits.train, likelihood=likelihood, given=splits.given,
+        reward_model=_reward_model(config, arguments, splits, likelihood),
     )  # fmt: skip
     writer = RunLogWriter(run_dir)
     recorder = Recorder(
         writer,
         Probe(
-            {"probe": splits.probe, "eval": splits.heldout}, tokenizer, pad_token_id=pad_id(tokenizer),
+            {"probe": splits.probe, "eval": splits.heldout}, tokenizer, likelihood=likelihood,
             reference=reference, track=track, start=run_dir / "probe_start.safetensors", resumed=bool(checkpoint),
             responses=config.response_types, seed=config.seed,
         ),
         probe_every=config.probe_every or max(1, _total_steps(arguments, len(ingredients.groups)) // 10),
         tokens=config.tokens,
         main=main,
-        before=lambda model: _check_parity(config, arguments, model, reference, splits, pad_id(tokenizer)),
+        before=lambda model: _check_parity(config, arguments, model, reference, splits, likelihood),
         noise=_known_noise(run_dir, reference) if checkpoint else 0.0,
         alarms=_alarms(config),
     )  # fmt: skip
     trainer = _trainer(
-        policy, arguments, pairs=splits.train, tokenizer=tokenizer, pad_token_id=pad_id(tokenizer),
+        policy, arguments, pairs=splits.train, tokenizer=tokenizer, likelihood=likelihood,
         objective=config.objective, hyperparameters=config.hyperparameters, ingredients=ingredients,
         reference=reference, recorder=recorder, log_kl=config.log_kl, recipe=recipe,
         renewal=recipes.renewal(config, recipe, reference, recorder),
@@ -215,15 +216,15 @@ def _try_objective(config: TrainConfig) -> None:
         )
 
 
-def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits) -> Any:
+def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits, likelihood: Likelihood) -> Any:
     """The already trained policy whose token rewards the objective reads, or None."""
     if "reward model" not in objectives.needs(config.objective) or not config.reward_model:
         return None
     model = load_policy(config.reward_model, dtype=config.dtype)
     check_ids(model, splits.train)
     model.requires_grad_(False)
-    prepare(nn.Module.to(model, arguments.device))
-    return LiveReference(model)
+    likelihood.prepare(nn.Module.to(model, arguments.device))
+    return LiveReference(model, likelihood)
 
 
 def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> PreferenceTrainer:
@@ -445,34 +446,39 @@ def _reference(
     policy: Any,
     splits: Splits,
     arguments: TrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
+    likelihood: Likelihood,
     started: dict[str, Any],
 ) -> Any:
     """The reference as the config asks for it."""
     if config.reference == "none":
         return None
     if config.reference == "live" and config.lora_r and not config.reference_model:
-        return LiveReference(policy, adapter=True)
+        return LiveReference(policy, likelihood, adapter=True)
     if config.reference == "live":
         frozen = load_policy(config.reference_model or config.model, dtype=config.dtype)
         frozen.requires_grad_(False)
-        return LiveReference(nn.Module.to(frozen, arguments.device))
+        return LiveReference(nn.Module.to(frozen, arguments.device), likelihood)
     model = load_policy(config.reference_model, dtype=config.dtype) if config.reference_model else policy
     cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
     nn.Module.to(model, arguments.device)
     if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike
-        prepare(model)
+        likelihood.prepare(model)
     key = {"model": weights_hash(model), "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}
     key |= {"engine": engine_of(model).name}
     wanted = torch.bfloat16 if cast == "bf16" else torch.float16
     everything = {p.pair_id: p for p in (*splits.train, *splits.probe, *splits.heldout)}
     folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
     with torch.autocast(arguments.device.type, dtype=wanted, enabled=cast != "none"), adapter_off(model):
-        return precompute(model, list(everything.values()), pad_token_id=pad_id(tokenizer), folder=folder, key=key)
+        return precompute(model, list(everything.values()), likelihood=likelihood, folder=folder, key=key)
 
 
 def _check_parity(
-    config: TrainConfig, arguments: TrainingArguments, model: nn.Module, reference: Any, splits: Splits, pad: int
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    model: nn.Module,
+    reference: Any,
+    splits: Splits,
+    likelihood: Likelihood,
 ) -> float:
     """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
 
@@ -482,7 +488,7 @@ def _check_parity(
         return math.nan
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
     eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
-    parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], pad, eps=eps)
+    parity = measure_parity(model, reference, splits.train[:PARITY_PAIRS], likelihood, eps=eps)
     if PartialState().is_main_process:
         _note(Path(config.output_dir), parity=parity)
     said = (
@@ -514,7 +520,7 @@ def _known_noise(run_dir: Path, reference: Any) -> float:
 
 
 def measure_parity(
-    model: nn.Module, reference: Any, pairs: Sequence[Example], pad: int, *, eps: float
+    model: nn.Module, reference: Any, pairs: Sequence[Example], likelihood: Likelihood, *, eps: float
 ) -> dict[str, Any]:
     """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
 
@@ -523,8 +529,8 @@ def measure_parity(
     below one rounding step of the largest log-prob. A difference of the two ways of more than the square root of eps,
     in nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
-    together = _logps(model, pairs, pad, reference)
-    alone = {k: v for pair in pairs for k, v in _logps(model, [pair], pad, reference).items()}
+    together = _logps(model, pairs, likelihood, reference)
+    alone = {k: v for pair in pairs for k, v in _logps(model, [pair], likelihood, reference).items()}
     bad = [k[0] for k, values in together.items() if not all(map(math.isfinite, values))]
     if bad:
         raise DataError(
@@ -556,11 +562,11 @@ def measure_parity(
 
 
 def _logps(
-    model: nn.Module, pairs: Sequence[Example], pad: int, reference: Any
+    model: nn.Module, pairs: Sequence[Example], likelihood: Likelihood, reference: Any
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """(pair_id, side) -> (policy, reference) log-prob in nats."""
     found = {}
-    for scored in score(model, pairs, pad_token_id=pad, reference=reference, batch_tokens=1 << 20):
+    for scored in score(model, pairs, likelihood=likelihood, reference=reference, batch_tokens=1 << 20):
         s = scored.stats
         for side, policy, ref in (("chosen", s.chosen, s.ref_chosen), ("rejected", s.rejected, s.ref_rejected)):
             assert ref is not None

@@ -14,12 +14,12 @@ from diagnostics.engine import engine_of
 from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.folder import contents
-from diagnostics.forward import prepare
 from diagnostics.manifest import manifest
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.config import read_track
 from trainers.models import (
     adapter_base,
@@ -27,7 +27,6 @@ from trainers.models import (
     load_model,
     load_tokenizer,
     longest,
-    pad_id,
     quiet,
 )
 from trainers.probe import Probe
@@ -100,7 +99,8 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
     tracked = read_track(track) if track else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     frozen: Any = load_model(base, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
-    prepare(frozen)
+    likelihood = TokenLikelihood.of(tokenizer)
+    likelihood.prepare(frozen)
     hashes = {
         "model": weights_hash(frozen), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table),
         "rendered": rendered_hash(chosen),
@@ -111,7 +111,7 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
     )  # fmt: skip
     _open(out, done, settings, about, audit)
     probe = Probe(
-        {"probe": chosen}, tokenizer, pad_token_id=pad_id(tokenizer), reference=LiveReference(frozen), track=tracked,
+        {"probe": chosen}, tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood), track=tracked,
         start=out / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES, seed=settings["seed"],
     )  # fmt: skip
     _measure(out, probe, found, done, dtype, device)
@@ -163,7 +163,7 @@ def _measure(out: Path, probe: Probe, checkpoints: dict[int, str], done: set[int
             if step in done:
                 continue
             model = load_model(name, dtype=dtype).to(device)
-            prepare(model)
+            probe.likelihood.prepare(model)
             rows = probe.measure(model, step, NAN, tokens=step in (min(checkpoints), last))
             writer.append("pairs", [ordered(row) for row in rows.pairs])
             writer.append("mass", rows.mass)

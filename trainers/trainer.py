@@ -25,10 +25,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from diagnostics.batch import Batch, collate
 from diagnostics.errors import DataError, UserError
-from diagnostics.forward import Outputs, pair_stats, prepare, run
 from diagnostics.gradients import band, cut
+from diagnostics.likelihood import GIVES, Likelihood, pair_stats, say_missing
 from diagnostics.runlog import read_json, write_json
 from diagnostics.sequences import Example
 from diagnostics.stats import PairStats
@@ -39,6 +38,9 @@ from trainers.ingredients import Ingredients
 from trainers.objectives import ObjectiveOutput
 from trainers.recipes import Ordered, Recipe, Renewal
 from trainers.recorder import Recorder
+
+# which part of a likelihood the needs of objectives are taken from
+OF = {"kl": "kl", "collision": "tokens", "phrases": "tokens", "steps": "hidden"}
 
 
 class PairDataset(Dataset):
@@ -74,7 +76,7 @@ class PreferenceTrainer(Trainer):
         *,
         pairs: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
-        pad_token_id: int,
+        likelihood: Likelihood,
         objective: str,
         reference: Any,
         recorder: Recorder,
@@ -87,9 +89,9 @@ class PreferenceTrainer(Trainer):
         grad_parameters: str = "all",
     ) -> None:
         def collator(groups: list[Sequence[Example]]) -> dict[str, Any]:
-            return vars(collate([pair for group in groups for pair in group], pad_token_id=pad_token_id))
+            return vars(likelihood.collate([pair for group in groups for pair in group]))
 
-        self.ingredients = ingredients or Ingredients(objective, pairs, pad_token_id=pad_token_id)
+        self.ingredients = ingredients or Ingredients(objective, pairs, likelihood=likelihood)
 
         super().__init__(
             model=model,
@@ -103,6 +105,9 @@ class PreferenceTrainer(Trainer):
         self.objective = partial(objectives.load(objective), **(hyperparameters or {}))
         self.statistics = Statistics(objective, hyperparameters or {})
         self.needs = frozenset(objectives.needs(objective))
+        self.likelihood = likelihood
+        check_gives(likelihood, objective, grad_every)
+        say_missing(likelihood)
         self.reference, self.recorder, self.log_kl = reference, recorder, log_kl
         self.recipe, self.renewal = recipe or Recipe(), renewal
         recorder.report = lambda values: Trainer.log(self, dict(values))  # the probe, to every viewer
@@ -118,7 +123,7 @@ class PreferenceTrainer(Trainer):
             gradient_log.check(args, self.gradients.parameters, sharded=sharded)
         if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
             for each in (model, getattr(reference, "model", model)):
-                prepare(each)
+                likelihood.prepare(each)
             self.gradients.prepare(model)
         others: list[Any] = [reference, self.ingredients.reward_model]
         for other in others:
@@ -129,12 +134,12 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
-        batch = Batch(**inputs)
+        batch = self.likelihood.batch(inputs)
         reference = self.reference(batch) if self.reference and "reference" in self.needs else None
         measured = self.gradients.due(self.state.global_step)
         sides = self.gradients.run(model, batch) if measured else None
-        policy = sides.out if sides else run(model, batch)
-        stats = self._stats(batch, policy, reference, apart=sides is not None)
+        policy = sides.out if sides else self.likelihood.run(model, batch)
+        stats = self._stats(batch, policy, model, reference, apart=sides is not None)
         output = self.objective(stats, **self.statistics(stats))
         output, more = self._weigh(batch, output)
         pushes = incentives(stats, output.losses)
@@ -148,7 +153,7 @@ class PreferenceTrainer(Trainer):
         self.recorder.add(batch.pair_ids, stats, output, columns)
         return (loss, output) if return_outputs else loss
 
-    def _weigh(self, batch: Batch, output: ObjectiveOutput) -> tuple[ObjectiveOutput, dict[str, Tensor]]:
+    def _weigh(self, batch: Any, output: ObjectiveOutput) -> tuple[ObjectiveOutput, dict[str, Tensor]]:
         """The losses times the pairs' weights, and these as a column; both as they are where no weights are given."""
         if not self.recipe.weights:
             return output, {}
@@ -161,12 +166,13 @@ class PreferenceTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         return Ordered(self.recipe.order, lambda: self.state.global_step)
 
-    def _stats(self, batch: Batch, policy: Outputs, reference: Any, *, apart: bool) -> PairStats:
+    def _stats(self, batch: Any, policy: Any, model: nn.Module, reference: Any, *, apart: bool) -> PairStats:
         """What the objective sees. apart: as leaves, so that the loss's graph ends there."""
         kl = "kl" in self.needs
         with torch.set_grad_enabled(not apart):
-            stats = pair_stats(batch, policy, reference, kl=self.log_kl, kl_gradient=kl)
-        stats = self.ingredients.complete(cut(stats, kl=kl) if apart else stats, batch, policy, self.reference)
+            stats = pair_stats(self.likelihood, batch, policy, reference, kl=self.log_kl, kl_gradient=kl)
+        given = cut(stats, kl=kl) if apart else stats
+        stats = self.ingredients.complete(given, batch, policy, model, self.reference)
         if apart:
             torch.clear_autocast_cache()  # it keeps casts made without a graph
         return stats
@@ -238,6 +244,15 @@ class PreferenceTrainer(Trainer):
             own = {k: v for k, v in own.items() if k not in ("step", "epoch", "loss", "alarm") and v == v}
             logs = own | logs
         super().log(logs, start_time)
+
+
+def check_gives(likelihood: Likelihood, objective: str, grad_every: int) -> None:
+    """UserError where the objective, or the gradient instruments, need what this likelihood does not give."""
+    asked = {OF[need]: f"objective '{objective}'" for need in objectives.needs(objective) if need in OF}
+    asked |= {"gradients": "grad_every"} if grad_every else {}
+    for name, who in asked.items():
+        if name not in likelihood.gives:
+            raise UserError(f"{who} needs {GIVES[name]}, which {type(likelihood).__name__} does not give.")
 
 
 class Statistics:

@@ -98,7 +98,7 @@ def _end(log: runs.RunLog, held: pd.DataFrame) -> dict[str, float]:
 
 def groups(table: pd.DataFrame, *names: str) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
     """The rows of each combination of some columns, in the order of the table."""
-    return list(table.groupby(list(names), sort=False))
+    return list(table.groupby(list(names), sort=False))  # pyright: ignore[reportReturnType]
 
 
 def label(row: dict) -> str:

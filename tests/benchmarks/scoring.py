@@ -23,6 +23,7 @@ from diagnostics.forward import Outputs, prepare, run
 from diagnostics.scoring import rows as table_rows
 from diagnostics.scoring import score
 from diagnostics.sequences import Example, pair_of
+from diagnostics.token_likelihood import TokenLikelihood
 
 MAX_LENGTH = 1024  # tokens of prompt and completion
 PADDED_PAIRS = 8  # pairs in one batch of the padded way
@@ -157,7 +158,7 @@ def padded(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     """As trainers precompute reference log-probs: padded batches in data order, full logits, a gather."""
     found = {}
     for start in range(0, len(pairs), PADDED_PAIRS):
-        batch = collate(pairs[start : start + PADDED_PAIRS], pad_token_id=PAD)
+        batch = collate(pairs[start : start + PADDED_PAIRS], likelihood=TokenLikelihood(PAD))
         both = padded_logps(models.plain, batch).view(2, -1)
         found |= {i: Scores(chosen=float(c), rejected=float(r)) for i, c, r in zip(batch.pair_ids, *both)}
     return found
@@ -196,7 +197,7 @@ def _ours(
     names = ["ches_score", "chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"]
     kept = names if reference else names[:1]
     found = {}
-    for scored in score(model, pairs, pad_token_id=PAD, reference=reference, head=head):
+    for scored in score(model, pairs, likelihood=TokenLikelihood(PAD, head=head), reference=reference):
         for row in table_rows(scored.pairs, scored.stats, kept):
             kl = sum(row.get(name, nan) for name in names[1:])
             found[row["pair_id"]] = Scores(row["ches_score"], row["chosen_logps"], row["rejected_logps"], kl)

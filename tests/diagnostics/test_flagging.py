@@ -11,6 +11,7 @@ import pytest
 from diagnostics.errors import UserError
 from diagnostics.flagging import check_by, check_rule, choose, flag, write_back
 from diagnostics.scoring import batches
+from diagnostics.token_likelihood import padded
 from trainers.models import load_model, load_tokenizer
 
 
@@ -113,7 +114,7 @@ def test_scores_are_not_overwritten(flagged, lm_folder, pairs_file):
 
 def test_batches_hold_every_pair_once_within_the_budget(make_pairs):
     pairs = make_pairs(40)
-    groups = list(batches(pairs, 90))
+    groups = list(batches(pairs, 90, padded))
     assert sorted(p.pair_id for g in groups for p in g) == sorted(p.pair_id for p in pairs)
     assert all(len(g) == 1 or 2 * len(g) * max(p.longest for p in g) <= 90 for g in groups)
     assert [g[0].longest for g in groups] == sorted((g[0].longest for g in groups), reverse=True)

@@ -21,7 +21,10 @@ from diagnostics.forward import row_stats, run
 from diagnostics.parts import Parts
 from diagnostics.probe_rows import read_probe
 from diagnostics.sequences import Sequence
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_model, load_tokenizer
+
+TOKENS = TokenLikelihood(0)
 
 ROOT = Path(__file__).parents[2]
 PROBE = [{"prompt": "alpha beta ?", "answer": " gamma delta"}, {"prompt": "beta ?", "answer": " kappa"}]
@@ -128,9 +131,9 @@ def test_the_own_answer_gap_is_that_of_each_answer_alone(go, model, lm_folder, m
 
 def test_the_chosen_answer_that_the_model_says_anyway_has_no_gap(model, make_pairs, tmp_path):
     pairs = make_pairs(6)
-    own = greedy.own_answers(model, pairs, longest=max(p.longest for p in pairs), pad=0, ends={2})
+    own = greedy.own_answers(model, pairs, longest=max(p.longest for p in pairs), likelihood=TOKENS, ends={2})
     same = [replace(p, rows={**p.rows, "chosen": Sequence(p.prompt_ids, own[p.pair_id])}) for p in pairs]
-    job = forecast.Job(model, same, Parts(tmp_path), 60, 0, ends={2})
+    job = forecast.Job(model, same, Parts(tmp_path), 60, TOKENS, ends={2})
     forecast.measure(job, ["own_answer_gap"])
     assert forecast.read(job, ["own_answer_gap"])["own_answer_gap"].tolist() == pytest.approx([0.0] * 6, abs=1e-6)
 

@@ -7,13 +7,16 @@ from diagnostics import rates
 from diagnostics.forward import pair_stats, run
 from diagnostics.gradient_bound import dpo_bound, norm, phrase_bound, phrase_sizes, token_norms
 from diagnostics.sequences import pair_of
+from diagnostics.token_likelihood import TokenLikelihood
+
+TOKENS = TokenLikelihood(0)
 
 
 def test_the_norm_of_a_one_token_answer_is_that_of_its_log_prob(make_model, make_batch):
     model = make_model("llama").double()
     batch = make_batch([pair_of("a", 0, (1, 5, 7), (9,), (4,))])
     weights = rates.weights_of(model)
-    sides = rates.gradients(model, batch, weights)
+    sides = rates.gradients(TOKENS, model, batch, weights)
     wanted = [rates.norm(side) for side in sides]
     assert token_norms(model, batch, weights).tolist() == pytest.approx(wanted, rel=1e-9)
 

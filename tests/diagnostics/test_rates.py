@@ -8,7 +8,10 @@ import torch
 from diagnostics.errors import UserError
 from diagnostics.forward import pair_stats, prepare, run
 from diagnostics.rates import LENGTH, answers_gradient, difference, moved, norm, self_rate, slope, weights_of
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import add_lora
+
+TOKENS = TokenLikelihood(0)
 
 
 def tied(make_model):
@@ -75,7 +78,7 @@ def test_self_rate_is_plain_autograd(model, which, make_pairs, make_batch):
     weights = weights_of(model, which)
     for pair in make_pairs(3):
         chosen, rejected = plain_gradients(model, pair, weights)
-        got = self_rate(model, make_batch([pair]), weights)
+        got = self_rate(TOKENS, model, make_batch([pair]), weights)
         assert got.dtype == torch.float64
         assert got.item() == pytest.approx(float(chosen @ (chosen - rejected)), rel=1e-5)
 
@@ -84,13 +87,13 @@ def test_self_rate_is_what_a_real_step_does(model, make_pairs, make_batch):
     """(ln pi(y+) after a step of +h along g+ - g-, minus after -h) / 2h, in float64."""
     weights = weights_of(model)
     for pair in make_pairs(3, seed=1):
-        direction = difference(model, make_batch([pair]), weights)
+        direction = difference(TOKENS, model, make_batch([pair]), weights)
         ends = []
         for h in (1e-3, -1e-3):
             with moved(weights, direction, h / norm(direction)), torch.no_grad():
                 ends.append(float(plain_logp(model, pair.prompt_ids, pair.chosen.completion_ids)))
         real = (ends[0] - ends[1]) / 2e-3 * norm(direction)
-        assert self_rate(model, make_batch([pair]), weights).item() == pytest.approx(real, rel=1e-3)
+        assert self_rate(TOKENS, model, make_batch([pair]), weights).item() == pytest.approx(real, rel=1e-3)
 
 
 def test_head_only_is_the_closed_form_where_the_head_is_not_tied(make_model, make_pairs, make_batch):
@@ -101,7 +104,7 @@ def test_head_only_is_the_closed_form_where_the_head_is_not_tied(make_model, mak
     batch = make_batch(make_pairs(1))
     with torch.no_grad():
         closed = closed_forms(batch, run(model, batch))["hidden_rate"]
-    torch.testing.assert_close(self_rate(model, batch, weights_of(model, "head")), closed, rtol=1e-8, atol=0)
+    torch.testing.assert_close(self_rate(TOKENS, model, batch, weights_of(model, "head")), closed, rtol=1e-8, atol=0)
 
 
 def test_one_batched_backward_pass_is_the_sum_of_the_pairs(model, make_pairs, make_batch):
@@ -109,15 +112,15 @@ def test_one_batched_backward_pass_is_the_sum_of_the_pairs(model, make_pairs, ma
     grads = [plain_gradients(model, pair, weights) for pair in pairs]
     total, chosen = sum(c - r for c, r in grads), sum(c for c, _ in grads)
     alone = make_batch([replace(p, rows={"answer": p.chosen}) for p in pairs])
-    torch.testing.assert_close(flat(answers_gradient(model, alone, weights)), chosen, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flat(answers_gradient(TOKENS, model, alone, weights)), chosen, rtol=1e-4, atol=1e-5)
     for batch in (make_batch(pairs), make_batch(pairs[::-1])):
-        torch.testing.assert_close(flat(difference(model, batch, weights)), total, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(flat(difference(TOKENS, model, batch, weights)), total, rtol=1e-4, atol=1e-5)
 
 
 def test_slope_is_the_exact_product(model, make_pairs, make_batch):
     """ln pi(y+) at both ends of a step of LENGTH along the set's direction, against g+ . D of every pair."""
     weights, pairs = weights_of(model), make_pairs(6)
-    batch, direction = make_batch(pairs), difference(model, make_batch(pairs), weights)
+    batch, direction = make_batch(pairs), difference(TOKENS, model, make_batch(pairs), weights)
     size, ends = norm(direction), []
     for sign in (1, -1):
         with moved(weights, direction, sign * LENGTH / size), torch.no_grad():

@@ -6,16 +6,19 @@ import sys
 import pytest
 import torch
 
-import diagnostics.scoring as scoring
+import diagnostics.token_likelihood as token_likelihood
 from diagnostics.engine import Engine
 from diagnostics.errors import DataError
 from diagnostics.forward import prepare
 from diagnostics.progress import Progress
-from diagnostics.scoring import CPU_TOKENS, batches, cost, rows, score, token_budget
+from diagnostics.scoring import batches, rows, score
+from diagnostics.token_likelihood import CPU_TOKENS, TokenLikelihood, cost_of
+
+TOKENS = TokenLikelihood(0)
 
 
 def scores(model, pairs, **options):
-    found = [r for s in score(model, pairs, pad_token_id=0, **options) for r in rows(s.pairs, s.stats)]
+    found = [r for s in score(model, pairs, likelihood=TOKENS, **options) for r in rows(s.pairs, s.stats)]
     return {r["pair_id"]: r["chosen_logps"] for r in found}
 
 
@@ -25,7 +28,7 @@ def small_memory(monkeypatch):
     tried = []
 
     def limit(pairs: int, error: Exception):
-        run = scoring.run
+        run = token_likelihood.run
 
         def check(model, batch, **options):
             tried.append(len(batch.pair_ids))
@@ -33,7 +36,7 @@ def small_memory(monkeypatch):
                 raise error
             return run(model, batch, **options)
 
-        monkeypatch.setattr(scoring, "run", check)
+        monkeypatch.setattr(token_likelihood, "run", check)
         return tried
 
     return limit
@@ -86,26 +89,26 @@ def test_the_budget_counts_tokens_as_the_engine_lays_them_out(make_pairs):
     packed, padded = Engine(packed=True), Engine()
     for pair in pairs:
         sizes = (len(pair.prompt_ids), len(pair.chosen.completion_ids), len(pair.rejected.completion_ids))
-        assert cost(pair, 30, packed) == sum(sizes) - 2
-        assert cost(pair, 30, padded) == 60
-        assert cost(pair, 30, Engine(packed=True, longest=20)) == 60  # beyond the window rows are padded
-    groups = list(batches(pairs, 90, packed))
-    totals = [sum(cost(p, 0, packed) for p in g) for g in groups]
+        assert cost_of(packed)(pair, 30) == sum(sizes) - 2
+        assert cost_of(padded)(pair, 30) == 60
+        assert cost_of(Engine(packed=True, longest=20))(pair, 30) == 60  # beyond the window rows are padded
+    groups = list(batches(pairs, 90, cost_of(packed)))
+    totals = [sum(cost_of(packed)(p, 0) for p in g) for g in groups]
     assert max(totals) <= 90
     assert min(totals[:-1]) > 90 - 2 * max(p.longest for p in pairs)  # full but for one more pair
-    assert len(groups) < len(list(batches(pairs, 90, padded)))
+    assert len(groups) < len(list(batches(pairs, 90, cost_of(padded))))
 
 
 def test_on_a_gpu_the_budget_follows_free_memory(make_model, make_pairs, monkeypatch):
     model, pairs = make_model("llama"), make_pairs(4)
-    assert token_budget(model, pairs) == CPU_TOKENS
+    assert TOKENS.budget(model, pairs) == CPU_TOKENS
     prepare(model)
     gpu = type("P", (), {"device": torch.device("cuda", 0), "element_size": lambda self: 4})()
     monkeypatch.setattr(model, "parameters", lambda: iter([gpu]))
     found = []
     for free in (1 << 20, 1 << 26, 1 << 27, 1 << 40):
-        monkeypatch.setattr(scoring, "_free_bytes", lambda device, free=free: free)
-        found.append(token_budget(model, pairs))
+        monkeypatch.setattr(token_likelihood, "_free_bytes", lambda device, free=free: free)
+        found.append(TOKENS.budget(model, pairs))
     # a token needs 4 * (16 * 32 + 4 * 48) + 16 * 32 = 3,328 bytes; half of 2**26 holds 10,082, half of 2**27 20,164
     assert found == [2048, 8192, 16384, 65536]
 

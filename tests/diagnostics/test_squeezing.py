@@ -3,6 +3,9 @@ import torch
 
 from diagnostics.sequences import pair_of
 from diagnostics.squeezing import confidence, negative_step, preference_step
+from diagnostics.token_likelihood import TokenLikelihood
+
+TOKENS = TokenLikelihood(0)
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
@@ -37,7 +40,7 @@ def test_confidence_is_the_mean_over_an_answers_tokens(make_model):
     model = make_model("llama")
     pair = pair_of("a", 0, (5, 6), (7, 8, 2), (9, 2))
     other = pair_of("b", 1, (5, 6, 7, 8), (4, 3, 3, 3, 3, 2), (7, 2))
-    found = {(r["pair_id"], r["side"]): r for r in confidence(model, [pair, other], pad_token_id=0)}
+    found = {(r["pair_id"], r["side"]): r for r in confidence(model, [pair, other], likelihood=TOKENS)}
     for side, answer in (("chosen", (7, 8, 2)), ("rejected", (9, 2))):
         with torch.no_grad():
             probs = model(torch.tensor([[5, 6, *answer]])).logits[0, 1:-1].double().softmax(-1)

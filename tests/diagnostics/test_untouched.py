@@ -16,9 +16,12 @@ from diagnostics.forward import pair_stats, prepare, run, run_sides
 from diagnostics.greedy import greedy
 from diagnostics.scoring import score
 from diagnostics.sequences import pair_of
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_tokenizer
 from trainers.probe import Probe
 from trainers.reference import LiveReference
+
+TOKENS = TokenLikelihood(0)
 
 FIVE = ["llama", "gpt2", "qwen2", "gemma3", "mixtral"]
 SWITCHING = {
@@ -97,12 +100,12 @@ def test_measuring_leaves_the_model_as_it_was(name, make_model, make_pairs, make
     model.zero_grad()
     run_sides(model, batch)
     same("run with a gradient")
-    list(score(model, make_pairs(4), pad_token_id=0))
+    list(score(model, make_pairs(4), likelihood=TOKENS))
     greedy(model, [(1, 5), (1, 6, 7)], [3, 3], pad=0, ends=(2,))
     same("score and greedy")
     probe = Probe(
-        {"probe": make_pairs(4)}, load_tokenizer(lm_folder), pad_token_id=0, reference=LiveReference(reference),
-        track=None, start=Path(tmp_path) / "start.safetensors", responses=2,
+        {"probe": make_pairs(4)}, load_tokenizer(lm_folder), likelihood=TOKENS,
+        reference=LiveReference(reference, TOKENS), track=None, start=Path(tmp_path) / "start.safetensors", responses=2,
     )  # fmt: skip
     probe.measure(model, 0, 0.0, tokens=True)
     same("probe")
@@ -178,7 +181,7 @@ def test_rotary_factors_are_those_of_the_row_alone(kind):
     before = state_of(model)
     prepare(model)
     assert engine_of(model).switch == 12
-    found = {p.pair_id: (c, r) for s in score(model, pairs, pad_token_id=0) for p, c, r in zip(
+    found = {p.pair_id: (c, r) for s in score(model, pairs, likelihood=TOKENS) for p, c, r in zip(
         s.pairs, s.stats.chosen.logps.tolist(), s.stats.rejected.logps.tolist(), strict=True)}  # fmt: skip
     assert_same(before, state_of(model))
     wanted = {
@@ -188,7 +191,7 @@ def test_rotary_factors_are_those_of_the_row_alone(kind):
     for key in wanted:
         assert found[key] == pytest.approx(wanted[key], abs=2e-4)
     spoiled = copy.deepcopy(model)  # never prepared: the plain way, all rows in one call
-    (whole,) = score(spoiled, pairs, pad_token_id=0)
+    (whole,) = score(spoiled, pairs, likelihood=TOKENS)
     assert max(abs(w[0] - c) for w, c in zip(
         [wanted[p.pair_id] for p in whole.pairs], whole.stats.chosen.logps.tolist(), strict=True)) > 2e-3  # fmt: skip
 

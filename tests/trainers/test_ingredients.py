@@ -12,12 +12,15 @@ from diagnostics.forward import pair_stats, run
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_run
 from diagnostics.sequences import Sequence, pair_of
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.config import make_config
 from trainers.given import cleaned, gather
 from trainers.ingredients import Given, Ingredients, mismatched
 from trainers.models import load_tokenizer
 from trainers.reference import LiveReference
 from trainers.run import train
+
+TOKENS = TokenLikelihood(0)
 
 SETTINGS = {"max_length": None, "truncation": "drop", "append_eos": True}
 FAST = {"learning_rate": 3e-3, "per_device_train_batch_size": 4, "heldout_pairs": 0, "probe_pairs": 4}
@@ -260,10 +263,10 @@ def test_mismatched_answers_are_another_prompts(make_model, make_pairs, make_bat
     for pair, following in zip(pairs, [*pairs[1:], pairs[0]]):
         made = swapped[pair.pair_id]
         assert (made.prompt_ids, made.chosen.completion_ids) == (pair.prompt_ids, following.chosen.completion_ids)
-    batch, reference = make_batch(pairs), LiveReference(other)
+    batch, reference = make_batch(pairs), LiveReference(other, TOKENS)
     policy = run(model, batch)
-    ingredients = Ingredients("kto", pairs, pad_token_id=0)
-    stats = ingredients.complete(pair_stats(batch, policy, reference(batch)), batch, policy, reference)
+    ingredients = Ingredients("kto", pairs, likelihood=TOKENS)
+    stats = ingredients.complete(pair_stats(batch, policy, reference(batch)), batch, policy, model, reference)
     found = stats.columns["mismatched_logratios"]
     for i, pair in enumerate(pairs):
         alone = make_batch([swapped[pair.pair_id]])
@@ -282,8 +285,8 @@ def test_the_gold_answer_is_scored_under_the_policy_with_gradient(make_model, ma
     gold = {p.pair_id: replace(p, rows={"gold": Sequence(p.prompt_ids, (5, 6, 2))}) for p in pairs}
     model, batch = make_model("llama"), make_batch(pairs)
     policy = run(model, batch)
-    ingredients = Ingredients("triple_po", pairs, pad_token_id=0, given=Given(gold=gold))
-    stats = ingredients.complete(pair_stats(batch, policy), batch, policy, None)
+    ingredients = Ingredients("triple_po", pairs, likelihood=TOKENS, given=Given(gold=gold))
+    stats = ingredients.complete(pair_stats(batch, policy), batch, policy, model, None)
     for i, pair in enumerate(pairs):
         ids = torch.tensor([[*pair.prompt_ids, 5, 6, 2]])
         logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0][-3:]
@@ -302,8 +305,8 @@ def test_step_similarity_is_the_cosine_with_the_best_answers_step(make_model, ma
     model, batch = make_model("llama"), make_batch(pairs)
     with torch.no_grad():
         policy = run(model, batch)
-        ingredients = Ingredients("tpo_tree", pairs, pad_token_id=0, given=Given(columns=scores, steps=marks))
-        stats = ingredients.complete(pair_stats(batch, policy), batch, policy, None)
+        ingredients = Ingredients("tpo_tree", pairs, likelihood=TOKENS, given=Given(columns=scores, steps=marks))
+        stats = ingredients.complete(pair_stats(batch, policy), batch, policy, model, None)
     hidden = {row: policy.hidden[policy.rows == row].double() for row in range(4)}
     numbers = [marks["a"][0], marks["b"][0], marks["a"][1], marks["b"][1]]
     sides = [stats.chosen, stats.chosen, stats.rejected, stats.rejected]

@@ -21,6 +21,7 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash, weights_hash
 from diagnostics.forward import prepare
 from diagnostics.scoring import rows, score
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import (
     adapter_base,
     add_lora,
@@ -33,6 +34,8 @@ from trainers.models import (
     load_whole,
     make_savable,
 )
+
+TOKENS = TokenLikelihood(0)
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +152,7 @@ def test_layers_that_are_kept_elsewhere_give_the_same_scores(lm_folder, make_pai
 
 def scores(model, pairs):
     """pair_id, log-probs and CHES of each pair."""
-    found = [r for s in score(model, pairs, pad_token_id=0) for r in rows(s.pairs, s.stats, ["ches_score"])]
+    found = [r for s in score(model, pairs, likelihood=TOKENS) for r in rows(s.pairs, s.stats, ["ches_score"])]
     return [(r["pair_id"], r["chosen_logps"], r["rejected_logps"], r["ches_score"]) for r in found]
 
 

@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers import reference
 from trainers.reference import precompute
+
+TOKENS = TokenLikelihood(0)
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,11 +35,11 @@ def scored(monkeypatch):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr("diagnostics.scoring.CPU_TOKENS", 80)
+    monkeypatch.setattr("diagnostics.token_likelihood.CPU_TOKENS", 80)
 
 
 def fill(model, pairs, folder, **key):
-    return precompute(model, pairs, pad_token_id=0, folder=folder, key={"model": "m"} | key).logps
+    return precompute(model, pairs, likelihood=TOKENS, folder=folder, key={"model": "m"} | key).logps
 
 
 def close(a, b, tolerance=1e-4):
@@ -154,6 +157,7 @@ import os, sys, time
 from accelerate import PartialState
 from trainers.models import load_model, load_tokenizer, quiet
 from trainers.reference import precompute
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.audit import audit_pairs
 from diagnostics.pairs import read_pairs
 quiet()
@@ -161,7 +165,7 @@ data, lm, folder = sys.argv[1:]
 state = PartialState(cpu=True)
 pairs = audit_pairs(read_pairs(data), load_tokenizer(lm), max_length=None, truncation="drop").tokenized
 time.sleep(3 * (state.process_index == 0))
-stored = precompute(load_model(lm), pairs, pad_token_id=0, folder=folder, key={"model": "m"})
+stored = precompute(load_model(lm), pairs, likelihood=TokenLikelihood(0), folder=folder, key={"model": "m"})
 assert len(stored.logps) == len(pairs) == 24
 state.wait_for_everyone()
 state.destroy_process_group()

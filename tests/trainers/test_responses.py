@@ -11,9 +11,12 @@ from diagnostics.forward import prepare
 from diagnostics.greedy import OWN_TOKENS
 from diagnostics.runlog import read_run
 from diagnostics.sequences import Sequence
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.config import make_config
 from trainers.responses import Responses, others, shuffled
 from trainers.run import train
+
+TOKENS = TokenLikelihood(0)
 
 EOS = 2
 
@@ -35,7 +38,7 @@ def mean_logp(model, prompt, answer) -> float:
 
 
 def follow(pairs, **settings) -> Responses:
-    return Responses(pairs, **(dict(pad_token_id=0, ends={EOS}, seed=0) | settings))
+    return Responses(pairs, **(dict(likelihood=TOKENS, ends={EOS}, seed=0) | settings))
 
 
 @pytest.mark.parametrize("packed", [False, True])

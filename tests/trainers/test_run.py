@@ -19,10 +19,13 @@ from diagnostics.batch import collate
 from diagnostics.errors import DataError, UserError
 from diagnostics.forward import pair_stats, run
 from diagnostics.runlog import read_run
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers import reference
 from trainers.config import make_config
 from trainers.models import load_model
 from trainers.run import measure_parity, train
+
+TOKENS = TokenLikelihood(0)
 
 ROOT = Path(__file__).parents[2]
 FAST = {
@@ -231,7 +234,7 @@ def test_log_probs_that_depend_on_their_neighbours_stop_the_run(lm_folder, make_
     from trainers.reference import LiveReference
 
     with pytest.raises(DataError, match=r"side of pair_id pair\d has log-prob .* alone and .* beside other pairs"):
-        measure_parity(model, LiveReference(model), make_pairs(5), 0, eps=1e-7)
+        measure_parity(model, LiveReference(model, TOKENS), make_pairs(5), TOKENS, eps=1e-7)
 
 
 @pytest.mark.parametrize(("keys", "share"), [({"learning_rate": 0.0}, 0.0), ({"learning_rate": 3e-3}, 1.0)])
@@ -272,8 +275,8 @@ def test_parity_finds_another_model(lm_folder, make_pairs):
         other.lm_head.weight.add_(0.01 * torch.randn_like(other.lm_head.weight))
     from trainers.reference import LiveReference
 
-    same = measure_parity(model, LiveReference(load_model(lm_folder)), make_pairs(3), 0, eps=1e-7)
-    different = measure_parity(model, LiveReference(other), make_pairs(3), 0, eps=1e-7)
+    same = measure_parity(model, LiveReference(load_model(lm_folder), TOKENS), make_pairs(3), TOKENS, eps=1e-7)
+    different = measure_parity(model, LiveReference(other, TOKENS), make_pairs(3), TOKENS, eps=1e-7)
     assert same["passed"]
     assert same["max_difference"] == 0
     assert not different["passed"]
@@ -285,7 +288,7 @@ def test_noise_is_no_less_than_a_rounding_step_of_the_tokens(lm_folder, make_pai
     from trainers.reference import LiveReference
 
     model, pairs, eps = load_model(lm_folder), make_pairs(3), 2.0**-7
-    found = measure_parity(model, LiveReference(model), pairs, 0, eps=eps)
+    found = measure_parity(model, LiveReference(model, TOKENS), pairs, TOKENS, eps=eps)
     with torch.no_grad():
         stats = pair_stats(batch := collate(pairs, pad_token_id=0), run(model, batch))
     steps = [(eps * side.logps.abs() / side.lengths.sqrt()).max() for side in (stats.chosen, stats.rejected)]

@@ -26,10 +26,11 @@ from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_frame, read_json, read_table
 from diagnostics.scoring import score
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts, lm, own_data, refusal
 from trainers.demo.worlds import PLAIN_ADAM, builders, world_paths
-from trainers.models import load_to_device, load_tokenizer, longest, model_limit, pad_id
+from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
 
 SEEDS = 5  # the paper has three runs; Student intervals of three say little
@@ -290,7 +291,9 @@ def _signs(own: Mapping[str, Any], count: int) -> dict[str, float]:
     pairs = [p for p in done if isinstance(p, Example)]
     drawn = [pairs[i] for i in np.random.default_rng(13).permutation(len(pairs))[:count]]
     with torch.no_grad():
-        found = [product_signs(s.batch, s.policy) for s in score(model, drawn, pad_token_id=pad_id(tokenizer))]
+        found = [
+            product_signs(s.batch, s.policy) for s in score(model, drawn, likelihood=TokenLikelihood.of(tokenizer))
+        ]
     return {"n": len(drawn)} | {name: float(torch.cat([f[name] for f in found]).mean()) for name in found[0]}
 
 

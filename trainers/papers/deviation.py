@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 
 from diagnostics import gradient_bound
-from diagnostics.batch import collate
 from diagnostics.errors import DataError
 from diagnostics.forward import pair_stats, run
 from diagnostics.pairs import read_pairs
 from diagnostics.rates import weights_of
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers import objectives
 from trainers.compare import Entry, parse_entries
@@ -174,7 +174,8 @@ def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[Examp
 
 
 def _bounds_of(model: Any, pair: Example, given: Given, pad: int, beta: float) -> dict[str, Any]:
-    weights, batch = weights_of(model), collate([pair], pad_token_id=pad)
+    likelihood = TokenLikelihood(pad)
+    weights, batch = weights_of(model), likelihood.collate([pair])
     largest = float(gradient_bound.token_norms(model, batch, weights).max())
     marks = given.phrases[pair.pair_id]
     phrases, longest = gradient_bound.phrase_sizes(marks)
@@ -183,7 +184,7 @@ def _bounds_of(model: Any, pair: Example, given: Given, pad: int, beta: float) -
     with torch.no_grad():
         start = run(model, batch)
     stats = pair_stats(batch, out, start)
-    stats = Ingredients("rrpo", [pair], pad_token_id=pad, given=given).complete(stats, batch, out, None)
+    stats = Ingredients("rrpo", [pair], likelihood=likelihood, given=given).complete(stats, batch, out, model, None)
     rank = objectives.load("rrpo")(stats, beta=beta, alpha=0.0).losses.sum()
     whole = objectives.load("dpo")(stats, beta=beta).losses.sum()
     norms = [_norm(loss, weights) for loss in (rank, whole)]

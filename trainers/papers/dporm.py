@@ -20,11 +20,12 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_table
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, builders, world_paths
 from trainers.explicit import RewardModel, fine_tune, linear_head, mlp_head, rewards, states
-from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
+from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 
 SEEDS = 5
@@ -185,9 +186,9 @@ def explicit_accuracy(run: Path, settings: Mapping[str, Any], repeats: float) ->
     """The same of the explicit reward models (fine-tuned, linear, mlp) on the run's pairs; repeats: of the epochs."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     model, tokenizer = load_to_device(config["model"]), load_tokenizer(config["model"])
-    pad, limit = pad_id(tokenizer), model_limit(model)
+    likelihood, limit = TokenLikelihood.of(tokenizer), model_limit(model)
     known, held = (_tokenized(config[key], tokenizer, limit) for key in ("data", "heldout_data"))
-    frozen = states(model, [*known, *held], pad_token_id=pad)
+    frozen = states(model, [*known, *held], likelihood=likelihood)
     inside, outside = (torch.stack([frozen[p.pair_id] for p in part]) for part in (known, held))
     found = {
         "linear": linear_head(inside, penalty=settings["linear head's penalty"])(outside),
@@ -196,8 +197,8 @@ def explicit_accuracy(run: Path, settings: Mapping[str, Any], repeats: float) ->
     whole = RewardModel(model, inside.shape[-1])
     training = dict(learning_rate=settings["explicit learning rate"], seed=config["seed"])
     training |= dict(epochs=settings["explicit epochs"] * repeats, batch_size=config["per_device_train_batch_size"])
-    fine_tune(whole, known, pad_token_id=pad, **training)
-    found["fine-tuned"] = rewards(whole, held, pad_token_id=pad)
+    fine_tune(whole, known, likelihood=likelihood, **training)
+    found["fine-tuned"] = rewards(whole, held, likelihood=likelihood)
     margins = pd.DataFrame({name: (r[:, 0] - r[:, 1]).double().numpy() for name, r in found.items()})
     return accuracies(margins, pd.Series([p.pair_id for p in held]))
 

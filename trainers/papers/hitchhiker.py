@@ -23,13 +23,14 @@ from diagnostics.forward import caches
 from diagnostics.greedy import greedy
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_json, read_table
-from diagnostics.scoring import batches, score_rows, token_budget
+from diagnostics.scoring import batches, score_rows
 from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
+from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.tokenized import end_ids, tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, builders, world_paths
-from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
+from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.reference import LiveReference
 
@@ -140,9 +141,9 @@ def answers(folder: str, which: str, limit: int, truth: bool) -> list[dict[str, 
     pairs = _held_out(Path(folder), config)
     tokenized = tokenize_pairs(list(pairs.values()), tokenizer, max_length=model_limit(start), truncation="drop")
     asked = [p for p in tokenized if isinstance(p, Example)]
-    pad, ends = pad_id(tokenizer), end_ids(tokenizer)
-    own = written(model, asked, limit=limit, room=model_limit(start), pad=pad, ends=ends)
-    drift = _drift(model, start, own, pad)
+    likelihood, ends = TokenLikelihood.of(tokenizer), end_ids(tokenizer)
+    own = written(model, asked, limit=limit, room=model_limit(start), likelihood=likelihood, ends=ends)
+    drift = _drift(model, start, own, likelihood)
     rows = []
     for pair in own:
         ids = pair.rows["own"].completion_ids
@@ -164,23 +165,30 @@ def _held_out(run: Path, config: Mapping[str, Any]) -> dict[str, PreferencePair]
 
 
 def written(
-    model: nn.Module, pairs: Sequence[Example], *, limit: int, room: int | None, pad: int, ends: Collection[int]
+    model: nn.Module,
+    pairs: Sequence[Example],
+    *,
+    limit: int,
+    room: int | None,
+    likelihood: TokenLikelihood,
+    ends: Collection[int],
 ) -> list[Example]:
     """The model's greedy answer to each pair's prompt, as its one row `own`. limit: most tokens of an answer; room: of
     prompt and answer."""
     found = []
-    for group in batches(pairs, token_budget(model, pairs) if caches(model) else 1):
+    for group in batches(pairs, likelihood.budget(model, pairs) if caches(model) else 1, padded):
         limits = [min(limit, (room or 10**9) - len(p.prompt_ids)) for p in group]
-        texts = greedy(model, [p.prompt_ids for p in group], limits, pad=pad, ends=ends)
+        texts = greedy(model, [p.prompt_ids for p in group], limits, pad=likelihood.pad_token_id, ends=ends)
         own = [sequences.Sequence(p.prompt_ids, TokenIds(ids)) for p, ids in zip(group, texts)]
         found += [replace(p, rows={"own": row}) for p, row in zip(group, own) if row.completion_ids]
     return found
 
 
-def _drift(model: nn.Module, start: nn.Module, own: Sequence[Example], pad: int) -> dict[str, float]:
+def _drift(model: nn.Module, start: nn.Module, own: Sequence[Example], likelihood: TokenLikelihood) -> dict[str, float]:
     """KL(policy || start) along each answer, nats, by pair_id."""
     found: dict[str, float] = {}
-    for part, rows, _ in score_rows(model, own, pad_token_id=pad, reference=LiveReference(start)):
+    reference = LiveReference(start, likelihood)
+    for part, rows, _ in score_rows(model, own, likelihood=likelihood, reference=reference):
         per_token = rows["own"].per_token_kl_reverse
         assert per_token is not None  # the reference was run
         found |= {p.pair_id: value for p, value in zip(part, rows["own"].masked_sum(per_token).tolist())}

@@ -28,6 +28,7 @@ from diagnostics.scoring import rows as score_rows
 from diagnostics.scoring import score
 from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers.compare import build_whole
 from trainers.demo import refusal
@@ -176,7 +177,7 @@ def states(model_path: str, data: str, count: int) -> dict[str, list[dict[str, A
     pairs = tokenize_pairs(read_pairs(data).pairs, tokenizer, max_length=model_limit(model), truncation="drop")
     kept = [p for p in pairs if isinstance(p, Example)][:count]
     features, scores = [], []
-    for done in score(model, kept, pad_token_id=pad_id(tokenizer)):
+    for done in score(model, kept, likelihood=TokenLikelihood.of(tokenizer)):
         ids = [p.pair_id for p in done.pairs]
         features += _features(ids, "chosen", done.stats.chosen) + _features(ids, "rejected", done.stats.rejected)
         scores += score_rows(done.pairs, done.stats, ["ches_score", "ln_ches_score"])

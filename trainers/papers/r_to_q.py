@@ -25,6 +25,7 @@ from diagnostics.pairs import read_pairs
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
@@ -121,8 +122,9 @@ def sample(
 def rewards(policy: nn.Module, reference: nn.Module, answers: Sequence[Example], beta: float, pad: int) -> pd.DataFrame:
     """One row an answer: prompt, tokens, reward = beta log(policy / ref), and kl = beta times the sum over its tokens
     of the exact KL(ref || policy) over the vocabulary. For answers drawn from the reference, E[reward] = -E[kl]."""
-    frames = []
-    for part, rows, refs in score_rows(policy, answers, pad_token_id=pad, reference=LiveReference(reference)):
+    frames, likelihood = [], TokenLikelihood(pad)
+    live = LiveReference(reference, likelihood)
+    for part, rows, refs in score_rows(policy, answers, likelihood=likelihood, reference=live):
         own, ref = rows["drawn"], refs["drawn"]
         assert own.per_token_kl is not None  # the reference was run
         values = {"reward": beta * (own.logps - ref.logps), "kl": beta * own.masked_sum(own.per_token_kl)}

@@ -21,10 +21,11 @@ from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_table
 from diagnostics.sequences import Example
 from diagnostics.squeezing import confidence, negative_step, preference_step
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers.demo import facts
 from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
-from trainers.models import load_to_device, load_tokenizer, model_limit, pad_id
+from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 
 SEEDS = 5
@@ -224,5 +225,5 @@ def measure_run(run: Path) -> pd.DataFrame:
         wanted = [p for p in read_pairs(config["probe_data"]).pairs if p.pair_id in probed]
         done = tokenize_pairs(wanted, tokenizer, max_length=limit, truncation=config["truncation"])
         kept = [p for p in done if isinstance(p, Example)]
-        rows += [{"when": when} | row for row in confidence(model, kept, pad_token_id=pad_id(tokenizer))]
+        rows += [{"when": when} | row for row in confidence(model, kept, likelihood=TokenLikelihood.of(tokenizer))]
     return pd.DataFrame(rows)

@@ -1,0 +1,85 @@
+"""Likelihood: how a kind of model gives the rows of a batch their log-probs. Trainer, probe, scoring, reference and
+forecast know nothing else of a model. `TokenLikelihood` is that of a causal language model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from diagnostics.processes import tell
+from diagnostics.sequences import Example
+from diagnostics.stats import PairStats, SequenceStats
+
+GIVES = {
+    "kl": "the exact KL to the reference",
+    "hidden": "hidden states (CHES and its relatives)",
+    "tokens": "probabilities of tokens (where the mass goes, own answers, tracked prompts)",
+    "gradients": "the gradients of chosen and rejected apart",
+}
+
+
+class Rows(Protocol):
+    """A batch: B examples with the same R names as R * B rows, those of the first name first. A dataclass.
+
+    completion_mask: (R * B, T) 1 where a log-prob is given. rows: where the rows of each name stand.
+    """
+
+    @property
+    def pair_ids(self) -> tuple[str, ...]: ...
+    @property
+    def completion_mask(self) -> Tensor: ...
+    @property
+    def rows(self) -> dict[str, slice]: ...
+    def to(self, device: Any) -> Any:
+        """The same batch on another device."""
+
+
+class Likelihood(Protocol):
+    """gives: which of GIVES it can; what it cannot is NaN in every table."""
+
+    @property
+    def gives(self) -> frozenset[str]: ...
+
+    def prepare(self, model: nn.Module) -> Any:
+        """Once, before a model is run: choose the way to run it. Nothing in the model is changed."""
+
+    def collate(self, examples: Sequence[Example]) -> Any:
+        """The batch of some examples, which have the same names."""
+
+    def batch(self, fields: dict[str, Any]) -> Any:
+        """A batch again from its fields, as a data loader hands them on."""
+
+    def run(self, model: nn.Module, batch: Any) -> Any:
+        """One forward pass: whatever `stats` reads."""
+
+    def stats(
+        self, batch: Any, policy: Any, reference: Any = None, *, kl: bool = True, kl_gradient: bool = False
+    ) -> tuple[dict[str, SequenceStats], dict[str, SequenceStats]]:
+        """The stats of every row by name under the policy and under the reference (empty without one).
+
+        policy, reference: what `run` gave; the reference may also be its stored SequenceStats of all rows. kl: take the
+        KL where both were run; kl_gradient: KL(ref || policy) has a gradient in the policy.
+        """
+        ...
+
+    def cost(self, model: nn.Module) -> Callable[[Example, int], int]:
+        """What an example adds to a batch whose longest row has so many tokens, in the unit of `budget`."""
+        ...
+
+    def budget(self, model: nn.Module, examples: Sequence[Example]) -> int:
+        """The largest batch that fits into memory."""
+        ...
+
+
+def pair_stats(likelihood: Likelihood, batch: Any, policy: Any, reference: Any = None, **how: bool) -> PairStats:
+    """PairStats of B pairs; see Likelihood.stats."""
+    own, ref = likelihood.stats(batch, policy, reference, **how)
+    return PairStats(own["chosen"], own["rejected"], ref.get("chosen"), ref.get("rejected"))
+
+
+def say_missing(likelihood: Likelihood) -> None:
+    """What stays NaN with this likelihood, in one line."""
+    missing = [words for name, words in GIVES.items() if name not in likelihood.gives]
+    if missing:
+        tell(f"{type(likelihood).__name__} does not give {'; '.join(missing)}: their columns are NaN.")
