@@ -6,6 +6,7 @@ A file that a run goes on writing to (steps.jsonl after a resume) may be longer 
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,15 @@ def check(folder: Path, name: str) -> None:
         return
     try:
         with open(folder / name, "rb") as file:
-            data = file.read(entry["bytes"])
-            longer = bool(file.read(1))
-    except OSError as error:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, entry["bytes"]))
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{folder / name}: manifest.json lists it, but it cannot be read ({error.strerror}). {_AGAIN}."
+            f"{folder / name}: manifest.json lists it, but it cannot be read ({reason}). {_AGAIN}."
         ) from None
     same = len(data) == entry["bytes"] and hashlib.sha256(data).hexdigest() == entry["sha256"]
-    if not same or (longer and name not in GROWS):
+    if not same or (size > entry["bytes"] and name not in GROWS):
         raise DataError(f"{folder / name}: damaged, it is not as manifest.json lists it. {_AGAIN}.")
 
 
@@ -65,4 +67,5 @@ def _entry(path: Path, rows: int) -> dict[str, Any]:
 
 
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(type(entry.get(k)) is t for k, t in (("bytes", int), ("sha256", str)))
+    typed = isinstance(entry, dict) and all(type(entry.get(k)) is t for k, t in (("bytes", int), ("sha256", str)))
+    return typed and entry["bytes"] >= 0

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diagnostics.errors import DataError
-from diagnostics.files import write_json
+from diagnostics.files import read_json, write_json
 from diagnostics.runlog import RunLog, RunLogWriter, compact, read_run, write_frame
 
 TABLES = ("steps", "pairs", "mass", "audit")
@@ -111,3 +111,32 @@ def read(folder: Path, file: Path, data: bytes, new: bytes) -> RunLog | str:
 def test_every_file_of_a_finished_run_can_be_copied_and_read(runs, tmp_path):
     folder, whole = runs["done"]
     pd.testing.assert_frame_equal(read_run(shutil.copytree(folder, tmp_path / "copy")).pairs, whole.pairs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bytes": -2081}, "is no list of files"),
+        ({"bytes": 10**30}, "damaged"),
+        ({"bytes": "2081"}, "is no list of files"),
+        ({"sha256": None}, "is no list of files"),
+    ],
+)
+def test_a_list_with_impossible_sizes_is_one_sentence(runs, tmp_path, changes, words):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["done"][0], folder)
+    about = read_json(folder / "manifest.json")
+    about["files"]["steps.jsonl"] |= changes
+    write_json(folder / "manifest.json", about)
+    with pytest.raises(DataError, match=words):
+        read_run(folder)
+
+
+def test_a_list_with_an_impossible_name_is_one_sentence(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["done"][0], folder)
+    about = read_json(folder / "manifest.json")
+    about["files"]["pairs/\0"] = about["files"].pop("pairs/part-00000-r0.parquet")
+    write_json(folder / "manifest.json", about)
+    with pytest.raises(DataError, match="manifest.json lists it, but it cannot be read"):
+        read_run(folder)
