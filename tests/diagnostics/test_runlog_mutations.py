@@ -138,5 +138,5 @@ def test_a_list_with_an_impossible_name_is_one_sentence(runs, tmp_path):
     about = read_json(folder / "manifest.json")
     about["files"]["pairs/\0"] = about["files"].pop("pairs/part-00000-r0.parquet")
     write_json(folder / "manifest.json", about)
-    with pytest.raises(DataError, match="manifest.json lists it, but it cannot be read"):
+    with pytest.raises(DataError, match="lists it, but it cannot be read"):
         read_run(folder)
