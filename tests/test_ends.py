@@ -112,7 +112,7 @@ def test_a_fault_of_ours_is_70_with_its_traceback_in_the_run_folder(train, tmp_p
 
 
 def test_a_fault_without_a_run_folder_leaves_its_traceback_elsewhere(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_look", fails(KeyError("x")))
+    monkeypatch.setattr(runs, "look", fails(KeyError("x")))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(chesboard.tempfile, "tempdir", None)
     ended, _, complaint = train()

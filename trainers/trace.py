@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from diagnostics.audit import Audit, audit_pairs
+from diagnostics.audit import audit_pairs
 from diagnostics.engine import engine_of
 from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
-from diagnostics.folder import contents
-from diagnostics.manifest import manifest
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
-from diagnostics.runlog import RunLogWriter, compact, drop_after, read_json, read_steps, write_frame, write_json
+from diagnostics.run_folder import RunFolder
+from diagnostics.runlog import read_json
 from diagnostics.token_likelihood import TokenLikelihood
+from trainers.columns import NAN
 from trainers.config import read_track
 from trainers.models import (
     adapter_base,
@@ -30,8 +30,8 @@ from trainers.models import (
     quiet,
 )
 from trainers.probe import Probe
-from trainers.recorder import NAN, ordered, summarise
 from trainers.reference import LiveReference
+from trainers.schedule import ProbeSchedule
 
 _STEP = r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)"  # words before a number of steps
 RESPONSES = 16  # pairs of which further answers are followed
@@ -61,26 +61,26 @@ def trace(
     processes the first does it all.
     """
     quiet()
-    out = Path(out)
+    run = RunFolder(out)
     names = expand(checkpoints)
     found = steps_of(names, reference or (adapter_base(_given(names[0])[0]) if names else None))
     base = found[0]
     settings = {
         "command": "trace", "data": data, "model": base, "reference_model": base, "checkpoints": list(found.values()),
-        "steps": list(found), "output_dir": str(out), "pairs": pairs, "split": split, "max_length": max_length,
+        "steps": list(found), "output_dir": str(run.path), "pairs": pairs, "split": split, "max_length": max_length,
         "truncation": truncation, "append_eos": append_eos, "dtype": dtype, "track": track, "seed": seed,
     }  # fmt: skip
-    with hold(out, "trace"):
-        share(lambda: _trace(out, found, settings))
-    return out
+    with hold(run.path, "trace"):
+        share(lambda: _trace(run, found, settings))
+    return run.path
 
 
-def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
+def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> None:
     """Read everything that can be wrong, then measure what is not measured yet."""
-    done = _look(out, settings)
+    done = _look(run, settings)
     if done >= set(found):
-        compact(out)
-        tell(f"{out}: all {len(found)} checkpoints are measured; nothing is left to do.")
+        run.compact()
+        tell(f"{run.path}: all {len(found)} checkpoints are measured; nothing is left to do.")
         return
     base, dtype, track = found[0], settings["dtype"], settings["track"]
     tell(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
@@ -105,17 +105,21 @@ def _trace(out: Path, found: dict[int, str], settings: dict[str, Any]) -> None:
         "model": weights_hash(frozen), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table),
         "rendered": rendered_hash(chosen),
     }  # fmt: skip
-    about = manifest(
+    about = dict(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": settings["seed"]},
         hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
     )  # fmt: skip
-    _open(out, done, settings, about, audit)
+    if (run.path / "manifest.json").exists():
+        run.go_on(max(done, default=-1), hashes)  # a checkpoint cut in the middle is measured again
+    else:
+        run.begin(settings, {"audit.parquet": audit.frame})
+        run.describe(**about)
     probe = Probe(
         {"probe": chosen}, tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood), track=tracked,
-        start=out / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES, seed=settings["seed"],
+        start=run.path / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES, seed=settings["seed"],
     )  # fmt: skip
-    _measure(out, probe, found, done, dtype, device)
-    compact(out)
+    _measure(run, probe, found, done, dtype, device)
+    run.compact()
 
 
 def expand(checkpoints: Sequence[str]) -> list[str]:
@@ -155,50 +159,31 @@ def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[i
     return dict(sorted(found.items()))
 
 
-def _measure(out: Path, probe: Probe, checkpoints: dict[int, str], done: set[int], dtype: str, device: str) -> None:
-    writer = RunLogWriter(out)
-    last = max(checkpoints)
+def _measure(
+    run: RunFolder, probe: Probe, checkpoints: dict[int, str], done: set[int], dtype: str, device: str
+) -> None:
+    writer, last = run.writer(), max(checkpoints)
+    schedule = ProbeSchedule(writer, probe, every=1, tokens="ends", noise=0.0)
     try:
         for step, name in counted(checkpoints.items(), "trace", len(checkpoints), unit="checkpoint"):
             if step in done:
                 continue
             model = load_model(name, dtype=dtype).to(device)
             probe.likelihood.prepare(model)
-            rows = probe.measure(model, step, NAN, tokens=step in (min(checkpoints), last))
-            writer.append("pairs", [ordered(row) for row in rows.pairs])
-            writer.append("mass", rows.mass)
-            writer.append("tokens", rows.tokens)
-            writer.append_step({"step": step, "epoch": NAN} | summarise(rows))
+            writer.append_step({"step": step, "epoch": NAN} | schedule.at(model, step, NAN, last=step == last))
     finally:
         writer.close()
 
 
-def _look(out: Path, settings: dict[str, Any]) -> set[int]:
+def _look(run: RunFolder, settings: dict[str, Any]) -> set[int]:
     """The steps already measured in a folder that was started with the same settings; none in a new one."""
-    if not contents(out):
+    if run.empty:
         return set()
-    if not (out / "config.json").exists():
-        raise UserError(f"{out}: this folder exists already and is no trace. Choose another --out.")
-    if read_json(out / "config.json") != json.loads(json.dumps(settings)):
-        raise UserError(f"{out}: holds a run with other settings. Choose another --out, or repeat its settings.")
-    return set(read_steps(out))
-
-
-def _open(out: Path, done: set[int], settings: dict[str, Any], about: dict[str, Any], audit: Audit) -> None:
-    """Begin a folder, or take one back to its last whole checkpoint: one cut in the middle is measured again."""
-    if done:
-        before = read_json(out / "manifest.json").get("hashes", {})
-        changed = [name for name, found in about["hashes"].items() if before.get(name) != found]
-        if changed:
-            raise UserError(
-                f"{out}: the {' and '.join(changed)} changed since this trace was started. Restore what it was started "
-                "with, or choose another --out."
-            )
-    else:
-        write_json(out / "config.json", settings)
-        write_frame(out / "audit.parquet", audit.frame)
-        write_json(out / "manifest.json", about)
-    drop_after(out, max(done, default=-1))
+    if not run.is_run:
+        raise UserError(f"{run.path}: this folder exists already and is no trace. Choose another --out.")
+    if run.config != json.loads(json.dumps(settings)):
+        raise UserError(f"{run.path}: holds a run with other settings. Choose another --out, or repeat its settings.")
+    return run.steps
 
 
 def _given(name: str) -> tuple[str, int | None]:

@@ -110,7 +110,7 @@ class PreferenceTrainer(Trainer):
         say_missing(likelihood)
         self.reference, self.recorder, self.log_kl = reference, recorder, log_kl
         self.recipe, self.renewal = recipe or Recipe(), renewal
-        recorder.report = lambda values: Trainer.log(self, dict(values))  # the probe, to every viewer
+        recorder.schedule.report = lambda values: Trainer.log(self, dict(values))  # the probe, to every viewer
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the update's pairs itself
         self.loss_is_scaled_for_ga = True
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from analysis import displacement, predictors, runs
-from trainers.recorder import means, quadrant
+from trainers.columns import means, quadrant
 
 STARTS = {"a": -10.0, "b": -20.0, "c": -30.0}
 

@@ -19,6 +19,7 @@ from diagnostics.runlog import RunLogWriter
 from diagnostics.sequences import Example
 from trainers.objectives.dpo import dpo
 from trainers.recorder import Recorder
+from trainers.schedule import ProbeSchedule
 from trainers.trainer import group_norms, layer_group
 
 PAIRS = 8
@@ -120,7 +121,7 @@ def make_recorder(folder: Path) -> Recorder:
     """A recorder that writes to `folder` and is never asked to probe."""
     no_probe: Any = None
     return Recorder(
-        RunLogWriter(folder), no_probe, probe_every=0, tokens="none", main=True, before=lambda model: math.nan
+        ProbeSchedule(RunLogWriter(folder), no_probe, every=0, tokens="none"), before=lambda model: math.nan
     )
 
 

@@ -11,8 +11,8 @@ import chesboard
 from diagnostics.errors import UserError
 from diagnostics.runlog import read_json, read_run
 from trainers.alarm import Alarms, parse
+from trainers.columns import PROBE_KEYS, STEP_KEYS
 from trainers.config import make_config, read_config
-from trainers.recorder import PROBE_KEYS, STEP_KEYS
 from trainers.run import train
 
 

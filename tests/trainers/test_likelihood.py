@@ -24,6 +24,7 @@ from reports.build import build_report
 from trainers.probe import Probe
 from trainers.recorder import Recorder
 from trainers.reference import LiveReference, precompute
+from trainers.schedule import ProbeSchedule
 from trainers.trainer import PreferenceTrainer
 
 WIDTH = 3
@@ -125,7 +126,7 @@ def train(tmp_path, pairs):
             {"probe": pairs[:8]}, None, likelihood=likelihood, reference=reference, track=None,
             start=out / "probe_start.safetensors",
         )  # fmt: skip
-        recorder = Recorder(writer, probe, probe_every=3, tokens="all", main=True, before=lambda model: 0.0)
+        recorder = Recorder(ProbeSchedule(writer, probe, every=3, tokens="all"), before=lambda model: 0.0)
         trainer = PreferenceTrainer(
             linear(), args, pairs=pairs, tokenizer=None, likelihood=likelihood, objective=objective,
             reference=reference, recorder=recorder, **changes,

@@ -5,7 +5,9 @@ import math
 import pytest
 
 from diagnostics.runlog import RunLogWriter
-from trainers.recorder import Recorder, means, quadrant
+from trainers.columns import means, quadrant
+from trainers.recorder import Recorder
+from trainers.schedule import ProbeSchedule
 
 NAN = math.nan
 
@@ -73,8 +75,8 @@ def test_an_impossible_rejected_answer_is_over_100_and_leaves_the_mean_finite():
 def test_before_the_first_update_nothing_has_moved(tmp_path, noise):
     """Policy and reference are the same weights: what they differ by there is rounding, however the batch was run;
     but not where the reference is another model, of which no noise is known."""
-    made = Recorder(RunLogWriter(tmp_path), None, probe_every=0, tokens="none", main=False, before=lambda _: noise)
-    made.noise = noise
+    schedule = ProbeSchedule(RunLogWriter(tmp_path), None, every=0, tokens="none", main=False, noise=noise)
+    made = Recorder(schedule, before=lambda _: noise)
     for step, ratio in ((1, 1e-6), (1, -0.02), (2, 1e-6), (2, -0.02)):
         made._rows = [row(ratio, ratio) | dict(loss=0.69), row(NAN, NAN) | dict(loss=0.69)]
         found, still = made.flush(step, 0.0), step == 1 and not math.isnan(noise)

@@ -23,7 +23,8 @@ from diagnostics.token_likelihood import TokenLikelihood
 from trainers import reference
 from trainers.config import make_config
 from trainers.models import load_model
-from trainers.run import measure_parity, train
+from trainers.parity import measure_parity
+from trainers.run import train
 
 TOKENS = TokenLikelihood(0)
 

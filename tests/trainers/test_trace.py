@@ -124,7 +124,7 @@ def test_without_its_start_or_with_other_data_it_does_not_go_on(lm_folder, pairs
             trace(pairs_file, [f"{link}=1"], out, reference=lm_folder, pairs=5)
     whole = Path(pairs_file).read_text()
     Path(pairs_file).write_text(whole.replace("alpha", "omega"))
-    with pytest.raises(UserError, match="the data and rendered changed since this trace was started"):
+    with pytest.raises(UserError, match="the data changed since this run was started"):
         trace(pairs_file, [f"{link}=1"], out, reference=lm_folder, pairs=5)
     Path(pairs_file).write_text(whole)
     (out / "probe_start.safetensors").unlink()

@@ -1,0 +1,115 @@
+"""Before the first step policy and reference are the same model: by how much their log-probs differ is rounding."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import TrainingArguments
+
+from diagnostics import outcomes
+from diagnostics.errors import DataError
+from diagnostics.likelihood import Likelihood
+from diagnostics.processes import tell
+from diagnostics.run_folder import RunFolder
+from diagnostics.scoring import score
+from diagnostics.sequences import Example
+from trainers.config import TrainConfig
+
+PARITY_PAIRS = 8
+
+
+def check_parity(
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    model: nn.Module,
+    reference: Any,
+    pairs: Sequence[Example],
+    likelihood: Likelihood,
+    run: RunFolder,
+) -> float:
+    """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
+
+    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise); NaN where it did not look.
+    """
+    if reference is None or config.reference_model or config.parity == "off":
+        return math.nan
+    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
+    eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
+    parity = measure_parity(model, reference, pairs[:PARITY_PAIRS], likelihood, eps=eps)
+    if PartialState().is_main_process:
+        run.note(parity=parity)
+    said = (
+        f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
+        f"(noise floor {parity['noise_floor']:.3g})"
+    )
+    if parity["passed"]:
+        tell(said)
+        return outcomes.noise(parity)
+    why = (
+        f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
+        "check reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them "
+        "again), or set parity: warn."
+    )
+    if config.parity == "stop":
+        raise DataError(why)
+    tell(f"warning: {why}")
+    return outcomes.noise(parity)
+
+
+def measure_parity(
+    model: nn.Module, reference: Any, pairs: Sequence[Example], likelihood: Likelihood, *, eps: float
+) -> dict[str, Any]:
+    """Largest |policy - reference| log-prob in nats, beside the noise of scoring the policy in other batches.
+
+    noise is four times what the two ways differ by, or one rounding step (eps) of an answer's tokens, as independent
+    errors of its mean log-prob a token, where that is more (both ways may round alike); the floor is that, and never
+    below one rounding step of the largest log-prob. A difference of the two ways of more than the square root of eps,
+    in nats a token of a side, is no rounding: then no log-prob of this model is its own.
+    """
+    together = _logps(model, pairs, likelihood, reference)
+    alone = {k: v for pair in pairs for k, v in _logps(model, [pair], likelihood, reference).items()}
+    bad = [k[0] for k, values in together.items() if not all(map(math.isfinite, values))]
+    if bad:
+        raise DataError(
+            f"the model's log-probs are not finite for pair_id {', '.join(dict.fromkeys(bad))}. Look for NaN or inf "
+            "in its weights, or load it as float32."
+        )
+    tokens = {(p.pair_id, side): len(p.rows[side].completion_ids) for p in pairs for side in ("chosen", "rejected")}
+    noisy = max(together, key=lambda k: abs(together[k][0] - alone[k][0]) / tokens[k])
+    if abs(together[noisy][0] - alone[noisy][0]) > eps**0.5 * tokens[noisy]:
+        raise DataError(
+            f"the {noisy[1]} side of pair_id {noisy[0]} has log-prob {alone[noisy][0]:.6g} alone and "
+            f"{together[noisy][0]:.6g} beside other pairs: more than rounding explains ({eps**0.5:.2g} nats a token). "
+            "This model's log-probs depend on their neighbours; choose another model, or a wider dtype."
+        )
+    steps = [eps * abs(p) / tokens[k] ** 0.5 for k, (p, _) in together.items()]
+    noise = max(*steps, *(4 * abs(together[k][0] - alone[k][0]) for k in together))
+    floor = max(noise, eps * max(abs(p) for p, _ in together.values()))
+    differences = {k: abs(p - r) for k, (p, r) in together.items()}
+    worst = max(differences, key=lambda k: differences[k])
+    return {
+        "noise": noise,
+        "noise_floor": floor,
+        "max_difference": differences[worst],
+        "pair_id": worst[0],
+        "side": worst[1],
+        "n": len(pairs),
+        "passed": differences[worst] <= floor,
+    }
+
+
+def _logps(
+    model: nn.Module, pairs: Sequence[Example], likelihood: Likelihood, reference: Any
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """(pair_id, side) -> (policy, reference) log-prob in nats."""
+    found = {}
+    for scored in score(model, pairs, likelihood=likelihood, reference=reference, batch_tokens=1 << 20):
+        s = scored.stats
+        for side, policy, ref in (("chosen", s.chosen, s.ref_chosen), ("rejected", s.rejected, s.ref_rejected)):
+            assert ref is not None
+            for pair, p, r in zip(scored.pairs, policy.logps.tolist(), ref.logps.tolist(), strict=True):
+                found[pair.pair_id, side] = (p, r)
+    return found
