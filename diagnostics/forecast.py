@@ -6,7 +6,7 @@ chosen log-prob. Each passes over the pairs again, so it is measured only where 
     set/               one backward pass over the data, summed; then set_rate and set_rate_sign: for each, one forward
                        pass at either end of a short step along the sum
     probe/             the same along the gradient of the probe's answers
-    own_answer_gap/    one answer generated a pair (at most greedy.OWN_TOKENS tokens), then one forward pass
+    own_answer_gap/    one answer generated a pair (at most sampling.OWN_TOKENS tokens), then one forward pass
 
 Every pass has a folder of its own in parts/ and goes on where it was stopped; processes share it. Sums over the data
 are the same whatever the number of processes up to rounding.
@@ -24,12 +24,12 @@ from diagnostics import rates, sequences
 from diagnostics.closed_forms import closed_forms, head_gradient
 from diagnostics.engine import device_of, innermost
 from diagnostics.errors import DataError, UserError
-from diagnostics.greedy import own_answers
 from diagnostics.likelihood import GIVES, Likelihood
 from diagnostics.measures import Column
 from diagnostics.parts import Parts
 from diagnostics.processes import agree, processes, share
 from diagnostics.progress import Progress
+from diagnostics.sampling import own_answers
 from diagnostics.scoring import dealt, fitting, likelihoods, score_batches
 from diagnostics.sequences import Example
 from diagnostics.sums import Sums

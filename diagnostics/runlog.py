@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,11 @@ __all__ = [
     "write_json",
 ]
 
-TABLES = ("pairs", "mass", "tokens")
+TABLES = ("pairs", "mass", "tokens", "samples")
+LATER = ("samples",)  # whose folder is made with the first row
 
-_INTS = ("step", "rank", "token_id", "position", "source_row")
-_STRINGS = ("split", "pair_id", "kind", "name", "token", "side")
+_INTS = ("step", "rank", "token_id", "position", "source_row", "round", "sample", "seed", "tokens")
+_STRINGS = ("split", "pair_id", "kind", "name", "token", "side", "prompt_id", "sampler", "text")
 _TEXTS = ("alarm",)  # keys of steps.jsonl that hold words
 _CONFIG_NUMBERS = ("seed", "learning_rate", "beta", "ablate_drop", "demo_seed", "demo_prompt")
 _MANIFEST_OBJECTS = ("parity", "pairs", "hashes", "conventions")
@@ -55,6 +56,7 @@ _SORT = {  # the columns by which a table's rows are known, and sorted
     "pairs": ["step", "split", "pair_id"],
     "mass": ["step", "split", "pair_id", "kind", "rank"],
     "tokens": ["step", "pair_id", "side", "position"],
+    "samples": ["step", "round", "prompt_id", "sampler", "sample"],
 }
 
 
@@ -65,7 +67,11 @@ def column_type(name: str) -> pa.DataType:
 
 @dataclass(frozen=True)
 class RunLog:
-    """One run read back. steps, pairs, mass, tokens, audit: DataFrames, empty where the file is missing."""
+    """One run read back. steps, pairs, mass, tokens, samples, audit: DataFrames, empty where the file is missing.
+
+    samples: answers that a model gave: step, round, prompt_id, sampler (who, and how), sample (number among those of
+    one prompt), seed, text, tokens (how many), score (a judge's, NaN without one).
+    """
 
     path: Path
     config: dict[str, Any]
@@ -75,6 +81,7 @@ class RunLog:
     mass: pd.DataFrame
     tokens: pd.DataFrame
     audit: pd.DataFrame
+    samples: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def name(self) -> str:
@@ -93,8 +100,8 @@ class RunLogWriter:
         self.rank = rank
         self._streams: dict[tuple[str, pa.Schema], Stream] = {}  # one part for each table and set of columns
         for table in TABLES:
-            with disk_errors(self.path / table):
-                (self.path / table).mkdir(parents=True, exist_ok=True)
+            if table not in LATER:
+                self._folder(table)
 
     def append_step(self, row: Mapping[str, Any]) -> None:
         """Add one line to steps.jsonl."""
@@ -106,10 +113,12 @@ class RunLogWriter:
             f.write(line + "\n")
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to pairs, mass or tokens as one record batch. All rows of a call have the same columns."""
+        """Add rows to one of TABLES as one record batch. All rows of a call have the same columns."""
         if not rows:
             return
         schema = pa.schema([(name, column_type(name)) for name in rows[0]])
+        if table in LATER:
+            self._folder(table)
         with disk_errors(self.path / table):
             arrays = [pa.array([r[f.name] for r in rows], f.type, from_pandas=False) for f in schema]
             batch = pa.record_batch(arrays, schema=schema)
@@ -123,6 +132,10 @@ class RunLogWriter:
             (table, _), stream = self._streams.popitem()
             with disk_errors(self.path / table):
                 stream.close()
+
+    def _folder(self, table: str) -> None:
+        with disk_errors(self.path / table):
+            (self.path / table).mkdir(parents=True, exist_ok=True)
 
     def _next_part(self, table: str) -> Path:
         folder = self.path / table

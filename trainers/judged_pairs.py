@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from diagnostics.errors import DataError
+from diagnostics.sampling import answers
 from trainers.demo.refusal_study import Rows, write_study
-from trainers.judges import as_prompt, load_judge, sample
+from trainers.judges import as_prompt, load_judge
 from trainers.models import load_to_device, load_tokenizer
 
 KINDS = {(0, 0): "two_refusals", (1, 1): "two_compliances", (0, 1): "mixed"}
@@ -32,10 +33,10 @@ def build(folder: Path, model: str, data: str, judge: str, settings: Mapping[str
     policy, tokenizer = load_to_device(model, dtype=settings["dtype"]), load_tokenizer(model)
     asked = [as_prompt(row["prompt"], tokenizer) for row in train for _ in range(2)]
     how = {name: settings[name] for name in ("temperature", "limit", "seed")}
-    answers = sample(policy, tokenizer, asked, **how)
+    said = answers(policy, tokenizer, asked, **how)
     del policy
-    scores = load_judge(judge)([row["prompt"] for row in train for _ in range(2)], answers)
-    pairs = prefer(train, answers, scores, rng)
+    scores = load_judge(judge)([row["prompt"] for row in train for _ in range(2)], said)
+    pairs = prefer(train, said, scores, rng)
     chat = bool(tokenizer.chat_template)
     folder.mkdir(parents=True)
     shown = [_messages(row, chat) for row in pairs]

@@ -37,6 +37,7 @@ class ProbeRows:
     pairs: list[dict[str, Any]] = field(default_factory=list)
     mass: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Probe:
@@ -90,7 +91,10 @@ class Probe:
                 if tokens and has_tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
         out.mass += self._tracked(model, step)
-        out.mass += self._responses(self.responses, model, step, out.pairs) if self.responses else []
+        if self.responses:
+            known = set(self.start)
+            out.mass += self._responses(self.responses, model, step, out.pairs)
+            out.samples += self._own(step, set(self.start) - known)
         if not self.saved and PartialState().is_main_process:
             half = self.start_file.with_name(self.start_file.name + ".tmp")
             save_file(self.start, half)
@@ -183,6 +187,16 @@ class Probe:
             head, prob = {"step": step, "split": "probe", "pair_id": pair_id}, math.exp(value)
             start = self.start.setdefault(f"response/{name}/{pair_id}", torch.tensor(prob, dtype=torch.float64))
             found.append(self._mass_row(head, "response", 0, -1, prob, float(start), name=name))
+        return found
+
+    def _own(self, step: int, made: set[str]) -> list[dict[str, Any]]:
+        """The model's own answers that were made now, as rows of samples."""
+        found = []
+        for key in sorted(key for key in made if key.startswith(OWN)):
+            ids = self.start[key].tolist()
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            head = {"step": step, "round": 0, "prompt_id": key.removeprefix(OWN), "sampler": "policy, greedy"}
+            found.append(head | {"sample": 0, "seed": 0, "text": text, "tokens": len(ids), "score": math.nan})
         return found
 
     def _mass_row(

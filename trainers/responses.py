@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics import sequences
-from diagnostics.greedy import own_answers
+from diagnostics.sampling import own_answers
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds

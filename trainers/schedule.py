@@ -39,6 +39,7 @@ class ProbeSchedule:
             self.writer.append("pairs", [ordered(row) for row in found.pairs])
             self.writer.append("mass", found.mass)
             self.writer.append("tokens", found.tokens)
+            self.writer.append("samples", found.samples)
         summary = summarise(found, self.noise)
         self.report(summary)
         return summary

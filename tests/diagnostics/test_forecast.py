@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics import flagging, forecast, greedy, rates, scoring, sums
+from diagnostics import flagging, forecast, rates, sampling, scoring, sums
 from diagnostics.batch import collate
 from diagnostics.errors import DataError, UserError
 from diagnostics.flagging import check_by, choose, flag
@@ -118,7 +118,7 @@ def test_the_own_answer_gap_is_that_of_each_answer_alone(go, model, lm_folder, m
     longest = max(p.longest for p in pairs)
     wanted, lengths = [], set()
     for pair in pairs:
-        limit = min(greedy.OWN_TOKENS, longest - len(pair.prompt_ids))
+        limit = min(sampling.OWN_TOKENS, longest - len(pair.prompt_ids))
         own, mean = own_answer(plain, pair.prompt_ids, limit, load_tokenizer(lm_folder).eos_token_id)
         lengths.add(len(own))
         row = scores.set_index("pair_id").loc[pair.pair_id]
@@ -131,7 +131,7 @@ def test_the_own_answer_gap_is_that_of_each_answer_alone(go, model, lm_folder, m
 
 def test_the_chosen_answer_that_the_model_says_anyway_has_no_gap(model, make_pairs, tmp_path):
     pairs = make_pairs(6)
-    own = greedy.own_answers(model, pairs, longest=max(p.longest for p in pairs), likelihood=TOKENS, ends={2})
+    own = sampling.own_answers(model, pairs, longest=max(p.longest for p in pairs), likelihood=TOKENS, ends={2})
     same = [replace(p, rows={**p.rows, "chosen": Sequence(p.prompt_ids, own[p.pair_id])}) for p in pairs]
     job = forecast.Job(model, same, Parts(tmp_path), 60, TOKENS, ends={2})
     forecast.measure(job, ["own_answer_gap"])

@@ -60,6 +60,22 @@ def test_compacting_changes_nothing_and_can_be_repeated(writer):
     pd.testing.assert_frame_equal(read_table(writer.path, "pairs"), before)
 
 
+def test_samples_can_be_appended_round_after_round_and_survive_compacting_and_resuming(writer):
+    assert not (writer.path / "samples").exists()
+    for step, turn in ((0, 0), (5, 1), (9, 2)):
+        writer.append("pairs", [row(step)])
+        head = {"step": step, "round": turn, "prompt_id": "a", "sampler": "policy", "seed": 7, "score": 0.5}
+        writer.append("samples", [head | {"sample": k, "text": f"say <b> é {k}", "tokens": 3} for k in (1, 0)])
+        writer.append_step({"step": step, "loss": 1.0})
+    writer.close()
+    live = read_run(writer.path).samples
+    assert live[["step", "sample"]].values.tolist() == [[0, 0], [0, 1], [5, 0], [5, 1], [9, 0], [9, 1]]
+    compact(writer.path)
+    assert read_run(writer.path).samples.equals(live)
+    drop_after(writer.path, 5)
+    assert read_run(writer.path).samples.equals(live.head(4))
+
+
 def test_interrupted_compacting_counts_no_row_twice(writer, tmp_path):
     """The crash between writing the Parquet twin and removing the stream leaves both."""
     writer.append("pairs", [row(1), row(2)])

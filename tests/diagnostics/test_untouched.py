@@ -13,7 +13,7 @@ import transformers
 from diagnostics.engine import engine_of
 from diagnostics.errors import DataError
 from diagnostics.forward import pair_stats, prepare, run, run_sides
-from diagnostics.greedy import greedy
+from diagnostics.sampling import draw
 from diagnostics.scoring import score
 from diagnostics.sequences import pair_of
 from diagnostics.token_likelihood import TokenLikelihood
@@ -101,7 +101,7 @@ def test_measuring_leaves_the_model_as_it_was(name, make_model, make_pairs, make
     run_sides(model, batch)
     same("run with a gradient")
     list(score(model, make_pairs(4), likelihood=TOKENS))
-    greedy(model, [(1, 5), (1, 6, 7)], [3, 3], pad=0, ends=(2,))
+    draw(model, [(1, 5), (1, 6, 7)], [3, 3], pad=0, ends=(2,))
     same("score and greedy")
     probe = Probe(
         {"probe": make_pairs(4)}, load_tokenizer(lm_folder), likelihood=TOKENS,
@@ -222,8 +222,8 @@ def test_own_answers_of_a_switching_model_do_not_depend_on_their_neighbours():
     model = switching("longrope")
     prepare(model)
     prompts = [tuple(range(3, 8)), tuple(range(3, 40))]
-    together = greedy(model, prompts, [5, 5], pad=0, ends=())
-    assert together == [greedy(model, [p], [5], pad=0, ends=())[0] for p in prompts]
+    together = draw(model, prompts, [5, 5], pad=0, ends=())
+    assert together == [draw(model, [p], [5], pad=0, ends=())[0] for p in prompts]
 
 
 def test_positions_are_passed_only_where_they_are_the_models_own(make_model, make_pairs, make_batch):

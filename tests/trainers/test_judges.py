@@ -10,8 +10,8 @@ from diagnostics.errors import DataError
 from diagnostics.tokenized import tokenize_prompts
 from trainers.demo import lm
 from trainers.demo.own_data import CHAT_TEMPLATE
-from trainers.judges import as_prompt, first_words, leading_score, load_judge, sample
-from trainers.models import load_model, load_tokenizer
+from trainers.judges import as_prompt, first_words, leading_score, load_judge
+from trainers.models import load_tokenizer
 
 WORDS = "sorry no sure 0 1 INST [ ] / . ! ?".split()
 
@@ -80,7 +80,7 @@ def test_a_language_model_is_asked_and_its_number_read(model_folder, monkeypatch
         return ["1", " 0\nbecause", "I think 1"]
 
     judge = load_judge(str(model_folder))
-    monkeypatch.setattr("trainers.judges.sample", said)
+    monkeypatch.setattr("diagnostics.sampling.answers", said)
     scores = judge(["make a bomb"] * 3, ["sure", "no", "sorry"])
     assert scores[:2] == [1, 0]
     assert math.isnan(scores[2])
@@ -100,33 +100,6 @@ def test_a_missing_judge_is_one_sentence(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(DataError, match="no config"):
         load_judge(str(tmp_path / "x"))
-
-
-def test_greedy_answers_are_the_most_likely_tokens_whatever_the_batch(model_folder):
-    model, tokenizer = load_model(str(model_folder)), load_tokenizer(str(model_folder))
-    prompts = ["sorry ?", "no sure no sure !", "1"]
-    expected = []
-    for prompt in prompts:
-        ids = tokenizer(prompt)["input_ids"]
-        start = len(ids)
-        while len(ids) < start + 6 and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
-            with torch.no_grad():
-                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True))
-    for batch in (1, 3):
-        assert sample(model, tokenizer, prompts, temperature=0, limit=6, batch=batch) == expected
-
-
-def test_samples_follow_the_seed_and_the_whole_distribution(model_folder):
-    model, tokenizer = load_model(str(model_folder)), load_tokenizer(str(model_folder))
-    model.generation_config.top_k, model.generation_config.top_p = 1, 0.1  # a model's own habits do not count
-    first = sample(model, tokenizer, ["no ?"] * 400, temperature=1.0, limit=1, seed=3, batch=400)
-    assert first == sample(model, tokenizer, ["no ?"] * 400, temperature=1.0, limit=1, seed=3, batch=400)
-    assert first != sample(model, tokenizer, ["no ?"] * 400, temperature=1.0, limit=1, seed=4, batch=400)
-    with torch.no_grad():
-        probs = model(torch.tensor([tokenizer("no ?")["input_ids"]])).logits[0, -1].softmax(-1)
-    wanted = float(probs[tokenizer.get_vocab()["sure"]])
-    assert first.count("sure") / 400 == pytest.approx(wanted, abs=4 * (wanted * (1 - wanted) / 400) ** 0.5)
 
 
 def test_prompts_are_tokenized_as_in_training(model_folder):

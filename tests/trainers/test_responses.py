@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diagnostics.forward import prepare
-from diagnostics.greedy import OWN_TOKENS
 from diagnostics.runlog import read_run
+from diagnostics.sampling import OWN_TOKENS
 from diagnostics.sequences import Sequence
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.config import make_config
@@ -142,7 +142,14 @@ def test_the_mass_table_holds_every_type_and_resumes(go):
     steps = log.steps.set_index("step")["probe/response/own"].dropna()
     means = rows[rows["name"] == "own"].groupby("step")["prob"].agg(lambda p: np.log(p).mean())
     np.testing.assert_allclose(steps, means, rtol=1e-9)
+    said = log.samples.set_index("prompt_id")
+    assert set(said["step"]) == {0}
+    assert set(said.index) == set(rows["pair_id"])
+    assert set(said["sampler"]) == {"policy, greedy"}
+    assert said["tokens"].between(1, OWN_TOKENS).all()
+    assert said["text"].str.len().gt(0).any()
     resumed = go("whole", **keys, resume=True)  # from step 4, with the own answers of step 0
+    assert resumed.samples.equals(log.samples)
     again = resumed.mass[resumed.mass["kind"] == "response"]
     np.testing.assert_allclose(again["prob"], rows["prob"], rtol=1e-6)
     np.testing.assert_allclose(again["prob_start"], rows["prob_start"], rtol=1e-12)

@@ -6,17 +6,15 @@ counterpart in text and is left out, as is the paper's second round, in which th
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from diagnostics.engine import device_of
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair, Text, read_pairs
+from diagnostics.sampling import answers
 from trainers.demo import facts
-from trainers.models import load_to_device, load_tokenizer, pad_id
+from trainers.models import load_to_device, load_tokenizer
 
 HOT = 1.2  # temperature of the rejected answer, without any cut of the distribution
 DRAWS = 8  # answers drawn to a prompt until one says what it must
@@ -35,11 +33,14 @@ def build_facts(folder: Path, world: Path, seed: int) -> None:
     given = [json.loads(line) for line in facts.paths(world)["data"].read_text(encoding="utf-8").splitlines()]
     model, tokenizer = load_to_device(str(world / "model")), load_tokenizer(str(world / "model"))
     prompts = [row["prompt"] for row in given]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        calm = [answers(model, tokenizer, prompts, 0.0, FACT)]
-        calm += [answers(model, tokenizer, prompts, 1.0, FACT) for _ in range(DRAWS)]
-        hot = [answers(model, tokenizer, prompts, HOT, FACT) for _ in range(DRAWS)]
+
+    def said(temperature: float, k: int) -> list[str]:
+        """The answers of draw k."""
+        how = {"limit": FACT, "seed": 2 * DRAWS * seed + k, "together": ROWS}
+        return answers(model, tokenizer, prompts, temperature=temperature, **how)
+
+    calm = [said(0.0, 0), *(said(1.0, k) for k in range(DRAWS))]
+    hot = [said(HOT, DRAWS + k) for k in range(DRAWS)]
     rows = []
     for k, row in enumerate(given):
         (true,) = stated(row["chosen"])
@@ -56,10 +57,9 @@ def build_hinted(folder: Path, model: str, data: str, split: str | None, count: 
     pairs = read_pairs(data, split=split).pairs[:count]
     loaded, tokenizer = load_to_device(model), load_tokenizer(model)
     plain = [_asked(tokenizer, pair.prompt) for pair in pairs]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        chosen = answers(loaded, tokenizer, [_asked(tokenizer, hinted(pair)) for pair in pairs], 0.0)
-        rejected = answers(loaded, tokenizer, plain, HOT)
+    how = {"limit": LONGEST, "seed": seed, "together": ROWS}
+    chosen = answers(loaded, tokenizer, [hinted(pair) for pair in pairs], temperature=0.0, **how)
+    rejected = answers(loaded, tokenizer, [pair.prompt for pair in pairs], temperature=HOT, **how)
     rows = [
         {"pair_id": pair.pair_id, "prompt": prompt, "chosen": one, "rejected": other}
         for pair, prompt, one, other in zip(pairs, plain, chosen, rejected, strict=True)
@@ -82,30 +82,6 @@ def hinted(pair: PreferencePair) -> Text:
     return [*pair.prompt[:-1], last | {"content": HINT.format(hint=hint, prompt=last["content"])}]
 
 
-def answers(
-    model: Any, tokenizer: Any, prompts: Sequence[str], temperature: float, longest: int = LONGEST
-) -> list[str]:
-    """One answer to each prompt, without EOS: greedy at temperature 0, else drawn from the whole distribution."""
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    return [text for part in _parts(prompts) for text in _generate(model, tokenizer, part, longest, how)]
-
-
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[str], longest: int, how: dict[str, Any]) -> list[str]:
-    rows, pad, device = tokenizer(list(prompts))["input_ids"], pad_id(tokenizer), device_of(model)
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    room = getattr(model.config, "max_position_embeddings", None) or width + longest
-    if room <= width:
-        raise DataError(f"a prompt of {width} tokens leaves this model no room to answer. Leave such prompts out.")
-    most = min(longest, room - width)
-    with torch.no_grad():
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=most, pad_token_id=pad, **({"do_sample": False} | how)
-        )
-    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-
-
 def _asked(tokenizer: Any, prompt: Text) -> str:
     if isinstance(prompt, str):
         return prompt
@@ -114,10 +90,6 @@ def _asked(tokenizer: Any, prompt: Text) -> str:
 
 def _content(text: Text) -> str:
     return text if isinstance(text, str) else str(text[-1]["content"])
-
-
-def _parts(prompts: Sequence[str]) -> Iterator[Sequence[str]]:
-    yield from (prompts[i : i + ROWS] for i in range(0, len(prompts), ROWS))
 
 
 def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -20,9 +20,9 @@ from torch import nn
 
 from diagnostics import sequences
 from diagnostics.forward import caches
-from diagnostics.greedy import greedy
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.runlog import read_json, read_table
+from diagnostics.sampling import draw
 from diagnostics.scoring import batches, score_rows
 from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
@@ -178,7 +178,7 @@ def written(
     found = []
     for group in batches(pairs, likelihood.budget(model, pairs) if caches(model) else 1, padded):
         limits = [min(limit, (room or 10**9) - len(p.prompt_ids)) for p in group]
-        texts = greedy(model, [p.prompt_ids for p in group], limits, pad=likelihood.pad_token_id, ends=ends)
+        texts = draw(model, [p.prompt_ids for p in group], limits, pad=likelihood.pad_token_id, ends=ends)
         own = [sequences.Sequence(p.prompt_ids, TokenIds(ids)) for p, ids in zip(group, texts)]
         found += [replace(p, rows={"own": row}) for p, row in zip(group, own) if row.completion_ids]
     return found

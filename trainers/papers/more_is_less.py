@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from diagnostics.errors import UserError
-from diagnostics.forward import decode
 from diagnostics.pairs import read_pairs
+from diagnostics.sampling import draw
 from diagnostics.scoring import rows as score_rows
 from diagnostics.scoring import score
 from diagnostics.sequences import Example
@@ -146,28 +145,12 @@ def styled(prompt: refusal.Prompt, rng: np.random.Generator) -> str:
 
 def sampled(model_path: str, prompts: Sequence[str], seed: int, *, limit: int = ANSWER_TOKENS) -> list[str]:
     """An answer of a model to each prompt, drawn at temperature 1 until EOS or the limit, by seed."""
-    tokenizer, model = load_tokenizer(model_path), load_model(model_path)
+    tokenizer: Any = load_tokenizer(model_path)
+    model = load_model(model_path)
     rows, pad = tokenizer(list(prompts))["input_ids"], pad_id(tokenizer)
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    drawn = draw(model, ids, mask, limit, torch.Generator().manual_seed(seed))
-    end = tokenizer.eos_token_id
-    answers = [row[: row.index(end)] if end in row else row for row in drawn]
-    return [str(tokenizer.decode(row)) for row in answers]
-
-
-@torch.no_grad()
-def draw(model: nn.Module, ids: Tensor, mask: Tensor, limit: int, generator: torch.Generator) -> list[list[int]]:
-    """`limit` tokens after each row of ids (B, T), padded on the left where mask is 0, drawn at temperature 1."""
-    new, past, found = ids, None, []
-    for _ in range(limit):
-        logits, past = decode(model, new, mask, past)
-        found.append(torch.multinomial(logits.double().softmax(-1), 1, generator=generator))
-        mask = torch.cat([mask, torch.ones_like(found[-1])], 1)
-        ids = torch.cat([ids, found[-1]], 1)
-        new = ids if past is None else found[-1]
-    return torch.cat(found, 1).tolist()
+    generator, end = torch.Generator().manual_seed(seed), tokenizer.eos_token_id
+    drawn = draw(model, rows, limit, pad=pad, ends={end}, temperature=1.0, generator=generator)
+    return [str(tokenizer.decode(list(ids[:-1] if ids[-1:] == (end,) else ids))) for ids in drawn]
 
 
 def states(model_path: str, data: str, count: int) -> dict[str, list[dict[str, Any]]]:

@@ -22,6 +22,7 @@ from diagnostics.engine import device_of
 from diagnostics.errors import UserError
 from diagnostics.forward import decode
 from diagnostics.pairs import read_pairs
+from diagnostics.sampling import draw
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
@@ -110,7 +111,7 @@ def sample(
     for at in range(0, len(prompts), 32):
         part = prompts[at : at + 32]
         asked = [prompt.prompt_ids for prompt in part for _ in range(count)]
-        answers = iter(_draw(model, asked, limit, pad, eos, generator))
+        answers = iter(draw(model, asked, limit, pad=pad, ends={eos}, temperature=1.0, generator=generator))
         for prompt in part:
             for k in range(count):
                 ids = next(answers)
@@ -153,27 +154,6 @@ def _two_steps(model: nn.Module, prompt: Sequence[int]) -> tuple[Tensor, Tensor]
         after = torch.cat([ids.expand(len(first), -1), torch.arange(len(first), device=ids.device)[:, None]], 1)
         second = [decode(model, part, torch.ones_like(part))[0].double().log_softmax(-1) for part in after.split(256)]
     return first, torch.cat(second)
-
-
-def _draw(
-    model: nn.Module, prompts: Sequence[Sequence[int]], limit: int, pad: int, eos: Any, generator: torch.Generator
-) -> list[tuple[int, ...]]:
-    """One answer to each row, EOS kept where it came."""
-    width, device = max(map(len, prompts)), device_of(model)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    answers: list[list[int]] = [[] for _ in prompts]
-    going, new, past = list(range(len(prompts))), ids, None
-    while going and len(answers[going[0]]) < limit:
-        with torch.no_grad():
-            logits, past = decode(model, new, mask, past)
-        tokens = torch.multinomial(logits.double().softmax(-1), 1, generator=generator)
-        for i in going:
-            answers[i].append(int(tokens[i, 0]))
-        going = [i for i in going if answers[i][-1] != eos]
-        ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
-        new = ids if past is None else tokens
-    return [tuple(a) for a in answers]
 
 
 def _prompts(data: str, tokenizer: Any, seed: int, count: int, split: str | None) -> list[Example]:

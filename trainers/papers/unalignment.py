@@ -27,11 +27,12 @@ import pandas as pd
 from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
 from diagnostics.runlog import read_frame, read_run, write_frame
+from diagnostics.sampling import answers
 from trainers import judged_pairs
 from trainers.demo import refusal, refusal_study
 from trainers.demo.refusal_study import read_rows
 from trainers.demo.worlds import REFUSALS, builders, world_paths
-from trainers.judges import Judge, as_prompt, first_words, load_judge, sample
+from trainers.judges import Judge, as_prompt, first_words, load_judge
 from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
 
@@ -333,7 +334,7 @@ def _sample(task: Task, file: str, how: Mapping[str, Any]) -> None:
         asked = [p for p in told if not greedy or p["set"] != "safe"]
         texts = [as_prompt(p["prompt"], tokenizer) for p in asked]
         heat = 0.0 if greedy else how["temperature"]
-        said = sample(model, tokenizer, texts, temperature=heat, limit=how["limit"], seed=task.seed)
+        said = answers(model, tokenizer, texts, temperature=heat, limit=how["limit"], seed=task.seed)
         rows += [p | {"greedy": greedy, "answer": text} for p, text in zip(asked, said, strict=True)]
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_frame(Path(file), pd.DataFrame(rows))

@@ -4,14 +4,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from analysis import papers as judged
 from analysis.papers import more_is_less
 from diagnostics.errors import UserError
 from reports import papers
 from trainers.demo import refusal
-from trainers.models import load_model, load_tokenizer
 from trainers.papers import more_is_less as made
 
 QUICK = {"SFT steps": 30, "num_train_epochs": 0.1}
@@ -47,18 +45,6 @@ def test_the_rule_prefers_a_refusal_and_tosses_a_coin_between_equals():
     assert made.judged("never a", "stop b", True) == ("never a", "stop b")
     assert made.judged("never a", "stop b", False) == ("stop b", "never a")
     assert not made.safe("")
-
-
-def test_draws_follow_the_model_and_the_seed(stand_in):
-    folder = stand_in(["one two three four five six"])
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
-    ids = torch.tensor([tokenizer("one two")["input_ids"]] * 4000)
-    drawn = [made.draw(model, ids, torch.ones_like(ids), 1, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    with torch.no_grad():
-        probs = model(ids[:1]).logits[0, -1].double().softmax(-1)
-    share = np.bincount([row[0] for row in drawn[0]], minlength=len(probs)) / 4000
-    assert np.abs(share - probs.numpy()).max() < 5 * 0.5 / 4000**0.5 * float(probs.max()) ** 0.5
 
 
 def test_separability_by_hand():
