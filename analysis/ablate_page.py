@@ -10,8 +10,8 @@ import pandas as pd
 from analysis import ablate as tables
 from analysis import ablate_figures, page, runs
 from analysis.ablate import Ablation
+from analysis.columns import label
 from analysis.page import Block
-from analysis.trust import label
 from analysis.wording import count, number, percent, signed, span
 from diagnostics.finding import Finding
 

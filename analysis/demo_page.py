@@ -7,7 +7,8 @@ import pandas as pd
 
 from analysis import claims as judged
 from analysis import demo as tables
-from analysis import demo_figures, flags, mass, page, runs, verdict
+from analysis import demo_figures, mass, page, runs, verdict
+from analysis.columns import label
 from analysis.demo import Demo
 from analysis.intervals import deviation, mean
 from analysis.page import Block
@@ -102,7 +103,7 @@ def pair_kinds(demo: Demo) -> Block:
     table = tables.pair_kinds(demo)
     if table.empty:
         return page.missing("Pair kinds", "No score folder with a `kind` column was given.")
-    labels = {m: flags.label(m) for m in dict.fromkeys(table["measure"])}
+    labels = {m: label(m) for m in dict.fromkeys(table["measure"])}
     rows = [_kind(labels[m], table.loc[table["measure"] == m, "auroc"]) for m in labels]
     figure = demo_figures.kinds(table, labels)
     return page.stack(page.picture(figure, "AUROC for the pair kind"), page.table(pd.DataFrame(rows)))

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.columns import label
 from analysis.wording import correlation, for_plot, number, percent, signed
 
 CHOSEN, REJECTED, NEUTRAL, DARK = "#1f77a4", "#d1495b", "#8a8f98", "#2b2f36"
@@ -125,7 +126,7 @@ def _share(shares: pd.DataFrame, name: str) -> float:
 
 
 @styled
-def predictors(pairs: pd.DataFrame, card: pd.DataFrame, names: dict[str, str]) -> Figure:
+def predictors(pairs: pd.DataFrame, card: pd.DataFrame) -> Figure:
     """The six measures of the largest rank correlation against realised displacement, pair by pair."""
     card = card.loc[(card["given"] == "") & card["spearman"].notna()]
     kept = card.sort_values("spearman", key=abs, ascending=False)["measure"].head(6).tolist()
@@ -137,7 +138,7 @@ def predictors(pairs: pd.DataFrame, card: pd.DataFrame, names: dict[str, str]) -
         axis.axhline(0, color=DARK, lw=0.8)
         rho = (-1 if row["direction"].startswith("lower") else 1) * row["spearman"]  # of the measure as it is drawn
         axis.set_title(f"Spearman {correlation(rho)} (n = {int(row['n'])})", fontsize=10)
-        axis.set(xlabel=for_plot(names.get(name, name), 44), ylabel="likelihood lost (nats)")
+        axis.set(xlabel=for_plot(label(name), 44), ylabel="likelihood lost (nats)")
         axis.ticklabel_format(axis="x", scilimits=(-3, 4))
     return figure
 
@@ -235,8 +236,8 @@ def lines(table: pd.DataFrame, title: str, ylabel: str, colours: dict[str, str] 
 
 
 def _band(axes: Axes, table: pd.DataFrame, colour: str) -> None:
-    for low, high, alpha, label in (("q10", "q90", 0.15, "10–90 %"), ("q25", "q75", 0.3, "25–75 %")):
-        axes.fill_between(table["step"], table[low], table[high], color=colour, alpha=alpha, lw=0, label=label)
+    for low, high, alpha, name in (("q10", "q90", 0.15, "10–90 %"), ("q25", "q75", 0.3, "25–75 %")):
+        axes.fill_between(table["step"], table[low], table[high], color=colour, alpha=alpha, lw=0, label=name)
     axes.plot(table["step"], table["q50"], "o-", ms=3, color=colour, lw=2, label="median")
 
 

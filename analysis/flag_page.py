@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis import flag_figures, flags, page, runs
+from analysis.columns import label
 from analysis.page import Block
 from analysis.runs import Flags
 from analysis.wording import clip, correlation, count, number, percent, span
@@ -49,7 +50,7 @@ def distributions(found: Flags) -> Block:
     names = flags.measures(scored)
     if not names:
         return page.missing("Distributions", "No pair was scored.")
-    figure = flag_figures.distributions(scored, {m: flags.label(m) for m in names})
+    figure = flag_figures.distributions(scored, {m: label(m) for m in names})
     return page.stack(page.picture(figure, "Histogram of every measure"), page.table(_spread(scored, names), _FORMS))
 
 
@@ -59,7 +60,7 @@ def agreement(found: Flags) -> Block:
     names = flags.measures(scored)
     if len(names) < 2 or len(scored) < 3:
         return page.missing("Agreement", "It needs at least two measures and three scored pairs.")
-    labels = [flags.label(m) for m in names]
+    labels = [label(m) for m in names]
     figure = flag_figures.agreement(flags.agreement(scored, names), flags.overlap(scored, names), labels)
     return page.picture(
         figure, "Rank correlation of every two measures, and how many of their most prone tenths they have in common"
@@ -72,9 +73,9 @@ def length_confounds(found: Flags) -> Block:
     table = flags.length_confounds(scored)
     if not len(table):
         return page.missing("Length", "No pair was scored.")
-    figure = flag_figures.length(scored, table, {m: flags.label(m) for m in table["measure"]})
+    figure = flag_figures.length(scored, table, {m: label(m) for m in table["measure"]})
     intervals = [span(i, correlation) for i in zip(table["low"], table["high"])]
-    shown = table.assign(measure=[flags.label(m) for m in table["measure"]], low=intervals).drop(columns="high")
+    shown = table.assign(measure=[label(m) for m in table["measure"]], low=intervals).drop(columns="high")
     heads = {"spearman": "with length difference", "low": "95 % interval", "chosen": "with chosen length"}
     heads |= {"rejected": "with rejected length"}
     forms = {"spearman": correlation, "chosen": correlation, "rejected": correlation}
@@ -91,9 +92,9 @@ def extremes(found: Flags, shown: int) -> Block:
     ordered = scored.dropna(subset=[name]).sort_values([name, "pair_id"], ascending=[low, True])
     texts = runs.texts(found.audit)
     shown = min(shown, max(1, len(ordered) // 2))
-    made = [page.heading(f"Most displacement-prone by {flags.label(name)}")]
+    made = [page.heading(f"Most displacement-prone by {label(name)}")]
     made += [_pair(row, name, texts) for row in ordered.head(shown).to_dict("records")]
-    made += [page.heading(f"Least displacement-prone by {flags.label(name)}")]
+    made += [page.heading(f"Least displacement-prone by {label(name)}")]
     made += [_pair(row, name, texts) for row in ordered.tail(shown).iloc[::-1].to_dict("records")]
     return page.stack(*made)
 
@@ -105,18 +106,18 @@ def _forecast(scored: pd.DataFrame) -> list[Block]:
     """The share of chosen answers that each rate says will fall."""
     table = flags.forecast(scored)
     intervals = [span(i, percent) for i in zip(table["low"], table["high"])]
-    shown = table.assign(measure=[flags.label(m) for m in table["measure"]], low=intervals).drop(columns="high")
+    shown = table.assign(measure=[label(m) for m in table["measure"]], low=intervals).drop(columns="high")
     heads = {"falls": "chosen forecast to fall", "low": "95 % interval"}
     return [page.table(shown, {"falls": percent}, heads)] if len(shown) else []
 
 
 def _spread(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    rows = [(flags.label(m), scored[m].notna().sum(), *scored[m].quantile([0, 0.5, 1])) for m in names]
+    rows = [(label(m), scored[m].notna().sum(), *scored[m].quantile([0, 0.5, 1])) for m in names]
     return pd.DataFrame(rows, columns=["measure", "n", "smallest", "median", "largest"])
 
 
 def _pair(row: dict, name: str, texts: pd.DataFrame) -> Block:
-    head = f"{flags.label(name)} {number(row[name])}; chosen {row.get('chosen_length', float('nan')):.0f} tokens, "
+    head = f"{label(name)} {number(row[name])}; chosen {row.get('chosen_length', float('nan')):.0f} tokens, "
     head += f"rejected {row.get('rejected_length', float('nan')):.0f}; "
     head += f"source_row {row.get('source_row', '?')}, pair {row['pair_id']}"
     if row["pair_id"] not in texts.index:

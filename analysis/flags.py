@@ -5,11 +5,10 @@ import math
 import pandas as pd
 
 from analysis import runs
+from analysis.columns import direction
 from analysis.intervals import auroc, finite, spearman, spearman_interval, wilson
-from analysis.predictors import NAMES
 from analysis.predictors import measures as measure_columns
 from analysis.wording import percent, span
-from diagnostics.direction import direction
 
 MARGIN = "reference_margin"
 RATES = ("set_rate", "set_rate_sign", "last_layer_set_rate", "self_rate", "hidden_rate", "unembedding_rate")
@@ -33,11 +32,6 @@ def table(flags: runs.Flags) -> pd.DataFrame:
 def measures(scored: pd.DataFrame) -> list[str]:
     """Names of the measures that hold at least one number: the known ones first, then whatever else was scored."""
     return [name for name in measure_columns(scored) if len(scored[name].dropna())]
-
-
-def label(name: str) -> str:
-    """What a measure is called on the page."""
-    return NAMES.get(name, name)
 
 
 def agreement(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:

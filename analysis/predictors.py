@@ -8,31 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import runs, weighted
+from analysis import columns, runs, weighted
+from analysis.columns import direction
 from analysis.intervals import NOTHING, finite, mean, percentiles, resamples, spearman
-from diagnostics.direction import HIGHER, direction
+from diagnostics.direction import HIGHER
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog
 
-NAMES = {
-    "ches_score": "CHES",
-    "ln_ches_score": "CHES, length-normalised",
-    "edit_similarity": "edit similarity",
-    "last_hidden_similarity": "last-hidden inner product",
-    "self_rate": "rate of the pair alone",
-    "set_rate": "rate under the whole set",
-    "set_rate_sign": "rate under the whole set, sign",
-    "last_layer_set_rate": "rate under the whole set, last layer",
-    "hidden_rate": "rate of the pair alone, last layer (V)",
-    "unembedding_rate": "unembedding rate (U)",
-    "features_rate": "rate of free hidden states and head (U + V)",
-    "probe_influence": "influence on the named behaviour",
-    "own_answer_gap": "own answer − chosen, log-prob per token, start model",
-    "reference_margin": "log-prob margin (chosen − rejected, start model)",
-    "rejected_tail": "rejected log-prob per token, start model",
-    "shared_prefix": "tokens before the first difference",
-    "length_difference": "length difference (rejected − chosen)",
-}
 BASELINE = "length_difference"
 OUTCOMES = ("displacement", "displacement_per_token")
 STATISTICS = ("spearman", "per_token", "auroc", "average_precision", "precision", "lift")
@@ -94,10 +76,10 @@ def table(ends: pd.DataFrame, scores: pd.DataFrame | None = None) -> pd.DataFram
 
 
 def measures(frame: pd.DataFrame) -> list[str]:
-    """Numeric columns that are measures of a pair: the known ones first, then others that hold any number."""
+    """Numeric columns that are measures of a pair and hold any number: those of a known direction first."""
     numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c]) and c not in NOT_MEASURES]
     numeric = [str(c) for c in numeric if not str(c).endswith(NOT_ENDINGS)]
-    return [c for c in NAMES if c in numeric] + [c for c in numeric if c not in NAMES and len(frame[c].dropna())]
+    return columns.ordered(c for c in numeric if columns.direction(c) or len(frame[c].dropna()))
 
 
 def pairs_of(run: RunLog) -> str:
@@ -131,8 +113,7 @@ def scorecard(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     together. Held fixed: partial Spearman; AUROC between pairs of the same tenth of length difference; the others
     from the place within that tenth.
     """
-    names = list(dict.fromkeys(name for t in tables for name in measures(t)))
-    names = [n for n in NAMES if n in names] + [n for n in names if n not in NAMES]
+    names = columns.ordered(dict.fromkeys(name for t in tables for name in measures(t)))
     return pd.DataFrame([row for name in names for row in _rows(tables, name)])
 
 

@@ -99,7 +99,7 @@ def scorecard(run: RunLog) -> Block:
     found = predictors.collect([run])
     if not predictors.has_numbers(found.card):
         return page.missing("Predictors", scorecard_page.NOTHING)
-    figure = figures.predictors(found.tables[0], found.card, predictors.NAMES)
+    figure = figures.predictors(found.tables[0], found.card)
     return page.stack(scorecard_page.section(found), page.picture(figure, "Measures against realised displacement"))
 
 

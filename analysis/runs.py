@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import columns
 from diagnostics import outcomes
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog, read_frame, read_json, read_run
@@ -47,6 +48,7 @@ def load(path: str | Path) -> RunLog:
     missing = sorted(needed - set(run.pairs.columns))
     if len(run.pairs) and missing:
         raise DataError(f"{run.path / 'pairs'}: the column {missing[0]} is missing. Run `chesboard train` again.")
+    columns.learn(run.manifest)
     return run
 
 
@@ -60,6 +62,7 @@ def load_flags(path: str | Path) -> Flags:
     if missing:
         raise DataError(f"{path / 'scores.parquet'}: the column {missing[0]} is missing. Flag the data again.")
     about = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    columns.learn(about)
     return Flags(path, scores, read_frame(path / "audit.parquet"), reading(about))
 
 
@@ -84,6 +87,8 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: is no scores table, for it cannot be read as Parquet. {_GIVE}") from None
     if why := _no_scores(scores):
         raise DataError(f"{path}: is no scores table, for it has {why}. {_GIVE}")
+    if (path.parent / "manifest.json").exists():
+        columns.learn(read_json(path.parent / "manifest.json"))
     numbers = [c for c in scores if pd.api.types.is_numeric_dtype(scores[c]) and c != "pair_id"]
     return scores.loc[scores["status"] == "scored", ["pair_id", *numbers]].reset_index(drop=True)
 

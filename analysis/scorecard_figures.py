@@ -1,18 +1,17 @@
 """Figures of the scorecard."""
 
-from collections.abc import Callable
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.columns import label
 from analysis.figures import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
 from analysis.predictors import BASELINE
 from analysis.wording import for_plot
 
 
 @styled
-def forest(card: pd.DataFrame, label: Callable[[str], str]) -> Figure:
+def forest(card: pd.DataFrame) -> Figure:
     """Spearman and AUROC of every measure with 95 % intervals, best on top; hollow: at equal length difference."""
     order = card.loc[(card["given"] == "") & card["spearman"].notna()].sort_values("spearman")["measure"].tolist()
     told = len(card["auroc"].dropna()) > 0

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis import page, predictors, runs, scorecard_figures, trust
+from analysis.columns import label
 from analysis.page import Block
 from analysis.predictors import STATISTICS, Scored
 from analysis.wording import correlation, count, number, percent, span
@@ -60,7 +61,7 @@ def forest(found: Scored) -> Block:
     """Every measure's rank correlation and AUROC with intervals."""
     if not predictors.has_numbers(found.card):
         return page.missing("Intervals", NOTHING)
-    return page.picture(scorecard_figures.forest(found.card, trust.label), "Predictors with 95 % intervals")
+    return page.picture(scorecard_figures.forest(found.card), "Predictors with 95 % intervals")
 
 
 def numbers(found: Scored, *, matched: bool = False) -> Block:
@@ -77,7 +78,7 @@ def numbers(found: Scored, *, matched: bool = False) -> Block:
 
 def shaped(card: pd.DataFrame) -> pd.DataFrame:
     """The card as a person reads it: each statistic with its interval in one cell."""
-    shown = pd.DataFrame({"measure": [trust.label(m) for m in card["measure"]]})
+    shown = pd.DataFrame({"measure": [label(m) for m in card["measure"]]})
     shown["direction"] = [d.replace("?", " (as found here)") for d in card["direction"]]
     shown["n"] = [f"{n:,}" for n in card["n"]]
     for name, form in FORMS.items():

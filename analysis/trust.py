@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 from scipy.stats import norm
 
+from analysis.columns import label
 from analysis.intervals import mean
-from analysis.predictors import BASELINE, FEWEST, NAMES
+from analysis.predictors import BASELINE, FEWEST
 from analysis.wording import correlation, count, number, percent, span
 from diagnostics.finding import Finding
 
@@ -60,11 +61,6 @@ def _lowest(tried: pd.DataFrame, by: str) -> pd.Series:
     wider = norm.ppf(1 - 0.025 / len(tried)) / norm.ppf(0.975)
     middle, low = (tried[name].to_numpy(dtype=float) for name in (by, f"{by}_low"))
     return pd.Series(middle - wider * (middle - low), index=tried.index)
-
-
-def label(measure: str) -> str:
-    """What a measure is called."""
-    return NAMES.get(measure, measure)
 
 
 def _sentence(best: dict[str, Any], by: str, length: float, tried: int, good: bool) -> str:

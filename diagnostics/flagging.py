@@ -11,6 +11,7 @@ import pandas as pd
 
 from diagnostics import forecast, margins, measures
 from diagnostics.audit import Audit, audit_pairs
+from diagnostics.columns import described
 from diagnostics.direction import direction
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError, printable
@@ -30,11 +31,12 @@ from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import Truncation, end_ids
 
-MEASURES = ("ches_score", "ln_ches_score", "last_hidden_similarity", "edit_similarity")
+_FLAGS = {name: column for name, column in measures.columns().items() if column.flags}
+MEASURES = tuple(name for name, column in _FLAGS.items() if column.prone)
 DEFAULT = "ln_ches_score"
 FIRST = ("pair_id", "source_row", "status", "reason", "prompt_length", "chosen_length", "rejected_length")
 LIKELIHOODS = ("chosen_logps", "rejected_logps")
-SHOWN = ("shared_prefix",)  # beside the measures that pairs are flagged by
+SHOWN = tuple(name for name in _FLAGS if name not in MEASURES)  # beside the measures that pairs are flagged by
 COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES, *SHOWN)
 FURTHER = margins.COLUMNS | forecast.COLUMNS
 CHOICES = (*MEASURES, *FURTHER)
@@ -163,8 +165,9 @@ def choose(
 
 
 def prone(by: str) -> str:
-    """Which values of a measure mean "prone to displacement": the "highest" or the "lowest"; the measure says so."""
-    return FURTHER[by].flagged if by in FURTHER else measures.flagged(by)
+    """Which values of a measure are flagged, the "highest" or the "lowest": those that it says are prone to
+    displacement; the lowest of one of which neither is known to be."""
+    return (FURTHER | _FLAGS)[by].prone or "lowest"
 
 
 def prone_end(name: str) -> str:
@@ -223,6 +226,7 @@ def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
         device=str(processes().device),
         dtypes={"weights": str(model.dtype).removeprefix("torch.")},
         hashes=hashes,
+        columns=described(_FLAGS | FURTHER),
     )
 
 

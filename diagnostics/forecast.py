@@ -22,10 +22,10 @@ from torch import Tensor
 
 from diagnostics import rates, sequences
 from diagnostics.closed_forms import closed_forms, head_gradient
+from diagnostics.columns import Column
 from diagnostics.engine import device_of, innermost
 from diagnostics.errors import DataError, UserError
 from diagnostics.likelihood import GIVES, Likelihood
-from diagnostics.measures import Column
 from diagnostics.parts import Parts
 from diagnostics.processes import agree, processes, share
 from diagnostics.progress import Progress
@@ -36,18 +36,63 @@ from diagnostics.sums import Sums
 from diagnostics.token_ids import TokenIds
 
 # a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
+RATE = "nats per unit of the loss's slope"
 COLUMNS = {
-    "set_rate": Column("rate of the chosen log-prob under the step that the whole data set takes", float32=True),
-    "set_rate_sign": Column("the same under the sign of that step, as Adam and RMSProp take at first", float32=True),
-    "last_layer_set_rate": Column("set_rate in the head's weight alone; forward passes only"),
-    "self_rate": Column("rate of the chosen log-prob when the pair trains alone"),
-    "hidden_rate": Column("self_rate in the head's weight alone (V): CHES weighted by prediction errors, negated"),
-    "unembedding_rate": Column("self_rate if hidden states were free and the head fixed (U)"),
-    "features_rate": Column("self_rate if hidden states and head were free (U + V)"),
-    "probe_influence": Column("rate at which training on the pair alone raises the probe's answers", float32=True),
+    "set_rate": Column(
+        "rate under the whole set",
+        RATE,
+        "rate of the chosen log-prob under the step that the whole data set takes",
+        "lowest",
+        float32=True,
+    ),
+    "set_rate_sign": Column(
+        "rate under the whole set, sign",
+        RATE,
+        "set_rate under the sign of that step, as Adam and RMSProp take at first",
+        "lowest",
+        float32=True,
+    ),
+    "last_layer_set_rate": Column(
+        "rate under the whole set, last layer",
+        RATE,
+        "set_rate in the head's weight alone; forward passes only",
+        "lowest",
+    ),
+    "self_rate": Column(
+        "rate of the pair alone",
+        RATE,
+        "rate of the chosen log-prob when the pair trains alone",
+        "lowest",
+    ),
+    "hidden_rate": Column(
+        "rate of the pair alone, last layer (V)",
+        RATE,
+        "self_rate in the head's weight alone (V): CHES weighted by prediction errors, negated",
+        "lowest",
+    ),
+    "unembedding_rate": Column(
+        "unembedding rate (U)",
+        RATE,
+        "self_rate if hidden states were free and the head fixed (U)",
+        "lowest",
+    ),
+    "features_rate": Column(
+        "rate of free hidden states and head (U + V)",
+        RATE,
+        "self_rate if hidden states and head were free (U + V)",
+        "lowest",
+    ),
+    "probe_influence": Column(
+        "influence on the named behaviour",
+        RATE,
+        "rate at which training on the pair alone raises the probe's answers",
+        float32=True,
+    ),
     "own_answer_gap": Column(
+        "own answer − chosen, log-prob per token, start model",
+        "nats per token",
         "log-prob per token of the model's own greedy answer minus the chosen one's: how far off-policy that is",
-        flagged="highest",
+        "highest",
     ),
 }
 CLOSED = ("unembedding_rate", "hidden_rate", "features_rate")

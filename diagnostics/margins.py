@@ -3,14 +3,26 @@
 import numpy as np
 import pandas as pd
 
-from diagnostics.measures import Column
+from diagnostics.columns import Column
 
 BETA = 0.1  # DPO's usual beta, for needed_loss
 
 COLUMNS = {
-    "reference_margin": Column("ln pi(y+) - ln pi(y-) of the start model: below 0 it ranks the pair the wrong way"),
-    "needed_loss": Column("DPO loss (beta 0.1) below which the model ranks the pair right; ln 2 = at the start"),
-    "rejected_tail": Column("log-prob of the rejected answer per token: how unlikely it is already"),
+    "reference_margin": Column(
+        "log-prob margin (chosen − rejected, start model)",
+        "nats",
+        "ln pi(y+) - ln pi(y-) of the start model: below 0 it ranks the pair the wrong way",
+    ),
+    "needed_loss": Column(
+        "loss needed",
+        "nats",
+        "DPO loss (beta 0.1) below which the model ranks the pair right; ln 2 = at the start",
+    ),
+    "rejected_tail": Column(
+        "rejected log-prob per token, start model",
+        "nats per token",
+        "log-prob of the rejected answer per token: how unlikely it is already",
+    ),
 }
 
 

@@ -9,12 +9,13 @@ rows (see complete).
 Numbers are float64 and NaN where not measured, never 0. Rows are joined by pair_id, never by position.
 """
 
+import dataclasses
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class RunLog:
     mass: pd.DataFrame
     tokens: pd.DataFrame
     audit: pd.DataFrame
-    samples: pd.DataFrame = field(default_factory=pd.DataFrame)
+    samples: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     @property
     def name(self) -> str:

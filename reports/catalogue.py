@@ -15,7 +15,7 @@ from rich.text import Text
 from diagnostics import measures
 from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
-from diagnostics.flagging import FURTHER
+from diagnostics.flagging import FURTHER, prone
 from reports.console import number
 from reports.tables import add, say
 from reports.tables import table as new_table
@@ -131,7 +131,7 @@ def _further_table() -> Table:
     """The columns that only `chesboard flag` measures, and which of their values it flags."""
     table = new_table("flag --by", "what it is", "flagged")
     for name, column in FURTHER.items():
-        add(table, name, column.meaning, column.flagged)
+        add(table, name, column.meaning, prone(name))
     table.caption = "flag --by takes these, and CHES, LN-CHES, last-hidden and edit similarity, flagged highest"
     return table
 
@@ -202,9 +202,11 @@ def _show_text(name: str, text: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def _measure_text(name: str) -> tuple[str, str, list[tuple[str, str]]]:
     if name in FURTHER:
-        return name, FURTHER[name].meaning + ".", [("flagged", FURTHER[name].flagged)]
+        return name, FURTHER[name].meaning + ".", [("unit", FURTHER[name].unit), ("flagged", prone(name))]
     function = measures.load(name)
+    column = measures.column(name)
     rows = [("needs", ", ".join(sorted(measures.needs(name)))), ("paper", ", ".join(sources(function)))]
+    rows += [("unit", column.unit), ("prone", column.prone or "not known"), ("in steps.jsonl", column.mean or "no")]
     return name, inspect.getdoc(function) or "", rows
 
 

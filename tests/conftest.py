@@ -16,6 +16,7 @@ import tokenizers.trainers
 import torch
 import transformers
 
+from analysis import columns
 from diagnostics.batch import Batch, collate
 from diagnostics.sequences import Example, pair_of
 
@@ -55,6 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def unlearned(monkeypatch):
+    """No test knows the columns that another one read of."""
+    monkeypatch.setattr(columns, "_known", {})
 
 
 VOCAB = 61

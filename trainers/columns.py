@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from diagnostics import measures
 from diagnostics.outcomes import fell, is_strong, log_push_ratio
 from trainers.probe import ProbeRows
 
 NAN = float("nan")
 
-# name in steps.jsonl -> column of pairs whose mean over rows it is
+# name in steps.jsonl -> column of pairs whose mean over rows it is; those of measures are said in their files
 MEANS = {
     "rewards/chosen": "chosen_rewards",
     "rewards/rejected": "rejected_rewards",
@@ -19,12 +20,6 @@ MEANS = {
     "logps/rejected": "rejected_logps",
     "logps_mean/chosen": "chosen_avg_logps",
     "logps_mean/rejected": "rejected_avg_logps",
-    "kl/chosen": "chosen_kl",
-    "kl/rejected": "rejected_kl",
-    "kl_reverse/chosen": "chosen_kl_reverse",
-    "kl_reverse/rejected": "rejected_kl_reverse",
-    "ches/mean": "ches_score",
-    "ln_ches/mean": "ln_ches_score",
     "incentive/chosen": "chosen_incentive",
     "incentive/rejected": "rejected_incentive",
     "incentive_ratio/mean": "finite_incentive_ratio",
@@ -36,17 +31,11 @@ MEANS = {
     "push_ratio/over_100": "strong_push",
     "displacement/chosen": "moved",
     "displacement/frac": "displaced",
-    "common_mode": "common_mode",
-    "differential_mode": "logratio_margin",
     "quadrant/separated": "separated",
     "quadrant/both_fell": "both_fell",
     "quadrant/neither_fell": "neither_fell",
     "quadrant/inverted": "inverted",
-    "topk_entropy/chosen": "chosen_topk_entropy",
-    "topk_entropy/rejected": "rejected_topk_entropy",
-    "topk_mass/chosen": "chosen_topk_mass",
-    "topk_mass/rejected": "rejected_topk_mass",
-}
+} | {column.mean: name for name, column in measures.columns().items() if column.mean}
 # order of the columns of pairs; other measures follow in alphabetical order
 FIRST = (
     *("step", "epoch", "split", "pair_id", "loss", "chosen_logps", "rejected_logps"),

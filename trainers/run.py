@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from diagnostics import measures
+from diagnostics.columns import described
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash
@@ -303,5 +305,6 @@ def _about(
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},
         reading=splits.reading,
+        columns=described(measures.columns()),
         pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},
     )

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from diagnostics import measures
 from diagnostics.audit import audit_pairs
+from diagnostics.columns import described
 from diagnostics.engine import engine_of
 from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
@@ -108,6 +110,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     about = dict(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": settings["seed"]},
         hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
+        columns=described(measures.columns()),
     )  # fmt: skip
     if (run.path / "manifest.json").exists():
         run.go_on(max(done, default=-1), hashes)  # a checkpoint cut in the middle is measured again

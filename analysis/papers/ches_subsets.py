@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import page, papers, runs
+from analysis.columns import direction
 from analysis.figures import CYCLE, DARK, NEUTRAL, below, panels, styled
 from analysis.intervals import auroc, mean, spearman
 from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.wording import count, number, signed
 from diagnostics import outcomes
-from diagnostics.direction import direction
 
 WORLDS = {
     "refusal": "refusals (all answers of one length)",

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import page, papers, runs
+from analysis.columns import direction
 from analysis.figures import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
 from analysis.intervals import auroc, deviation, finite, half_width, mean, spearman, wilson
 from analysis.mass import first_and_last, tracked
 from analysis.page import Block
 from analysis.papers import Measured, Paper
 from analysis.wording import ABSENT, count, for_plot, number, percent
-from diagnostics.direction import direction
 
 LOSSES = {"dpo": "DPO", "ipo": "IPO"}
 SETS = {"train": "train prompts, refused", "test": "test prompts, refused", "safe": "safe prompts, answered"}

@@ -3,35 +3,25 @@
 A measure is a public function `name(pair: PairStats) -> Tensor (B,)`; its name is its column in every table.
 Each file says in NEEDS what has to be measured first: "logps", "reference" (the reference's log-probs too),
 "kl" (exact KL, which takes both models at once), "hidden" (hidden states of the head's input), "text" (token ids)
-or "top" (the most likely tokens at each position). What was not measured comes out as NaN. A measure that pairs can
-be flagged by says in FLAGGED which of them are prone to displacement: those with the "highest" or the "lowest" values.
+or "top" (the most likely tokens at each position). What was not measured comes out as NaN. COLUMNS says of each what
+it is (diagnostics.columns.Column): there is no other list to extend.
 """
 
 import difflib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.errors import UserError
 from diagnostics.stats import PairStats, wide
 
 Measure = Callable[[PairStats], Tensor]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of scores.parquet that is no function of PairStats: what it is, which of its values mean "prone to
-    displacement" (highest or lowest), and whether it needs float32 weights."""
-
-    meaning: str
-    flagged: str = "lowest"
-    float32: bool = False
 
 
 def names() -> list[str]:
@@ -52,9 +42,14 @@ def needs(name: str) -> frozenset[str]:
     return frozenset(import_module(load(name).__module__).NEEDS)
 
 
-def flagged(name: str) -> str:
-    """Which values mean "prone to displacement", "highest" or "lowest": FLAGGED of its file."""
-    return import_module(load(name).__module__).FLAGGED
+def column(name: str) -> Column:
+    """What a measure is: COLUMNS of its file."""
+    return import_module(load(name).__module__).COLUMNS[name]
+
+
+def columns() -> dict[str, Column]:
+    """Every measure with what it is, sorted."""
+    return {name: column(name) for name in names()}
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

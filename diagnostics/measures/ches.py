@@ -2,11 +2,21 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats, wide
 
 NEEDS = {"hidden"}
-FLAGGED = "highest"
+COLUMNS = {
+    "ches_score": Column(
+        "CHES",
+        "squared units of the hidden states",
+        "inner products of summed hidden states, <S+, S- - S+>",
+        "highest",
+        mean="ches/mean",
+        flags=True,
+    ),
+}
 
 
 def ches_score(pair: PairStats) -> Tensor:

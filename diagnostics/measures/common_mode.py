@@ -2,10 +2,19 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures.logratios import chosen_logratios, rejected_logratios
 from diagnostics.stats import PairStats
 
 NEEDS = {"logps", "reference"}
+COLUMNS = {
+    "common_mode": Column(
+        "common mode",
+        "nats",
+        "mean movement of both answers against the reference",
+        mean="common_mode",
+    ),
+}
 
 
 def common_mode(pair: PairStats) -> Tensor:

@@ -3,11 +3,20 @@
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats
 
 NEEDS = {"text"}
-FLAGGED = "highest"
+COLUMNS = {
+    "edit_similarity": Column(
+        "edit similarity",
+        "-1 to 0",
+        "minus the normalised edit distance of the two answers",
+        "highest",
+        flags=True,
+    ),
+}
 
 
 def edit_similarity(pair: PairStats) -> Tensor:

@@ -2,10 +2,37 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats, SequenceStats
 
 NEEDS = {"kl"}
+COLUMNS = {
+    "chosen_kl": Column(
+        "KL(ref || policy), chosen",
+        "nats",
+        "exact over the vocabulary, summed over the chosen answer",
+        mean="kl/chosen",
+    ),
+    "rejected_kl": Column(
+        "KL(ref || policy), rejected",
+        "nats",
+        "exact over the vocabulary, summed over the rejected answer",
+        mean="kl/rejected",
+    ),
+    "chosen_kl_reverse": Column(
+        "KL(policy || ref), chosen",
+        "nats",
+        "exact over the vocabulary, summed over the chosen answer",
+        mean="kl_reverse/chosen",
+    ),
+    "rejected_kl_reverse": Column(
+        "KL(policy || ref), rejected",
+        "nats",
+        "exact over the vocabulary, summed over the rejected answer",
+        mean="kl_reverse/rejected",
+    ),
+}
 
 
 def chosen_kl(pair: PairStats) -> Tensor:

@@ -2,11 +2,20 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats, wide
 
 NEEDS = {"hidden"}
-FLAGGED = "highest"
+COLUMNS = {
+    "last_hidden_similarity": Column(
+        "last-hidden inner product",
+        "squared units of the hidden states",
+        "inner product of the states at the end of the two answers",
+        "highest",
+        flags=True,
+    ),
+}
 
 
 def last_hidden_similarity(pair: PairStats) -> Tensor:

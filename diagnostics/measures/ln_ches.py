@@ -2,11 +2,21 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats, wide
 
 NEEDS = {"hidden"}
-FLAGGED = "highest"
+COLUMNS = {
+    "ln_ches_score": Column(
+        "CHES, length-normalised",
+        "squared units of the hidden states",
+        "CHES on mean hidden states",
+        "highest",
+        mean="ln_ches/mean",
+        flags=True,
+    ),
+}
 
 
 def ln_ches_score(pair: PairStats) -> Tensor:

@@ -2,10 +2,23 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats
 
 NEEDS = {"logps", "reference"}
+COLUMNS = {
+    "chosen_logratios": Column(
+        "log-ratio of the chosen answer",
+        "nats",
+        "its log-prob under the policy minus under the reference",
+    ),
+    "rejected_logratios": Column(
+        "log-ratio of the rejected answer",
+        "nats",
+        "its log-prob under the policy minus under the reference",
+    ),
+}
 
 
 def chosen_logratios(pair: PairStats) -> Tensor:

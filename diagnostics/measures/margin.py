@@ -2,10 +2,19 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures.logratios import chosen_logratios, rejected_logratios
 from diagnostics.stats import PairStats
 
 NEEDS = {"logps", "reference"}
+COLUMNS = {
+    "logratio_margin": Column(
+        "log-ratio margin",
+        "nats",
+        "chosen minus rejected log-ratio",
+        mean="differential_mode",
+    ),
+}
 
 
 def logratio_margin(pair: PairStats) -> Tensor:

@@ -3,10 +3,19 @@
 from rapidfuzz.distance import Prefix
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats
 
 NEEDS = {"text"}
+COLUMNS = {
+    "shared_prefix": Column(
+        "tokens before the first difference",
+        "tokens",
+        "how far the two answers run together",
+        flags=True,
+    ),
+}
 
 
 def shared_prefix(pair: PairStats) -> Tensor:

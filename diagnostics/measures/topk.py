@@ -2,10 +2,37 @@
 
 from torch import Tensor
 
+from diagnostics.columns import Column
 from diagnostics.measures import unmeasured
 from diagnostics.stats import PairStats, SequenceStats
 
 NEEDS = {"top"}
+COLUMNS = {
+    "chosen_topk_entropy": Column(
+        "entropy of the top 10, chosen",
+        "nats per token",
+        "mean over the tokens of the chosen answer",
+        mean="topk_entropy/chosen",
+    ),
+    "rejected_topk_entropy": Column(
+        "entropy of the top 10, rejected",
+        "nats per token",
+        "mean over the tokens of the rejected answer",
+        mean="topk_entropy/rejected",
+    ),
+    "chosen_topk_mass": Column(
+        "mass of the top 10, chosen",
+        "probability",
+        "mean over the tokens of the chosen answer",
+        mean="topk_mass/chosen",
+    ),
+    "rejected_topk_mass": Column(
+        "mass of the top 10, rejected",
+        "probability",
+        "mean over the tokens of the rejected answer",
+        mean="topk_mass/rejected",
+    ),
+}
 
 
 def chosen_topk_entropy(pair: PairStats) -> Tensor:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis import predictors, trust
-from diagnostics.direction import direction
+from analysis.columns import direction
 
 
 def _ends(n: int = 60, length_matters: float = 0.0, seed: int = 0) -> pd.DataFrame:
@@ -158,7 +158,7 @@ def test_the_sentence_names_a_predictor_or_says_there_is_none():
     good = pd.DataFrame(dict(pair_id=ends["pair_id"], set_rate=ends["chosen_change"] + rng.normal(scale=0.3, size=200)))
     found = trust.judge(_card(ends, scores=good).reset_index())
     assert found.passed
-    assert found.meaning.startswith("Trust rate under the whole set here: AUROC for “fell” 0.9")
+    assert found.meaning.startswith("Trust set_rate here: AUROC for “fell” 0.9")
     assert "n = 200, 1 run" in found.meaning
     assert "the best of 2 predictors tried" in found.meaning
     noise = pd.DataFrame(dict(pair_id=ends["pair_id"], set_rate=rng.normal(size=200), ches_score=rng.normal(size=200)))
@@ -174,7 +174,7 @@ CARD |= dict(spearman=0.26, spearman_low=0.13, spearman_high=0.38, auroc=0.9, au
 @pytest.mark.parametrize(
     ("changes", "passed", "words"),
     [
-        ({}, True, "Trust rate under the whole set here"),
+        ({}, True, "Trust set_rate here"),
         (dict(auroc=0.6, auroc_low=0.55, auroc_high=0.65), False, "is above chance (0.50), but weak"),
         (dict(fewest=1), False, "only 1 fell, or held, too few to trust it"),
         (dict(auroc=math.nan, auroc_low=math.nan, told=0, told_n=0, fewest=0), False, "cannot be said here"),

@@ -1,17 +1,58 @@
-"""One end of a measure means displacement, to whoever flags by it and to whoever judges it afterwards."""
+"""Every measure says what it is; one end of it means displacement to whoever flags by it and to whoever judges it."""
+
+import inspect
 
 import pytest
 
-from diagnostics import forecast, measures
+from analysis import columns
+from diagnostics import forecast, margins, measures
+from diagnostics.columns import Column, described
 from diagnostics.direction import HIGHER, LOWER, direction
-from diagnostics.flagging import MEASURES
+from diagnostics.flagging import CHOICES, MEASURES, SHOWN, prone
+
+EVERY = measures.columns() | forecast.COLUMNS | margins.COLUMNS
 
 
-@pytest.mark.parametrize("name", [n for n in (*MEASURES, *forecast.COLUMNS) if n != "probe_influence"])
-def test_what_flag_takes_for_prone_the_scorecard_takes_for_prone(name):
-    end = forecast.COLUMNS[name].flagged if name in forecast.COLUMNS else measures.flagged(name)
-    assert direction(name) == {"highest": HIGHER, "lowest": LOWER}[end]
+def test_every_measure_says_what_it_is_and_nothing_else_is_said():
+    for column in EVERY.values():
+        assert column.label
+        assert column.unit
+        assert not column.meaning.endswith(".")
+        assert column.prone in ("", "highest", "lowest")
+    for module in {inspect.getmodule(measures.load(name)) for name in measures.names()}:
+        assert set(module.COLUMNS) <= set(measures.names())
+    keys = [column.mean for column in EVERY.values() if column.mean]
+    assert len(keys) == len(set(keys))
 
 
-def test_nothing_is_assumed_of_a_name_it_does_not_know():
+@pytest.mark.parametrize("name", [n for n in CHOICES if EVERY[n].prone])
+def test_what_flag_takes_for_prone_the_pages_take_for_prone(name):
+    columns.learn({"columns": described(EVERY)})
+    assert columns.direction(name) == {"highest": HIGHER, "lowest": LOWER}[prone(name)]
+    assert columns.label(name) == EVERY[name].label
+
+
+def test_flag_computes_what_says_so():
+    assert {*MEASURES, *SHOWN} == {n for n, c in measures.columns().items() if c.flags}
+    assert SHOWN == ("shared_prefix",)
+
+
+def test_without_a_manifest_the_words_of_the_name_decide():
+    known = [name for name in EVERY if EVERY[name].prone and name != "own_answer_gap"]
+    assert [name for name in known if direction(name) != {"highest": HIGHER, "lowest": LOWER}[EVERY[name].prone]] == []
     assert direction("probe_influence") == direction("reference_margin") == direction("my_score") == 0
+
+
+@pytest.mark.parametrize("said", [None, 3, [], {"columns": 1}, {"columns": {"a_rate": 5}}, {"columns": {"a_rate": {}}},
+                                  {"columns": {"a_rate": {"label": 1, "prone": "highest"}}},
+                                  {"columns": {"a_rate": {"label": "x", "prone": "up"}}}])  # fmt: skip
+def test_a_manifest_that_describes_nothing_is_passed_over(said):
+    columns.learn(said)
+    assert columns.label("a_rate") == "a_rate"
+    assert columns.direction("a_rate") == LOWER
+
+
+def test_a_measure_of_ones_own_is_known_from_its_manifest_alone():
+    own = Column("attention overlap", "share", "how much both answers look at the same tokens", "highest")
+    columns.learn({"columns": described({"own_overlap": own})})
+    assert (columns.label("own_overlap"), columns.direction("own_overlap")) == ("attention overlap", HIGHER)
