@@ -200,7 +200,7 @@ def test_flag_page_says_what_the_forecast_is_and_where_it_fails(make_flags):
     assert ".68 where 84 % fell" in html
     assert tables.ordering(scored) == "set_rate"
     first = flag_page.extremes(found, 1).html
-    assert first.index("rate under the whole set −24.50") < first.index("Least displacement-prone")
+    assert first.index("set_rate −24.50") < first.index("Least displacement-prone")
     few = scored.assign(set_rate=scored["set_rate"] + 20)
     assert "more than half" not in tables.forecast_words(few)[0]
 
