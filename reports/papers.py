@@ -138,7 +138,7 @@ def _listed(name: str) -> tuple[str, str, str, str, str]:
 
 
 def _finished(out: Path) -> list[Path]:
-    """Folders of finished analyses, in the order of published.yaml, toy before paper scale."""
+    """Folders of finished analyses, by name, toy before paper scale."""
     found = [out / f"{name}{end}" for end in ("", "-paper") for name in judged.names()]
     return [folder for folder in found if (folder / judged.RECORD).is_file()]
 

@@ -1,8 +1,22 @@
 """Paper analyses, found by listing this folder: one file = one analysis, the counterpart of trainers/papers/.
 
 A file has `measured(paper) -> dict[str, Measured]`, the value of each of its claims by id, and the sections of its
-notebook, notebooks/paper_<name>.ipynb: functions of the Paper that return a Block. What the papers say, where they say
-it, their numbers and the rule that decides each claim stand in published.yaml and nowhere else.
+notebook, notebooks/paper_<name>.ipynb: functions of the Paper that return a Block. What the paper says stands beside it
+in <name>.yaml and nowhere else, typed in once: title, paper (arXiv number), tables (published numbers shown beside the
+measured ones), and the claims, each with
+
+    id, says, where   what, in which table or figure (appendix letters of 2410.08847 are those of its version 1; in
+                      version 4 they are one later from F on)
+    published         its value in the paper
+    rule              what decides it on this machine's numbers: above, below, at_least, at_most or between, judged as
+                      analysis/rules.py says for its kind
+    kind              mean (left out: the 95 % interval of the mean over seeds must obey, or break, the rule), every (one
+                      seed that breaks it refutes the claim), some (one seed that obeys shows it), exact (nothing drawn)
+    by                paper (the paper's own claim) or control (what a reviewer would ask, not in the paper)
+    needs             data, where the claim stands only if --data was given
+    late              the results that were known when the rule was set; without it the rule stood before its first
+                      run. Either way it is judged on seeds that nobody had seen then (TUNED in trainers/papers/): there
+                      a late rule is as good as any
 """
 
 import math
@@ -27,7 +41,7 @@ from analysis.wording import count, number, signed, span
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog, read_frame, read_json
 
-PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
+PUBLISHED = Path(__file__).resolve().parent
 RECORD = "paper.json"
 EXACT = "exact"  # a claim's n where nothing is drawn
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot be said"}
@@ -94,7 +108,7 @@ class Claim:
 
 
 def names() -> list[str]:
-    """The analyses there are, in the order of published.yaml."""
+    """The analyses there are, sorted."""
     there = {m.name for m in pkgutil.iter_modules(__path__)}
     return [name for name in published() if name in there]
 
@@ -113,8 +127,8 @@ def load(path: str | Path) -> Paper:
 
 @cache
 def published() -> dict[str, dict[str, Any]]:
-    """published.yaml: by analysis its title, paper (arXiv number), claims and published tables."""
-    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    """By analysis what stands in its YAML: title, paper (arXiv number), claims and published tables."""
+    return {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted(PUBLISHED.glob("*.yaml"))}
 
 
 def figures() -> list[dict[str, str]]:
@@ -129,7 +143,7 @@ def module(name: str) -> ModuleType:
 
 
 def judge(paper: Paper) -> list[Claim]:
-    """Every claim of published.yaml for this analysis, in order; one that was not measured cannot be said, and is left
+    """Every claim of this analysis, in order; one that was not measured cannot be said, and is left
     out where it needs what was not given (its key `needs`)."""
     found: Mapping[str, Measured] = module(paper.name).measured(paper)
     entries = published()[paper.name]["claims"]

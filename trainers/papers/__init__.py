@@ -12,7 +12,7 @@ A file says
 `make` is given the settings of its scale by name. Its runs come from `train`, its models from `worlds`: both are
 found again when they were made before, by this or by another analysis. Every table is written as Parquet into the
 analysis' folder, where analysis/papers/<name>.py judges and draws it. Published values stand in
-analysis/papers/published.yaml and nowhere else.
+analysis/papers/<name>.yaml and nowhere else.
 """
 
 import hashlib
