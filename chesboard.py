@@ -114,7 +114,7 @@ def demo(
     """
     from reports.build import build_report
     from reports.console import say
-    from trainers.demo.main import run_demo, run_own_data
+    from trainers.studies.demo import run_demo, run_own_data
 
     runs = run_own_data(data, out) if data else run_demo(out, seeds=seeds, jobs=jobs, persona=persona)
     say(f"report: {build_report(runs, out=out / 'report')}")
@@ -356,8 +356,8 @@ def compare(
     """
     from reports.build import build_report
     from reports.console import say
-    from trainers.compare import DEFAULT_OBJECTIVES, parse_entries, parse_rates
-    from trainers.compare import compare as train_all
+    from trainers.studies.compare import DEFAULT_OBJECTIVES, parse_entries, parse_rates
+    from trainers.studies.compare import compare as train_all
 
     entries = parse_entries(objectives if objectives is not None else ",".join(DEFAULT_OBJECTIVES))
     rates = parse_rates(learning_rates)
@@ -391,8 +391,8 @@ def ablate(
     """
     from reports.build import build_report
     from reports.console import say
-    from trainers.ablate import ablate as train_all
-    from trainers.ablate import parse_drops
+    from trainers.studies.ablate import ablate as train_all
+    from trainers.studies.ablate import parse_drops
 
     _, failed = train_all(config, scores, out, by=by, drops=parse_drops(drop), seeds=seeds, jobs=jobs)
     say(f"report: {build_report([out], out=out / 'report')}")

@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from analysis import ablate, ablate_page, board, board_verdict, claims, demo, demo_page, flag_page, runs, verdict
-from analysis.ablate import Ablation
-from analysis.board import Board
-from analysis.demo import Demo
-from analysis.page import value as shown
-from analysis.wording import count
+from analysis.ablate import page as ablate_page
+from analysis.ablate import tables as ablate
+from analysis.ablate.tables import Ablation
+from analysis.compare import board
+from analysis.compare import verdict as board_verdict
+from analysis.compare.board import Board
+from analysis.demo import claims
+from analysis.demo import page as demo_page
+from analysis.demo import tables as demo
+from analysis.demo.tables import Demo
+from analysis.flag import page as flag_page
+from analysis.run import verdict
+from analysis.show.page import value as shown
+from analysis.show.wording import count
+from analysis.tables import runs
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
 from diagnostics.folder import is_aside

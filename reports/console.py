@@ -15,8 +15,11 @@ import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 
-from analysis import flags, runs, trust, verdict
-from analysis.predictors import Scored
+from analysis.flag import tables as flags
+from analysis.run import verdict
+from analysis.scorecard import trust
+from analysis.scorecard.predictors import Scored
+from analysis.tables import runs
 from reports.tables import add, say
 from reports.tables import table as new_table
 

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rich.console import Console
 
-from analysis import runs
+from analysis.tables import runs
 from diagnostics import outcomes
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding

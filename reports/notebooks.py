@@ -16,7 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
-from analysis.wording import clip
+from analysis.show.wording import clip
 from diagnostics.errors import NotebookError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent

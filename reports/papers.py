@@ -16,9 +16,9 @@ from diagnostics.progress import counted
 from diagnostics.runlog import write_frame, write_json
 from reports.notebooks import Page, execute, template
 from trainers import papers as made
-from trainers.compare import workers
 from trainers.models import quiet
 from trainers.papers import Order, Scale
+from trainers.studies.compare import workers
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import scorecard_page
-from analysis.predictors import Scored
-from analysis.runs import is_run
+from analysis.scorecard import page as scorecard_page
+from analysis.scorecard.predictors import Scored
+from analysis.tables.runs import is_run
 from diagnostics.errors import DataError
 from diagnostics.runlog import write_frame
 from reports.notebooks import Page, execute

@@ -16,7 +16,7 @@ import tokenizers.trainers
 import torch
 import transformers
 
-from analysis import columns
+from analysis.tables import columns
 from diagnostics.batch import Batch, collate
 from diagnostics.sequences import Example, pair_of
 
@@ -37,16 +37,14 @@ SLOW = (
     "reports/test_scorecard.py",
     "reports/test_tiny_run.py",
     "test_ends.py",
-    "trainers/demo/",
-    "trainers/test_ablate.py",
-    "trainers/test_compare.py",
-    "trainers/test_gradient_log.py",
-    "trainers/test_judged_pairs.py",
-    "trainers/test_recipes.py",
-    "trainers/test_responses.py",
+    "trainers/loop/test_gradient_log.py",
+    "trainers/loop/test_recipes.py",
+    "trainers/loop/test_responses.py",
+    "trainers/studies/",
     "trainers/test_resume.py",
     "trainers/test_run.py",
     "trainers/test_trl.py",
+    "trainers/worlds/",
 )
 
 

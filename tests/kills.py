@@ -22,11 +22,11 @@ import transformers.modeling_utils as modeling
 
 import chesboard
 from diagnostics.runlog import RunLogWriter, read_frame, read_run
-from trainers import probe
+from trainers.loop import probe
 from trainers.models import load_model, load_tokenizer
 
 torch.set_num_threads(1)
-for name in ("reports.build", "reports.console", "trainers.compare", "trainers.trace", "datasets", "peft"):
+for name in ("reports.build", "reports.console", "trainers.studies.compare", "trainers.trace", "datasets", "peft"):
     importlib.import_module(name)  # once, not in every child
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")

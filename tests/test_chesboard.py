@@ -13,7 +13,8 @@ import tokenizers
 import transformers
 
 import chesboard
-from analysis import runs, verdict
+from analysis.run import verdict
+from analysis.tables import runs
 from diagnostics import measures
 from diagnostics.flagging import FURTHER
 from reports.notebooks import names as notebooks

@@ -63,7 +63,9 @@ def train(lm_folder, pairs_file, tmp_path):
 
 def test_a_killed_process_is_said_by_the_other_and_the_run_goes_on(train, tmp_path):
     script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(module="trainers.trainer", owner="PreferenceTrainer", name="compute_loss", at=3))
+    script.write_text(
+        KILLED.format(module="trainers.loop.trainer", owner="PreferenceTrainer", name="compute_loss", at=3)
+    )
     done = launch(script, *train)
     assert done.returncode != 0
     assert len(sentences(done)) == 1, done.stderr

@@ -22,8 +22,8 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from diagnostics.errors import DataError, UserError
 from diagnostics.plain_yaml import parse_plain, read_plain
 from trainers import objectives
-from trainers.alarm import parse
-from trainers.columns import PROBE_KEYS, STEP_KEYS
+from trainers.loop.alarm import parse
+from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
 
 # what a DPO run needs other than transformers' own defaults
 DEFAULTS: dict[str, Any] = {

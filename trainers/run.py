@@ -23,13 +23,21 @@ from diagnostics.processes import hold, share, tell
 from diagnostics.run_folder import RunFolder
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
-from trainers import objectives, recipes
-from trainers.alarm import Alarms, parse
+from trainers import objectives
 from trainers.card import standard_pair
 from trainers.checkpoint import is_last, step_of
-from trainers.columns import PROBE_KEYS, STEP_KEYS
 from trainers.config import TrainConfig, read_track, training_arguments
-from trainers.ingredients import Ingredients, by_prompt
+from trainers.loop import recipes
+from trainers.loop.alarm import Alarms, parse
+from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+from trainers.loop.ingredients import Ingredients, by_prompt
+from trainers.loop.moved import moved, sample
+from trainers.loop.parity import check_parity
+from trainers.loop.probe import Probe
+from trainers.loop.recorder import Recorder
+from trainers.loop.reference import LiveReference, precompute
+from trainers.loop.schedule import ProbeSchedule
+from trainers.loop.trainer import PreferenceTrainer
 from trainers.models import (
     adapter_off,
     add_lora,
@@ -41,15 +49,8 @@ from trainers.models import (
     tokenizer_hash,
     weights_hash,
 )
-from trainers.moved import moved, sample
-from trainers.parity import check_parity
-from trainers.probe import Probe
-from trainers.recorder import Recorder
-from trainers.reference import LiveReference, precompute
 from trainers.resume import look
-from trainers.schedule import ProbeSchedule
 from trainers.splits import Splits, read_splits
-from trainers.trainer import PreferenceTrainer
 
 GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
 

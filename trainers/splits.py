@@ -14,8 +14,8 @@ from diagnostics.pairs import read_pairs
 from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from trainers.config import TrainConfig
-from trainers.given import cleaned, gather, score_gaps
-from trainers.ingredients import Given
+from trainers.loop.given import cleaned, gather, score_gaps
+from trainers.loop.ingredients import Given
 from trainers.models import longest
 
 

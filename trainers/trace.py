@@ -21,8 +21,11 @@ from diagnostics.progress import counted
 from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import read_json
 from diagnostics.token_likelihood import TokenLikelihood
-from trainers.columns import NAN
 from trainers.config import read_track
+from trainers.loop.columns import NAN
+from trainers.loop.probe import Probe
+from trainers.loop.reference import LiveReference
+from trainers.loop.schedule import ProbeSchedule
 from trainers.models import (
     adapter_base,
     config_limit,
@@ -31,9 +34,6 @@ from trainers.models import (
     longest,
     quiet,
 )
-from trainers.probe import Probe
-from trainers.reference import LiveReference
-from trainers.schedule import ProbeSchedule
 
 _STEP = r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)"  # words before a number of steps
 RESPONSES = 16  # pairs of which further answers are followed

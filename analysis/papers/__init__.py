@@ -9,9 +9,10 @@ measured ones), and the claims, each with
                       version 4 they are one later from F on)
     published         its value in the paper
     rule              what decides it on this machine's numbers: above, below, at_least, at_most or between, judged as
-                      analysis/rules.py says for its kind
-    kind              mean (left out: the 95 % interval of the mean over seeds must obey, or break, the rule), every (one
-                      seed that breaks it refutes the claim), some (one seed that obeys shows it), exact (nothing drawn)
+                      analysis/tables/rules.py says for its kind
+    kind              mean (left out: the 95 % interval of the mean over seeds must obey, or break, the rule), every
+                      (one seed that breaks it refutes the claim), some (one seed that obeys shows it), exact (nothing
+                      is drawn)
     by                paper (the paper's own claim) or control (what a reviewer would ask, not in the paper)
     needs             data, where the claim stands only if --data was given
     late              the results that were known when the rule was set; without it the rule stood before its first
@@ -34,10 +35,11 @@ import pandas as pd
 import yaml
 from numpy.typing import ArrayLike
 
-from analysis import page, rules, runs
-from analysis.intervals import finite, half_width, mean
-from analysis.page import Block
-from analysis.wording import count, number, signed, span
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.wording import count, number, signed, span
+from analysis.tables import rules, runs
+from analysis.tables.intervals import finite, half_width, mean
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog, read_frame, read_json
 

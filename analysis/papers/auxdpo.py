@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import page
-from analysis.figures import CYCLE, NEUTRAL, below, panels, styled
-from analysis.page import Block
 from analysis.papers import EXACT, Measured, Paper
-from analysis.wording import number
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CYCLE, NEUTRAL, below, panels, styled
+from analysis.show.wording import number
 
 
 def measured(paper: Paper) -> dict[str, Measured]:

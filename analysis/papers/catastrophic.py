@@ -12,12 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from analysis import demo, mass, page, papers, runs
-from analysis.figures import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, below, panels, styled
-from analysis.intervals import auroc, finite, mean, wilson
-from analysis.page import Block
+from analysis import papers
+from analysis.demo import tables as demo
 from analysis.papers import Measured, Paper, plus_minus
-from analysis.wording import count, for_plot, number, percent, signed, visible
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, below, panels, styled
+from analysis.show.wording import count, for_plot, number, percent, signed, visible
+from analysis.tables import mass, runs
+from analysis.tables.intervals import auroc, finite, mean, wilson
 from diagnostics.outcomes import fell
 
 CASES = {

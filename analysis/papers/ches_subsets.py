@@ -9,13 +9,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import page, papers, runs
-from analysis.columns import direction
-from analysis.figures import CYCLE, DARK, NEUTRAL, below, panels, styled
-from analysis.intervals import auroc, mean, spearman
-from analysis.page import Block
+from analysis import papers
 from analysis.papers import Measured, Paper, plus_minus
-from analysis.wording import count, number, signed
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CYCLE, DARK, NEUTRAL, below, panels, styled
+from analysis.show.wording import count, number, signed
+from analysis.tables import runs
+from analysis.tables.columns import direction
+from analysis.tables.intervals import auroc, mean, spearman
 from diagnostics import outcomes
 
 WORLDS = {

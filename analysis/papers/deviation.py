@@ -9,12 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import board, board_figures, page, papers, runs
-from analysis.figures import CHOSEN, CYCLE, DARK, REJECTED, panels, styled
-from analysis.intervals import geometric_mean, mean, spearman
-from analysis.page import Block
+from analysis import papers
+from analysis.compare import board
+from analysis.compare import figures as board_figures
 from analysis.papers import Measured, Paper, plus_minus
-from analysis.wording import count, for_plot, number, percent, signed
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, CYCLE, DARK, REJECTED, panels, styled
+from analysis.show.wording import count, for_plot, number, percent, signed
+from analysis.tables import runs
+from analysis.tables.intervals import geometric_mean, mean, spearman
 
 FAMILY = ("DPO", "TDPO1", "TDPO2")  # of TDPO's figure
 WEIGHTED = ("TDPO2", "RRPO", "RRPO w/o R*")  # their names are shown with their alpha

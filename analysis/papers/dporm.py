@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import page
-from analysis.figures import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, panels, styled
-from analysis.intervals import half_width, mean
-from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
-from analysis.wording import count, for_plot, signed
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, panels, styled
+from analysis.show.wording import count, for_plot, signed
+from analysis.tables.intervals import half_width, mean
 
 TEST = "test"
 MODELS = {

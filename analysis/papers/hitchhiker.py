@@ -8,12 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import page, runs
-from analysis.figures import CYCLE, DARK, NEUTRAL, panels, styled
-from analysis.intervals import mean
-from analysis.page import Block
 from analysis.papers import EXACT, Measured, Paper, plus_minus
-from analysis.wording import count, number, signed
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CYCLE, DARK, NEUTRAL, panels, styled
+from analysis.show.wording import count, number, signed
+from analysis.tables import runs
+from analysis.tables.intervals import mean
 
 METHODS = {"dpo": "DPO", "ln_dpo": "LN-DPO", "simpo": "SimPO"}
 COLOUR = dict(zip(METHODS, CYCLE))

@@ -7,14 +7,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import board, board_figures, page, papers, runs
-from analysis.board_figures import Column
-from analysis.figures import CHOSEN, CYCLE, DARK, panels, styled
-from analysis.intervals import mean
-from analysis.page import Block
+from analysis import papers
+from analysis.compare import board
+from analysis.compare import figures as board_figures
+from analysis.compare.figures import Column
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.papers.deviation import groups
-from analysis.wording import count, percent, signed
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, CYCLE, DARK, panels, styled
+from analysis.show.wording import count, percent, signed
+from analysis.tables import runs
+from analysis.tables.intervals import mean
 from diagnostics.outcomes import fell
 
 PAIRS = {"given": "given pairs", "own": "own pairs"}

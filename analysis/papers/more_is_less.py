@@ -12,12 +12,13 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis import mass, page, runs
-from analysis.figures import CYCLE, DARK, below, panels, styled
-from analysis.intervals import mean
-from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
-from analysis.wording import count, number
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CYCLE, DARK, below, panels, styled
+from analysis.show.wording import count, number
+from analysis.tables import mass, runs
+from analysis.tables.intervals import mean
 
 SOURCES = {"self": "self-generated", "strong": "strong model's"}
 COLOUR = dict(zip(SOURCES, CYCLE))

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import page, runs
-from analysis.figures import CHOSEN, CYCLE, DARK, NEUTRAL, SIDE, below, panels, styled
-from analysis.intervals import half_width, mean
-from analysis.page import Block
 from analysis.papers import Measured, Paper
-from analysis.wording import count, number, percent, signed, visible
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, SIDE, below, panels, styled
+from analysis.show.wording import count, number, percent, signed, visible
+from analysis.tables import runs
+from analysis.tables.intervals import half_width, mean
 
 WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
 STARTS = {"base": "base start", "sft": "SFT-on-chosen start"}

@@ -5,12 +5,13 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import page, runs
-from analysis.figures import CYCLE, DARK, below, panels, styled
-from analysis.intervals import spearman
-from analysis.page import Block
 from analysis.papers import Measured, Paper, plus_minus
-from analysis.wording import count
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CYCLE, DARK, below, panels, styled
+from analysis.show.wording import count
+from analysis.tables import runs
+from analysis.tables.intervals import spearman
 
 BUCKETS = 5
 WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}

@@ -8,14 +8,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import page
-from analysis.curve_figures import TYPE
-from analysis.figures import CHOSEN, CYCLE, DARK, REJECTED, below, panels, styled
-from analysis.intervals import half_width, mean
-from analysis.mass import RESPONSES, of_kind
-from analysis.page import Block
 from analysis.papers import EXACT, Measured, Paper, plus_minus
-from analysis.wording import count, signed
+from analysis.run.curve_figures import TYPE
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, CYCLE, DARK, REJECTED, below, panels, styled
+from analysis.show.wording import count, signed
+from analysis.tables.intervals import half_width, mean
+from analysis.tables.mass import RESPONSES, of_kind
 
 WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
 CASES = {

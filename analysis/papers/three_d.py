@@ -8,12 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import mass, page, runs
-from analysis.figures import CHOSEN, DARK, REJECTED, below, panels, styled
-from analysis.intervals import mean
-from analysis.page import Block
 from analysis.papers import EXACT, Measured, Paper, plus_minus
-from analysis.wording import count, percent, signed
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, DARK, REJECTED, below, panels, styled
+from analysis.show.wording import count, percent, signed
+from analysis.tables import mass, runs
+from analysis.tables.intervals import mean
 
 MARGIN = 5.0  # nats between the changes of ln chosen and ln rejected, at which controls are compared
 LOST, RISEN = 0.1, 0.9  # of the rejected probability is left; of chosen's rise is made

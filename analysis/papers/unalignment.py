@@ -11,14 +11,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import page, papers, runs
-from analysis.columns import direction
-from analysis.figures import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
-from analysis.intervals import auroc, deviation, finite, half_width, mean, spearman, wilson
-from analysis.mass import first_and_last, tracked
-from analysis.page import Block
+from analysis import papers
 from analysis.papers import Measured, Paper
-from analysis.wording import ABSENT, count, for_plot, number, percent
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.style import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
+from analysis.show.wording import ABSENT, count, for_plot, number, percent
+from analysis.tables import runs
+from analysis.tables.columns import direction
+from analysis.tables.intervals import auroc, deviation, finite, half_width, mean, spearman, wilson
+from analysis.tables.mass import first_and_last, tracked
 
 LOSSES = {"dpo": "DPO", "ipo": "IPO"}
 SETS = {"train": "train prompts, refused", "test": "test prompts, refused", "safe": "safe prompts, answered"}

@@ -9,10 +9,13 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import board_verdict, displacement, entanglement, figures, mass, readings, runs, trust, verdict
-from analysis.curves import Change, frontier
-from analysis.first_difference import Profile
-from analysis.intervals import NOTHING, mean, mean_interval, share_interval
+from analysis.compare import verdict as board_verdict
+from analysis.run import figures, readings, verdict
+from analysis.scorecard import trust
+from analysis.tables import displacement, entanglement, mass, runs
+from analysis.tables.curves import Change, frontier
+from analysis.tables.first_difference import Profile
+from analysis.tables.intervals import NOTHING, mean, mean_interval, share_interval
 from diagnostics.runlog import RunLog
 
 MANY = settings(max_examples=150, deadline=None)

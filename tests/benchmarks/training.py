@@ -17,10 +17,10 @@ from diagnostics.gradients import Gradient, cut, norms, pull_sides, side_gradien
 from diagnostics.pair_gradients import Activations, by_pair, from_activations
 from diagnostics.runlog import RunLogWriter
 from diagnostics.sequences import Example
+from trainers.loop.recorder import Recorder
+from trainers.loop.schedule import ProbeSchedule
+from trainers.loop.trainer import group_norms, layer_group
 from trainers.objectives.dpo import dpo
-from trainers.recorder import Recorder
-from trainers.schedule import ProbeSchedule
-from trainers.trainer import group_norms, layer_group
 
 PAIRS = 8
 BETA = 0.1

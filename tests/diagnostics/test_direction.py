@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from analysis import columns
+from analysis.tables import columns
 from diagnostics import forecast, margins, measures
 from diagnostics.columns import Column, described
 from diagnostics.direction import HIGHER, LOWER, direction

@@ -5,8 +5,8 @@ import torch
 
 from diagnostics.errors import DataError
 from diagnostics.sampling import answers, draw
-from trainers.demo import lm
 from trainers.models import load_model, load_tokenizer
+from trainers.worlds import lm
 
 WORDS = "sorry no sure 0 1 INST [ ] / . ! ?".split()
 

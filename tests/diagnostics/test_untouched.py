@@ -17,9 +17,9 @@ from diagnostics.sampling import draw
 from diagnostics.scoring import score
 from diagnostics.sequences import pair_of
 from diagnostics.token_likelihood import TokenLikelihood
+from trainers.loop.probe import Probe
+from trainers.loop.reference import LiveReference
 from trainers.models import load_tokenizer
-from trainers.probe import Probe
-from trainers.reference import LiveReference
 
 TOKENS = TokenLikelihood(0)
 

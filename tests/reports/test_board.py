@@ -14,8 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import board, board_figures, board_page, board_verdict
-from analysis.intervals import half_width
+from analysis.compare import board
+from analysis.compare import figures as board_figures
+from analysis.compare import page as board_page
+from analysis.compare import verdict as board_verdict
+from analysis.tables.intervals import half_width
 from diagnostics.errors import DataError
 from diagnostics.runlog import read_json, write_json
 from reports import build

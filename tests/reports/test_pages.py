@@ -7,8 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from analysis import demo_page, flag_page, run_page, runs, verdict
-from analysis.wording import visible
+from analysis.demo import page as demo_page
+from analysis.flag import page as flag_page
+from analysis.run import page as run_page
+from analysis.run import verdict
+from analysis.show.wording import visible
+from analysis.tables import runs
 
 SECTIONS = (
     "summary",
@@ -179,7 +183,7 @@ def test_flag_page_counts_every_row(make_flags, nasty):
 
 def test_flag_page_says_what_the_forecast_is_and_where_it_fails(make_flags):
     """25 of 39 chosen answers forecast to fall; ranked by the rate, so the lowest stands first among the extremes."""
-    from analysis import flags as tables
+    from analysis.flag import tables
 
     found = flag_page.load(make_flags())
     assert tables.forecast_words(found.scores) == []
@@ -207,7 +211,7 @@ def test_flag_page_says_what_the_forecast_is_and_where_it_fails(make_flags):
 
 def test_flag_page_shows_the_length_confound(make_flags):
     """In the made-up scores CHES is the length difference plus noise."""
-    from analysis import flags as tables
+    from analysis.flag import tables
 
     table = tables.length_confounds(tables.table(flag_page.load(make_flags()))).set_index("measure")
     assert table.loc["ches_score", "spearman"] > 0.95

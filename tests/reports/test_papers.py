@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import papers as judged
-from analysis.rules import KINDS, decide
+from analysis.tables.rules import KINDS, decide
 from diagnostics.errors import DataError, UserError
 from reports import papers
 from reports.console import show_ledger

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import chesboard
-from analysis import runs, scorecard_page
+from analysis.scorecard import page as scorecard_page
+from analysis.tables import runs
 from diagnostics.errors import DataError
 from diagnostics.runlog import read_frame, write_frame
 from reports import scorecard

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis import flag_page, mass, run_page, runs, verdict
+from analysis.flag import page as flag_page
+from analysis.run import page as run_page
+from analysis.run import verdict
+from analysis.tables import mass, runs
 from reports import build, gate
 
 DATA = Path(__file__).parent.parent / "data"

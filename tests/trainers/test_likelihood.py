@@ -21,11 +21,11 @@ from diagnostics.scoring import rows, score
 from diagnostics.sequences import Example, Sequence
 from diagnostics.stats import SequenceStats
 from reports.build import build_report
-from trainers.probe import Probe
-from trainers.recorder import Recorder
-from trainers.reference import LiveReference, precompute
-from trainers.schedule import ProbeSchedule
-from trainers.trainer import PreferenceTrainer
+from trainers.loop.probe import Probe
+from trainers.loop.recorder import Recorder
+from trainers.loop.reference import LiveReference, precompute
+from trainers.loop.schedule import ProbeSchedule
+from trainers.loop.trainer import PreferenceTrainer
 
 WIDTH = 3
 

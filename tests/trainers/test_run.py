@@ -20,10 +20,10 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.forward import pair_stats, run
 from diagnostics.runlog import read_run
 from diagnostics.token_likelihood import TokenLikelihood
-from trainers import reference
 from trainers.config import make_config
+from trainers.loop import reference
+from trainers.loop.parity import measure_parity
 from trainers.models import load_model
-from trainers.parity import measure_parity
 from trainers.run import train
 
 TOKENS = TokenLikelihood(0)
@@ -232,7 +232,7 @@ def test_log_probs_that_depend_on_their_neighbours_stop_the_run(lm_folder, make_
     """Here a row's hidden states take in the mean of all rows of its call."""
     model = load_model(lm_folder)
     model.lm_head.register_forward_pre_hook(lambda m, args: (args[0] + args[0].mean((0, 1)),))
-    from trainers.reference import LiveReference
+    from trainers.loop.reference import LiveReference
 
     with pytest.raises(DataError, match=r"side of pair_id pair\d has log-prob .* alone and .* beside other pairs"):
         measure_parity(model, LiveReference(model, TOKENS), make_pairs(5), TOKENS, eps=1e-7)
@@ -274,7 +274,7 @@ def test_parity_finds_another_model(lm_folder, make_pairs):
     other = load_model(lm_folder)
     with torch.no_grad():
         other.lm_head.weight.add_(0.01 * torch.randn_like(other.lm_head.weight))
-    from trainers.reference import LiveReference
+    from trainers.loop.reference import LiveReference
 
     same = measure_parity(model, LiveReference(load_model(lm_folder), TOKENS), make_pairs(3), TOKENS, eps=1e-7)
     different = measure_parity(model, LiveReference(other, TOKENS), make_pairs(3), TOKENS, eps=1e-7)
@@ -286,7 +286,7 @@ def test_parity_finds_another_model(lm_folder, make_pairs):
 
 def test_noise_is_no_less_than_a_rounding_step_of_the_tokens(lm_folder, make_pairs):
     """Also where both ways of scoring round alike, as small models in bfloat16 do."""
-    from trainers.reference import LiveReference
+    from trainers.loop.reference import LiveReference
 
     model, pairs, eps = load_model(lm_folder), make_pairs(3), 2.0**-7
     found = measure_parity(model, LiveReference(model, TOKENS), pairs, TOKENS, eps=eps)
@@ -381,7 +381,7 @@ def test_a_failed_start_leaves_no_folder(go, tmp_path, keys):
 
 
 def test_every_probe_reaches_the_viewers(go, monkeypatch):
-    from trainers.trainer import Trainer
+    from trainers.loop.trainer import Trainer
 
     seen = []
     plain = Trainer.log

@@ -35,8 +35,8 @@ from diagnostics.manifest import file_hash
 from diagnostics.measures import unknown
 from diagnostics.pairs import read_pairs, write_rows
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json
-from trainers.compare import build_whole, each, is_finished, train_all
 from trainers.config import make_config
+from trainers.studies.compare import build_whole, each, is_finished, train_all
 
 RECORD = "paper.json"  # in an analysis' folder, written last: with it the analysis is finished
 

@@ -25,12 +25,12 @@ from diagnostics.manifest import file_hash
 from diagnostics.pairs import read_pairs
 from diagnostics.sequences import Example
 from diagnostics.tokenized import tokenize_pairs
-from trainers.demo import lm, persona
-from trainers.demo.persona import ANSWERS, SIDES, Statement
-from trainers.demo.worlds import PLAIN_ADAM
+from trainers.loop.probe import TOP, token_text
 from trainers.models import load_to_device, load_tokenizer, pad_id
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
-from trainers.probe import TOP, token_text
+from trainers.studies.demo_runs import PLAIN_ADAM
+from trainers.worlds import lm, persona
+from trainers.worlds.persona import ANSWERS, SIDES, Statement
 
 SEEDS = 10
 TUNED = range(16)

@@ -28,10 +28,10 @@ from diagnostics.scoring import score
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
-from trainers.demo import facts, lm, own_data, refusal
-from trainers.demo.worlds import PLAIN_ADAM, builders, world_paths
 from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
+from trainers.studies.demo_runs import PLAIN_ADAM, builders, world_paths
+from trainers.worlds import facts, lm, own_data, refusal
 
 SEEDS = 5  # the paper has three runs; Student intervals of three say little
 TUNED = range(16)

@@ -24,12 +24,12 @@ from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers import objectives
-from trainers.compare import Entry, parse_entries
-from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
-from trainers.given import cleaned, gather
-from trainers.ingredients import Given, Ingredients
+from trainers.loop.given import cleaned, gather
+from trainers.loop.ingredients import Given, Ingredients
 from trainers.models import load_model, load_tokenizer, model_limit, pad_id, quiet
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
+from trainers.studies.compare import Entry, parse_entries
+from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
 
 SEEDS = 5
 TUNED = range(16)

@@ -22,11 +22,11 @@ from diagnostics.runlog import read_table
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
-from trainers.demo import facts
-from trainers.demo.worlds import FACTS, builders, world_paths
 from trainers.explicit import RewardModel, fine_tune, linear_head, mlp_head, rewards, states
 from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
+from trainers.studies.demo_runs import FACTS, builders, world_paths
+from trainers.worlds import facts
 
 SEEDS = 5
 TUNED = range(16)

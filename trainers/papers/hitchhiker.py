@@ -28,11 +28,11 @@ from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.tokenized import end_ids, tokenize_pairs
-from trainers.demo import facts
-from trainers.demo.worlds import FACTS, builders, world_paths
+from trainers.loop.reference import LiveReference
 from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
-from trainers.reference import LiveReference
+from trainers.studies.demo_runs import FACTS, builders, world_paths
+from trainers.worlds import facts
 
 SEEDS = 5
 TUNED = range(16)

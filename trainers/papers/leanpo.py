@@ -3,7 +3,7 @@
 LeanPO takes the average log-likelihood as the reward, smooths the labels of wrongly ranked pairs, adds an SFT term, and
 trains on pairs that the model makes itself. The paper's models read videos, which are not loaded here: at toy scale the
 small model of the fact world is trained, at paper scale a text model with the paper's settings. The formula is read in
-the first author's code. Pairs of its own: trainers/demo/self_pairs.py; all data of the toy are synthetic.
+the first author's code. Pairs of its own: trainers/worlds/self_pairs.py; all data of the toy are synthetic.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ import pandas as pd
 
 from diagnostics.pairs import read_pairs
 from trainers import objectives
-from trainers.compare import Entry, parse_entries
-from trainers.demo import self_pairs
-from trainers.demo.worlds import FACTS, builders, world_paths
 from trainers.papers import Order, Setting, Trial, keys, train, worlds
+from trainers.studies.compare import Entry, parse_entries
+from trainers.studies.demo_runs import FACTS, builders, world_paths
+from trainers.worlds import self_pairs
 
 SEEDS = 5
 TUNED = range(16)

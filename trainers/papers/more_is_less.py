@@ -29,11 +29,11 @@ from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
-from trainers.compare import build_whole
-from trainers.demo import refusal
-from trainers.demo.worlds import REFUSALS, builders, world_paths
 from trainers.models import load_model, load_to_device, load_tokenizer, model_limit, pad_id
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
+from trainers.studies.compare import build_whole
+from trainers.studies.demo_runs import REFUSALS, builders, world_paths
+from trainers.worlds import refusal
 
 SEEDS = 5
 TUNED = range(16)

@@ -16,9 +16,9 @@ import pandas as pd
 
 from diagnostics.manifest import file_hash
 from diagnostics.runlog import read_table
-from trainers.demo import own_data
-from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
 from trainers.papers import Order, Setting, Trial, keys, subset, train, worlds
+from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
+from trainers.worlds import own_data
 
 SEEDS = 5
 TUNED = range(16)

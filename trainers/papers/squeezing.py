@@ -23,10 +23,10 @@ from diagnostics.sequences import Example
 from diagnostics.squeezing import confidence, negative_step, preference_step
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
-from trainers.demo import facts
-from trainers.demo.worlds import FACTS, REFUSALS, builders, world_paths
 from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
+from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
+from trainers.worlds import facts
 
 SEEDS = 5
 TUNED = range(16)

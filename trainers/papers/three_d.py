@@ -22,9 +22,9 @@ from diagnostics.outcomes import fell
 from diagnostics.runlog import read_table
 from diagnostics.stats import PairStats, SequenceStats
 from trainers import objectives
-from trainers.demo.worlds import REFUSALS, builders, world_paths
+from trainers.loop.trainer import incentives
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
-from trainers.trainer import incentives
+from trainers.studies.demo_runs import REFUSALS, builders, world_paths
 
 SEEDS = 5
 TUNED = range(16)

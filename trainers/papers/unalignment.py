@@ -28,13 +28,12 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
 from diagnostics.runlog import read_frame, read_run, write_frame
 from diagnostics.sampling import answers
-from trainers import judged_pairs
-from trainers.demo import refusal, refusal_study
-from trainers.demo.refusal_study import read_rows
-from trainers.demo.worlds import REFUSALS, builders, world_paths
-from trainers.judges import Judge, as_prompt, first_words, load_judge
 from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
+from trainers.studies.demo_runs import REFUSALS, builders, world_paths
+from trainers.worlds import judged_pairs, refusal, refusal_study
+from trainers.worlds.judges import Judge, as_prompt, first_words, load_judge
+from trainers.worlds.refusal_study import read_rows
 
 SEEDS = 5
 TUNED = range(16)

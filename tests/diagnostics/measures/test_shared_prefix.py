@@ -11,7 +11,7 @@ from diagnostics.forward import pair_stats, run
 from diagnostics.measures.shared_prefix import shared_prefix
 from diagnostics.sequences import pair_of
 from diagnostics.stats import PairStats, SequenceStats
-from trainers.probe import first_difference
+from trainers.loop.probe import first_difference
 
 
 def side(texts: list[list[int]], *, left: bool = False) -> SequenceStats:

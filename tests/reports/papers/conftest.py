@@ -9,10 +9,10 @@ from analysis.papers import Paper
 from reports import papers
 from reports.notebooks import NOTEBOOKS
 from trainers import papers as made
-from trainers.compare import workers
-from trainers.demo import lm
-from trainers.demo.own_data import CHAT_TEMPLATE
 from trainers.papers import Order
+from trainers.studies.compare import workers
+from trainers.worlds import lm
+from trainers.worlds.own_data import CHAT_TEMPLATE
 
 
 def show(paper: Paper) -> None:

@@ -7,8 +7,8 @@ import pytest
 from analysis import papers as judged
 from analysis.papers import Paper, catastrophic
 from diagnostics.errors import UserError
-from trainers.demo.persona import ANSWERS, Statement
 from trainers.papers import catastrophic as made
+from trainers.worlds.persona import ANSWERS, Statement
 
 QUICK = {
     "base training steps": 3,

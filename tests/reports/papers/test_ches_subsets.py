@@ -9,8 +9,8 @@ from analysis import papers as judged
 from analysis.papers import Paper, ches_subsets
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair
-from trainers.demo import facts, lm, refusal
 from trainers.papers import ches_subsets as made
+from trainers.worlds import facts, lm, refusal
 
 PERCENTILES = {"percentiles drawn around": [0, 100]}
 QUICK = PERCENTILES | {

@@ -6,8 +6,8 @@ import pytest
 
 from analysis import papers as judged
 from analysis.papers import deviation
-from trainers.compare import parse_entries
 from trainers.papers.deviation import method
+from trainers.studies.compare import parse_entries
 
 ENTRIES = "dpo,tdpo1,tdpo2,rrpo:alpha=0,rrpo,rrpo:phrases=false"
 QUICK = {"SFT steps": 4, "num_train_epochs": 0.1, "entries": ENTRIES, "learning rates": [3e-4]}

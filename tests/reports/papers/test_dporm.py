@@ -8,8 +8,8 @@ from analysis import papers as judged
 from analysis.papers import dporm
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import read_pairs
-from trainers.demo import facts
 from trainers.papers import dporm as made
+from trainers.worlds import facts
 
 QUICK = {"SFT steps": 4, "num_train_epochs": 0.1, "explicit epochs": 0.1, "pairs of each held-out set": 6}
 SETS = ["test", "question", "answer", "filler", "entity", "longer"]

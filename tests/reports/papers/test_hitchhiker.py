@@ -5,8 +5,8 @@ import pytest
 
 from analysis import papers as judged
 from analysis.papers import hitchhiker
-from trainers.demo import facts
 from trainers.papers import hitchhiker as made
+from trainers.worlds import facts
 
 QUICK = {
     "SFT steps": 4,

@@ -9,8 +9,8 @@ from analysis import papers as judged
 from analysis.papers import more_is_less
 from diagnostics.errors import UserError
 from reports import papers
-from trainers.demo import refusal
 from trainers.papers import more_is_less as made
+from trainers.worlds import refusal
 
 QUICK = {"SFT steps": 30, "num_train_epochs": 0.1}
 

@@ -51,7 +51,7 @@ def test_a_subset_holds_the_largest_margins(paper):
 def test_stopped_before_its_end_it_goes_on_without_training_again(again, paper, monkeypatch):
     (paper.path / "paper.json").unlink()
     (paper.path / "runs.parquet").unlink()
-    monkeypatch.setattr("trainers.compare.train", lambda run: pytest.fail(f"trained again: {run.output_dir}"))
+    monkeypatch.setattr("trainers.studies.compare.train", lambda run: pytest.fail(f"trained again: {run.output_dir}"))
     assert again().tables["runs"].equals(paper.tables["runs"])
 
 

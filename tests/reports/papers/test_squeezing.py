@@ -7,8 +7,8 @@ import pytest
 from analysis import papers as judged
 from analysis.papers import squeezing
 from diagnostics.pairs import read_pairs
-from trainers.demo import facts
 from trainers.papers import squeezing as made
+from trainers.worlds import facts
 
 LAW = {
     "softmax entries": [10],

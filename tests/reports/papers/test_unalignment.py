@@ -8,8 +8,8 @@ import pytest
 from analysis import papers as judged
 from analysis.papers import Paper, unalignment
 from diagnostics.errors import UserError
-from trainers.demo import refusal
 from trainers.papers.unalignment import SETTINGS, examples, rates, subsets
+from trainers.worlds import refusal
 
 QUICK = {
     "SFT steps": 30,
@@ -147,7 +147,7 @@ def test_paper_scale_makes_the_pairs_and_removes_the_weights(rerun, stand_in, tm
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = stand_in([data.read_text(encoding="utf-8")])
-    for place in ("trainers.papers.unalignment", "trainers.judged_pairs"):
+    for place in ("trainers.papers.unalignment", "trainers.worlds.judged_pairs"):
         monkeypatch.setattr(f"{place}.load_judge", lambda name: lambda r, a: [float(len(x) % 2) for x in a])
     quick = {"most new tokens": 6, "weights of the SFT term, DPO": [0.1], "weights of the SFT term, IPO": [10]}
     paper = rerun("unalignment", out=tmp_path / "out", scale="paper", seeds=1, model=model, data=data, **quick)

@@ -1,0 +1,1 @@
+"""Runs without the flagged pairs beside runs without as many random ones."""

@@ -1,0 +1,1 @@
+"""The board: several objectives on the same pairs."""

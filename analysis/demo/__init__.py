@@ -1,0 +1,1 @@
+"""The embedded default's runs side by side."""

@@ -1,0 +1,1 @@
+"""The flag report: scores of pairs before training."""

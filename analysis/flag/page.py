@@ -1,0 +1,130 @@
+"""The sections of the flag report: each joins a table, its judgement and its figure, and returns a Block."""
+
+import pandas as pd
+
+from analysis.flag import figures as flag_figures
+from analysis.flag import tables as flags
+from analysis.show import page
+from analysis.show.page import Block
+from analysis.show.wording import clip, correlation, count, number, percent, span
+from analysis.tables import runs
+from analysis.tables.columns import label
+from analysis.tables.runs import Flags
+
+
+def load(flag_dir: str) -> Flags:
+    """Read the scores that this report is about."""
+    return runs.load_flags(flag_dir)
+
+
+def headline(found: Flags) -> str:
+    """One sentence: how many pairs were read, scored and flagged, and by what."""
+    scored = flags.table(found)
+    flagged = sum(scored["flagged"].astype(bool)) if "flagged" in scored else 0
+    words = f"{count(flagged, 'pair')} of {len(scored):,} flagged"
+    if flagged and "flag_reason" in scored:
+        words += f" ({scored.loc[scored['flagged'].astype(bool), 'flag_reason'].iloc[0]})"
+    skipped = len(found.scores) - len(scored)
+    return f"{words}; {count(skipped, 'row')} skipped, each with its reason in audit.parquet" if skipped else words
+
+
+def summary(found: Flags) -> Block:
+    """What was read and flagged, skipped rows by reason, kept rows by doubt, pairs that start the wrong way."""
+    scored = flags.table(found)
+    made = [page.note(headline(found), "verdict"), *([page.note(found.reading, "quiet")] if found.reading else [])]
+    margin = runs.column(scored, flags.MARGIN).dropna()
+    if len(margin):
+        share = percent(float((margin < 0).mean()))
+        words = f"In {share} of {len(margin):,} pairs the start model gives the rejected response more probability."
+        made.append(page.note(words))
+    made += [page.note(words) for words in flags.forecast_words(scored)]
+    made += _forecast(scored)
+    reasons = flags.reasons(found.audit)
+    reasons = reasons.assign(reason=[clip(r, 120) for r in reasons["reason"]]).head(15)
+    made.append(page.table(reasons) if len(reasons) else page.missing("Audit", "The folder has no audit.parquet."))
+    doubts = flags.doubts(found.audit)
+    made.append(page.table(doubts) if len(doubts) else page.note("No kept row carries a doubt.", "quiet"))
+    return page.stack(*made)
+
+
+def distributions(found: Flags) -> Block:
+    """A histogram of every measure."""
+    scored = flags.table(found)
+    names = flags.measures(scored)
+    if not names:
+        return page.missing("Distributions", "No pair was scored.")
+    figure = flag_figures.distributions(scored, {m: label(m) for m in names})
+    return page.stack(page.picture(figure, "Histogram of every measure"), page.table(_spread(scored, names), _FORMS))
+
+
+def agreement(found: Flags) -> Block:
+    """Rank correlation between measures, and the overlap of their most prone tenths."""
+    scored = flags.table(found)
+    names = flags.measures(scored)
+    if len(names) < 2 or len(scored) < 3:
+        return page.missing("Agreement", "It needs at least two measures and three scored pairs.")
+    labels = [label(m) for m in names]
+    figure = flag_figures.agreement(flags.agreement(scored, names), flags.overlap(scored, names), labels)
+    return page.picture(
+        figure, "Rank correlation of every two measures, and how many of their most prone tenths they have in common"
+    )
+
+
+def length_confounds(found: Flags) -> Block:
+    """How closely each measure follows the lengths."""
+    scored = flags.table(found)
+    table = flags.length_confounds(scored)
+    if not len(table):
+        return page.missing("Length", "No pair was scored.")
+    figure = flag_figures.length(scored, table, {m: label(m) for m in table["measure"]})
+    intervals = [span(i, correlation) for i in zip(table["low"], table["high"])]
+    shown = table.assign(measure=[label(m) for m in table["measure"]], low=intervals).drop(columns="high")
+    heads = {"spearman": "with length difference", "low": "95 % interval", "chosen": "with chosen length"}
+    heads |= {"rejected": "with rejected length"}
+    forms = {"spearman": correlation, "chosen": correlation, "rejected": correlation}
+    return page.stack(page.picture(figure, "Measures against the length difference"), page.table(shown, forms, heads))
+
+
+def extremes(found: Flags, shown: int) -> Block:
+    """The pairs at both ends of the measure the flags were ranked by, with their text."""
+    scored = flags.table(found)
+    if not flags.measures(scored):
+        return page.missing("Pairs", "No pair was scored.")
+    name = flags.ordering(scored)
+    low = flags.lowest_first(scored, name)
+    ordered = scored.dropna(subset=[name]).sort_values([name, "pair_id"], ascending=[low, True])
+    texts = runs.texts(found.audit)
+    shown = min(shown, max(1, len(ordered) // 2))
+    made = [page.heading(f"Most displacement-prone by {label(name)}")]
+    made += [_pair(row, name, texts) for row in ordered.head(shown).to_dict("records")]
+    made += [page.heading(f"Least displacement-prone by {label(name)}")]
+    made += [_pair(row, name, texts) for row in ordered.tail(shown).iloc[::-1].to_dict("records")]
+    return page.stack(*made)
+
+
+_FORMS = {"smallest": number, "median": number, "largest": number}
+
+
+def _forecast(scored: pd.DataFrame) -> list[Block]:
+    """The share of chosen answers that each rate says will fall."""
+    table = flags.forecast(scored)
+    intervals = [span(i, percent) for i in zip(table["low"], table["high"])]
+    shown = table.assign(measure=[label(m) for m in table["measure"]], low=intervals).drop(columns="high")
+    heads = {"falls": "chosen forecast to fall", "low": "95 % interval"}
+    return [page.table(shown, {"falls": percent}, heads)] if len(shown) else []
+
+
+def _spread(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    rows = [(label(m), scored[m].notna().sum(), *scored[m].quantile([0, 0.5, 1])) for m in names]
+    return pd.DataFrame(rows, columns=["measure", "n", "smallest", "median", "largest"])
+
+
+def _pair(row: dict, name: str, texts: pd.DataFrame) -> Block:
+    head = f"{label(name)} {number(row[name])}; chosen {row.get('chosen_length', float('nan')):.0f} tokens, "
+    head += f"rejected {row.get('rejected_length', float('nan')):.0f}; "
+    head += f"source_row {row.get('source_row', '?')}, pair {row['pair_id']}"
+    if row["pair_id"] not in texts.index:
+        body = [page.note("The audit table has no text for this pair.", "quiet")]
+    else:
+        body = [page.text(part, texts.loc[row["pair_id"], part]) for part in ("prompt", *runs.SIDES)]
+    return page.card(head, *body)

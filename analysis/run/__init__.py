@@ -1,0 +1,1 @@
+"""The run report: what one run did to its answers."""

@@ -1,0 +1,210 @@
+"""Figures of a run. Every function takes a table and returns a Figure; titles say the finding."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, SIDE, below, panels, styled
+from analysis.show.wording import correlation, for_plot, number, percent, signed
+from analysis.tables.columns import label
+
+
+@styled
+def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFrame, title: str) -> Figure:
+    """Change of chosen and rejected log-likelihood over steps: median, 25-75 and 10-90 % bands, train rows faint.
+
+    chosen, rejected: curves.bands of the probe; train: pair rows of the train split (may be empty).
+    """
+    figure, (left, right) = panels(2)
+    for axes, table, side in ((left, chosen, "chosen"), (right, rejected, "rejected")):
+        if len(train):
+            axes.plot(train["step"], train[f"{side}_change"], ".", color=NEUTRAL, alpha=0.3, ms=4, label="train pairs")
+        _band(axes, table, SIDE[side])
+        axes.axhline(0, color=DARK, lw=0.8)
+        axes.set(title=f"{side} responses", xlabel="optimizer step", ylabel="change of log-likelihood (nats)")
+        _room(axes, table)
+        below(axes)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+@styled
+def shares(table: pd.DataFrame, onset: float) -> Figure:
+    """Share of probe pairs whose chosen answer fell since the start, by step, with the 95 % Wilson band."""
+    figure, (axes,) = panels(1, height=2.8)
+    axes.fill_between(table["step"], table["share_low"], table["share_high"], color=CHOSEN, alpha=0.18, lw=0)
+    axes.plot(table["step"], table["share"], "o-", color=CHOSEN, ms=3)
+    axes.axhline(0.5, color=DARK, lw=0.8, ls="--")
+    last = table.iloc[-1]
+    if not np.isnan(onset):
+        axes.axvline(onset, color=REJECTED, lw=1.2, label=f"onset: step {onset:.0f}")
+        axes.legend(loc="best")
+    title = f"At the end {percent(last['share'])} of {last['n']:.0f} probe pairs have lost chosen likelihood"
+    if not last["n"]:
+        title = "Probe pairs that have lost chosen likelihood; at the end none was measured"
+    axes.set(title=title, xlabel="optimizer step", ylabel="share of pairs", ylim=(-0.02, 1.02))
+    return figure
+
+
+@styled
+def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name: str) -> Figure:
+    """Chosen against rejected change of each probe pair at the end, coloured by a measure; outcomes named."""
+    figure, (axes,) = panels(1, height=5.4, width=8.0)
+    x, y, c = ends["chosen_change"], ends["rejected_change"], ends.get(colour)
+    if c is not None and len(set(c.dropna())) > 1:
+        rank = c.rank(pct=True)  # a few pairs have a hundred times the others' CHES
+        points = axes.scatter(x, y, c=rank, cmap="viridis", vmin=0, vmax=1, s=26, lw=0.3, edgecolors="white")
+        figure.colorbar(points, ax=axes, label=f"rank of {colour_name} (1 = highest)", shrink=0.8)
+    else:
+        axes.scatter(x, y, color=CHOSEN, s=26, alpha=0.8, lw=0)
+    axes.axhline(0, color=DARK, lw=0.9)
+    axes.axvline(0, color=DARK, lw=0.9)
+    _name_quadrants(axes, shares)
+    title = f"{percent(_share(shares, 'both fell'))} of {sum(shares['n'])} pairs: both responses fell"
+    axes.set(title=title, xlabel="chosen: change of log-likelihood (nats)")
+    axes.set_ylabel("rejected: change of log-likelihood (nats)")
+    return figure
+
+
+_CORNERS = {
+    "separated": (0.99, 0.02, "right", "bottom"),
+    "both fell": (0.01, 0.02, "left", "bottom"),
+    "neither fell": (0.99, 0.98, "right", "top"),
+    "inverted": (0.01, 0.98, "left", "top"),
+}
+
+
+def _name_quadrants(axes: Axes, shares: pd.DataFrame) -> None:
+    axes.margins(0.14)
+    for name, (x, y, ha, va) in _CORNERS.items():
+        words = f"{name}: {percent(_share(shares, name))}"
+        box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}
+        axes.text(x, y, words, transform=axes.transAxes, ha=ha, va=va, fontweight="bold", bbox=box)
+
+
+def _share(shares: pd.DataFrame, name: str) -> float:
+    return float(shares.loc[shares["outcome"] == name, "share"].iloc[0])
+
+
+@styled
+def predictors(pairs: pd.DataFrame, card: pd.DataFrame) -> Figure:
+    """The six measures of the largest rank correlation against realised displacement, pair by pair."""
+    card = card.loc[(card["given"] == "") & card["spearman"].notna()]
+    kept = card.sort_values("spearman", key=abs, ascending=False)["measure"].head(6).tolist()
+    figure, axes = panels(len(kept), rows=1 + (len(kept) > 3), height=3.2)
+    for axis, name in zip(axes, kept):
+        row = card[card["measure"] == name].iloc[0]
+        colours = [REJECTED if fell else CHOSEN for fell in pairs["fell"] == 1]
+        axis.scatter(pairs[name], pairs["displacement"], c=colours, s=14, alpha=0.75, lw=0)
+        axis.axhline(0, color=DARK, lw=0.8)
+        rho = (-1 if row["direction"].startswith("lower") else 1) * row["spearman"]  # of the measure as it is drawn
+        axis.set_title(f"Spearman {correlation(rho)} (n = {int(row['n'])})", fontsize=10)
+        axis.set(xlabel=for_plot(label(name), 44), ylabel="likelihood lost (nats)")
+        axis.ticklabel_format(axis="x", scilimits=(-3, 4))
+    return figure
+
+
+@styled
+def divergence(table: pd.DataFrame) -> Figure:
+    """KL in both directions, both sides, by step. table: curves.kl."""
+    figure, (axes,) = panels(1, height=3.4)
+    for column in table:
+        side = str(column).split("_")[0]
+        reverse = str(column).endswith("reverse")
+        style = "--" if reverse else "-"
+        axes.plot(table.index, table[column], style, marker="o", ms=3, color=SIDE[side], label=kl_name(column))
+    axes.set(title=furthest(table))
+    axes.set(xlabel="optimizer step", ylabel="exact KL (nats per response)")
+    below(axes, 2)
+    return figure
+
+
+def furthest(table: pd.DataFrame) -> str:
+    """Where the policy ends furthest from its reference: how many nats, on which side, in which direction."""
+    last = table.iloc[-1].dropna()
+    if last.empty:
+        return "KL over steps"
+    return f"At the end {kl_name(last.idxmax())} is {number(last.max())} nats per response, the largest of {len(last)}"
+
+
+def kl_name(column: object) -> str:
+    """`KL(reference || policy), chosen`: a KL column in words."""
+    way = "policy || reference" if str(column).endswith("reverse") else "reference || policy"
+    return f"KL({way}), {str(column).split('_')[0]}"
+
+
+@styled
+def gradients(table: pd.DataFrame) -> Figure:
+    """Gradient norm before clipping: total, and by layer group. table: curves.gradients."""
+    figure, (axes,) = panels(1, height=3.4)
+    for i, column in enumerate(c for c in table if c != "total"):
+        axes.plot(table.index, table[column], color=CYCLE[i % len(CYCLE)], lw=1.1, label=for_plot(column, 24))
+    axes.plot(table.index, table["total"], color=DARK, lw=2, label="total")
+    peak = table["total"].idxmax() if len(table["total"].dropna()) else None
+    title = "Gradient norm" if peak is None else f"The gradient is largest at step {peak}: {table['total'].max():.3g}"
+    axes.set(title=title, xlabel="optimizer step", ylabel="norm before clipping")
+    if (table > 0).to_numpy().all():
+        axes.set_yscale("log")
+    below(axes, 4)
+    return figure
+
+
+@styled
+def ledger(table: pd.DataFrame, n: int) -> Figure:
+    """Who holds the probability where chosen and rejected first differ. table: mass.ledger."""
+    figure, (axes,) = panels(1, height=3.4)
+    parts = [c for c in ("chosen", "rejected", "other") if c in table]
+    colours = {"chosen": CHOSEN, "rejected": REJECTED, "other": "#d5d8de"}
+    axes.stackplot(
+        table.index, *(table[c] for c in parts), labels=parts, colors=[colours[c] for c in parts], alpha=0.85
+    )
+    if "argmax" in table:
+        axes.plot(table.index, table["argmax"], color=DARK, lw=1.6, ls="--", label="most likely token, whichever it is")
+    change = table["chosen"].dropna().iloc[-1] - table["chosen"].dropna().iloc[0] if "chosen" in table else np.nan
+    title = f"At the first differing token the chosen one changed by {signed(change)} (mean of {n} pairs)"
+    title = title if change == change else "Probability at the first differing token"
+    axes.set(title=title, xlabel="optimizer step", ylabel="probability", ylim=(0, 1))
+    below(axes, 4)
+    return figure
+
+
+@styled
+def gainers(table: pd.DataFrame, limit: int = 12) -> Figure:
+    """Tokens that gained most probability, summed over probe pairs. table: mass.movers."""
+    top = table.head(limit)[::-1]
+    figure, (axes,) = panels(1, height=0.9 + 0.28 * len(top), width=8.0)
+    labels = [
+        f"{for_plot(t, 24)}  ({p} pairs)" if p > 1 else f"{for_plot(t, 24)}  (1 pair)"
+        for t, p in zip(top["token"], top["pairs"])
+    ]
+    axes.barh(range(len(top)), top["mass"], color=CYCLE[2])
+    axes.set_yticks(range(len(top)), labels)
+    axes.set(title="Tokens that gained most", xlabel="probability gained, summed over probe pairs")
+    return figure
+
+
+@styled
+def lines(table: pd.DataFrame, title: str, ylabel: str, colours: dict[str, str] | None = None) -> Figure:
+    """Plain lines of probabilities by step, one a column."""
+    figure, (axes,) = panels(1, height=3.2)
+    for i, column in enumerate(table):
+        colour = (colours or {}).get(str(column), CYCLE[i % len(CYCLE)])
+        axes.plot(table.index, table[column], "o-", ms=3, color=colour, label=for_plot(column))
+    axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
+    axes.set_ylim(0, 1.08 * float(np.nanmax(table.to_numpy())) or 1.0)
+    below(axes, 3)
+    return figure
+
+
+def _band(axes: Axes, table: pd.DataFrame, colour: str) -> None:
+    for low, high, alpha, name in (("q10", "q90", 0.15, "10–90 %"), ("q25", "q75", 0.3, "25–75 %")):
+        axes.fill_between(table["step"], table[low], table[high], color=colour, alpha=alpha, lw=0, label=name)
+    axes.plot(table["step"], table["q50"], "o-", ms=3, color=colour, lw=2, label="median")
+
+
+def _room(axes: Axes, table: pd.DataFrame) -> None:
+    """Limits from the probe's bands, so that one far train pair does not flatten the picture."""
+    low, high = min(0.0, *table["q10"]), max(0.0, *table["q90"])
+    gap = 0.15 * (high - low or 1.0)
+    axes.set_ylim(low - gap, high + gap)

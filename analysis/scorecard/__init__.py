@@ -1,0 +1,1 @@
+"""Which predictor told which pairs would lose chosen likelihood."""

@@ -1,0 +1,1 @@
+"""Numbers from run logs and score folders: no sentence, no figure."""

@@ -1,0 +1,169 @@
+"""Load run logs and score folders; give every row its change since the start."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.tables import columns
+from diagnostics import outcomes
+from diagnostics.errors import DataError
+from diagnostics.runlog import RunLog, read_frame, read_json, read_run
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A folder that `chesboard flag` wrote. scores and audit: DataFrames; audit is empty where missing. reading: how
+    the rows were read, "" where not known."""
+
+    path: Path
+    scores: pd.DataFrame
+    audit: pd.DataFrame
+    reading: str = ""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder holds a run log."""
+    return (path / "config.json").exists() and ((path / "steps.jsonl").exists() or (path / "pairs").is_dir())
+
+
+def is_flags(path: Path) -> bool:
+    """Whether the folder holds scores from `chesboard flag`."""
+    return (path / "scores.parquet").exists()
+
+
+def load(path: str | Path) -> RunLog:
+    """Read one run. Raises DataError where it cannot be read, or lacks a column that every pair row needs."""
+    run = read_run(path)
+    needed = {"step", "split", "pair_id", "chosen_logps", "rejected_logps"}
+    missing = sorted(needed - set(run.pairs.columns))
+    if len(run.pairs) and missing:
+        raise DataError(f"{run.path / 'pairs'}: the column {missing[0]} is missing. Run `chesboard train` again.")
+    columns.learn(run.manifest)
+    return run
+
+
+def load_flags(path: str | Path) -> Flags:
+    """Read one score folder. Raises DataError naming the file that cannot be read."""
+    path = Path(path)
+    if not is_flags(path):
+        raise DataError(f"{path}: no scores.parquet in it. Give a folder that `chesboard flag` wrote.")
+    scores = read_frame(path / "scores.parquet")
+    missing = sorted({"pair_id", "status"} - set(scores.columns))
+    if missing:
+        raise DataError(f"{path / 'scores.parquet'}: the column {missing[0]} is missing. Flag the data again.")
+    about = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    columns.learn(about)
+    return Flags(path, scores, read_frame(path / "audit.parquet"), reading(about))
+
+
+def reading(manifest: Any) -> str:
+    """The sentence of a manifest that says how the data's rows were read; "" where it has none."""
+    found = manifest.get("reading") if isinstance(manifest, dict) else None
+    said = found.get("said") if isinstance(found, dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """pair_id and every numeric column of the scored rows of a scores.parquet, or of the folder that holds it.
+
+    Raises DataError, in one sentence that says why, where the file is no such table.
+    """
+    path = Path(path) / "scores.parquet" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. {_GIVE}")
+    try:
+        scores = read_frame(path)
+    except DataError:
+        raise DataError(f"{path}: is no scores table, for it cannot be read as Parquet. {_GIVE}") from None
+    if why := _no_scores(scores):
+        raise DataError(f"{path}: is no scores table, for it has {why}. {_GIVE}")
+    if (path.parent / "manifest.json").exists():
+        columns.learn(read_json(path.parent / "manifest.json"))
+    numbers = [c for c in scores if pd.api.types.is_numeric_dtype(scores[c]) and c != "pair_id"]
+    return scores.loc[scores["status"] == "scored", ["pair_id", *numbers]].reset_index(drop=True)
+
+
+_GIVE = "Give the scores.parquet that `chesboard flag` wrote."
+
+
+def _no_scores(table: pd.DataFrame) -> str:
+    """Why a table is none of scores; empty where it is one."""
+    if not {"pair_id", "status"} <= set(table.columns):
+        return "no column pair_id and status"
+    if not table.columns.is_unique:
+        return f"two columns {table.columns[table.columns.duplicated()][0]}"
+    scored = table.loc[table["status"] == "scored", "pair_id"]
+    if scored.empty:
+        return "no row whose status is scored"
+    return "" if all(isinstance(i, str) for i in scored) else "a pair_id that is no text"
+
+
+def rows(run: RunLog, split: str) -> pd.DataFrame:
+    """Pair rows of one split, with four more columns in nats:
+
+    chosen_change, rejected_change: logps minus the same pair's logps at step 0 (where step 0 was not
+    measured, minus the reference's logps); margin_change = chosen_change - rejected_change; noise: that of the run.
+    """
+    if run.pairs.empty:
+        return pd.DataFrame(columns=["step", "pair_id", "chosen_change", "rejected_change", "margin_change"])
+    found = run.pairs.loc[run.pairs["split"] == split].reset_index(drop=True)
+    return add_changes(found).assign(noise=noise(run))
+
+
+def noise(run: RunLog) -> float:
+    """A change of a log-prob within this, in nats, is rounding (see outcomes.noise)."""
+    return outcomes.noise(run.manifest.get("parity"))
+
+
+def fell(rows: pd.DataFrame, side: str) -> pd.Series:
+    """1 where a side's log-prob fell since the start (see diagnostics.outcomes, which the run log follows too), 0 where
+    not, NaN where it was not measured. rows: from `rows` or `ends`."""
+    return outcomes.fell(column(rows, f"{side}_change"), column(rows, "noise"))
+
+
+def add_changes(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Add chosen_change, rejected_change and margin_change (nats) to pair rows of one split."""
+    pairs = pairs.copy()
+    start = pairs.loc[pairs["step"] == 0].drop_duplicates("pair_id").set_index("pair_id")
+    for side in SIDES:
+        before = pairs["pair_id"].map(start[f"{side}_logps"]).astype(float)
+        if f"ref_{side}_logps" in pairs:
+            before = before.fillna(pairs[f"ref_{side}_logps"])
+        pairs[f"{side}_change"] = pairs[f"{side}_logps"] - before
+    pairs["margin_change"] = pairs["chosen_change"] - pairs["rejected_change"]
+    return pairs
+
+
+def ends(pair_rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a pair: its last measurement, plus every measure at its first one as `start_<name>`."""
+    if pair_rows.empty:
+        return pair_rows.copy()
+    ordered = pair_rows.sort_values("step", kind="stable")
+    last = ordered.drop_duplicates("pair_id", keep="last").set_index("pair_id")
+    first = ordered.drop_duplicates("pair_id", keep="first").set_index("pair_id")
+    numbers = first.select_dtypes("number").add_prefix("start_")
+    return last.join(numbers).reset_index()
+
+
+def column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column as float64, all NaN where the table does not have it."""
+    if name in frame:
+        return pd.Series(frame[name].astype(float))
+    return pd.Series(math.nan, index=frame.index, dtype=float)
+
+
+def texts(audit: pd.DataFrame) -> pd.DataFrame:
+    """prompt, chosen and rejected text by pair_id; empty where the audit has none."""
+    if audit.empty or not {"pair_id", "prompt", "chosen", "rejected"} <= set(audit.columns):
+        return pd.DataFrame(columns=["prompt", "chosen", "rejected"])
+    return audit.drop_duplicates("pair_id").set_index("pair_id").loc[:, ["prompt", "chosen", "rejected"]].fillna("")

@@ -1,0 +1,1 @@
+"""The instrumented training step and what it records."""

@@ -1,0 +1,55 @@
+"""When the probe measures and what it writes. It asks for a model and a step and knows no trainer."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import nn
+
+from diagnostics.runlog import RunLogWriter
+from trainers.loop.columns import NAN, ordered, summarise
+from trainers.loop.probe import Probe
+
+Tokens = Literal["ends", "all", "none"]
+
+
+class ProbeSchedule:
+    """Measures at step 0, every so many steps (0: never between), and at the last one.
+
+    tokens: on which of them a row a token is kept too (ends: at the first and the last). main: whether this process
+    writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it is unknown.
+    """
+
+    def __init__(
+        self, writer: RunLogWriter, probe: Probe, *, every: int, tokens: Tokens, main: bool = True, noise: float = NAN
+    ) -> None:
+        self.writer, self.probe, self.every, self.tokens, self.main = writer, probe, every, tokens, main
+        self.noise = noise
+        self.probed = -1  # the last step measured
+        self.report: Callable[[dict[str, float]], None] = lambda values: None  # to a trainer's viewers
+
+    def at(self, model: nn.Module, step: int, epoch: float, *, last: bool = False) -> dict[str, Any]:
+        """Measure where this step's turn has come, and write; what of it stands in steps.jsonl, empty where it has not
+        come. model: with the weights after `step` updates."""
+        if step and not last and not (self.every and step % self.every == 0):
+            return {}
+        keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
+        found = self.probe.measure(model, step, epoch, tokens=keep)
+        self.probed = step
+        if self.main:
+            self.writer.append("pairs", [ordered(row) for row in found.pairs])
+            self.writer.append("mass", found.mass)
+            self.writer.append("tokens", found.tokens)
+            self.writer.append("samples", found.samples)
+        summary = summarise(found, self.noise)
+        self.report(summary)
+        return summary
+
+    def end(self, model: nn.Module, step: int, epoch: float) -> dict[str, Any]:
+        """What a run that ends before its time still lacks: the probe, or the token rows of a probe made already."""
+        if self.probed < step:
+            return self.at(model, step, epoch, last=True)
+        if self.tokens == "ends":
+            found = self.probe.measure(model, step, epoch, tokens=True)
+            if self.main:
+                self.writer.append("tokens", found.tokens)
+        return {}

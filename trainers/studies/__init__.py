@@ -1,0 +1,1 @@
+"""Many runs as one job: compare, ablate, the demo."""

@@ -1,0 +1,1 @@
+"""Tiny language models, their data, and pairs that models make themselves."""
