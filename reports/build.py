@@ -7,23 +7,12 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from analysis.ablate import page as ablate_page
-from analysis.ablate import tables as ablate
-from analysis.ablate.tables import Ablation
-from analysis.compare import board
-from analysis.compare import verdict as board_verdict
-from analysis.compare.board import Board
-from analysis.demo import claims
-from analysis.demo import page as demo_page
-from analysis.demo import tables as demo
-from analysis.demo.tables import Demo
-from analysis.flag import page as flag_page
-from analysis.run import verdict
+from analysis import questions
+from analysis.questions import Entry, Page
 from analysis.show.page import value as shown
 from analysis.show.wording import count
 from analysis.tables import runs
@@ -32,31 +21,10 @@ from diagnostics.finding import Finding
 from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
-from reports.notebooks import Page, execute, names, template
+from reports.notebooks import execute, names, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
 FIRST = 5
-
-
-@dataclass(frozen=True)
-class Material:
-    """Everything given, read once. demo, board and ablation are None unless at least two runs belong to one."""
-
-    logs: list[RunLog]
-    scores: list[runs.Flags]
-    demo: Demo | None
-    board: Board | None
-    ablation: Ablation | None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the overview: a name, a sentence, whether it is good news (None where nothing is judged)."""
-
-    name: str
-    says: str
-    good: bool | None
-    findings: list[Finding]
 
 
 def build_report(paths: Sequence[Path], *, notebooks: Sequence[str] | None = None, out: Path | None = None) -> Path:
@@ -68,65 +36,44 @@ def build_report(paths: Sequence[Path], *, notebooks: Sequence[str] | None = Non
     is started, and NotebookError when a notebook crashes.
     """
     paths = [Path(p).resolve() for p in paths]
-    material = read(paths)
-    pages = [p for p in plan(material) if notebooks is None or p.notebook in notebooks]
+    logs, scores = read(paths)
+    asked = plan(logs, scores)
+    pages = [page for page in pages_of(asked) if notebooks is None or page.notebook in notebooks]
     if not pages:
-        raise UserError(_nothing(notebooks, material))
+        raise UserError(_nothing(notebooks, logs, scores))
     out = Path(out).resolve() if out else paths[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
     _run_all(pages, out)
-    return _overview(material, pages, out)
+    return _overview(entries_of(asked), pages, logs, out)
 
 
-def read(paths: Sequence[Path]) -> Material:
-    """Read every folder once; each unreadable one ends in its own sentence."""
+def read(paths: Sequence[Path]) -> tuple[list[RunLog], list[runs.Flags]]:
+    """Every run log and score folder, read once; each unreadable one ends in its own sentence."""
     if not paths:
         raise UserError("No folder given. Give at least one folder that `chesboard train`, `flag` or `demo` wrote.")
     folders = list(dict.fromkeys(f for p in paths for f in _folders(p)))
     logs = [runs.load(f) for f in folders if runs.is_run(f)]
-    scores = [runs.load_flags(f) for f in folders if runs.is_flags(f)]
-    kinds = (demo.is_demo, board.is_board, ablate.is_ablation)
-    of_demo, of_board, of_ablation = ([log for log in logs if kind(log)] for kind in kinds)
-    return Material(
-        logs,
-        scores,
-        demo.collect(of_demo, scores) if len(of_demo) > 1 else None,
-        board.collect(of_board) if len(of_board) > 1 else None,
-        ablate.collect(of_ablation) if len(of_ablation) > 1 else None,
-    )
+    return logs, [runs.load_flags(f) for f in folders if runs.is_flags(f)]
 
 
-def plan(material: Material) -> list[Page]:
-    """The pages to make: the board and the demo side by side, then runs, then scores.
+def plan(logs: Sequence[RunLog], scores: Sequence[runs.Flags]) -> list[tuple[Any, Any]]:
+    """The questions that these folders can answer, each with what it found of its own."""
+    asked = []
+    for question in questions.every():
+        found, logs, scores = question.take(logs, scores)
+        if found is not None:
+            asked.append((question, found))
+    return asked
 
-    Of a demo only one run a case (the lowest seed and prompt) and one score folder get a page of their own, of a
-    board or an ablation no run.
-    """
-    logs, scores = material.logs, material.scores
-    pages = []
-    if material.board:
-        logs = [log for log in logs if not board.is_board(log)]
-        given = {"run_dirs": [str(r.path) for r in material.board.logs]}
-        pages.append(Page("objective_board", "The board: objectives side by side", given, "board"))
-    if material.ablation:
-        logs = [log for log in logs if not ablate.is_ablation(log)]
-        given = {"run_dirs": [str(r.path) for r in material.ablation.logs]}
-        pages.append(Page("ablate_report", "Without the flagged pairs, or without any", given, "ablate"))
-    if material.demo:
-        logs = [log for log in logs if not demo.is_demo(log)] + _examples(material.demo)
-        scores = scores[:1]
-        given = {
-            "run_dirs": [str(r.path) for r in material.demo.logs],
-            "flag_dirs": [str(f.path) for f in material.scores],
-        }
-        pages.append(Page("demo_report", "The demo, side by side", given, "demo"))
-    for log in logs:
-        pages.append(Page("run_report", f"Run {log.name}", {"run_dir": str(log.path)}, f"run-{_slug(log.name)}"))
-    for found in scores:
-        pages.append(
-            Page("flag_report", f"Scores {found.name}", {"flag_dir": str(found.path)}, f"flag-{_slug(found.name)}")
-        )
-    return _distinct(pages)
+
+def pages_of(asked: Sequence[tuple[Any, Any]]) -> list[Page]:
+    """The pages to make, by distinct names."""
+    return _distinct([page for question, found in asked for page in question.pages(found)])
+
+
+def entries_of(asked: Sequence[tuple[Any, Any]]) -> list[Entry]:
+    """The lines of the overview."""
+    return [entry for question, found in asked for entry in question.entries(found)]
 
 
 def _folders(path: Path) -> list[Path]:
@@ -141,18 +88,6 @@ def _folders(path: Path) -> list[Path]:
     return inside
 
 
-def _examples(found: Demo) -> list[RunLog]:
-    """One run a case: that of the lowest seed and prompt."""
-    ordered = sorted(found.logs, key=lambda r: (str(r.config.get("demo_seed")), str(r.config.get("demo_prompt"))))
-    first: dict[tuple[str, str], RunLog] = {}
-    for log in ordered:
-        first.setdefault((demo.world(log), str(log.config.get("demo_case"))), log)
-    return [log for (world, case), log in first.items() if case in ("no_never", "dpo_all") or world not in _WORLDS]
-
-
-_WORLDS = ("persona", "refusal")
-
-
 def _run_all(pages: list[Page], out: Path) -> None:
     """Two notebooks at a time: while one kernel starts, another computes."""
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
@@ -165,48 +100,26 @@ def _run_all(pages: list[Page], out: Path) -> None:
                 job.cancel()
 
 
-def _overview(material: Material, pages: list[Page], out: Path) -> Path:
-    entries = _entries(material)
+def _overview(entries: list[Entry], pages: list[Page], logs: Sequence[RunLog], out: Path) -> Path:
     write_json(out / "report.json", _as_json(entries, pages))
     summary = _summary(entries)
     (out / "summary.md").write_text(summary, encoding="utf-8")
     _append_step_summary(summary)
     index = out / "index.html"
-    links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(material, out)
+    links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out)
     index.write_text(template("index.html.j2").render(entries=entries, links=links), encoding="utf-8")
     return index
 
 
-def _scorecards(material: Material, out: Path) -> list[tuple[str, str]]:
+def _scorecards(logs: Sequence[RunLog], out: Path) -> list[tuple[str, str]]:
     """Address from `out` and title of the pages that `chesboard scorecard` made of these runs, or here."""
-    places = {out: ""} | {log.path / "report": f" of {log.name}" for log in material.logs}
+    places = {out: ""} | {log.path / "report": f" of {log.name}" for log in logs}
     found = {(place / "scorecard.html").resolve(): words for place, words in reversed(places.items())}
     return [
         (quote(os.path.relpath(path, out.resolve())), f"Scorecard{words}: which predictor to trust")
         for path, words in reversed(found.items())
         if path.is_file()
     ]
-
-
-def _entries(material: Material) -> list[Entry]:
-    entries = []
-    if material.board:
-        found = board_verdict.findings(material.board)
-        entries.append(Entry("The board", board_verdict.headline(material.board), None, found))
-    if material.ablation:
-        found = [*ablate_page.findings(material.ablation), *ablate_page.moved(material.ablation)]
-        entries.append(Entry("Filtering", ablate_page.headline(material.ablation), None, found))
-    if material.demo:
-        judged = claims.judge(material.demo)
-        found = [c.finding() for c in judged]
-        entries.append(Entry("The demo", demo_page.headline(material.demo), claims.overall(judged), found))
-    for log in material.logs:
-        if (material.board and board.is_board(log)) or (material.ablation and ablate.is_ablation(log)):
-            continue  # dozens of runs, and the comparison's findings hold what matters of each
-        found = verdict.judge(log)
-        entries.append(Entry(f"Run {log.name}", found[0].meaning, found[0].passed, found))
-    entries += [Entry(f"Scores {f.name}", flag_page.headline(f), None, []) for f in material.scores]
-    return entries
 
 
 def _as_json(entries: list[Entry], pages: list[Page]) -> dict[str, Any]:
@@ -271,17 +184,13 @@ def _append_step_summary(summary: str) -> None:
         file.write(summary if room else "\nThe report is too long for this page; see the artefact.\n")
 
 
-def _nothing(notebooks: Sequence[str] | None, material: Material) -> str:
+def _nothing(notebooks: Sequence[str] | None, logs: Sequence[RunLog], scores: Sequence[runs.Flags]) -> str:
     wanted = ", ".join(notebooks or [])
     unknown = [n for n in notebooks or [] if n not in names()]
     if unknown:
         return f"{unknown[0]}: no such notebook. There are: {', '.join(names())}."
-    have = f"{count(len(material.logs), 'run')} and {count(len(material.scores), 'score folder')}"
+    have = f"{count(len(logs), 'run')} and {count(len(scores), 'score folder')}"
     return f"{wanted}: nothing to report with this notebook; the folders hold {have}."
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
 
 
 def _distinct(pages: list[Page]) -> list[Page]:

@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,13 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
+from analysis.questions import Page
 from analysis.show.wording import clip
 from diagnostics.errors import NotebookError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-
-
-@dataclass(frozen=True)
-class Page:
-    """One notebook to run: its name, the title of its page, its parameters, and the stem of the files it makes."""
-
-    notebook: str
-    title: str
-    parameters: Mapping[str, Any]
-    stem: str
 
 
 class ThisPython(AsyncKernelManager):

@@ -190,9 +190,9 @@ def test_logs_without_kl_lengths_and_mass_say_so(make_board):
 
 def test_the_report_has_one_page_for_the_board(make_board):
     folders = make_board({("dpo", 1e-4, 0): -2.0, ("simpo", 1e-4, 0): 0.5})
-    material = build.read(folders)
-    assert [(p.notebook, p.stem) for p in build.plan(material)] == [("objective_board", "board")]
-    assert [p.notebook for p in build.plan(build.read(folders[:1]))] == ["run_report"]
+    pages = build.pages_of(build.plan(*build.read(folders)))
+    assert [(p.notebook, p.stem) for p in pages] == [("objective_board", "board")]
+    assert [p.notebook for p in build.pages_of(build.plan(*build.read(folders[:1])))] == ["run_report"]
     index = build.build_report(folders, out=folders[0].parent / "report")
     page = text((index.parent / "board.html").read_text())
     for folder in folders:

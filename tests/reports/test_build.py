@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from analysis import questions
 from diagnostics.errors import DataError, UserError
 from diagnostics.finding import Finding
 from diagnostics.runlog import compact, read_table, write_frame
@@ -98,7 +99,7 @@ def test_summary_is_escaped_and_appended_for_ci(report):
     ],
 )
 def test_a_summary_holds_no_markup_of_others(make_run, hostile, shown):
-    entry = build.Entry(hostile, hostile, None, [Finding(hostile, 1.0, 1, None, None, None, hostile)])
+    entry = questions.Entry(hostile, hostile, None, [Finding(hostile, 1.0, 1, None, None, None, hostile)])
     said = build._summary([entry])
     assert said.count(shown) == 4
     assert "\r" not in said
@@ -134,16 +135,16 @@ def test_notebooks_follow_what_the_folders_hold(make_run, make_flags, tmp_path):
         for s in (1, 0)
     ]
     plain, flags = make_run("plain"), make_flags()
-    pages = build.plan(build.read([tmp_path]))
+    pages = build.pages_of(build.plan(*build.read([tmp_path])))
     assert [(p.notebook, p.stem) for p in pages] == [
         ("demo_report", "demo"),
-        ("run_report", "run-plain"),
         ("run_report", "run-d0dpo_all"),
         ("flag_report", "flag-flags"),
+        ("run_report", "run-plain"),
     ]
     assert sorted(pages[0].parameters["run_dirs"]) == sorted(str(r) for r in runs)
     assert pages[0].parameters["flag_dirs"] == [str(flags)]
-    assert [p.notebook for p in build.plan(build.read([plain]))] == ["run_report"]
+    assert [p.notebook for p in build.pages_of(build.plan(*build.read([plain])))] == ["run_report"]
 
 
 def test_an_ablation_has_one_page_and_its_runs_none(make_run, tmp_path):
@@ -151,9 +152,9 @@ def test_an_ablation_has_one_page_and_its_runs_none(make_run, tmp_path):
         label = dict(ablate_arm=arm, ablate_by=by, ablate_drop=drop, ablate_equal_steps=False)
         (make_run(arm, config=label) / "board.json").write_text('{"steps": 20}')
     make_run("plain")
-    material = build.read([tmp_path])
-    assert [p.notebook for p in build.plan(material)] == ["ablate_report", "run_report"]
-    entries = build._entries(material)
+    asked = build.plan(*build.read([tmp_path]))
+    assert [p.notebook for p in build.pages_of(asked)] == ["ablate_report", "run_report"]
+    entries = build.entries_of(asked)
     assert [e.name for e in entries] == ["Filtering", "Run plain"]
     assert (
         "better in 0, worse in 0, and not told apart in 1 (chosen log-prob of held-out pairs, 1 seed)"
@@ -162,7 +163,7 @@ def test_an_ablation_has_one_page_and_its_runs_none(make_run, tmp_path):
 
 
 def test_folders_of_the_same_name_get_pages_of_their_own(make_run):
-    pages = build.plan(build.read([make_run("a/run"), make_run("b/run")]))
+    pages = build.pages_of(build.plan(*build.read([make_run("a/run"), make_run("b/run")])))
     assert [p.stem for p in pages] == ["run-run", "run-run-2"]
 
 
@@ -196,3 +197,12 @@ def test_a_log_without_a_needed_column_names_it(make_run):
 def test_notebooks_that_do_not_fit_are_refused(make_run, asked, message):
     with pytest.raises(UserError, match=message):
         build.build_report([make_run()], notebooks=[asked])
+
+
+def test_a_question_is_a_folder_with_a_question():
+    orders = [question.ORDER for question in questions.every()]
+    assert orders == sorted(set(orders))
+    names = [question.__name__ for question in questions.every()]
+    assert names == [f"analysis.{name}.question" for name in ("compare", "ablate", "demo", "run", "flag")]
+    for question in questions.every():
+        assert question.take([], []) == (None, [], [])

@@ -91,6 +91,6 @@ def test_the_committed_folders_hold_no_machine_path():
 
 
 def test_a_folder_of_folders_is_searched():
-    material = build.read([DATA])
-    assert [log.name for log in material.logs] == ["tiny_run"]
-    assert [found.name for found in material.scores] == ["tiny_flags"]
+    logs, scores = build.read([DATA])
+    assert [log.name for log in logs] == ["tiny_run"]
+    assert [found.name for found in scores] == ["tiny_flags"]
