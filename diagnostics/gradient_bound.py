@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.batch import Batch
-from diagnostics.forward import logps, run
+from diagnostics.forward import run
+from diagnostics.logits import logps
 from diagnostics.stats import wide
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.engine import head_of
-from diagnostics.forward import Outputs, Sides, logps, with_kl
+from diagnostics.forward import Outputs, Sides
+from diagnostics.logits import logps, with_kl
 from diagnostics.stats import PairStats
 
 Gradient = Sequence[Tensor | None]  # one entry a parameter; None where it has no part

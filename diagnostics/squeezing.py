@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diagnostics.forward import Outputs, spread
+from diagnostics.forward import Outputs
+from diagnostics.row_stats import spread
 from diagnostics.scoring import score
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood

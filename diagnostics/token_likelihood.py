@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.batch import Batch, collate
 from diagnostics.engine import Engine, engine_of, innermost
-from diagnostics.forward import Outputs, prepare, row_stats, run
+from diagnostics.forward import Outputs, run
 from diagnostics.likelihood import GIVES
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import row_stats
 from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
 
@@ -35,7 +37,7 @@ class TokenLikelihood:
         return cls(tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
 
     def prepare(self, model: nn.Module) -> Engine:
-        """The fastest way that gives the model's plain results (see forward.prepare)."""
+        """The fastest way that gives the model's plain results (see prepare.prepare)."""
         return prepare(model)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -53,7 +55,7 @@ class TokenLikelihood:
     def stats(
         self, batch: Batch, policy: Outputs, reference: Outputs | SequenceStats | None = None, **how: bool
     ) -> tuple[dict[str, SequenceStats], dict[str, SequenceStats]]:
-        """See forward.row_stats."""
+        """See row_stats.row_stats."""
         return row_stats(batch, policy, reference, **how)
 
     def cost(self, model: nn.Module) -> Callable[[Example, int], int]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diagnostics.batch import Batch, collate
-from diagnostics.forward import Outputs, prepare, run
+from diagnostics.forward import Outputs, run
+from diagnostics.prepare import prepare
 from diagnostics.scoring import rows as table_rows
 from diagnostics.scoring import score
 from diagnostics.sequences import Example, pair_of

@@ -7,8 +7,10 @@ import torch
 
 from diagnostics.closed_forms import closed_forms, head_gradient, product_signs
 from diagnostics.engine import head_of
-from diagnostics.forward import Outputs, pair_stats, prepare, run
+from diagnostics.forward import Outputs, run
 from diagnostics.measures.ches import ches_score
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import pair_of
 
 NAMES = ("unembedding_rate", "hidden_rate", "features_rate")

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 import diagnostics.forward as forward_file
 from diagnostics.engine import engine_of
-from diagnostics.forward import pair_stats, prepare, run
+from diagnostics.forward import run
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import Example, pair_of
 
 PACKED = {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "cohere", "mistral", "mixtral", "gpt2", "gpt_neox", "opt"}

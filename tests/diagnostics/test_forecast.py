@@ -17,9 +17,10 @@ from diagnostics import flagging, forecast, rates, sampling, scoring, sums
 from diagnostics.batch import collate
 from diagnostics.errors import DataError, UserError
 from diagnostics.flagging import check_by, choose, flag
-from diagnostics.forward import row_stats, run
+from diagnostics.forward import run
 from diagnostics.parts import Parts
 from diagnostics.probe_rows import read_probe
+from diagnostics.row_stats import row_stats
 from diagnostics.sequences import Sequence
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_model, load_tokenizer

@@ -7,18 +7,10 @@ import torch
 
 from diagnostics.engine import head_of
 from diagnostics.errors import UserError
-from diagnostics.forward import (
-    _compare,
-    collisions,
-    compare,
-    divergences,
-    pair_stats,
-    prepare,
-    run,
-    sequence_stats,
-    spread,
-    with_kl,
-)
+from diagnostics.forward import run
+from diagnostics.logits import _compare, collisions, compare, divergences, with_kl
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import pair_stats, sequence_stats, spread
 from diagnostics.sequences import pair_of
 
 

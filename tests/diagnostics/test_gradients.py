@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diagnostics.batch import collate
-from diagnostics.forward import pair_stats, prepare, run, run_sides
+from diagnostics.forward import run, run_sides
 from diagnostics.gradients import Arrows, band, carry, cut, norms, pull_sides, side_gradients, slopes, trained
 from diagnostics.pair_gradients import (
     FAST,
@@ -18,6 +18,8 @@ from diagnostics.pair_gradients import (
     from_head,
     one_by_one,
 )
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import Example, pair_of
 from trainers.objectives.dpo import dpo
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from diagnostics.errors import UserError
-from diagnostics.forward import pair_stats, prepare, run
+from diagnostics.forward import run
+from diagnostics.prepare import prepare
 from diagnostics.rates import LENGTH, answers_gradient, difference, moved, norm, self_rate, slope, weights_of
+from diagnostics.row_stats import pair_stats
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import add_lora
 

@@ -9,7 +9,7 @@ import torch
 import diagnostics.token_likelihood as token_likelihood
 from diagnostics.engine import Engine
 from diagnostics.errors import DataError
-from diagnostics.forward import prepare
+from diagnostics.prepare import prepare
 from diagnostics.progress import Progress
 from diagnostics.scoring import batches, rows, score
 from diagnostics.token_likelihood import CPU_TOKENS, TokenLikelihood, cost_of

@@ -5,8 +5,10 @@ import torch
 
 from diagnostics.batch import collate
 from diagnostics.engine import engine_of
-from diagnostics.forward import by_name, prepare, row_stats, run, sequence_stats
+from diagnostics.forward import run
 from diagnostics.packing import pack
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import by_name, row_stats, sequence_stats
 from diagnostics.sequences import Example, Sequence, pair_of
 
 PROMPT, OTHER = (1, 5, 6), (1, 4)

@@ -12,7 +12,9 @@ import transformers
 
 from diagnostics.engine import engine_of
 from diagnostics.errors import DataError
-from diagnostics.forward import pair_stats, prepare, run, run_sides
+from diagnostics.forward import run, run_sides
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import pair_stats
 from diagnostics.sampling import draw
 from diagnostics.scoring import score
 from diagnostics.sequences import pair_of

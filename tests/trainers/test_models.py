@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from diagnostics.engine import engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash, weights_hash
-from diagnostics.forward import prepare
+from diagnostics.prepare import prepare
 from diagnostics.scoring import rows, score
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import (

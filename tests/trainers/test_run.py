@@ -17,7 +17,8 @@ import torch
 
 from diagnostics.batch import collate
 from diagnostics.errors import DataError, UserError
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
+from diagnostics.row_stats import pair_stats
 from diagnostics.runlog import read_run
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.config import make_config

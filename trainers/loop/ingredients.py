@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from diagnostics.batch import Batch
 from diagnostics.errors import UserError
-from diagnostics.forward import Outputs, collisions, spread
+from diagnostics.forward import Outputs
 from diagnostics.likelihood import Likelihood, pair_stats
+from diagnostics.logits import collisions
+from diagnostics.row_stats import spread
 from diagnostics.sequences import Example
 from diagnostics.stats import PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics import sequences
 from diagnostics.engine import device_of, evaluating
 from diagnostics.errors import DataError
-from diagnostics.forward import Outputs, with_top_tokens
+from diagnostics.forward import Outputs
 from diagnostics.likelihood import Likelihood
+from diagnostics.row_stats import with_top_tokens
 from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood, padded

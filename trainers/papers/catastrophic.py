@@ -20,9 +20,10 @@ from diagnostics.batch import collate
 from diagnostics.closed_forms import closed_forms
 from diagnostics.engine import device_of
 from diagnostics.errors import DataError, UserError
-from diagnostics.forward import prepare, run
+from diagnostics.forward import run
 from diagnostics.manifest import file_hash
 from diagnostics.pairs import read_pairs
+from diagnostics.prepare import prepare
 from diagnostics.sequences import Example
 from diagnostics.tokenized import tokenize_pairs
 from trainers.loop.probe import TOP, token_text

@@ -20,9 +20,9 @@ import torch
 from diagnostics.closed_forms import product_signs
 from diagnostics.errors import DataError
 from diagnostics.flagging import CHOICES, flag, prone
-from diagnostics.forward import prepare
 from diagnostics.outcomes import noise
 from diagnostics.pairs import PreferencePair, read_pairs
+from diagnostics.prepare import prepare
 from diagnostics.runlog import read_frame, read_json, read_table
 from diagnostics.scoring import score
 from diagnostics.sequences import Example

@@ -17,9 +17,10 @@ import torch
 
 from diagnostics import gradient_bound
 from diagnostics.errors import DataError
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
 from diagnostics.pairs import read_pairs
 from diagnostics.rates import weights_of
+from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs

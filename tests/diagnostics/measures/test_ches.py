@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
 from diagnostics.measures.ches import ches_score
+from diagnostics.row_stats import pair_stats
 from diagnostics.stats import PairStats
 
 Rows = list[list[float]]

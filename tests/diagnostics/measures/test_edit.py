@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
 from diagnostics.measures.edit import edit_similarity
+from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import pair_of
 from diagnostics.stats import PairStats, SequenceStats
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diagnostics import measures
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
+from diagnostics.row_stats import pair_stats
 from diagnostics.stats import PairStats
 
 COLUMNS = ["chosen_kl", "rejected_kl", "chosen_kl_reverse", "rejected_kl_reverse"]

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
 from diagnostics.measures.last_hidden import last_hidden_similarity
+from diagnostics.row_stats import pair_stats
 from diagnostics.stats import PairStats
 
 

@@ -7,8 +7,9 @@ from itertools import takewhile
 import pytest
 import torch
 
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
 from diagnostics.measures.shared_prefix import shared_prefix
+from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import pair_of
 from diagnostics.stats import PairStats, SequenceStats
 from trainers.loop.probe import first_difference

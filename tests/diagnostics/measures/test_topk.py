@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from diagnostics import forward, measures
-from diagnostics.forward import pair_stats, prepare, run, top_tokens, with_top_tokens
+from diagnostics.forward import run
+from diagnostics.logits import top_tokens
+from diagnostics.prepare import prepare
+from diagnostics.row_stats import pair_stats, with_top_tokens
 from diagnostics.stats import PairStats
 
 COLUMNS = ["chosen_topk_entropy", "chosen_topk_mass", "rejected_topk_entropy", "rejected_topk_mass"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.forward import pair_stats, run
+from diagnostics.forward import run
 from diagnostics.pairs import read_pairs
+from diagnostics.row_stats import pair_stats
 from diagnostics.runlog import read_run
 from diagnostics.sequences import Sequence, pair_of
 from diagnostics.token_likelihood import TokenLikelihood

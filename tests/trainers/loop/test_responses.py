@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diagnostics.forward import prepare
+from diagnostics.prepare import prepare
 from diagnostics.runlog import read_run
 from diagnostics.sampling import OWN_TOKENS
 from diagnostics.sequences import Sequence

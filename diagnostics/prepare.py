@@ -1,0 +1,119 @@
+"""How a model is run: the fastest way that gives its plain results, found by trying each on a small random batch."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from diagnostics.batch import Batch, collate
+from diagnostics.engine import (
+    Engine,
+    close,
+    device_of,
+    engine_of,
+    evaluating,
+    head_of,
+    innermost,
+    packable,
+    remember,
+    rotary_switch,
+)
+from diagnostics.errors import DataError
+from diagnostics.forward import Outputs, read_at, run_apart, run_as
+from diagnostics.logits import logps
+from diagnostics.packing import windows_seen
+from diagnostics.sequences import pair_of
+from diagnostics.token_ids import TokenIds
+
+
+def prepare(model: nn.Module) -> Engine:
+    """Choose the fastest way that gives this model's plain results, by trying each on a small random batch.
+
+    Nothing in the model is changed by it. Raises DataError for a model that is not causal.
+    """
+    inner = innermost(model)
+    switch, growing = rotary_switch(inner)
+    remember(model, Engine(switch=switch, growing=growing))
+    if type(model).__name__ == "FullyShardedDataParallel":
+        return engine_of(model)  # its weights are whole only inside its own forward
+    batch = trial(inner)
+    with torch.no_grad(), evaluating(model):
+        check_causal(model)
+        plain = remember(model, replace(engine_of(model), positions=_keeps_positions(model)))
+        wanted = run_as(model, batch, head=True, packed=False, tiled=False)
+        # an adapter on the head must be on or off as it was when the model ran, so such a head is applied at once
+        tiled = not hasattr(head_of(model), "lora_A") and _tries(model, batch, wanted, packed=False, tiled=True)
+        configs = packable(inner) if plain.positions else ()
+        remember(model, replace(plain, configs=configs))
+        windows_seen.clear()
+        packed = bool(configs) and _tries(model, batch, wanted, packed=True, tiled=tiled)
+        apart = packed and _tries_apart(model, batch, wanted)
+    found = replace(plain, packed=packed, tiled=tiled, longest=_longest(inner), apart=apart, configs=configs)
+    return remember(model, found)
+
+
+def check_causal(model: nn.Module) -> None:
+    """DataError where a later token changes an earlier logit: then no answer has a log-prob. Likewise where one is NaN
+    or inf."""
+    rows = innermost(model).get_input_embeddings().weight.shape[0]
+    ids = torch.arange(2 * 12, device=device_of(model)).view(2, 12) % rows
+    ids[1, :6] = ids[0, :6]
+    seen, _ = read_at(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(24))
+    one, other = seen[:6], seen[12:18]
+    if not torch.isfinite(seen).all():
+        raise DataError(
+            f"{type(innermost(model)).__name__} gives logits that are not finite. Look for NaN or inf in its weights, "
+            "or load it as float32."
+        )
+    if not close(one, other, one.dtype):
+        raise DataError(
+            f"{type(innermost(model)).__name__} is no causal language model: what it says of a token changes with the "
+            "tokens behind it, so no answer has a log-prob. Choose a model that reads from left to right."
+        )
+
+
+def _keeps_positions(model: nn.Module) -> bool:
+    """Whether positions that count from 0 are what the model counts itself."""
+    ids = torch.arange(2, 11, device=device_of(model))[None] % innermost(model).get_input_embeddings().weight.shape[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    counted = {"position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
+    try:
+        own, given = (read_at(model, i, torch.arange(ids.shape[1]))[0] for i in (inputs, inputs | counted))
+    except Exception:  # positions of another form
+        return False
+    return bool((own - given).float().norm() <= torch.finfo(own.dtype).eps ** 0.75 * own.float().norm())
+
+
+def _tries_apart(model: nn.Module, batch: Batch, wanted: Outputs) -> bool:
+    """Whether prompts may be run before their completions: the same hidden states."""
+    try:
+        return close(run_apart(model, batch).out.hidden, wanted.hidden, wanted.hidden.dtype)
+    except Exception:  # as in _tries
+        return False
+
+
+def _tries(model: nn.Module, batch: Batch, wanted: Outputs, *, packed: bool, tiled: bool) -> bool:
+    """Whether this way runs at all and agrees with the plain way in hidden states and log-probs."""
+    try:
+        got = run_as(model, batch, head=True, packed=packed, tiled=tiled)
+        dtype = wanted.hidden.dtype
+        return close(got.hidden, wanted.hidden, dtype) and close(logps(got), logps(wanted), dtype)
+    except Exception:  # whatever a model does not support, the plain way does
+        return False
+
+
+def _longest(inner: Any) -> int | None:
+    """A window or chunk in the config that no attention layer passed on in the trial."""
+    config = inner.config.get_text_config()
+    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((x for x in found if x and x not in windows_seen), default=None)
+
+
+def trial(inner: Any) -> Batch:
+    """A small random batch with ragged lengths."""
+    vocabulary = inner.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids = [TokenIds(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
+    pairs = [pair_of("a", 0, ids[0], ids[1], ids[2]), pair_of("b", 1, ids[3], ids[4], ids[5])]
+    return collate(pairs, pad_token_id=0).to(device_of(inner))
