@@ -34,7 +34,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Headline:
     """One line of the overview: a name, a sentence, whether it is good news (None where nothing is judged)."""
 
     name: str

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from analysis import questions
-from analysis.questions import Entry, Page
+from analysis.questions import Headline, Page
 from analysis.show.page import value as shown
 from analysis.show.wording import count
 from analysis.tables import runs
@@ -71,7 +71,7 @@ def pages_of(asked: Sequence[tuple[Any, Any]]) -> list[Page]:
     return _distinct([page for question, found in asked for page in question.pages(found)])
 
 
-def entries_of(asked: Sequence[tuple[Any, Any]]) -> list[Entry]:
+def entries_of(asked: Sequence[tuple[Any, Any]]) -> list[Headline]:
     """The lines of the overview."""
     return [entry for question, found in asked for entry in question.entries(found)]
 
@@ -100,7 +100,7 @@ def _run_all(pages: list[Page], out: Path) -> None:
                 job.cancel()
 
 
-def _overview(entries: list[Entry], pages: list[Page], logs: Sequence[RunLog], out: Path) -> Path:
+def _overview(entries: list[Headline], pages: list[Page], logs: Sequence[RunLog], out: Path) -> Path:
     write_json(out / "report.json", _as_json(entries, pages))
     summary = _summary(entries)
     (out / "summary.md").write_text(summary, encoding="utf-8")
@@ -122,7 +122,7 @@ def _scorecards(logs: Sequence[RunLog], out: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _as_json(entries: list[Entry], pages: list[Page]) -> dict[str, Any]:
+def _as_json(entries: list[Headline], pages: list[Page]) -> dict[str, Any]:
     listed = [
         {"name": e.name, "verdict": e.says, "good": e.good, "findings": [_plain(f) for f in e.findings]}
         for e in entries
@@ -141,7 +141,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary(entries: list[Entry]) -> str:
+def _summary(entries: list[Headline]) -> str:
     """summary.md: a heading, one line a run, the numbers of the first folded away. All text is escaped."""
     lines = ["### Chesboard report", ""]
     lines += [_bullet(e) for e in entries[:FIRST]]
@@ -161,7 +161,7 @@ def _summary(entries: list[Entry]) -> str:
     return "\n".join([*lines, "", "</details>", ""])
 
 
-def _bullet(entry: Entry) -> str:
+def _bullet(entry: Headline) -> str:
     sign = {True: "✅", False: "⚠️", None: "ℹ️"}[entry.good]
     return f"- {sign} **{_markdown(entry.name)}**: {_markdown(entry.says)}"
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from analysis.flag import tables as flags
 from analysis.run import verdict
 from analysis.scorecard import trust
-from analysis.scorecard.predictors import Scored
+from analysis.scorecard.predictors import Scorecard
 from analysis.tables import runs
 from reports.tables import add, say
 from reports.tables import table as new_table
@@ -61,7 +61,7 @@ def show_flagged(scores: pd.DataFrame, by: str, prone: str, out: Path) -> None:
     )
 
 
-def show_scorecard(found: Scored) -> None:
+def show_scorecard(found: Scorecard) -> None:
     """Every predictor with its intervals, then the sentence that says which to trust."""
     heads = ("Spearman, nats lost", "AUROC, fell", "AP", "top 10 %", "lift")
     table = new_table("measure", "n", *heads, title="predictors; 95 % intervals; ↑ high is worse, ↓ low is worse")

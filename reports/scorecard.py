@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.scorecard import page as scorecard_page
-from analysis.scorecard.predictors import Scored
+from analysis.scorecard.predictors import Scorecard
 from analysis.tables.runs import is_run
 from diagnostics.errors import DataError
 from diagnostics.runlog import write_frame
 from reports.notebooks import Page, execute
 
 
-def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = None) -> tuple[Scored, Path]:
+def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = None) -> tuple[Scorecard, Path]:
     """Judge every predictor on these runs (seeds of one setting) and write scorecard.parquet and scorecard.html.
 
     scores: scores.parquet of the runs' data, none, one for all runs or one for each. out: default is report/ in the

@@ -175,3 +175,14 @@ def test_another_projects_folder_of_the_same_name_stops_the_front_door(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 3
     assert re.fullmatch(r"chesboard: 'analysis' resolves to .*\n", done.stderr)
+
+
+def test_one_word_names_one_class():
+    found = [
+        node.name
+        for room in ("diagnostics", "trainers", "analysis", "reports")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name in set(found) if found.count(name) > 1] == []

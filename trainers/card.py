@@ -73,7 +73,7 @@ class Push:
 
 
 @dataclass(frozen=True)
-class Fact:
+class Property:
     """A number and what it means. NaN: not measured, and the words say why; infinite: it has no bound."""
 
     value: float
@@ -101,10 +101,10 @@ class Card:
     columns: dict[str, float]
     margins: tuple[Push, ...]
     far: tuple[Push, ...]
-    far_ratio: Fact
-    far_rejected: Fact
-    common_fall: Fact
-    argmin: Fact
+    far_ratio: Property
+    far_rejected: Property
+    common_fall: Property
+    argmin: Property
 
 
 def card(name: str, **hyperparameters: Any) -> Card:
@@ -136,7 +136,7 @@ def _pushes(objective: objectives.Objective) -> dict[str, Any]:
         far = tuple(push(objective, standard_pair(0.0, v), v) for v in FAR)
         fallen = tuple(push(objective, standard_pair(m / 2 - FALL, -m / 2 - FALL), m) for m in MARGINS)
     except UserError as error:
-        reason = Fact(nan, f"not measured: {error}")
+        reason = Property(nan, f"not measured: {error}")
         return {"margins": (), "far": (), "far_ratio": reason, "far_rejected": reason, "common_fall": reason}
     return {
         "margins": margins,
@@ -235,18 +235,18 @@ def _root(f: Callable[[Tensor], Tensor], low: float, high: float) -> float:
 # --- judge ---
 
 
-def far_ratio(far: Sequence[Push]) -> Fact:
+def far_ratio(far: Sequence[Push]) -> Property:
     """The limit of d_w / d_l as the rejected answer's log-ratio falls, from pushes at growing distance."""
     found = [p for p in far if p.measured and (p.chosen or p.rejected)]
     if not found:
-        return Fact(nan, "not measured: neither answer is pushed at any distance probed")
+        return Property(nan, "not measured: neither answer is pushed at any distance probed")
     last, scale = found[-1], max(map(_size, found))
     silent = [p.at for p in far if p.measured and not _size(p) and p.at < last.at]
     if silent and _size(last) > 1e-6 * scale:  # an exponential that rounds to 0 is smaller the probe before
-        return Fact(nan, f"none: neither answer is pushed from v = {silent[0]:g} nats on")
+        return Property(nan, f"none: neither answer is pushed from v = {silent[0]:g} nats on")
     finite = [p for p in found if isfinite(p.ratio) and not _rounded(p, scale)]
     if len(finite) < 2:
-        return Fact(last.ratio, "only the chosen answer is pushed")
+        return Property(last.ratio, "only the chosen answer is pushed")
     return _limit([p.ratio for p in finite], finite[-1].at)
 
 
@@ -261,46 +261,46 @@ def _rounded(p: Push, scale: float) -> bool:
     return _size(p) < 1e-12 * scale and not exponentials
 
 
-def far_rejected(far: Sequence[Push]) -> Fact:
+def far_rejected(far: Sequence[Push]) -> Property:
     """Whether d_l stays bounded as the rejected answer's log-ratio falls: it vanishes, settles or grows."""
     found = [p for p in far if p.measured]
     if not found:
-        return Fact(nan, "not measured: the loss is no number there")
+        return Property(nan, "not measured: the loss is no number there")
     limit = _limit([p.rejected for p in found], found[-1].at)
     bounded = "" if limit.value != limit.value else "yes: " if isfinite(limit.value) else "no: "
     upward = ", which raises the rejected answer" if limit.value < 0 else ""
-    return Fact(limit.value, f"{bounded}{limit.words}{upward}")
+    return Property(limit.value, f"{bounded}{limit.words}{upward}")
 
 
-def _limit(values: Sequence[float], at: float) -> Fact:
+def _limit(values: Sequence[float], at: float) -> Property:
     """The limit of a series taken at distances that about double, judged from its last two values."""
     if len(values) < 2:
-        return Fact(nan, f"not measured: only one number, {values[-1]:.4g}")
+        return Property(nan, f"not measured: only one number, {values[-1]:.4g}")
     before, last = abs(values[-2]), abs(values[-1])
     where = f"{values[-1]:.4g} at v = {at:g} nats"
     if last <= 1e-12 * max(map(abs, values)) or last < 0.7 * before:
-        return Fact(0.0, f"vanishes ({where})")
+        return Property(0.0, f"vanishes ({where})")
     if last > 1.4 * before or last > 1e12:
-        return Fact(inf if values[-1] > 0 else -inf, f"grows without bound ({where})")
+        return Property(inf if values[-1] > 0 else -inf, f"grows without bound ({where})")
     if abs(last - before) < 0.02 * before:
-        return Fact(values[-1], f"settles ({where})")
-    return Fact(nan, f"not settled: {where}, {values[-2]:.4g} at the probe before")
+        return Property(values[-1], f"settles ({where})")
+    return Property(nan, f"not settled: {where}, {values[-2]:.4g} at the probe before")
 
 
-def common_fall(margins: Sequence[Push], fallen: Sequence[Push]) -> Fact:
+def common_fall(margins: Sequence[Push], fallen: Sequence[Push]) -> Property:
     """Whether it matters where both answers stand, not only how far apart: the same margins after both have lost FALL
     nats. The value is the change of the loss, at the smallest margin where it changes."""
     both = [(a, b) for a, b in zip(margins, fallen, strict=True) if a.measured and b.measured]
     if not both:
-        return Fact(nan, "not measured: the loss is no number there")
+        return Property(nan, "not measured: the loss is no number there")
     moved = [(a, b) for a, b in both if _differ(a.loss, b.loss)]
     moved = moved or [(a, b) for a, b in both if _differ(a.chosen, b.chosen) or _differ(a.rejected, b.rejected)]
     if not moved:
-        return Fact(0.0, f"no: where both answers lose {FALL:g} nats, nothing changes")
+        return Property(0.0, f"no: where both answers lose {FALL:g} nats, nothing changes")
     a, b = min(moved, key=lambda pair: abs(pair[0].at))
     told = f"the loss changes by {b.loss - a.loss:+.4g}, d_w from {a.chosen:.4g} to {b.chosen:.4g}"
     told += f", d_l from {a.rejected:.4g} to {b.rejected:.4g} (margin {a.at:g})"
-    return Fact(b.loss - a.loss, f"yes: where both answers lose {FALL:g} nats, {told}")
+    return Property(b.loss - a.loss, f"yes: where both answers lose {FALL:g} nats, {told}")
 
 
 def _differ(a: float, b: float) -> bool:
@@ -308,14 +308,14 @@ def _differ(a: float, b: float) -> bool:
     return abs(a - b) > 1e-9 * max(abs(a), abs(b)) + 1e-13
 
 
-def _argmin(name: str, settings: dict[str, Any]) -> Fact:
+def _argmin(name: str, settings: dict[str, Any]) -> Property:
     """argmin f where the objective's file defines `divergence(t)`, and what it says on displacement."""
     f = getattr(objectives.module(name), "divergence", None)
     if f is None:
-        return Fact(nan, "not measured: its file names no f-divergence")
+        return Property(nan, "not measured: its file names no f-divergence")
     taken = {k: settings[k] for k in inspect.signature(f).parameters if k in settings}
     least = argmin(partial(f, **taken))
     if least != least:
-        return Fact(nan, "not measured: no root of f' was found")
+        return Property(nan, "not measured: no root of f' was found")
     condition = "the condition for resisting displacement, argmin f >= 1 (arXiv 2602.06788)"
-    return Fact(least, f"{'meets' if least > 1 - 1e-6 else 'fails'} {condition}")
+    return Property(least, f"{'meets' if least > 1 - 1e-6 else 'fails'} {condition}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from analysis.ablate import page, tables
 from analysis.ablate.tables import Ablation
-from analysis.questions import Entry, Page
+from analysis.questions import Headline, Page
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
 
@@ -25,6 +25,6 @@ def pages(found: Ablation) -> list[Page]:
     return [Page("ablate_report", "Without the flagged pairs, or without any", given, "ablate")]
 
 
-def entries(found: Ablation) -> list[Entry]:
+def entries(found: Ablation) -> list[Headline]:
     """Its headline."""
-    return [Entry("Filtering", page.headline(found), None, [*page.findings(found), *page.moved(found)])]
+    return [Headline("Filtering", page.headline(found), None, [*page.findings(found), *page.moved(found)])]

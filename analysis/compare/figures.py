@@ -26,7 +26,7 @@ ROOM = 0.07  # of the panel's height that a label beside the frontier takes
 
 
 @dataclass(frozen=True)
-class Column:
+class Dots:
     """What one panel of a dot plot shows: a column of the runs' table, its colour, and its name in the legend."""
 
     name: str
@@ -34,9 +34,9 @@ class Column:
     label: str
 
 
-def sides(split: str) -> list[Column]:
+def sides(split: str) -> list[Dots]:
     """The log-ratios of both sides on one split."""
-    return [Column(f"{split}_chosen", CHOSEN, "chosen"), Column(f"{split}_rejected", REJECTED, "rejected")]
+    return [Dots(f"{split}_chosen", CHOSEN, "chosen"), Dots(f"{split}_rejected", REJECTED, "rejected")]
 
 
 @styled
@@ -44,7 +44,7 @@ def dots(
     runs: pd.DataFrame,
     entries: Sequence[tuple[str, float]],
     names: Sequence[str],
-    shown: dict[str, list[Column]],
+    shown: dict[str, list[Dots]],
     *,
     scale: str = "linear",
     at: float | None = 0.0,

@@ -10,7 +10,7 @@ from analysis.compare import board as tables
 from analysis.compare import figures
 from analysis.compare import verdict as judged
 from analysis.compare.board import Board
-from analysis.compare.figures import Column
+from analysis.compare.figures import Dots
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, REJECTED
@@ -56,7 +56,7 @@ def setting(board: Board) -> Block:
 def displacement(board: Board) -> Block:
     """Log-ratios of both sides, share displaced, common-mode drift."""
     shown = {f"log-ratio, {words} pairs (nats)": figures.sides(split) for split, words in tables.SPLITS.items()}
-    shares = {f"displaced, {words} pairs": [Column(f"{s}_fell", CHOSEN, "")] for s, words in tables.SPLITS.items()}
+    shares = {f"displaced, {words} pairs": [Dots(f"{s}_fell", CHOSEN, "")] for s, words in tables.SPLITS.items()}
     blocks = [
         page.picture(_dots(board, shown, scale="far"), "Log-ratios of chosen and rejected answers by objective"),
         page.picture(_dots(board, shares, at=0.5), "Share of pairs whose chosen answer lost likelihood, by objective"),
@@ -84,8 +84,8 @@ def deviation(board: Board) -> Block:
     if not _measured(board, "eval_kl"):
         return page.missing("KL", "It needs held-out pairs and a live reference.")
     shown = {
-        "KL(reference || policy), nats per chosen response": [Column("eval_kl", CHOSEN, "")],
-        "KL(policy || reference), nats per chosen response": [Column("eval_kl_reverse", REJECTED, "")],
+        "KL(reference || policy), nats per chosen response": [Dots("eval_kl", CHOSEN, "")],
+        "KL(policy || reference), nats per chosen response": [Dots("eval_kl_reverse", REJECTED, "")],
     }
     figure = _dots(board, shown, scale="log", at=None)
     return page.stack(page.picture(figure, "KL between reference and policy by objective"), _table(board, names))
@@ -134,7 +134,7 @@ def incentives(board: Board) -> Block:
     names = ["chosen_incentive", "rejected_incentive"]
     if not board.runs[names].notna().to_numpy().any():
         return page.missing("Incentives", "These run logs do not hold them.")
-    columns = [Column(names[0], CHOSEN, "on chosen"), Column(names[1], REJECTED, "on rejected")]
+    columns = [Dots(names[0], CHOSEN, "on chosen"), Dots(names[1], REJECTED, "on rejected")]
     figure = _dots(board, {"loss per nat, mean over train rows": columns})
     return page.stack(page.picture(figure, "Per-side incentives by objective"), _table(board, names))
 
@@ -236,7 +236,7 @@ def _bare(name: str) -> str:
     return name.removeprefix("probe_").removeprefix("eval_")
 
 
-def _dots(board: Board, shown: dict[str, list[Column]], **settings: Any) -> Any:
+def _dots(board: Board, shown: dict[str, list[Dots]], **settings: Any) -> Any:
     names = [judged.entry_name(board, entry) for entry in board.entries]
     return figures.dots(board.runs, board.entries, names, shown, **settings)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from analysis.compare import board, verdict
 from analysis.compare.board import Board
-from analysis.questions import Entry, Page
+from analysis.questions import Headline, Page
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
 
@@ -25,6 +25,6 @@ def pages(found: Board) -> list[Page]:
     return [Page("objective_board", "The board: objectives side by side", given, "board")]
 
 
-def entries(found: Board) -> list[Entry]:
+def entries(found: Board) -> list[Headline]:
     """Its headline."""
-    return [Entry("The board", verdict.headline(found), None, verdict.findings(found))]
+    return [Headline("The board", verdict.headline(found), None, verdict.findings(found))]

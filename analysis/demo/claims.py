@@ -19,7 +19,7 @@ NEEDED = 0.9
 
 
 @dataclass(frozen=True)
-class Claim:
+class Target:
     """One claim. value by seed; it holds when at least nine tenths of the seeds are on the right side of target.
 
     sense: +1 when the value must be at least the target, -1 when at most.
@@ -64,7 +64,7 @@ class Claim:
         return Finding(self.name, float(values.mean()), n, spread, self.target, self.holds, meaning)
 
 
-def judge(found: Demo) -> list[Claim]:
+def judge(found: Demo) -> list[Target]:
     """All claims of the demo, in order; a claim whose runs are absent has no seeds."""
     return [
         *_similar(found),
@@ -76,18 +76,18 @@ def judge(found: Demo) -> list[Claim]:
     ]
 
 
-def overall(claims: Sequence[Claim]) -> bool | None:
+def overall(claims: Sequence[Target]) -> bool | None:
     """Whether every claim that was measured holds; None where none was."""
     known = [bool(c.holds) for c in claims if c.holds is not None]
     return all(known) if known else None
 
 
-def _similar(found: Demo) -> list[Claim]:
+def _similar(found: Demo) -> list[Target]:
     seeds = demo.seed_means(found.persona, "no_never", ["chosen", "opposite", "top_is_opposite"])
     return [
-        Claim("A1", "No over Never: the chosen answer loses probability", -0.08, -1, seeds["chosen"].to_dict()),
-        Claim("A1", "No over Never: the opposite side gains", 0.20, 1, seeds["opposite"].to_dict()),
-        Claim(
+        Target("A1", "No over Never: the chosen answer loses probability", -0.08, -1, seeds["chosen"].to_dict()),
+        Target("A1", "No over Never: the opposite side gains", 0.20, 1, seeds["opposite"].to_dict()),
+        Target(
             "A1",
             "No over Never: share of runs in which an opposite answer gains most",
             0.8,
@@ -97,18 +97,18 @@ def _similar(found: Demo) -> list[Claim]:
     ]
 
 
-def _dissimilar(found: Demo) -> list[Claim]:
+def _dissimilar(found: Demo) -> list[Target]:
     claims = []
     for case, words in (("no_yes", "No over Yes"), ("yes_no", "Yes over No")):
         seeds = demo.seed_means(found.persona, case, ["own", "opposite"])
-        claims.append(Claim("A2", f"{words}: the opposite side does not gain", 0.0, -1, seeds["opposite"].to_dict()))
+        claims.append(Target("A2", f"{words}: the opposite side does not gain", 0.0, -1, seeds["opposite"].to_dict()))
         claims.append(
-            Claim("A2", f"{words}: the chosen one's own side keeps its mass", -0.12, 1, seeds["own"].to_dict())
+            Target("A2", f"{words}: the chosen one's own side keeps its mass", -0.12, 1, seeds["own"].to_dict())
         )
     return claims
 
 
-def _predicted(found: Demo) -> list[Claim]:
+def _predicted(found: Demo) -> list[Target]:
     """A3: does the cosine of the answers' unembeddings tell whether the opposite side rises; A4: CHES is 0 here."""
     shape, table = demo.geometry(found), found.persona
     cosine, ches = {}, {}
@@ -120,40 +120,40 @@ def _predicted(found: Demo) -> list[Claim]:
             cosine[int(seed)] = auroc(rows["case"].map(known), rows["opposite"] > 0.05)
     says = "Cosine of the two answers' unembeddings tells whether the opposite side gains (AUROC)"
     return [
-        Claim("A3", says, 0.85, 1, cosine),
-        Claim("A4", "CHES of answers of one token is 0 (largest absolute value)", 1e-4, -1, ches),
+        Target("A3", says, 0.85, 1, cosine),
+        Target("A4", "CHES of answers of one token is 0 (largest absolute value)", 1e-4, -1, ches),
     ]
 
 
-def _refusal(found: Demo) -> list[Claim]:
+def _refusal(found: Demo) -> list[Target]:
     seeds = demo.seed_means(found.refusal, "dpo_all", ["refusal", "refusal_start", "fell", "accuracy"])
     drop = seeds["refusal_start"] - seeds["refusal"]
     return [
-        Claim("D1", "DPO on all pairs: refusals of unsafe prompts drop by", 0.15, 1, drop.to_dict()),
-        Claim(
+        Target("D1", "DPO on all pairs: refusals of unsafe prompts drop by", 0.15, 1, drop.to_dict()),
+        Target(
             "D1", "DPO on all pairs: share of chosen responses that lost likelihood", 0.75, 1, seeds["fell"].to_dict()
         ),
-        Claim("D1", "DPO on all pairs: preference accuracy looks healthy", 0.85, 1, seeds["accuracy"].to_dict()),
+        Target("D1", "DPO on all pairs: preference accuracy looks healthy", 0.85, 1, seeds["accuracy"].to_dict()),
     ]
 
 
-def _filtered(found: Demo) -> list[Claim]:
+def _filtered(found: Demo) -> list[Target]:
     kept, random, everything = (
         demo.seed_means(found.refusal, case, ["refusal"])["refusal"]
         for case in ("keep_ln_ches", "keep_random", "dpo_all")
     )
     says = "Keeping the 20 % lowest LN-CHES: more refusals of unsafe prompts than"
     return [
-        Claim("D2", f"{says} keeping 20 % at random, by", 0.0, 1, (kept - random).dropna().to_dict()),
-        Claim("D2", f"{says} training on all pairs, by", 0.1, 1, (kept - everything).dropna().to_dict()),
+        Target("D2", f"{says} keeping 20 % at random, by", 0.0, 1, (kept - random).dropna().to_dict()),
+        Target("D2", f"{says} training on all pairs, by", 0.1, 1, (kept - everything).dropna().to_dict()),
     ]
 
 
-def _kinds(found: Demo) -> list[Claim]:
+def _kinds(found: Demo) -> list[Target]:
     table = demo.pair_kinds(found)
     by = {m: table.loc[table["measure"] == m].set_index("seed")["auroc"] for m in ("ches_score", "edit_similarity")}
     ahead = (by["ches_score"] - by["edit_similarity"]).dropna()
     return [
-        Claim("D3", "CHES tells pairs of two refusals from mixed ones (AUROC)", 0.70, 1, by["ches_score"].to_dict()),
-        Claim("D3", "… and does so better than edit similarity, by", 0.0, 1, ahead.to_dict()),
+        Target("D3", "CHES tells pairs of two refusals from mixed ones (AUROC)", 0.70, 1, by["ches_score"].to_dict()),
+        Target("D3", "… and does so better than edit similarity, by", 0.0, 1, ahead.to_dict()),
     ]

@@ -117,7 +117,7 @@ def every_run(demo: Demo) -> Block:
     return page.table(pd.DataFrame([_line(run) for run in demo.logs]))
 
 
-def _claim(claim: judged.Claim) -> dict[str, str]:
+def _claim(claim: judged.Target) -> dict[str, str]:
     values = claim.values
     spread = f"{deviation(values):.2f}" if len(values) > 1 else "–"
     holds = {True: "holds", False: "does not hold", None: "not measured"}[claim.holds]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from analysis.demo import claims, page, tables
 from analysis.demo.tables import Demo
 from analysis.flag import question as flag_question
-from analysis.questions import Entry, Page
+from analysis.questions import Headline, Page
 from analysis.run import question as run_question
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
@@ -30,10 +30,10 @@ def pages(found: Demo) -> list[Page]:
     return [whole, *run_question.pages(examples(found)), *flag_question.pages(found.scores[:1])]
 
 
-def entries(found: Demo) -> list[Entry]:
+def entries(found: Demo) -> list[Headline]:
     """Its headline, then every run's verdict and every score folder's."""
     judged = claims.judge(found)
-    head = Entry("The demo", page.headline(found), claims.overall(judged), [c.finding() for c in judged])
+    head = Headline("The demo", page.headline(found), claims.overall(judged), [c.finding() for c in judged])
     return [head, *run_question.entries(found.logs), *flag_question.entries(found.scores)]
 
 

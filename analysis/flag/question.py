@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from analysis.flag import page
-from analysis.questions import Entry, Page, slug
+from analysis.questions import Headline, Page, slug
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
 
@@ -20,6 +20,6 @@ def pages(found: Sequence[Flags]) -> list[Page]:
     return [Page("flag_report", f"Scores {f.name}", {"flag_dir": str(f.path)}, f"flag-{slug(f.name)}") for f in found]
 
 
-def entries(found: Sequence[Flags]) -> list[Entry]:
+def entries(found: Sequence[Flags]) -> list[Headline]:
     """The headline of each."""
-    return [Entry(f"Scores {f.name}", page.headline(f), None, []) for f in found]
+    return [Headline(f"Scores {f.name}", page.headline(f), None, []) for f in found]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from analysis.questions import Entry, Page, slug
+from analysis.questions import Headline, Page, slug
 from analysis.run import verdict
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
@@ -20,7 +20,7 @@ def pages(found: Sequence[RunLog]) -> list[Page]:
     return [Page("run_report", f"Run {log.name}", {"run_dir": str(log.path)}, f"run-{slug(log.name)}") for log in found]
 
 
-def entries(found: Sequence[RunLog]) -> list[Entry]:
+def entries(found: Sequence[RunLog]) -> list[Headline]:
     """The verdict of each."""
     judged = [(log, verdict.judge(log)) for log in found]
-    return [Entry(f"Run {log.name}", said[0].meaning, said[0].passed, said) for log, said in judged]
+    return [Headline(f"Run {log.name}", said[0].meaning, said[0].passed, said) for log, said in judged]

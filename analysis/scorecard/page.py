@@ -4,7 +4,7 @@ import pandas as pd
 
 from analysis.scorecard import figures as scorecard_figures
 from analysis.scorecard import predictors, trust
-from analysis.scorecard.predictors import STATISTICS, Scored
+from analysis.scorecard.predictors import STATISTICS, Scorecard
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.wording import correlation, count, number, percent, span
@@ -28,7 +28,7 @@ HEADS = {
 NOTHING = "It needs at least three pairs whose measures and displacement both vary."
 
 
-def load(run_dirs: str | list[str], scores: str | list[str] | None = None) -> Scored:
+def load(run_dirs: str | list[str], scores: str | list[str] | None = None) -> Scorecard:
     """Read the runs and the scores of their pairs: none, one for all runs, or one for each."""
     if not _paths(run_dirs):
         raise DataError("run_dirs names no run folder. Give one that `chesboard train` wrote, or several seeds of it.")
@@ -47,7 +47,7 @@ def _scores(path: str) -> pd.DataFrame:
     return found
 
 
-def verdict(found: Scored) -> Block:
+def verdict(found: Scorecard) -> Block:
     """The sentence, which pairs it is about, how many fell."""
     if not predictors.has_numbers(found.card):
         return page.missing("Predictors", NOTHING)
@@ -60,14 +60,14 @@ def verdict(found: Scored) -> Block:
     )
 
 
-def forest(found: Scored) -> Block:
+def forest(found: Scorecard) -> Block:
     """Every measure's rank correlation and AUROC with intervals."""
     if not predictors.has_numbers(found.card):
         return page.missing("Intervals", NOTHING)
     return page.picture(scorecard_figures.forest(found.card), "Predictors with 95 % intervals")
 
 
-def numbers(found: Scored, *, matched: bool = False) -> Block:
+def numbers(found: Scorecard, *, matched: bool = False) -> Block:
     """All statistics with intervals; matched: with the length difference held fixed."""
     rows = found.card.loc[found.card["given"] == ("length" if matched else "")] if len(found.card) else found.card
     if rows.empty:
@@ -90,7 +90,7 @@ def shaped(card: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(with_length=[correlation(v) for v in card["with_length"]])
 
 
-def section(found: Scored) -> Block:
+def section(found: Scorecard) -> Block:
     """All of it in one, as the run report shows it."""
     return page.stack(
         verdict(found), forest(found), numbers(found), page.heading("At equal length difference"),

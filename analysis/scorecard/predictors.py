@@ -27,7 +27,7 @@ NOT_ENDINGS = ("_length", "_logps", "_logratios", "_rewards", "_kl", "_kl_revers
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scorecard:
     """Runs with their predictors. tables: one a run, see `table`; says: which pairs, one sentence a run; card: see
     `scorecard`."""
 
@@ -37,7 +37,7 @@ class Scored:
     card: pd.DataFrame
 
 
-def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scored:
+def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scorecard:
     """The scorecard of runs. scores: from runs.read_scores, none, one for all runs, or one for each.
 
     Raises DataError where a run's pairs are not those that were scored.
@@ -51,7 +51,7 @@ def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scor
         if file is not None and len(ends) and not set(ends["pair_id"]) & set(file["pair_id"]):
             raise DataError(f"{run.path}: none of its probe pairs is in the scores. Flag the data this run trained on.")
         tables.append(table(ends, file))
-    return Scored([r.name for r in logs], tables, [pairs_of(r) for r in logs], scorecard(tables))
+    return Scorecard([r.name for r in logs], tables, [pairs_of(r) for r in logs], scorecard(tables))
 
 
 def table(ends: pd.DataFrame, scores: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -99,7 +99,7 @@ def test_summary_is_escaped_and_appended_for_ci(report):
     ],
 )
 def test_a_summary_holds_no_markup_of_others(make_run, hostile, shown):
-    entry = questions.Entry(hostile, hostile, None, [Finding(hostile, 1.0, 1, None, None, None, hostile)])
+    entry = questions.Headline(hostile, hostile, None, [Finding(hostile, 1.0, 1, None, None, None, hostile)])
     said = build._summary([entry])
     assert said.count(shown) == 4
     assert "\r" not in said

@@ -113,7 +113,7 @@ def _some(pair_ids: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Order:
+class Curriculum:
     """In which order pairs train: their indices over all passes, `size` a pass, `updates` updates a pass.
 
     starts: how many updates are done when a round after the first begins.
@@ -158,7 +158,7 @@ def sequence(of_round: Sequence[int], gaps: Sequence[float], *, passes: int, see
 
 def curriculum(
     prompts: Sequence[Hashable], gaps: Sequence[float], *, count: int, passes: int, update: int, seed: int
-) -> Order:
+) -> Curriculum:
     """The order of a Curry-DPO run (arXiv 2403.07230) of `count` rounds, in updates of `update` pairs.
 
     An update that holds pairs of two rounds belongs to the earlier one: a round begins with its first whole update.
@@ -172,12 +172,12 @@ def curriculum(
             f"rounds is {count}, but {size} pairs in updates of {update} leave a round without an update of its own; "
             "lower rounds or the batch size."
         )
-    return Order(sequence(of_round, gaps, passes=passes, seed=seed), size, a_pass, frozenset(starts - {0}))
+    return Curriculum(sequence(of_round, gaps, passes=passes, seed=seed), size, a_pass, frozenset(starts - {0}))
 
 
 def order(
     config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[Example], gaps: Sequence[float]
-) -> Order | None:
+) -> Curriculum | None:
     """The order that the config asks for, or None."""
     if config.curriculum == "none":
         return None
@@ -191,7 +191,7 @@ def order(
 class Ordered(Sampler):
     """Gives the indices of an order, pass by pass. step: how many updates are done (also in a resumed run)."""
 
-    def __init__(self, order: Order, step: Callable[[], int]) -> None:
+    def __init__(self, order: Curriculum, step: Callable[[], int]) -> None:
         self.order, self.step = order, step
 
     def __len__(self) -> int:
@@ -275,7 +275,7 @@ class Recipe:
     """A run's recipe: factors of the losses by pair_id (empty: none), the order (None: random), and both in words."""
 
     weights: dict[str, float] = field(default_factory=dict)
-    order: Order | None = None
+    order: Curriculum | None = None
     said: dict[str, Any] = field(default_factory=dict)
 
 
@@ -287,7 +287,7 @@ def recipe(
     return Recipe(read_weights(config, pairs), found, described(config, found))
 
 
-def described(config: TrainConfig, order: Order | None) -> dict[str, Any]:
+def described(config: TrainConfig, order: Curriculum | None) -> dict[str, Any]:
     """For manifest.json: what each recipe that is on did, and what that means for the numbers."""
     said: dict[str, Any] = {}
     if config.pair_weights:

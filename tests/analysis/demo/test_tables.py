@@ -107,7 +107,7 @@ def test_claims_hold_or_not_and_say_so():
 @pytest.mark.parametrize(("good", "of", "holds"), [(9, 10, True), (8, 10, False), (3, 3, True), (2, 3, False)])
 def test_nine_tenths_of_the_seeds_must_meet_the_target(good, of, holds):
     values = {seed: 1.0 if seed < good else 0.0 for seed in range(of)}
-    claim = claims.Claim("X", "x", 0.5, 1, values)
+    claim = claims.Target("X", "x", 0.5, 1, values)
     assert claim.holds is holds
     assert claim.finding().passed is holds
     assert claim.finding().n == of
