@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-POINTS = {"train": 6, "flag": 6, "trace": 6, "compare": 2, "report": 1}  # of 40 to 300 operations
+POINTS = {"train": 4, "flag": 4, "trace": 4, "compare": 1, "report": 1}  # of 40 to 300 operations
 if "CHESBOARD_KILLS" in os.environ:  # so many of each command instead; 0 for every one
     POINTS = dict.fromkeys(POINTS, int(os.environ["CHESBOARD_KILLS"]))
 

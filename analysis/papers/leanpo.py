@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from analysis import papers
 from analysis.compare import board
 from analysis.compare import figures as board_figures
-from analysis.compare.figures import Column
+from analysis.compare.figures import Dots
 from analysis.papers import Measured, Paper, plus_minus
 from analysis.papers.deviation import groups
 from analysis.show import page
@@ -222,9 +222,9 @@ def draw_controls(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _columns(wide: pd.DataFrame, name: str) -> list[Column]:
+def _columns(wide: pd.DataFrame, name: str) -> list[Dots]:
     colours = {"given": CHOSEN, "own": OWN}
-    return [Column(f"{name}_{k}", colours[k], words) for k, words in PAIRS.items() if f"{name}_{k}" in wide]
+    return [Dots(f"{name}_{k}", colours[k], words) for k, words in PAIRS.items() if f"{name}_{k}" in wide]
 
 
 @styled

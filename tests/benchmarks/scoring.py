@@ -159,7 +159,7 @@ def padded(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     """As trainers precompute reference log-probs: padded batches in data order, full logits, a gather."""
     found = {}
     for start in range(0, len(pairs), PADDED_PAIRS):
-        batch = collate(pairs[start : start + PADDED_PAIRS], likelihood=TokenLikelihood(PAD))
+        batch = collate(pairs[start : start + PADDED_PAIRS], pad_token_id=PAD)
         both = padded_logps(models.plain, batch).view(2, -1)
         found |= {i: Scores(chosen=float(c), rejected=float(r)) for i, c, r in zip(batch.pair_ids, *both)}
     return found

@@ -6,11 +6,9 @@ import pytest
 
 from analysis import papers as judged
 from analysis.papers import Paper
-from reports import papers
 from reports.notebooks import NOTEBOOKS
 from trainers import papers as made
 from trainers.papers import Order
-from trainers.studies.compare import workers
 from trainers.worlds import lm
 from trainers.worlds.own_data import CHAT_TEMPLATE
 
@@ -34,17 +32,14 @@ def show(paper: Paper) -> None:
 def rerun(tmp_path_factory):
     """Rerun an analysis seconds-long; returns it read back. Worlds and runs are shared by all.
 
-    Its notebook makes a page at toy scale; at paper scale its cells are run here, which takes no kernel.
+    The cells of its notebook are run here, which takes no kernel; test_auxdpo.py goes the whole way.
     """
     root = tmp_path_factory.mktemp("papers")
 
     def make(name: str, *, out: Path = root, seeds: int = 2, scale="toy", model=None, data=None, **changes) -> Paper:
-        given = str(data) if data else None
-        if scale == "toy":
-            papers.rerun([name], out, seeds=seeds, data={name: given} if given else None, jobs=1, changes=changes)
-            return judged.load(out / name)
-        with workers(1) as pool:
-            paper = judged.load(made.rerun(name, Order(scale, out, seeds, model, given, pool, changes)))
+        out.mkdir(parents=True, exist_ok=True)
+        order = Order(scale, out, seeds, model, str(data) if data else None, None, changes)
+        paper = judged.load(made.rerun(name, order))
         show(paper)
         return paper
 

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from analysis import papers as judged
+from reports import papers
 from trainers.papers import auxdpo
 
 
-def test_all_claims_hold_and_the_page_says_so(rerun):
-    paper = rerun("auxdpo")
+def test_all_claims_hold_and_the_page_says_so(tmp_path):
+    papers.rerun(["auxdpo"], tmp_path, seeds=2, jobs=1)
+    paper = judged.load(tmp_path / "auxdpo")
     assert {c.verdict for c in judged.judge(paper)} == {"holds"}
     page = paper.path.with_name("auxdpo.html").read_text(encoding="utf-8")
     assert "9 claims: 9 hold, 0 do not hold, 0 cannot be said" in page

@@ -86,8 +86,11 @@ def test_every_objective_of_the_folder_trains_three_steps(go, lm_folder):
     """From one data set that holds every field, by the front door's own function; losses are finite and rows whole."""
     from trainers import objectives
 
+    few = {"probe_every": 100, "probe_pairs": 1, "response_types": 0, "tokens": "none"}
     for name in objectives.names():
-        log = go(name, name=name, reward_model=lm_folder, probe_every=100)
+        log = go(
+            name, name=name, reward_model=lm_folder, probe_every=100, probe_pairs=1, response_types=0, tokens="none"
+        )
         trained = log.pairs[log.pairs["split"] == "train"]
         assert sorted(trained["pair_id"]) == sorted(f"p{i}" for i in range(12)), name
         assert trained["loss"].notna().all(), name
