@@ -88,9 +88,7 @@ def test_every_objective_of_the_folder_trains_three_steps(go, lm_folder):
 
     few = {"probe_every": 100, "probe_pairs": 1, "response_types": 0, "tokens": "none"}
     for name in objectives.names():
-        log = go(
-            name, name=name, reward_model=lm_folder, probe_every=100, probe_pairs=1, response_types=0, tokens="none"
-        )
+        log = go(name, name=name, reward_model=lm_folder, **few)
         trained = log.pairs[log.pairs["split"] == "train"]
         assert sorted(trained["pair_id"]) == sorted(f"p{i}" for i in range(12)), name
         assert trained["loss"].notna().all(), name
