@@ -40,6 +40,7 @@ SHOWN = tuple(name for name in _FLAGS if name not in MEASURES)  # beside the mea
 COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES, *SHOWN)
 FURTHER = margins.COLUMNS | forecast.COLUMNS
 CHOICES = (*MEASURES, *FURTHER)
+EVERY = measures.columns() | FURTHER  # what a run or a score table may hold of a pair
 
 
 def flag(
@@ -167,7 +168,7 @@ def choose(
 def prone(by: str) -> str:
     """Which values of a measure are flagged, the "highest" or the "lowest": those that it says are prone to
     displacement; the lowest of one of which neither is known to be."""
-    return (FURTHER | _FLAGS)[by].prone or "lowest"
+    return EVERY[by].prone or "lowest"
 
 
 def prone_end(name: str) -> str:
@@ -175,7 +176,7 @@ def prone_end(name: str) -> str:
 
     UserError where nothing is known of it: which pairs to leave out must not be a guess.
     """
-    if name in CHOICES:
+    if name in CHOICES or (name in EVERY and EVERY[name].prone):
         return prone(name)
     if not direction(name):
         raise UserError(
@@ -226,7 +227,7 @@ def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
         device=str(processes().device),
         dtypes={"weights": str(model.dtype).removeprefix("torch.")},
         hashes=hashes,
-        columns=described(_FLAGS | FURTHER),
+        columns=described(EVERY),
     )
 
 

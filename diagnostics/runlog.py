@@ -1,8 +1,8 @@
 """The run log: the contract between trainers, analysis and other people's tools. No torch.
 
-    runs/<name>/config.json  manifest.json  audit.parquet  steps.jsonl  pairs/  mass/  tokens/
+    runs/<name>/config.json  manifest.json  audit.parquet  steps.jsonl  pairs/  mass/  tokens/  samples/
 
-While a run lives, `pairs`, `mass` and `tokens` grow as Arrow IPC streams (part-*.arrow, one record batch an
+While a run lives, `pairs`, `mass`, `tokens` and `samples` grow as Arrow IPC streams (part-*.arrow, one record batch an
 append, see streams), so that a crash loses nothing; `compact` turns each into part-*.parquet and lists all finished
 files with their checksums in manifest.json (see listing). The reader takes both, and refuses what is damaged or lacks
 rows (see complete).
@@ -241,7 +241,7 @@ def read_steps(path: str | Path) -> dict[int, dict[str, Any]]:
 
 
 def read_table(path: str | Path, table: str) -> pd.DataFrame:
-    """All rows of pairs, mass or tokens, sorted; a row logged twice by two processes counts once.
+    """All rows of one of TABLES, sorted; a row logged twice by two processes counts once.
 
     The parts of a scoring job (diagnostics.parts) have no steps: their rows are known by pair_id alone.
     """

@@ -15,6 +15,7 @@ from diagnostics.forward import caches, decode
 from diagnostics.pairs import Text
 from diagnostics.scoring import batches
 from diagnostics.sequences import Example
+from diagnostics.stats import wide
 from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.tokenized import end_ids, tokenize_prompts
 
@@ -35,7 +36,8 @@ def draw(
     """One answer (token ids) to each prompt (token ids): until one of `ends` (kept) or its limit of tokens.
 
     temperature: 0 takes the most likely token each time; else tokens are drawn from the whole distribution of
-    logits / temperature, in float64, by generator. Nothing else that the model's generation_config says has a say.
+    logits / temperature by generator, in float64 wherever the device has it. Nothing else that the model's
+    generation_config says has a say.
     """
     limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
     how: dict[str, Any] = {"pad": pad, "ends": ends, "temperature": temperature, "generator": generator}
@@ -115,7 +117,7 @@ def answers(
 def _next(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     if not temperature:
         return logits.argmax(-1, keepdim=True)
-    return torch.multinomial((logits.double() / temperature).softmax(-1), 1, generator=generator)
+    return torch.multinomial((logits.to(wide(logits.device)) / temperature).softmax(-1), 1, generator=generator)
 
 
 def _goes_on(answer: tuple[int, ...], limit: int, ends: Collection[int]) -> bool:

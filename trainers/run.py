@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
-from diagnostics import measures
 from diagnostics.columns import described
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash
+from diagnostics.flagging import EVERY
 from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash
 from diagnostics.processes import hold, share, tell
@@ -306,6 +306,6 @@ def _about(
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},
         reading=splits.reading,
-        columns=described(measures.columns()),
+        columns=described(EVERY),
         pairs={"train": len(splits.train), "probe": len(splits.probe), "eval": len(splits.heldout)},
     )

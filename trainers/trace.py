@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from diagnostics import measures
 from diagnostics.audit import audit_pairs
 from diagnostics.columns import described
 from diagnostics.engine import engine_of
 from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
+from diagnostics.flagging import EVERY
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
@@ -35,7 +35,6 @@ from trainers.models import (
     quiet,
 )
 
-_STEP = r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)"  # words before a number of steps
 RESPONSES = 16  # pairs of which further answers are followed
 
 
@@ -110,11 +109,13 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     about = dict(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": settings["seed"]},
         hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
-        columns=described(measures.columns()),
+        columns=described(EVERY),
     )  # fmt: skip
-    if (run.path / "manifest.json").exists():
-        run.go_on(max(done, default=-1), hashes)  # a checkpoint cut in the middle is measured again
+    if done:
+        run.go_on(max(done), hashes)  # a checkpoint cut in the middle is measured again
     else:
+        if not run.empty:
+            tell(f"{run.path}: a start that ended before it measured anything is set aside.")
         run.begin(settings, {"audit.parquet": audit.frame})
         run.describe(**about)
     probe = Probe(
@@ -184,6 +185,8 @@ def _look(run: RunFolder, settings: dict[str, Any]) -> set[int]:
         return set()
     if not run.is_run:
         raise UserError(f"{run.path}: this folder exists already and is no trace. Choose another --out.")
+    if run.config.get("command") == "trace" and not run.steps:
+        return set()  # a start that measured nothing
     if run.config != json.loads(json.dumps(settings)):
         raise UserError(f"{run.path}: holds a run with other settings. Choose another --out, or repeat its settings.")
     return run.steps

@@ -8,6 +8,7 @@ from typing import Any
 from analysis.show.wording import clip
 from diagnostics.direction import HIGHER, LOWER
 from diagnostics.direction import direction as by_words
+from diagnostics.errors import printable
 
 PRONE = {"highest": HIGHER, "lowest": LOWER, "": 0}
 _OWN = {  # computed here, from lengths and log-probs
@@ -18,12 +19,12 @@ _known: dict[str, tuple[str, int]] = {}
 
 
 def learn(manifest: Any) -> None:
-    """Take the columns that a manifest describes; whatever is no description is passed over."""
+    """Take the columns that a manifest describes and none before it did; whatever is no description is passed over."""
     columns = manifest.get("columns") if isinstance(manifest, dict) else None
     for name, said in columns.items() if isinstance(columns, dict) else ():
         label, prone = (said.get("label"), said.get("prone")) if isinstance(said, dict) else (None, None)
-        if isinstance(label, str) and isinstance(prone, str) and prone in PRONE:
-            _known[name] = (clip(label, 60), PRONE[prone])
+        if isinstance(label, str) and label.strip() and isinstance(prone, str) and prone in PRONE:
+            _known.setdefault(name, (clip(printable(label), 60), PRONE[prone]))
 
 
 def label(name: str) -> str:

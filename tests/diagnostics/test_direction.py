@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from analysis.tables import columns
-from diagnostics import forecast, margins, measures
+from diagnostics import flagging, forecast, margins, measures
 from diagnostics.columns import Column, described
 from diagnostics.direction import HIGHER, LOWER, direction
 from diagnostics.flagging import CHOICES, MEASURES, SHOWN, prone
@@ -45,6 +45,7 @@ def test_without_a_manifest_the_words_of_the_name_decide():
 
 @pytest.mark.parametrize("said", [None, 3, [], {"columns": 1}, {"columns": {"a_rate": 5}}, {"columns": {"a_rate": {}}},
                                   {"columns": {"a_rate": {"label": 1, "prone": "highest"}}},
+                                  {"columns": {"a_rate": {"label": " ", "prone": "highest"}}},
                                   {"columns": {"a_rate": {"label": "x", "prone": "up"}}}])  # fmt: skip
 def test_a_manifest_that_describes_nothing_is_passed_over(said):
     columns.learn(said)
@@ -56,3 +57,13 @@ def test_a_measure_of_ones_own_is_known_from_its_manifest_alone():
     own = Column("attention overlap", "share", "how much both answers look at the same tokens", "highest")
     columns.learn({"columns": described({"own_overlap": own})})
     assert (columns.label("own_overlap"), columns.direction("own_overlap")) == ("attention overlap", HIGHER)
+    columns.learn({"columns": described({"own_overlap": Column("x", "share", "another", "lowest")})})
+    assert (columns.label("own_overlap"), columns.direction("own_overlap")) == ("attention overlap", HIGHER)
+
+
+def test_leaving_out_follows_the_measures_own_word(monkeypatch):
+    monkeypatch.setitem(
+        flagging.EVERY, "my_rate", Column("mine", "share", "a rate that is prone where high", "highest")
+    )
+    assert flagging.prone_end("my_rate") == "highest"
+    assert flagging.prone_end("another_rate") == "lowest"

@@ -194,6 +194,8 @@ def test_a_stored_reference_says_what_the_live_one_does(pairs, tmp_path):
 def test_what_it_does_not_give_is_refused_by_name(train, pairs, tmp_path):
     with pytest.raises(UserError, match="grad_every needs the gradients of chosen and rejected apart"):
         train(grad_every=1)
+    with pytest.raises(UserError, match="track needs probabilities of tokens"):
+        Probe({}, None, likelihood=Gaussian(), reference=None, track={"groups": {}}, start=tmp_path / "s")
     job = forecast.Job(linear(), pairs, Parts(tmp_path), 8, Gaussian())
     with pytest.raises(UserError, match="own_answer_gap needs probabilities of tokens"):
         forecast.check(job.likelihood, job.model, ["own_answer_gap"], "all")

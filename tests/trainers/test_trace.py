@@ -12,6 +12,7 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.folder import release, take
 from diagnostics.runlog import RunLogWriter, read_run
 from trainers.config import make_config
+from trainers.loop.probe import Probe
 from trainers.models import load_model
 from trainers.run import train
 from trainers.trace import expand, steps_of, trace
@@ -107,6 +108,29 @@ def test_stopped_at_any_checkpoint_it_goes_on_to_the_same_tables(
     trace(pairs_file, [checkpoints], tmp_path / "t", **given)
     assert "all 4 checkpoints are measured; nothing is left to do." in capsys.readouterr().out
     assert {p: p.read_bytes() for p in (tmp_path / "t").rglob("*") if p.is_file()} == before
+
+
+def test_a_start_that_measured_nothing_begins_anew_and_a_log_without_its_manifest_is_left_alone(
+    lm_folder, pairs_file, tmp_path, monkeypatch, capsys
+):
+    out, given = tmp_path / "t", {"reference": lm_folder, "pairs": 5}
+    link = tmp_path / "other"
+    shutil.copytree(lm_folder, link)
+    with monkeypatch.context() as patch:
+        patch.setattr(Probe, "measure", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trace(pairs_file, [f"{link}=1"], out, **given)
+    Path(pairs_file).write_text(Path(pairs_file).read_text().replace("alpha", "omega"))
+    log = read_run(trace(pairs_file, [f"{link}=1"], out, **given))
+    assert set(log.steps["step"]) == {0, 1}
+    assert capsys.readouterr().out.count("a start that ended before it measured anything is set aside") == 1
+    (out / "manifest.json").unlink()
+    lines = (out / "steps.jsonl").read_text().splitlines(keepends=True)
+    (out / "steps.jsonl").write_text(lines[0])  # as if stopped after the first
+    before = sorted(out.rglob("*"))
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        trace(pairs_file, [f"{link}=1"], out, **given)
+    assert sorted(out.rglob("*")) == before
 
 
 def test_without_its_start_or_with_other_data_it_does_not_go_on(lm_folder, pairs_file, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Ingredients: what an objective reads of each pair besides the log-probs of its two answers.
 
-They are made ready from the data before training (`trainers.given`) and put beside every batch's statistics here.
+They are made ready from the data before training (`trainers.loop.given`) and put beside every batch's statistics here.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics import sequences
 from diagnostics.engine import device_of, evaluating
-from diagnostics.errors import DataError
+from diagnostics.errors import DataError, UserError
 from diagnostics.forward import Outputs
-from diagnostics.likelihood import Likelihood
+from diagnostics.likelihood import GIVES, Likelihood
 from diagnostics.row_stats import with_top_tokens
 from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.sequences import Example
@@ -72,6 +72,8 @@ class Probe:
         if isinstance(likelihood, TokenLikelihood) and tokenizer is not None:
             followed, ends = pairs.get("probe", ())[:responses], end_ids(tokenizer)
             self.responses = Responses(followed, likelihood=likelihood, ends=ends, seed=seed)
+        if track and "tokens" not in likelihood.gives:
+            raise UserError(f"track needs {GIVES['tokens']}, which {type(likelihood).__name__} does not give.")
         self.groups, self.prompts, self.sets = {}, [], {}
         if track and tokenizer is not None:
             self.groups = {name: token_ids(tokens, tokenizer) for name, tokens in track["groups"].items()}
@@ -91,7 +93,7 @@ class Probe:
                 out.pairs += [head | row for row in rows(scored.pairs, stats)]
                 if tokens and has_tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
-        out.mass += self._tracked(model, step)
+        out.mass += self._tracked(model, step) if self.prompts else []
         if self.responses:
             known = set(self.start)
             out.mass += self._responses(self.responses, model, step, out.pairs)

@@ -9,7 +9,7 @@ learning rate, and DPO with a KL term.
 
 Every run uses its own track file (the training prompts too) and keeps its weights until its answers are sampled, so
 none is the standard run of the refusal world. At paper scale `--data` is a file of prompts (see
-trainers.judged_pairs.read_prompts); the pairs are made from them, once.
+trainers.worlds.judged_pairs.read_prompts); the pairs are made from them, once.
 """
 
 import hashlib
