@@ -24,9 +24,12 @@ torch.set_num_threads(1)
 
 # files and folders whose tests train, trace, start processes or run notebooks: left out by `make test-fast`
 SLOW = (
+    "analysis/test_words.py",
     "benchmarks/",
+    "diagnostics/test_forecast.py",
     "diagnostics/test_parts.py",
     "diagnostics/test_processes.py",
+    "diagnostics/test_runlog_mutations.py",
     "reports/papers/",
     "reports/test_board.py",
     "reports/test_build.py",
@@ -36,13 +39,19 @@ SLOW = (
     "reports/test_papers.py",
     "reports/test_scorecard.py",
     "reports/test_tiny_run.py",
+    "test_chesboard.py",
     "test_ends.py",
+    "trainers/loop/test_alarm.py",
     "trainers/loop/test_gradient_log.py",
+    "trainers/loop/test_ingredients.py",
     "trainers/loop/test_recipes.py",
+    "trainers/loop/test_reference.py",
     "trainers/loop/test_responses.py",
     "trainers/studies/",
+    "trainers/test_likelihood.py",
     "trainers/test_resume.py",
     "trainers/test_run.py",
+    "trainers/test_trace.py",
     "trainers/test_trl.py",
     "trainers/worlds/",
 )
