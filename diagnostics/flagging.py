@@ -81,6 +81,7 @@ def flag(
     """
     out, rule = Path(out), {"quantile": quantile, "count": count, "above": above, "below": below}
     cut: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
+    likelihood = TokenLikelihood.of(tokenizer)
     table: Any = None
     audit: Any = None
 
@@ -88,7 +89,7 @@ def flag(
         nonlocal table, audit
         check_by(by)
         check_rule(by, **rule)
-        forecast.check(TokenLikelihood.of(tokenizer), model, further, parameters)
+        forecast.check(likelihood, model, further, parameters)
         table = read_pairs(data, split=split)
         audit = audit_pairs(table, tokenizer, **cut)
         rows = read_probe(probe, tokenizer, max_length=max_length, truncation=truncation) if probe else []
@@ -101,7 +102,7 @@ def flag(
         asked = {"forecast": list(further), "parameters": parameters, "probe": probe} if further else {}
         settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
-        budget = batch_tokens or TokenLikelihood.of(tokenizer).budget(model, audit.tokenized)
+        budget = batch_tokens or likelihood.budget(model, audit.tokenized)
         about = _about(model, hashes) | {"reading": audit.record(), "batch_tokens": budget}
         return parts.start(config, about, audit.frame)
 
@@ -127,7 +128,7 @@ def flag(
         further = agree(lambda: forecast.wanted(by, everything=everything, probe=probe))
         every, asked = read_once(read, out / "pairs.arrow.tmp")
         pairs, probe_rows = every[: len(every) - asked], every[len(every) - asked :]
-        parts, likelihood = Parts(out), TokenLikelihood.of(tokenizer)
+        parts = Parts(out)
         likelihood.prepare(model)
         budget, done = share(start)
         if done is not None:

@@ -1,11 +1,12 @@
 """Likelihood: how a kind of model gives the rows of a batch their log-probs. Trainer, probe, scoring, reference and
-forecast know nothing else of a model. `TokenLikelihood` is that of a causal language model.
+forecast know nothing else of a model, but for what probe and forecast read of tokens. `TokenLikelihood` is that of a
+causal language model.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from diagnostics.processes import tell
 from diagnostics.sequences import Example
@@ -19,24 +20,13 @@ GIVES = {
 }
 
 
-class Rows(Protocol):
-    """A batch: B examples with the same R names as R * B rows, those of the first name first. A dataclass.
-
-    completion_mask: (R * B, T) 1 where a log-prob is given. rows: where the rows of each name stand.
-    """
-
-    @property
-    def pair_ids(self) -> tuple[str, ...]: ...
-    @property
-    def completion_mask(self) -> Tensor: ...
-    @property
-    def rows(self) -> dict[str, slice]: ...
-    def to(self, device: Any) -> Any:
-        """The same batch on another device."""
-
-
 class Likelihood(Protocol):
-    """gives: which of GIVES it can; what it cannot is NaN in every table."""
+    """gives: which of GIVES it can; what it cannot is NaN in every table.
+
+    A batch is a dataclass of B examples with the same R names as R * B rows, those of the first name first: pair_ids
+    (B strings), rows (where the rows of each name stand), completion_mask (R * B, T: 1 where a log-prob is given) and
+    `to(device)`, which gives the same batch on another device.
+    """
 
     @property
     def gives(self) -> frozenset[str]: ...
@@ -74,8 +64,7 @@ class Likelihood(Protocol):
 
 def pair_stats(likelihood: Likelihood, batch: Any, policy: Any, reference: Any = None, **how: bool) -> PairStats:
     """PairStats of B pairs; see Likelihood.stats."""
-    own, ref = likelihood.stats(batch, policy, reference, **how)
-    return PairStats(own["chosen"], own["rejected"], ref.get("chosen"), ref.get("rejected"))
+    return PairStats.of(*likelihood.stats(batch, policy, reference, **how))
 
 
 def say_missing(likelihood: Likelihood) -> None:

@@ -30,8 +30,7 @@ def pair_stats(
     batch: Batch, policy: Outputs, reference: Outputs | SequenceStats | None = None, **how: Any
 ) -> PairStats:
     """PairStats of B pairs; see row_stats."""
-    own, ref = row_stats(batch, policy, reference, **how)
-    return PairStats(own["chosen"], own["rejected"], ref.get("chosen"), ref.get("rejected"))
+    return PairStats.of(*row_stats(batch, policy, reference, **how))
 
 
 def row_stats(

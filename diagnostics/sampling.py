@@ -105,8 +105,9 @@ def answers(
     generator = torch.Generator(device=device_of(model)).manual_seed(seed)
     ends = {*end_ids(tokenizer), *_stops(model)}
     found: dict[int, str] = {}
-    for k in range(0, len(order), together if caches(model) else 1):
-        part = order[k : k + (together if caches(model) else 1)]
+    together = together if caches(model) else 1  # without a cache one at a time, free of padding
+    for k in range(0, len(order), together):
+        part = order[k : k + together]
         limits = [min(limit, room - len(rows[i])) for i in part]
         how: dict[str, Any] = {"pad": pad, "ends": ends, "temperature": temperature, "generator": generator}
         said = draw(model, [rows[i] for i in part], limits, **how)

@@ -1,5 +1,6 @@
 """SequenceStats and PairStats: what one forward pass says about a batch of pairs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -94,3 +95,8 @@ class PairStats:
     ref_rejected: SequenceStats | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, SequenceStats] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, own: Mapping[str, SequenceStats], ref: Mapping[str, SequenceStats]) -> "PairStats":
+        """From the rows by name under the policy and under the reference (empty without one)."""
+        return cls(own["chosen"], own["rejected"], ref.get("chosen"), ref.get("rejected"))

@@ -179,11 +179,6 @@ def _stops_at(name: str, base: str | None) -> tuple[int, ...]:
     return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and i >= 0)
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to pad with; any works, because padding is masked."""
-    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-
-
 def model_limit(model: Any) -> int | None:
     """Longest sequence the model was built for, or None where its config does not say."""
     return _limit(model.config)

@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,9 +101,9 @@ def _end(log: runs.RunLog, held: pd.DataFrame) -> dict[str, float]:
     return found | {"fell": mean(runs.fell(probed, "chosen")), "gap": abs(found["kl"] - found["rejected_kl"])}
 
 
-def groups(table: pd.DataFrame, *names: str) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+def groups(table: pd.DataFrame, *names: str) -> list[tuple[Any, pd.DataFrame]]:
     """The rows of each combination of some columns, in the order of the table."""
-    return list(table.groupby(list(names), sort=False))  # pyright: ignore[reportReturnType]
+    return [(key, rows) for key, rows in table.groupby(list(names), sort=False)]
 
 
 def label(row: dict) -> str:

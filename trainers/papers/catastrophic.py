@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 
 from diagnostics import unembedding
-from diagnostics.batch import collate
 from diagnostics.closed_forms import closed_forms
 from diagnostics.engine import device_of
 from diagnostics.errors import DataError, UserError
@@ -25,9 +24,10 @@ from diagnostics.manifest import file_hash
 from diagnostics.pairs import read_pairs
 from diagnostics.prepare import prepare
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers.loop.probe import TOP, token_text
-from trainers.models import load_to_device, load_tokenizer, pad_id
+from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.studies.demo_runs import PLAIN_ADAM
 from trainers.worlds import lm, persona
@@ -279,7 +279,7 @@ def _tokenized(path: Path, tokenizer: Any) -> list[Example]:
 
 @torch.no_grad()
 def _geometry(model: Any, tokenizer: Any, pair: Example) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    batch = collate([pair], pad_token_id=pad_id(tokenizer)).to(device_of(model))
+    batch = TokenLikelihood.of(tokenizer).collate([pair]).to(device_of(model))
     out = run(model, batch)
     probs = out.logits()[0].double().softmax(-1)
     rates = {k: float(v[0]) for k, v in closed_forms(batch, out).items()}
@@ -310,7 +310,7 @@ def _signs(model: Any, tokenizer: Any, pairs: Sequence[Example], compared: int) 
     step = max(1, len(pairs) // compared)
     hidden = []
     for pair in pairs[::step][:compared]:
-        batch = collate([pair], pad_token_id=pad_id(tokenizer)).to(device_of(model))
+        batch = TokenLikelihood.of(tokenizer).collate([pair]).to(device_of(model))
         hidden.append(run(model, batch, head=False).hidden[0].double())
     table = torch.stack(hidden)
     products = (table @ table.T)[tuple(torch.triu_indices(len(table), len(table), 1))]

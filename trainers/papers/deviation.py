@@ -27,7 +27,7 @@ from diagnostics.tokenized import tokenize_pairs
 from trainers import objectives
 from trainers.loop.given import cleaned, gather
 from trainers.loop.ingredients import Given, Ingredients
-from trainers.models import load_model, load_tokenizer, model_limit, pad_id, quiet
+from trainers.models import load_model, load_tokenizer, model_limit, quiet
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.studies.compare import Entry, parse_entries
 from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
@@ -155,12 +155,12 @@ def bounds(base: Mapping[str, Any], settings: Mapping[str, Any]) -> pd.DataFrame
     """
     quiet()
     model = load_model(base["model"]).to(getattr(torch, settings["precision of the bound"]))
-    pairs, given, pad = _marked(base, model, settings["pairs of the gradient bound"])
-    rows = [_bounds_of(model, pair, given, pad, settings["beta"]) for pair in pairs]
+    pairs, given, likelihood = _marked(base, model, settings["pairs of the gradient bound"])
+    rows = [_bounds_of(model, pair, given, likelihood, settings["beta"]) for pair in pairs]
     return pd.DataFrame(rows).assign(seed=base["seed"])
 
 
-def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[Example], Given, int]:
+def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[Example], Given, TokenLikelihood]:
     """Pairs drawn by seed among those with a phrase on either side, and their phrases."""
     tokenizer = load_tokenizer(base["model"])
     table, spans = cleaned(read_pairs(base["data"], split=base.get("split")), "rrpo")
@@ -171,11 +171,10 @@ def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[Examp
     if not marked:
         raise DataError(f"{base['data']}: no pair has a phrase in which its answers differ; RRPO needs such pairs.")
     order = np.random.default_rng([base["seed"], 12]).permutation(len(marked))[:count]
-    return [marked[i] for i in order], given, pad_id(tokenizer)
+    return [marked[i] for i in order], given, TokenLikelihood.of(tokenizer)
 
 
-def _bounds_of(model: Any, pair: Example, given: Given, pad: int, beta: float) -> dict[str, Any]:
-    likelihood = TokenLikelihood(pad)
+def _bounds_of(model: Any, pair: Example, given: Given, likelihood: TokenLikelihood, beta: float) -> dict[str, Any]:
     weights, batch = weights_of(model), likelihood.collate([pair])
     largest = float(gradient_bound.token_norms(model, batch, weights).max())
     marks = given.phrases[pair.pair_id]

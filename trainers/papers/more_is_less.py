@@ -29,7 +29,7 @@ from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
-from trainers.models import load_model, load_to_device, load_tokenizer, model_limit, pad_id
+from trainers.models import load_model, load_to_device, load_tokenizer, model_limit
 from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
 from trainers.studies.compare import build_whole
 from trainers.studies.demo_runs import REFUSALS, builders, world_paths
@@ -147,7 +147,7 @@ def sampled(model_path: str, prompts: Sequence[str], seed: int, *, limit: int = 
     """An answer of a model to each prompt, drawn at temperature 1 until EOS or the limit, by seed."""
     tokenizer: Any = load_tokenizer(model_path)
     model = load_model(model_path)
-    rows, pad = tokenizer(list(prompts))["input_ids"], pad_id(tokenizer)
+    rows, pad = tokenizer(list(prompts))["input_ids"], TokenLikelihood.of(tokenizer).pad_token_id
     generator, end = torch.Generator().manual_seed(seed), tokenizer.eos_token_id
     drawn = draw(model, rows, limit, pad=pad, ends={end}, temperature=1.0, generator=generator)
     return [str(tokenizer.decode(list(ids[:-1] if ids[-1:] == (end,) else ids))) for ids in drawn]

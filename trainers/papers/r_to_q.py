@@ -29,7 +29,7 @@ from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import tokenize_pairs
 from trainers.loop.reference import LiveReference
-from trainers.models import load_to_device, load_tokenizer, pad_id
+from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
 from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
 from trainers.worlds import facts
@@ -85,7 +85,7 @@ def measure_identity(
     reference, policy, tokenizer = load_to_device(start), load_to_device(trained), load_tokenizer(start)
     prompts = _prompts(data, tokenizer, labels["seed"], settings["prompts to sample"], settings.get("split"))
     how = dict(count=settings["answers a prompt"], limit=settings["longest sampled answer"], seed=labels["seed"])
-    how |= dict(pad=pad_id(tokenizer), eos=tokenizer.eos_token_id)
+    how |= dict(pad=TokenLikelihood.of(tokenizer).pad_token_id, eos=tokenizer.eos_token_id)
     own = sample(reference, prompts, **how)
     drawn = {
         "reference": (policy, own),
