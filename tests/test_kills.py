@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import yaml
 
@@ -27,20 +26,8 @@ def test_a_kill_anywhere_changes_nothing(command, lm_folder, pairs_file, tmp_pat
     (place / "base.yaml").write_text(yaml.safe_dump(base | {"probe_pairs": 2, "response_types": 0, "tokens": "none"}))
     if command == "report":
         shutil.copytree(ROOT / "tests" / "data" / "tiny_run", place / "ready" / "run")
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tests" / "kills.py"),
-            command,
-            str(POINTS[command]),
-            *map(str, (place, lm_folder, pairs_file)),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900 if "CHESBOARD_KILLS" not in os.environ else None,
-    )
+    limit = None if "CHESBOARD_KILLS" in os.environ else 900
+    done = forks.run("tests/kills.py", command, POINTS[command], place, lm_folder, pairs_file, limit=limit)
     assert done.returncode == 0, done.stderr
     print(done.stdout.splitlines()[-1])
     found = json.loads(done.stdout.splitlines()[-1])

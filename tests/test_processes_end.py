@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pandas as pd
 import pytest
 
@@ -72,17 +73,17 @@ def test_a_killed_process_is_said_by_the_other_and_the_run_goes_on(train, tmp_pa
     assert "another process of this job has ended" in done.stderr or "stopped by SIGTERM" in done.stderr
     assert "gloo" not in done.stderr
     assert "Traceback" not in done.stderr.split("torch/distributed")[0]
-    done = launch("chesboard.py", *train)
+    done = forks.run("chesboard.py", *train, ranks=2)
     assert done.returncode == 0, done.stderr
     assert "goes on from checkpoint-" in done.stdout
     log = read_run(tmp_path / "run")
     assert log.steps["step"].tolist() == list(range(7))
-    assert launch("chesboard.py", *train).stdout.count("nothing is left to do") == 1
+    assert forks.run("chesboard.py", *train, ranks=2).stdout.count("nothing is left to do") == 1
 
 
 def test_a_held_folder_refuses_both(train, tmp_path):
     take(tmp_path / "run", "train")
-    done = launch("chesboard.py", *train)
+    done = forks.run("chesboard.py", *train, ranks=2)
     release(tmp_path / "run")
     assert done.returncode != 0
     (said,) = sentences(done)
@@ -100,8 +101,8 @@ def test_flag_goes_on_after_one_was_killed(lm_folder, pairs_file, tmp_path):
     done = launch(script, *given, tmp_path / "f")
     assert done.returncode != 0
     assert len(sentences(done)) == 1, done.stderr
-    assert launch("chesboard.py", *given, tmp_path / "f").returncode == 0
-    assert launch("chesboard.py", *given, tmp_path / "whole").returncode == 0
+    for name in ("f", "whole"):
+        assert forks.run("chesboard.py", *given, tmp_path / name, ranks=2).returncode == 0
     pd.testing.assert_frame_equal(
         pd.read_parquet(tmp_path / "f" / "scores.parquet"), pd.read_parquet(tmp_path / "whole" / "scores.parquet")
     )

@@ -2,12 +2,10 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forks
 import numpy as np
 import pandas as pd
 import pytest
@@ -274,11 +272,7 @@ def test_two_processes_add_up_to_the_same(lm_folder, pairs_file, probe, tmp_path
         "flag(data, load_model(lm), load_tokenizer(lm), out, model_name='m', everything=True, probe=probe,"
         " batch_tokens=60)\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
-    done = subprocess.run(
-        [*command, pairs_file, lm_folder, str(tmp_path / "two"), probe],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = forks.run(driver, pairs_file, lm_folder, tmp_path / "two", probe, ranks=2)
     assert done.returncode == 0, done.stderr
     two = pd.read_parquet(tmp_path / "two" / "scores.parquet")
     numbers = one.select_dtypes("number").columns.drop("rank")

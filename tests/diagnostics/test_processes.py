@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 import diagnostics.flagging as flagging
@@ -13,7 +14,6 @@ from diagnostics.flagging import flag
 from trainers.models import load_model, load_tokenizer, model_limit
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 DRIVER = """
@@ -57,7 +57,7 @@ def test_two_processes_share_the_rest_of_a_stopped_job(lm_folder, pairs_file, tm
         flag(*one, tmp_path / "job", model_name=lm_folder, batch_tokens=60)
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
-    done = launch(TORCHRUN, driver, pairs_file, lm_folder, tmp_path / "job")
+    done = forks.run(driver, pairs_file, lm_folder, tmp_path / "job", ranks=2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "job" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
     shares = [(tmp_path / "job" / f"rank{n}").read_text().split() for n in (0, 1)]
@@ -84,7 +84,7 @@ def test_the_front_door_under_accelerate(lm_folder, pairs_file, tmp_path):
 
 def test_a_mistake_is_said_once_and_ends_all(lm_folder, tmp_path):
     out = tmp_path / "job"
-    done = launch(TORCHRUN, "chesboard.py", "flag", tmp_path / "none.jsonl", "--model", lm_folder, "--out", out)
+    done = forks.run("chesboard.py", "flag", tmp_path / "none.jsonl", "--model", lm_folder, "--out", out, ranks=2)
     assert done.returncode != 0
     assert done.stderr.count("chesboard: ") == 1
     assert "none.jsonl: no such file" in done.stderr

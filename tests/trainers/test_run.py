@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import numpy as np
 import pandas as pd
 import pytest
@@ -213,14 +210,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pairs(go, tmp_pat
 def test_killed_at_any_moment_the_log_is_readable(lm_folder, pairs_file, tmp_path):
     config = {"model": lm_folder, "data": pairs_file, "output_dir": str(tmp_path / "run"), "num_train_epochs": 500}
     (tmp_path / "run.yaml").write_text(json.dumps(config | FAST))
-    command = [sys.executable, str(ROOT / "chesboard.py"), "train", "--config", str(tmp_path / "run.yaml")]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    process = forks.start("chesboard.py", "train", "--config", tmp_path / "run.yaml")
     steps = tmp_path / "run" / "steps.jsonl"
     while not steps.exists() or steps.read_text().count("\n") < 12:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     log = read_run(tmp_path / "run")
     train_rows = log.pairs[log.pairs["split"] == "train"]
     done = log.steps.loc[log.steps["step"] > 0, ["step", "n"]].set_index("step")["n"]
@@ -448,11 +444,7 @@ def test_two_processes_log_what_one_does(kind, lm_folder, pairs_file, tmp_path):
         run = config | {"output_dir": str(tmp_path / f"run{n}"), "per_device_train_batch_size": 4 // n}
         run |= {"reference_cache": str(tmp_path / f"cache{n}")}
         (tmp_path / f"{n}.json").write_text(json.dumps(run))
-        alone = [sys.executable]
-        command = [*alone, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if n == 2 else alone
-        command += [str(ROOT / "chesboard.py"), "train", "--config", str(tmp_path / f"{n}.json")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = forks.run("chesboard.py", "train", "--config", tmp_path / f"{n}.json", ranks=n)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("run: ") == 1
         logs[n] = read_run(tmp_path / f"run{n}")

@@ -1,11 +1,9 @@
 """Gradient instruments in whole runs: they change nothing, add up over micro-batches and survive a resume."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pandas as pd
 import pytest
@@ -174,10 +172,7 @@ def test_two_processes_measure_what_one_does(lm_folder, pairs_file, tmp_path):
         run = {"model": lm_folder, "data": pairs_file, "output_dir": str(tmp_path / f"run{n}"), "grad_every": 1}
         run |= {"per_device_train_batch_size": 4 // n, "heldout_pairs": 0, "max_steps": 2, "optim": "sgd"}
         (tmp_path / f"{n}.json").write_text(json.dumps(run | {"max_grad_norm": 0.0, "learning_rate": 1e-2}))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
-        command += [str(ROOT / "chesboard.py"), "train", "--config", str(tmp_path / f"{n}.json")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = forks.run("chesboard.py", "train", "--config", tmp_path / f"{n}.json", ranks=n)
         assert done.returncode == 0, done.stderr
         steps[n] = read_run(tmp_path / f"run{n}").steps.set_index("step")
     for name in ("grad/chosen", "grad/rejected", "grad/cosine", "grad_norm"):

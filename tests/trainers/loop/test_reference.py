@@ -1,11 +1,9 @@
 """The cache of reference log-probs: content decides, a stop loses little, wrong rows are noticed, runs can share it."""
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import forks
 import pandas as pd
 import pytest
 import torch
@@ -176,12 +174,6 @@ def test_a_process_that_comes_late_does_not_take_the_others_rows_for_an_old_cach
     """Else one process would ask the other whether the cache is still good, who waits for the scores instead."""
     driver = tmp_path / "driver.py"
     driver.write_text(LATE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
-    done = subprocess.run(
-        [*command, pairs_file, lm_folder, str(tmp_path / "cache")],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run(driver, pairs_file, lm_folder, tmp_path / "cache", ranks=2)
     assert done.returncode == 0, done.stderr
     assert sorted(len(pd.read_parquet(path)) for path in (tmp_path / "cache").glob("*.parquet")) == [12, 12]
