@@ -1,5 +1,6 @@
 """Small models and batches built from scratch, shared by the tests."""
 
+import gc
 import json
 import os
 import random
@@ -63,6 +64,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made is there for good: a collection, which every training starts with, need not look at it."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The embedded default, end to end: build the worlds, flag, and train every run with the product's own trainer."""
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -107,6 +108,7 @@ def one_thread() -> None:
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
     quiet()
+    gc.freeze()  # every training starts with a collection: it need not look at what the imports made
 
 
 def _check_new(out: Path) -> None:
