@@ -17,7 +17,6 @@ from analysis.show.page import value as shown
 from analysis.show.wording import count
 from analysis.tables import runs
 from diagnostics.errors import DataError, UserError, printable
-from diagnostics.finding import Finding
 from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
@@ -124,21 +123,10 @@ def _scorecards(logs: Sequence[RunLog], out: Path) -> list[tuple[str, str]]:
 
 def _as_json(entries: list[Headline], pages: list[Page]) -> dict[str, Any]:
     listed = [
-        {"name": e.name, "verdict": e.says, "good": e.good, "findings": [_plain(f) for f in e.findings]}
+        {"name": e.name, "verdict": e.says, "good": e.good, "findings": [f.as_json() for f in e.findings]}
         for e in entries
     ]
     return {"verdict": entries[0].says, "entries": listed, "pages": [f"{p.stem}.html" for p in pages]}
-
-
-def _plain(finding: Finding) -> dict[str, Any]:
-    """A Finding as JSON: no NaN, which JSON does not know."""
-    return {k: _finite(v) for k, v in dataclasses.asdict(finding).items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summary(entries: list[Headline]) -> str:

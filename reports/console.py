@@ -16,7 +16,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 
 from analysis.flag import tables as flags
-from analysis.run import verdict
+from analysis.run import kept, verdict
 from analysis.scorecard import trust
 from analysis.scorecard.predictors import Scorecard
 from analysis.tables import runs
@@ -28,7 +28,7 @@ SHOWN = 10  # rows of the flag table
 
 def show_run(path: Path) -> None:
     """A run that is done: where it is, how it went, and what to do next."""
-    findings = verdict.judge(runs.load(path))
+    findings = kept.keep(runs.load(path))
     say(f"run: {path}", f"verdict: {verdict.headline(findings)}", f"next: chesboard report {shlex.quote(str(path))}")
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rich.console import Console
 
+from analysis.run import kept
 from analysis.tables import runs
 from diagnostics import outcomes
 from diagnostics.errors import DataError, UserError, printable
@@ -50,7 +51,8 @@ class Gate(BaseModel):
 
     table: steps (steps.jsonl), pairs (probe pairs unless `split` says otherwise; also chosen_change,
     rejected_change and margin_change, nats since step 0, 0 where that is no movement, and chosen_fell, rejected_fell,
-    1 where that side fell, by diagnostics.outcomes) or scores (scores.parquet).
+    1 where that side fell, by diagnostics.outcomes), scores (scores.parquet) or verdict (what the run's page says: one
+    number each, under the names in verdict.json; displaced is 1 or 0, and no data where the verdict cannot be said).
     window: all | last | last N | steps a..b, counted in steps at which the metric was measured.
     aggregate `last` is the value at the last such step (in pairs and scores: of the last row).
     share_below and share_above: share of rows below or above `bound`. severity warning: reported, never fails a run.
@@ -59,7 +61,7 @@ class Gate(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = ""
-    table: Literal["steps", "pairs", "scores"]
+    table: Literal["steps", "pairs", "scores", "verdict"]
     metric: str = Field(min_length=1)
     split: Literal["train", "probe", "eval"] = "probe"
     aggregate: Literal["mean", "median", "min", "max", "sum", "last", "share_below", "share_above"]
@@ -169,6 +171,7 @@ def _tables(path: Path, gates: list[Gate]) -> dict[str, pd.DataFrame]:
         run = runs.load(path)
         found["steps"] = _steps(run)
         found |= {f"pairs/{g.split}": _pairs(run, g.split) for g in gates if g.table == "pairs"}
+        found |= {g.table: _verdict(run) for g in gates if g.table == "verdict"}
     if not found:
         raise DataError(f"{path}: nothing to judge.")
     return found
@@ -198,15 +201,25 @@ def _steps(run: RunLog) -> pd.DataFrame:
     return steps
 
 
+def _verdict(run: RunLog) -> pd.DataFrame:
+    """One row: the value of every finding of the run's verdict, and whether it displaced."""
+    first, *others = kept.verdict_of(run)
+    displaced = math.nan if first.passed is None else float(not first.passed)
+    row = pd.DataFrame([{first.name: displaced} | {f.name: f.value for f in others}], dtype=float)
+    row.attrs["n"] = {f.name: f.n for f in (first, *others)}
+    return row
+
+
 def _judge(gate: Gate, read: dict[str, pd.DataFrame]) -> GateFinding:
     table = read[f"pairs/{gate.split}" if gate.table == "pairs" else gate.table]
     values = _values(gate, table)
     value = REDUCE[gate.aggregate](values, gate.bound) if len(values) else math.nan
     passed = len(values) > 0 and OPS[gate.op](value, gate.value)
+    n = table.attrs.get("n", {}).get(gate.metric, len(values)) if len(values) else 0
     verb = {True: "passed", False: "missed"}[passed]
     what = f"{value:.4g}, wanted {gate.op} {gate.value:g}" if len(values) else "no data"
-    meaning = f"{gate.title}: {verb}, {gate.aggregate} of {gate.metric} ({gate.window}) is {what} (n = {len(values)})"
-    return GateFinding(gate.title, value, len(values), None, gate.value, passed, meaning, gate.severity)
+    meaning = f"{gate.title}: {verb}, {gate.aggregate} of {gate.metric} ({gate.window}) is {what} (n = {n})"
+    return GateFinding(gate.title, value, n, None, gate.value, passed, meaning, gate.severity)
 
 
 def _values(gate: Gate, table: pd.DataFrame) -> np.ndarray:

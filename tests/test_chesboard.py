@@ -282,7 +282,7 @@ def test_the_example_gates_can_be_printed_and_used(call, trained, tmp_path):
     (tmp_path / "gates.yaml").write_text(printed)
     code, printed, _ = call("gate", trained, "--gates", tmp_path / "gates.yaml")
     assert code in (0, 1)
-    assert 'tests="4"' in (trained / "report" / "gates.xml").read_text()
+    assert 'tests="5"' in (trained / "report" / "gates.xml").read_text()
     code, _, complaint = call("gate", trained)
     assert code == 2
     one_sentence(complaint, "gate --example")

@@ -9,7 +9,7 @@ from analysis.demo import claims as judged
 from analysis.demo import figures as demo_figures
 from analysis.demo import tables
 from analysis.demo.tables import Demo
-from analysis.run import verdict
+from analysis.run import kept
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.wording import ABSENT, number, percent, signed
@@ -164,7 +164,7 @@ def _kind(label: str, values: pd.Series) -> dict[str, str]:
 
 
 def _line(run: RunLog) -> dict[str, str]:
-    found = verdict.judge(run)
+    found = kept.verdict_of(run)
     value = {f.name: f.value for f in found}
     tracked = mass.tracked(run.mass)
     groups = {c: mass.first_and_last(tracked, c) for c in tracked}

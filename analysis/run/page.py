@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.run import curve_figures, figures, gradient_figures, readings, verdict
+from analysis.run import curve_figures, figures, gradient_figures, kept, readings, verdict
 from analysis.scorecard import page as scorecard_page
 from analysis.scorecard import predictors
 from analysis.show import page
@@ -35,7 +35,7 @@ def probed(section: Callable[..., Block]) -> Callable[..., Block]:
 
 def summary(run: RunLog) -> Block:
     """The verdict first, then every judged number with its interval and n."""
-    found = verdict.judge(run)
+    found = kept.verdict_of(run)
     first = found[0]
     kind = "note" if first.passed is None else "good" if first.passed else "bad"
     name = page.note(f"Run {run.name}: {run.config.get('objective', 'objective unknown')}", "quiet")

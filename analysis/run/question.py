@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from analysis.questions import Headline, Page, slug
-from analysis.run import verdict
+from analysis.run import kept
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
 
@@ -22,5 +22,5 @@ def pages(found: Sequence[RunLog]) -> list[Page]:
 
 def entries(found: Sequence[RunLog]) -> list[Headline]:
     """The verdict of each."""
-    judged = [(log, verdict.judge(log)) for log in found]
+    judged = [(log, kept.verdict_of(log)) for log in found]
     return [Headline(f"Run {log.name}", said[0].meaning, said[0].passed, said) for log, said in judged]

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.runlog import compact, read_table, write_frame
+from diagnostics.runlog import RunLogWriter, compact, read_table, write_frame, write_json
 from reports import gate
 
 LOSS = dict(table="steps", metric="loss", aggregate="last", op="<", value=0.5)
@@ -165,7 +165,7 @@ def test_the_example_gates_work_on_trained_and_on_traced_runs(make_run, traced):
         (run / "steps.jsonl").write_text(
             "".join(json.dumps({"step": row["step"], "epoch": "nan"}) + "\n" for row in rows)
         )
-    assert [f.passed for f in gate.judge(run, gate.EXAMPLE)] == [False, True, True, True]
+    assert [f.passed for f in gate.judge(run, gate.EXAMPLE)] == [False, False, True, True, True]
 
 
 @pytest.fixture
@@ -235,3 +235,24 @@ def test_rounding_fails_no_gate(tmp_path, make_run, asked, fall, passed):
     path = tmp_path / "gates.yaml"
     path.write_text(yaml.safe_dump([asked]))
     assert gate.judge(run, path)[0].passed is passed
+
+
+def test_the_verdict_can_be_gated(judge):
+    """Every number of the page's verdict by its name, with the pairs behind it; all 12 pairs fell."""
+    found = judge(table="verdict", metric="displaced", value=1)
+    assert (found.value, found.passed, found.n) == (1.0, False, 12)
+    share = judge(table="verdict", metric="displacement/frac", aggregate="max", value=0.5)
+    assert (share.value, share.passed, share.n) == (1.0, False, 12)
+    assert judge(table="verdict", metric="eos/chosen", value=0).n == 12
+    with pytest.raises(UserError, match="the nearest is displacement/frac"):
+        judge(table="verdict", metric="displacement/fraction")
+
+
+def test_a_verdict_that_cannot_be_said_is_no_data(tmp_path):
+    RunLogWriter(tmp_path / "run").append_step({"step": 1, "loss": 0.5})
+    write_json(tmp_path / "run" / "config.json", {"objective": "dpo"})
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump([LOSS | {"table": "verdict", "metric": "displaced"}]))
+    (found,) = gate.judge(tmp_path / "run", path)
+    assert (found.passed, found.n) == (False, 0)
+    assert "no data" in found.meaning
