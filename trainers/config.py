@@ -380,12 +380,20 @@ def _works_alone(key: str, value: Any) -> bool:
     return True
 
 
+class ChatMessage(BaseModel):
+    """A turn of a chat."""
+
+    role: str
+    content: str
+
+
 class TrackedPrompt(BaseModel):
-    """A prompt after which token groups are followed; `set` names the prompts it is averaged with."""
+    """A prompt, text or chat messages, after which token groups are followed; `set` names the prompts it is averaged
+    with."""
 
     id: str
     set: str
-    prompt: str
+    prompt: str | list[ChatMessage] = Field(min_length=1)
 
 
 class Track(BaseModel):
@@ -405,8 +413,8 @@ def read_track(path: str | Path) -> dict[str, Any]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(
-            f"{path}: {where}: {first['msg']}. It must hold prompts (a list of objects with the text fields id, set "
-            "and prompt) and groups (lists of tokens by name)."
+            f"{path}: {where}: {first['msg']}. It must hold prompts (a list of objects with id, set and "
+            "prompt, which is text or a list of chat messages) and groups (lists of tokens by name)."
         ) from None
 
 
