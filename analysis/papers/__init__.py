@@ -20,15 +20,16 @@ measured ones), and the claims, each with
                       a late rule is as good as any
 """
 
+import hashlib
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -41,21 +42,25 @@ from analysis.show.wording import count, number, signed, span
 from analysis.tables import rules, runs
 from analysis.tables.intervals import finite, half_width, mean
 from diagnostics.errors import DataError
-from diagnostics.runlog import RunLog, read_frame, read_json
+from diagnostics.runlog import RunLog, read_frame, read_json, write_json
 
 PUBLISHED = Path(__file__).resolve().parent
 RECORD = "paper.json"
+CLAIMS = "claims.json"  # beside it: the claims as they were judged, and what they were judged from
 EXACT = "exact"  # a claim's n where nothing is drawn
+T = TypeVar("T")
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot be said"}
 
 
 @dataclass(frozen=True)
 class Paper:
-    """One rerun analysis. path: its folder; record: paper.json; tables: its Parquet files by name."""
+    """One rerun analysis. path: its folder; record: paper.json; tables: its Parquet files by name; kept: what `once`
+    computed from them and from the runs."""
 
     path: Path
     record: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -144,13 +149,70 @@ def module(name: str) -> ModuleType:
     return import_module(f"{__name__}.{name}")
 
 
+def once(compute: Callable[[Paper], T]) -> Callable[[Paper], T]:
+    """For a table that several sections and claims ask for: computed at a Paper's first call, and kept with it."""
+    name = f"{compute.__module__}.{compute.__qualname__}"
+
+    @wraps(compute)
+    def kept(paper: Paper) -> T:
+        if name not in paper.kept:
+            paper.kept[name] = compute(paper)
+        return paper.kept[name]
+
+    return kept
+
+
 def judge(paper: Paper) -> list[Claim]:
-    """Every claim of this analysis, in order; one that was not measured cannot be said, and is left
-    out where it needs what was not given (its key `needs`)."""
+    """Every claim of this analysis, in order. Judged once: claims.json keeps them, until the record, the YAML or the
+    code that judges is another."""
+    path, source = paper.path / CLAIMS, _source(paper)
+    try:
+        known = read_json(path)
+    except DataError:
+        known = {}
+    if known.get("judged from") == source:
+        return [_claim(row) for row in known["claims"]]
+    found = _anew(paper)
+    write_json(path, {"judged from": source, "claims": [_row(claim) for claim in found]})
+    return found
+
+
+def _anew(paper: Paper) -> list[Claim]:
+    """Every claim of this analysis, judged now; one that was not measured cannot be said, and is left out where it
+    needs what was not given (its key `needs`)."""
     found: Mapping[str, Measured] = module(paper.name).measured(paper)
     entries = published()[paper.name]["claims"]
     wanted = [entry for entry in entries if "needs" not in entry or entry["id"] in found]
     return [_judged(paper.name, entry, found.get(entry["id"]), is_fresh(paper)) for entry in wanted]
+
+
+def _source(paper: Paper) -> str:
+    """What claims are judged from, as a hash: the analysis' record and YAML, its file, this one, and the rules."""
+    record = (paper.path / RECORD).read_bytes()
+    files = (PUBLISHED / f"{paper.name}.yaml", PUBLISHED / f"{paper.name}.py", Path(__file__), Path(rules.__file__))
+    return hashlib.sha256(b"".join([record, *(file.read_bytes() for file in files)])).hexdigest()
+
+
+def _row(claim: Claim) -> dict[str, Any]:
+    """A claim as claims.json holds it: with its verdict in words, and null for a number that there is not."""
+    row = asdict(claim) | {"verdict": claim.verdict}
+    ends = claim.interval and [_null(end) for end in claim.interval]
+    return row | {"value": _null(claim.value), "p": _null(claim.p), "interval": ends}
+
+
+def _claim(row: Mapping[str, Any]) -> Claim:
+    """The reverse of `_row`."""
+    told: dict[str, Any] = {name: value for name, value in row.items() if name != "verdict"}
+    ends = told["interval"] and tuple(_number(end) for end in told["interval"])
+    return Claim(**told | {"value": _number(told["value"]), "p": _number(told["p"]), "interval": ends})
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def is_fresh(paper: Paper) -> bool:

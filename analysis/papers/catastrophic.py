@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from analysis import papers
 from analysis.demo import tables as demo
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, below, panels, styled
@@ -22,6 +20,7 @@ from analysis.show.wording import count, for_plot, number, percent, signed, visi
 from analysis.tables import mass, runs
 from analysis.tables.intervals import auroc, finite, mean, wilson
 from diagnostics.outcomes import fell
+from diagnostics.runlog import RunLog
 
 CASES = {
     "yes_no": "Yes over No",
@@ -96,14 +95,12 @@ def courses(paper: Paper) -> pd.DataFrame:
     """One row a run: its labels; p (probability of the chosen answer at records 0 to 100); fall, start, end (its
     largest fall), rose (whether the loss ever did); at margin 1.5 the changes chosen, own, opposite, junk and the top
     token; *_last: the changes at record 100."""
-    rows = [row | _course(paper.path.parent, row["run"])[0] for row in paper.runs.to_dict("records")]
-    return pd.DataFrame(rows)
+    return _read(paper)[0]
 
 
 def gaining(paper: Paper) -> pd.DataFrame:
     """The tokens that gained most by each logged step, of every run: labels, step, rank, token, token_id, change."""
-    tables = [_course(paper.path.parent, r["run"])[1].assign(**_labels(r)) for r in paper.runs.to_dict("records")]
-    return pd.concat(tables, ignore_index=True)
+    return _read(paper)[1]
 
 
 def top_tokens(table: pd.DataFrame, step: int) -> pd.DataFrame:
@@ -115,6 +112,7 @@ def top_tokens(table: pd.DataFrame, step: int) -> pd.DataFrame:
     return found.sort_values(["runs", "gained"], ascending=False, ignore_index=True)
 
 
+@once
 def overlaps(paper: Paper) -> pd.DataFrame:
     """Of the ten predicted tokens, how many are among the ten that gained most: labels, way, step, overlap, chance."""
     predicted = paper.tables["predicted"]
@@ -235,10 +233,16 @@ def _by_seed(table: pd.DataFrame, column: str, how: str = "mean") -> list[float]
 # --- one run ---------------------------------------------------------------------------------------------------
 
 
-@cache
-def _course(root: Path, run: str) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The run's row of `courses`, and its gaining tokens. A finished run never changes."""
-    log = runs.load(root / run)
+@once
+def _read(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`courses` and `gaining` of every run."""
+    found = [(row, *_course(paper.log(row["run"]), row["run"])) for row in paper.runs.to_dict("records")]
+    gained = [tokens.assign(**_labels(row)) for row, _, tokens in found]
+    return pd.DataFrame([row | course for row, course, _ in found]), pd.concat(gained, ignore_index=True)
+
+
+def _course(log: RunLog, run: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The run's row of `courses`, and its gaining tokens."""
     rows = runs.rows(log, "probe").query("step <= @LAST")
     p = np.exp(rows.sort_values("step")["chosen_logps"].to_numpy(dtype=float))
     fall, start, end = largest_fall(p)
@@ -250,7 +254,7 @@ def _course(root: Path, run: str) -> tuple[dict[str, Any], pd.DataFrame]:
     return row | _last_groups(log), wanted
 
 
-def _last_groups(log: Any) -> dict[str, float]:
+def _last_groups(log: RunLog) -> dict[str, float]:
     """Changes of the groups at record 100; junk is what no group holds."""
     table = mass.mean_by_step(mass.of_kind(log.mass, ("group",), split=None), "name")
     ends = [mass.first_and_last(table.loc[: float(LAST)], name) for name in table.columns]

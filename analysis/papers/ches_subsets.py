@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import papers
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, NEUTRAL, below, panels, styled
@@ -59,6 +59,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
     return found | _refusals(table) | _equal_forecast(paper)
 
 
+@once
 def changes(paper: Paper) -> pd.DataFrame:
     """One row a run: its labels, n, mean change (nats), mean change per token, share that fell, mean CHES before and
     after, their rank correlation, and the refusal rate before and after."""

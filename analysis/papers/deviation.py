@@ -1,8 +1,6 @@
 """Deviation: how far each objective ends from the reference, what it gains, and what RRPO's gradient bound is worth."""
 
 import math
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis import papers
 from analysis.compare import board
 from analysis.compare import figures as board_figures
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, REJECTED, panels, styled
@@ -66,18 +64,18 @@ def ends(paper: Paper) -> pd.DataFrame:
     On held-out pairs (refusals: the probed ones): kl, kl_reverse, kl_token, kl_reverse_token, rejected_kl, gap (nats),
     sampled and top in points, also before training as start_sampled and start_top.
     """
-    return _tables(paper.path, paper.record["seconds"])[0]
+    return _tables(paper)[0]
 
 
 def paths(paper: Paper) -> pd.DataFrame:
     """One row a run and measured step: world, label, method, alpha, rate, seed, step, and means over the same pairs of
     kl, rejected_kl, their absolute difference gap (nats an answer), and margin (nats)."""
-    return _tables(paper.path, paper.record["seconds"])[1]
+    return _tables(paper)[1]
 
 
-@lru_cache(maxsize=2)
-def _tables(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    paper, rows, steps = papers.load(path), [], []
+@once
+def _tables(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, steps = [], []
     for labels in paper.runs.to_dict("records"):
         log = paper.log(labels["run"])
         head = {k: labels[k] for k in ("world", "method", "alpha", "rate", "seed")} | {"label": label(labels)}

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, Measured, Paper, plus_minus
+from analysis.papers import EXACT, Measured, Paper, once, plus_minus
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, NEUTRAL, panels, styled
@@ -64,6 +64,7 @@ def _longer(table: pd.DataFrame) -> dict[str, Measured]:
     return {name: Measured(values, n) for name, values in found.items()}
 
 
+@once
 def configurations(paper: Paper) -> pd.DataFrame:
     """One row a run: its labels, rank (0, 1, ...) of its beta, steps; and at the end
 

@@ -1,8 +1,5 @@
 """LeanPO: the likelihoods of both answers over training, by objective, on given and on the model's own pairs."""
 
-from functools import lru_cache
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,7 +8,7 @@ from analysis import papers
 from analysis.compare import board
 from analysis.compare import figures as board_figures
 from analysis.compare.figures import Dots
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus
 from analysis.papers.deviation import groups
 from analysis.show import page
 from analysis.show.page import Block
@@ -65,17 +62,17 @@ def ends(paper: Paper) -> pd.DataFrame:
     chosen_avg, rejected_avg (nats a token), fell (share of chosen below their start), start_avg (chosen, nats a token);
     wrong: share of training rows that the policy ranked the wrong way by average log-prob; sampled: held-out
     probability of the true value, points."""
-    return _tables(paper.path, paper.record["seconds"])[0]
+    return _tables(paper)[0]
 
 
 def curves(paper: Paper) -> pd.DataFrame:
     """The same changes at every measured step, and `wrong` of the training rows since the step measured before."""
-    return _tables(paper.path, paper.record["seconds"])[1]
+    return _tables(paper)[1]
 
 
-@lru_cache(maxsize=2)
-def _tables(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    paper, rows, steps = papers.load(path), [], []
+@once
+def _tables(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, steps = [], []
     for labels in paper.runs.to_dict("records"):
         log = paper.log(labels["run"])
         head = {k: labels[k] for k in ("pairs", "method", "seed")}

@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, below, panels, styled
@@ -70,6 +70,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
     return {name: Measured(values, n) for name, values in found.items()}
 
 
+@once
 def sources(paper: Paper) -> pd.DataFrame:
     """One row a source and seed: the separabilities, mean CHES and LN-CHES under the start model, and after DPO the
     mean change of chosen and the share that fell, KL, attack success (1 - mass of refusing openers after held-out

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import Measured, Paper
+from analysis.papers import Measured, Paper, once
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, SIDE, below, panels, styled
@@ -46,6 +46,7 @@ def means(identity: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@once
 def curves(paper: Paper) -> pd.DataFrame:
     """world, start, seed, step: mean implicit reward of chosen and rejected over the probed pairs."""
     frames = []
@@ -65,6 +66,7 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("step").groupby(["world", "start", "seed"], as_index=False).last()
 
 
+@once
 def tokens(paper: Paper) -> pd.DataFrame:
     """One row a token of the runs from the base start: seed, pair_id, side, position, token, credit = beta (logp -
     ref_logp) at the end, start (the same before training), decisive (a value word), differs (see `differing`)."""

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, below, panels, styled
@@ -34,6 +34,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
     return found
 
 
+@once
 def pairs(paper: Paper) -> pd.DataFrame:
     """One row a probed pair and run: world, seed, case, signed and absolute reference margin, change (nats)."""
     return pd.concat([_pairs(paper, row) for row in paper.runs.to_dict("records")], ignore_index=True)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, Measured, Paper, plus_minus
+from analysis.papers import EXACT, Measured, Paper, once, plus_minus
 from analysis.run.curve_figures import TYPE
 from analysis.show import page
 from analysis.show.page import Block
@@ -82,6 +82,7 @@ def exact(law: pd.DataFrame) -> dict[str, float]:
     }
 
 
+@once
 def responses(paper: Paper) -> pd.DataFrame:
     """Mean change since the start by world, seed, case, name and step, nats per token.
 

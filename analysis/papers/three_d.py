@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, Measured, Paper, plus_minus
+from analysis.papers import EXACT, Measured, Paper, once, plus_minus
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, DARK, REJECTED, below, panels, styled
@@ -71,6 +71,7 @@ def by_seed(toy: Rows, statistic: Statistic, source: str, objective: str = "dpo"
     return pd.Series(found, dtype=float)
 
 
+@once
 def halves(paper: Paper) -> pd.DataFrame:
     """world, seed, case (on, off): mean changes a token of chosen and rejected since the start, nats, at the end."""
     rows = []
@@ -81,6 +82,7 @@ def halves(paper: Paper) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["world", "seed", "case", "chosen", "rejected", "pairs"])
 
 
+@once
 def whole(paper: Paper) -> pd.DataFrame:
     """world, seed, step: the language model on all pairs. chosen_change, rejected_change: mean changes of summed
     log-probs (nats); chosen, rejected, unseen: probabilities where the two answers first differ."""

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import papers
-from analysis.papers import Measured, Paper
+from analysis.papers import Measured, Paper, once
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
@@ -75,13 +73,13 @@ def outcomes(paper: Paper) -> pd.DataFrame:
     before and after are exact (probability of the first words) where these are known, else of the judged answers.
     comply_before, comply_after: exact probability of answers that begin as compliance, NaN where it is not known.
     """
-    return _read(paper.path, float(paper.record["seconds"]))[0]
+    return _read(paper)[0]
 
 
 def changes(paper: Paper) -> pd.DataFrame:
     """One row a run and probed pair: labels, pair_id, chosen_change, margin_change (nats), trained (whether the run
     trained on it), original (whether it is one of the original pairs)."""
-    return _read(paper.path, float(paper.record["seconds"]))[1]
+    return _read(paper)[1]
 
 
 def picked(paper: Paper, table: pd.DataFrame) -> pd.DataFrame:
@@ -204,10 +202,9 @@ def kind_auroc(pairs: pd.DataFrame, score: str) -> list[float]:
     ]
 
 
-@lru_cache(maxsize=2)
-def _read(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+@once
+def _read(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Outcomes and changes of every run; many sections ask for them, and the logs are many."""
-    paper = papers.load(path)
     rates = paper.tables["answers"].set_index(["run", "study", "set"])
     original = {(row["study"], row["pair_id"]) for row in paper.tables["pairs"].to_dict("records")}
     rows, pairs = [], []
