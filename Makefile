@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup report test test-fast check bench lab clean
+.PHONY: help setup report real test test-fast check bench lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ $(VENV)/.done: pyproject.toml constraints.txt
 report: setup  ## the main job on the embedded default: build, flag, train, report
 	rm -rf runs/demo
 	$(BIN)/chesboard demo --out runs/demo
+
+real: setup  ## the main job on a real chat model: MODEL=folder or hub id, DATA=pairs if you like
+	$(BIN)/chesboard demo --real --out runs/real $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -89,6 +89,7 @@ Truncation = Annotated[
     typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent."),
 ]
 Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion (EOS; in chats the end of the turn).")]
+REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # small enough for a laptop, with a chat template
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
 
 
@@ -100,18 +101,26 @@ def demo(
     persona: Annotated[
         Path | None, typer.Option(help="Real persona statements (JSONL) for the one-token world.")
     ] = None,
+    real: Annotated[bool, typer.Option("--real", help="On a real pretrained chat model instead, see --model.")] = False,
+    model: Annotated[str, typer.Option("--model", "-m", help="With --real: model folder or hub id.")] = REAL_MODEL,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds; spreads are over seeds.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds worked on at the same time.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds (with --real: runs) worked on at the same time.")] = 2,
 ) -> None:
     """The whole main job on the embedded default: build tiny models and data, flag, train with every log on, report.
+
+    With --real on a pretrained chat model (4 GB of memory a job for 135 M weights); stopped, the same command goes on.
 
     Examples:
 
         chesboard demo
 
         chesboard demo --data my_pairs.jsonl --out runs/mine
+
+        chesboard demo --real --model my-chat-model --out runs/real
     """
+    if real:
+        return _papers(["real"], out, "small", seeds, model, {"real": data} if data else {}, jobs)
     from reports.build import build_report
     from reports.console import say
     from trainers.studies.demo import run_demo, run_own_data
@@ -404,9 +413,10 @@ def ablate(
 def paper(
     name: Annotated[str | None, typer.Argument(help="Which analysis; see --list.")] = None,
     scale: Annotated[
-        Literal["toy", "paper"], typer.Option(help="toy: tiny models on a CPU; paper: its own models and settings.")
+        Literal["toy", "small", "paper"],
+        typer.Option(help="toy: tiny models on a CPU; small: a given model; paper: its own models and settings."),
     ] = "toy",
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id, at paper scale.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id, at small and paper scale.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Data set, file or hub id; with --all NAME=DATA, repeated.")
     ] = None,
@@ -435,18 +445,32 @@ def paper(
 
         chesboard paper --all
     """
-    from reports.console import show_ledger, show_papers
-    from reports.papers import data_by_name, listed, rerun
+    from reports.console import show_papers
+    from reports.papers import at, data_by_name, listed
 
-    names = [row[0] for row in listed()]
     if list_papers:
         return show_papers(listed())
     if all_papers == bool(name):
         raise UserError("give the name of one analysis, or --all; `chesboard paper --list` names them.")
-    wanted = [name] if name else names
-    given = data_by_name(wanted, data or [])
-    ledger, failed = rerun(wanted, out, scale=scale, seeds=seeds, model=model, data=given, jobs=jobs)
-    show_ledger(ledger, (name, scale) if name else None)
+    wanted = [name] if name else at(scale)
+    _papers(wanted, out, scale, seeds, model, data_by_name(wanted, data or []), jobs)
+
+
+def _papers(
+    names: list[str],
+    out: Path,
+    scale: Any,
+    seeds: int | None,
+    model: str | None,
+    data: dict[str, str],
+    jobs: int | None,
+) -> None:
+    """Rerun these analyses and show their claims; of several, how many hold."""
+    from reports.console import show_ledger
+    from reports.papers import rerun
+
+    ledger, failed = rerun(names, out, scale=scale, seeds=seeds, model=model, data=data, jobs=jobs)
+    show_ledger(ledger, (names[0], scale) if len(names) == 1 else None)
     if failed:
         raise DataError(f"{len(failed)} analyses could not be made. The first one said: {failed[0]}")
 

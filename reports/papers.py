@@ -119,6 +119,11 @@ def listed() -> list[tuple[str, str, str, str, str]]:
     return [_listed(name) for name in judged.names()]
 
 
+def at(scale: Scale) -> list[str]:
+    """The analyses that can be run at this scale."""
+    return [name for name in judged.names() if name in made.at(scale)]
+
+
 def data_by_name(names: Sequence[str], given: Sequence[str]) -> dict[str, str]:
     """--data: one data set for one analysis, or NAME=DATA for each of several."""
     if len(names) == 1 and len(given) == 1 and not given[0].startswith(f"{names[0]}="):
@@ -138,8 +143,8 @@ def _listed(name: str) -> tuple[str, str, str, str, str]:
 
 
 def _finished(out: Path) -> list[Path]:
-    """Folders of finished analyses, by name, toy before paper scale."""
-    found = [out / f"{name}{end}" for end in ("", "-paper") for name in judged.names()]
+    """Folders of finished analyses, by name, toy before small and paper scale."""
+    found = [out / f"{name}{end}" for end in ("", "-small", "-paper") for name in judged.names()]
     return [folder for folder in found if (folder / judged.RECORD).is_file()]
 
 

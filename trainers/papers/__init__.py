@@ -7,6 +7,8 @@ A file says
     TUNED      the seeds that were looked at while its worlds, settings and rules were set. At toy scale it takes seeds
                above them, so that no claim is judged by the numbers that its rule was made from
     DATA       what --data may be at toy scale, in words; empty: the toy builds its own data
+    SCALES     where it can be run: left out, toy and paper; small is a given model of 100 M weights or more, with the
+               settings that stand beside the paper's
     TABLES     the tables that it gives: by name their columns, each with its type and meaning; see diagnostics.tables
     make(order, settings)  trains and measures; gives these tables
 
@@ -37,7 +39,7 @@ from diagnostics.manifest import file_hash
 from diagnostics.measures import unknown
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json
 from diagnostics.tables import Field, Fields, described, missing, typed
-from trainers.studies.paper_runs import Order
+from trainers.studies.paper_runs import Order, Scale
 
 RECORD = "paper.json"  # in an analysis' folder, written last: with it the analysis is finished
 
@@ -77,6 +79,16 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
+def at(scale: Scale) -> list[str]:
+    """The analyses that can be run at this scale."""
+    return [name for name in names() if scale in scales(load(name))]
+
+
+def scales(module: ModuleType) -> Sequence[Scale]:
+    """Where an analysis can be run."""
+    return getattr(module, "SCALES", ("toy", "paper"))
+
+
 def load(name: str) -> ModuleType:
     """The analysis of this name. Raises UserError with the nearest name where there is none."""
     if name not in names():
@@ -93,7 +105,7 @@ def rerun(name: str, order: Order) -> Path:
     module, folder = load(name), order.folder(name)
     settings = values(module.SETTINGS, order)
     _check(module, name, order)
-    seeds, first = order.seeds or module.SEEDS, module.TUNED.stop if order.scale == "toy" else 0
+    seeds, first = order.seeds or module.SEEDS, 0 if order.scale == "paper" else module.TUNED.stop
     asked = {"name": name, "scale": order.scale, "seeds": seeds, "first seed": first}
     asked |= {"model": order.model, "data": order.data}
     content = file_hash(order.data) if order.data else None
@@ -122,7 +134,7 @@ def rerun(name: str, order: Order) -> Path:
 
 def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
     """The settings of the order's scale by name, with its changes. Raises UserError for a change of none of them."""
-    found = {s.name: s.toy if order.scale == "toy" else s.paper for s in settings}
+    found = {s.name: s.paper if order.scale == "paper" else s.toy for s in settings}
     for name in order.changes:
         if name not in found:
             raise UserError(unknown("setting", name, list(found)))
@@ -149,6 +161,10 @@ def _typed(name: str, tables: Mapping[str, pd.DataFrame], declared: Mapping[str,
 
 
 def _check(module: ModuleType, name: str, order: Order) -> None:
+    if order.scale not in scales(module):
+        raise UserError(f"paper {name}: it can be run at scale {' or '.join(scales(module))}, not {order.scale}.")
+    if order.scale == "small" and not order.model:
+        raise UserError(f"paper {name}: at small scale give the model: a folder or a hub id.")
     if order.scale == "toy" and order.model:
         raise UserError(
             f"paper {name}: at toy scale the models are built here; leave out --model, or add --scale paper."

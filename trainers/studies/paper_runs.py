@@ -24,7 +24,7 @@ from trainers.config import make_config
 from trainers.studies.compare import build_whole, each, is_finished, train_all
 from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
 
-Scale = Literal["toy", "paper"]
+Scale = Literal["toy", "small", "paper"]
 Build = Callable[..., Any]
 
 
