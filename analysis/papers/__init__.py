@@ -43,12 +43,14 @@ from analysis.tables import rules, runs
 from analysis.tables.intervals import finite, half_width, mean
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog, read_frame, read_json, write_json
+from diagnostics.tables import missing
 
 PUBLISHED = Path(__file__).resolve().parent
 RECORD = "paper.json"
 CLAIMS = "claims.json"  # beside it: the claims as they were judged, and what they were judged from
 EXACT = "exact"  # a claim's n where nothing is drawn
 T = TypeVar("T")
+WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot be said"}
 
 
@@ -121,7 +123,7 @@ def names() -> list[str]:
 
 
 def load(path: str | Path) -> Paper:
-    """Read an analysis' folder. Raises DataError where it is none or not finished."""
+    """Read an analysis' folder. Raises DataError where it is none, not finished, or a table or column of it is gone."""
     path = Path(path)
     if not (path / RECORD).is_file():
         raise DataError(f"{path}: no finished analysis in it. Run `chesboard paper {path.name}` (again); it goes on.")
@@ -129,7 +131,14 @@ def load(path: str | Path) -> Paper:
     gone = [name for name in record.get("tables", []) if not (path / f"{name}.parquet").is_file()]
     if gone:
         raise DataError(f"{path}: its table {gone[0]}.parquet is gone. Run `chesboard paper` again; it goes on.")
-    return Paper(path, record, {p.stem: read_frame(p) for p in sorted(path.glob("*.parquet"))})
+    tables = {name: read_frame(path / f"{name}.parquet") for name in record.get("tables", [])}
+    for name, table in tables.items():
+        lost = missing(table, record.get("columns", {}).get(name, {}))
+        if lost:
+            raise DataError(
+                f"{path}: its table {name}.parquet lacks the column {lost[0]}. Run `chesboard paper` again; it goes on."
+            )
+    return Paper(path, record, tables)
 
 
 @cache
@@ -160,6 +169,42 @@ def once(compute: Callable[[Paper], T]) -> Callable[[Paper], T]:
         return paper.kept[name]
 
     return kept
+
+
+def where(table: pd.DataFrame, **wanted: Any) -> Any:
+    """The rows of a table whose columns have these values; typed as `.loc` is, for which a column may be a table."""
+    keep = np.ones(len(table), dtype=bool)
+    for name, value in wanted.items():
+        keep &= (table[name] == value).to_numpy(dtype=bool)
+    return table.loc[keep]
+
+
+def per_seed(found: Mapping[str, pd.Series], n: str = "") -> dict[str, Measured]:
+    """Values by seed as they are judged, without those that were not measured. n: in words; else how many seeds."""
+    known = {name: values.dropna().tolist() for name, values in found.items()}
+    return {name: Measured(values, n or count(len(values), "seed")) for name, values in known.items()}
+
+
+def spreads(
+    table: pd.DataFrame,
+    by: Mapping[str, Mapping[Any, str]],
+    columns: Sequence[str],
+    digits: int = 2,
+    sign: bool = False,
+) -> pd.DataFrame:
+    """One row a group of a table of one row a seed: the group in words, seeds, and every column's mean ± half of its
+    95 % interval. by: columns with the words for their values, in the order of the rows; {}: as they stand there."""
+    rows = {}
+    for key, of in groups(table, *by):
+        at = tuple(list(words).index(k) if k in words else len(words) for k, words in zip(key, by.values()))
+        head = {name: words.get(k, k) for k, (name, words) in zip(key, by.items())} | {"seeds": len(of)}
+        rows[at, len(rows)] = head | {name: plus_minus(of[name], digits, sign=sign) for name in columns}
+    return pd.DataFrame([rows[at] for at in sorted(rows)])
+
+
+def groups(table: pd.DataFrame, *names: str) -> list[tuple[Any, pd.DataFrame]]:
+    """The rows of each combination of some columns, in the order of the table."""
+    return [(key, rows) for key, rows in table.groupby(list(names), sort=False)]
 
 
 def judge(paper: Paper) -> list[Claim]:

@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis.papers import Measured, Paper, once, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, below, panels, styled
@@ -122,7 +122,7 @@ def details(paper: Paper) -> Block:
     """Everything measured of each source: mean over seeds and half of the 95 % t interval."""
     table = sources(paper)
     rows = [
-        {"source": SOURCES[source], "seeds": len(table.loc[table["source"] == source])}
+        {"source": SOURCES[source], "seeds": len(where(table, source=source))}
         | {words: plus_minus(table.loc[table["source"] == source, name]) for name, words in TABLE.items()}
         for source in SOURCES
         if source in set(table["source"])
@@ -189,7 +189,7 @@ def _after(paper: Paper, run: str) -> dict[str, float]:
 
 
 def _rows(table: pd.DataFrame, labels: dict[str, Any]) -> pd.DataFrame:
-    return table.loc[(table["source"] == labels["source"]) & (table["seed"] == labels["seed"])]
+    return where(table, source=labels["source"], seed=labels["seed"])
 
 
 def _other(side: str) -> str:

@@ -11,8 +11,8 @@ from analysis.papers import r_to_q
 from diagnostics.errors import UserError
 from diagnostics.sequences import pair_of
 from trainers import papers as made
-from trainers.papers import Order
 from trainers.papers import r_to_q as rerun_of
+from trainers.studies.paper_runs import Order
 
 QUICK = {"SFT steps": 4, "num_train_epochs": 0.2, "prompts to sample": 6, "answers a prompt": 4}
 QUICK |= {"longest sampled answer": 6, "prompts to enumerate": 1, "probe_pairs": 16}

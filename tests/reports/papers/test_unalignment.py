@@ -9,7 +9,6 @@ from analysis import papers as judged
 from analysis.papers import Paper, unalignment
 from diagnostics.errors import UserError
 from trainers.papers.unalignment import SETTINGS, examples, rates, subsets
-from trainers.worlds import refusal
 
 QUICK = {
     "SFT steps": 30,
@@ -20,9 +19,7 @@ QUICK = {
 TOY = {s.name: s.toy for s in SETTINGS}
 
 
-def test_rerun(rerun, tmp_path, monkeypatch):
-    for name, size in (("PAIRS", 48), ("HELD_OUT", 40)):
-        monkeypatch.setattr(refusal, name, size)
+def test_rerun(rerun, tmp_path):
     paper = rerun("unalignment", out=tmp_path / "out", seeds=1, **QUICK)
     cases = paper.runs.groupby("loss")["case"].agg(set).to_dict()
     assert cases["dpo"] == set(unalignment.CASES)

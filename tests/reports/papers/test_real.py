@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from analysis import papers as judged
+from analysis.papers import real
+from diagnostics.errors import UserError
+from trainers.worlds import chat
+
+QUICK = {
+    "rows that teach to refuse": 16,
+    "rows that teach the form": 8,
+    "updates on one pair": 2,
+    "pairs": 6,
+    "pairs kept": 2,
+    "updates on pairs": 2,
+    "pairs probed": 4,
+    "given pairs": 6,
+    "rate on one pair": 1e-2,
+}
+WORDS = tuple(dict.fromkeys([*chat.openers(*chat.ANSWERS), *(word for side in chat.SIDES.values() for word in side)]))
+
+
+@pytest.fixture(scope="module")
+def paper(rerun, tmp_path_factory):
+    """Two seeds on a tiny chat model that knows the first words as tokens, with given pairs."""
+    folder = tmp_path_factory.mktemp("real")
+    rows = [{"prompt": f"say {k} ?", "chosen": f"yes {k} it is", "rejected": f"no {k}"} for k in range(20)]
+    data = folder / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rerun("real", out=folder / "out", scale="small", model=tiny(folder), data=data, **QUICK)
+
+
+def tiny(folder) -> str:
+    from trainers.worlds import lm
+    from trainers.worlds.own_data import CHAT_TEMPLATE
+
+    texts = [request.text for request in chat.requests(held_out=False)]
+    tokenizer = lm.bpe_tokenizer(texts, 400, extra=WORDS)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return str(lm.save(lm.build_model(tokenizer, seed=0, positions=512), tokenizer, folder / "model"))
+
+
+def test_every_arm_takes_as_many_updates_from_its_own_start(paper):
+    table = paper.runs
+    assert set(table["seed"]) == {16, 17}
+    arms = table.query("part == 'refusals'")
+    assert arms.groupby("case").size().to_dict() == dict.fromkeys(real.ARMS, 2)
+    assert {int(paper.log(run).steps["step"].max()) for run in arms["run"]} == {2}
+    probed = {tuple(sorted(set(paper.log(run).pairs.query("split == 'probe'")["pair_id"])))
+              for run in arms.query("seed == 16")["run"]}  # fmt: skip
+    assert len(probed) == 1  # the same pairs, whatever was trained on
+    base = table.query("part == 'taught' and case == 'refusals'")["run"].item()
+    assert paper.log(arms["run"].iloc[0]).config["model"].endswith(f"{base}/model")
+
+
+def test_a_filter_keeps_its_own_end(paper):
+    scores = paper.tables["scores"].query("part == 'refusals' and seed == 16").set_index("pair_id")
+    runs = paper.runs.query("part == 'refusals' and seed == 16").set_index("case")["run"]
+    kept = {case: set(paper.log(runs[case]).audit.query("status == 'kept'")["pair_id"]) for case in real.ARMS}
+    assert kept["ln_ches"] >= set(scores["ln_ches_score"].nsmallest(2).index)
+    assert kept["set_rate"] >= set(scores["set_rate"].nlargest(2).index)
+
+
+def test_every_claim_is_measured_and_every_change_is_from_the_start(paper):
+    claims = {c.id: c for c in judged.judge(paper)}
+    assert all(c.n != "–" for c in claims.values()), claims
+    assert len(claims) == 18
+    ends = real.ends(paper)
+    one = ends.query("part == 'one_token' and case == 'no_never' and seed == 16").iloc[0]
+    log = paper.log(paper.runs.query("part == 'one_token' and case == 'no_never' and seed == 16")["run"].item())
+    probs = log.mass.query("kind == 'group' and name == 'opposite'").set_index("step")["prob"]
+    assert one["answer: opposite"] - one["start answer: opposite"] == pytest.approx(probs[2] - probs[0])
+    by_seed = ends.query("part == 'one_token' and case == 'no_never'")["chosen_p"].mean()
+    assert claims["chosen_no_never"].value == pytest.approx(by_seed)
+
+
+def test_without_data_nothing_is_said_of_any(rerun, paper, tmp_path):
+    bare = rerun("real", out=tmp_path / "out", seeds=1, scale="small", model=paper.record["model"], **QUICK)
+    assert len(judged.judge(bare)) == 15
+    assert set(bare.tables["scores"]["part"]) == {"refusals"}
+
+
+def test_it_asks_for_a_model_and_runs_at_its_own_scale(rerun, tmp_path):
+    with pytest.raises(UserError, match="give the model: a folder or a hub id"):
+        rerun("real", out=tmp_path, scale="small")
+    with pytest.raises(UserError, match="at scale small, not toy"):
+        rerun("real", out=tmp_path)
