@@ -66,14 +66,13 @@ TABLES = {
     },
 }
 _LIGHT = PLAIN_ADAM | {
-    "objective": "dpo",
-    "beta": 0.1,
     "heldout_pairs": 0,
     "response_types": 0,
     "tokens": "none",
     "save_model": False,
     "save_strategy": "no",
 }
+_DPO = _LIGHT | {"objective": "dpo", "beta": 0.1}
 _TAUGHT = _LIGHT | {
     "objective": "sft",
     "reference": "none",
@@ -150,7 +149,7 @@ def _one_token(order: Order, settings: Mapping[str, Any], model: str, seed: int)
             "probe_pairs": 1,
             "probe_every": 1,
         }
-        found.append(Trial({"part": "one_token", "case": case, "seed": seed}, _LIGHT | keys))
+        found.append(Trial({"part": "one_token", "case": case, "seed": seed}, _DPO | keys))
     return found
 
 
@@ -179,7 +178,7 @@ def _arms(
     stem = Path(data).stem
     paths = {case: subset(order, f"{stem}-{case}-{count}", data, list(map(str, ids))) for case, ids in kept.items()}
     return [
-        Trial({"part": "refusals", "case": case, "seed": seed}, _LIGHT | keys | _track(order) | {"data": path})
+        Trial({"part": "refusals", "case": case, "seed": seed}, _DPO | keys | _track(order) | {"data": path})
         for case, path in ({"all": data} | paths).items()
     ]
 
@@ -209,7 +208,7 @@ def _usual(order: Order, settings: Mapping[str, Any], seed: int, data: str) -> T
         "probe_pairs": settings["given pairs"],
         "probe_every": 10**6,
     }
-    return Trial({"part": "data", "case": "all", "seed": seed}, _LIGHT | keys | _start(order, seed))
+    return Trial({"part": "data", "case": "all", "seed": seed}, _DPO | keys | _start(order, seed))
 
 
 def _scores(order: Order, part: str, model: str, pairs: Mapping[int, str]) -> pd.DataFrame:

@@ -1,11 +1,15 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from analysis import papers as judged
 from analysis.papers import real
 from diagnostics.errors import UserError
-from trainers.worlds import chat
+from trainers.papers import real as trained
+from trainers.studies.paper_runs import Order
+from trainers.worlds import chat, lm
+from trainers.worlds.own_data import CHAT_TEMPLATE
 
 QUICK = {
     "rows that teach to refuse": 16,
@@ -32,9 +36,6 @@ def paper(rerun, tmp_path_factory):
 
 
 def tiny(folder) -> str:
-    from trainers.worlds import lm
-    from trainers.worlds.own_data import CHAT_TEMPLATE
-
     texts = [request.text for request in chat.requests(held_out=False)]
     tokenizer = lm.bpe_tokenizer(texts, 400, extra=WORDS)
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -75,10 +76,14 @@ def test_every_claim_is_measured_and_every_change_is_from_the_start(paper):
     assert claims["chosen_no_never"].value == pytest.approx(by_seed)
 
 
-def test_without_data_nothing_is_said_of_any(rerun, paper, tmp_path):
-    bare = rerun("real", out=tmp_path / "out", seeds=1, scale="small", model=paper.record["model"], **QUICK)
-    assert len(judged.judge(bare)) == 15
-    assert set(bare.tables["scores"]["part"]) == {"refusals"}
+def test_without_data_its_runs_are_found_again_and_nothing_is_said_of_any(paper, monkeypatch):
+    monkeypatch.setattr("trainers.studies.compare.train", lambda run: pytest.fail(f"trained again: {run.output_dir}"))
+    order = Order("small", paper.path.parent, 2, paper.record["model"], first=16)
+    tables = trained.make(order, paper.record["settings"])
+    assert set(tables["scores"]["part"]) == {"refusals"}
+    bare = replace(paper, tables=paper.tables | tables, kept={})
+    assert {"fell_data", "told_set_rate_data", "told_ln_ches_data"}.isdisjoint(real.measured(bare))
+    assert "No --data was given" in real.given(bare)._repr_html_()
 
 
 def test_it_asks_for_a_model_and_runs_at_its_own_scale(rerun, tmp_path):
