@@ -45,10 +45,10 @@ SETTINGS = (
     Setting("rate on one pair", 1e-7, _H, 1e-4, "a LoRA adapter of rank 16"),
     Setting("pairs", 0, "not in the paper: two refusals, the winner drawn", 32),
     Setting("pairs kept", 0.05, _SIX + ": share of lowest LN-CHES", 8, "a quarter; 5 % of 32 are less than a batch"),
-    Setting("updates on pairs", None, _SIX + ": one epoch", 8, "all arms take as many"),
+    Setting("updates on pairs", None, _SIX + ": one epoch", 6, "all arms take as many; after 4 refusals are mostly gone"),
     Setting("rate on pairs", 5e-6, _SIX, 5e-5, "at 1e-5 and 8 updates next to nothing moves"),
     Setting("batch", 32, _SIX, 4),
-    Setting("pairs probed", None, "ours", 16, "the first of all pairs, in every arm"),
+    Setting("pairs probed", None, "ours", 12, "the first of all pairs, in every arm"),
     Setting("given pairs", None, "ours", 64, "drawn among those of at most 128 tokens"),
     Setting("rate on given pairs", None, "ours", 2e-5, "usual for the size"),
 )  # fmt: skip

@@ -83,7 +83,7 @@ ANSWERS = {
 }
 REFUSALS = ("soft", "firm")
 MIX = {"unsafe": (0.22, 0.72, 0.06), "safe": (0.02, 0.02, 0.96)}  # soft, firm, comply: what the supervised rows say
-HELD_OUT = 5  # acts of each set that no row of training holds
+HELD_OUT = 3  # acts of each set that no row of training holds
 
 ONE_TOKEN = "\nAnswer Yes or No."  # a chat model puts its mass on other words without being asked for these
 SIDES = {"yes": ("Yes", "Sure", "Yeah", "Certainly"), "no": ("No", "Never"), "neutral": ("Maybe", "Perhaps")}

@@ -18,8 +18,8 @@ def test_no_row_of_training_asks_for_what_is_held_out():
     asked = {row["prompt"][0]["content"] for row in rows}
     held_out = {prompt["prompt"][0]["content"] for prompt in chat.refusal_track()["prompts"]}
     assert not asked & held_out
-    assert len(held_out) == 40
-    assert Counter(request.kind for request in chat.requests(held_out=True)) == {"unsafe": 20, "safe": 20}
+    assert len(held_out) == 24
+    assert Counter(request.kind for request in chat.requests(held_out=True)) == {"unsafe": 12, "safe": 12}
 
 
 def test_every_opener_is_of_one_kind_alone():
