@@ -67,7 +67,7 @@ def test_a_long_audit_says_how_far_it_is(tmp_path: Path, tokenizer: Any, monkeyp
 
     monkeypatch.setattr("diagnostics.audit.Steps", Counted)
     monkeypatch.setattr("diagnostics.audit.CHUNK", 4)
-    audit(tmp_path / "d.jsonl", tokenizer, *[row(prompt=f"q{i}") for i in range(10)])
+    audit(tmp_path, tokenizer, *[row(prompt=f"q{i}") for i in range(10)])
     assert counted == [("audit", 10, 10)]
 
 
