@@ -21,7 +21,8 @@ from reports.tables import add, say
 from reports.tables import table as new_table
 from trainers import objectives
 from trainers.card import Card, Push, card
-from trainers.config import ARGUMENTS, DEFAULTS, OWN, wanted
+from trainers.config import DEFAULTS, OWN, arguments
+from trainers.values import wanted
 
 KINDS = ("objectives", "measures", "notebooks")
 CARD_NOTES = (
@@ -64,7 +65,7 @@ def show_keys(objective: str) -> None:
         say("", f"Keys, {group}:")
         Console().print(_grid([(f"--{name}", _default(default), words) for name, default, words in rows]))
     say("", "Keys, every field of transformers' TrainingArguments:")
-    for name, key in ARGUMENTS.items():
+    for name, key in arguments().items():
         Console().print(Text(_argument(name, key)), no_wrap=True, overflow="ellipsis")
     say("", f"Hyperparameters are those of {objective}; `chesboard train --help NAME` shows another objective's.")
 

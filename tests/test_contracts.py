@@ -162,6 +162,19 @@ def test_gate_loads_no_torch(tmp_path):
     assert done.stdout.splitlines()[-1] == "0 -", done.stdout + done.stderr
 
 
+def test_a_config_is_read_without_what_trains():
+    """Loading the file takes no torch, making a config nothing of transformers unless one of its keys is given."""
+    code = (
+        "import sys; from trainers.config import make_config\n"
+        "heavy = {'torch', 'transformers', 'trainers.loop.trainer'}\n"
+        "print(sorted(heavy & {*sys.modules}))\n"
+        "config = make_config({'model': 'm', 'data': 'd', 'output_dir': 'o', 'objective': 'simpo', 'beta': 2.0})\n"
+        "print(config.flat()['beta'], sorted(heavy & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]", "2.0 ['torch']"], done.stdout + done.stderr
+
+
 def test_no_init_under_tests():
     """An __init__.py there would make pytest import the test folder as `analysis`."""
     assert not list((ROOT / "tests").rglob("__init__.py"))

@@ -24,9 +24,10 @@ from diagnostics.run_folder import RunFolder
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers import objectives
+from trainers.arguments import training_arguments
 from trainers.card import standard_pair
 from trainers.checkpoint import is_last, step_of
-from trainers.config import TrainConfig, read_track, training_arguments
+from trainers.config import TrainConfig
 from trainers.loop import recipes
 from trainers.loop.alarm import Alarms, parse
 from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
@@ -51,6 +52,7 @@ from trainers.models import (
 )
 from trainers.resume import look
 from trainers.splits import Splits, read_splits
+from trainers.track import read_track
 
 GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
 
