@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from diagnostics.errors import DataError, UserError
 from trainers import objectives
 from trainers.arguments import training_arguments
+from trainers.check import check
 from trainers.config import (
     OWN,
     USUAL,
@@ -17,7 +18,6 @@ from trainers.config import (
     parse_flags,
     read_config,
 )
-from trainers.run import check
 from trainers.track import read_track
 
 NEEDED = {"model": "m", "data": "d", "output_dir": "o"}

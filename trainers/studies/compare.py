@@ -32,8 +32,9 @@ from diagnostics.processes import hold
 from diagnostics.progress import counted, hushed
 from diagnostics.runlog import read_json, read_run, write_json
 from trainers import objectives
+from trainers.check import check
 from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, read_config
-from trainers.run import check, train
+from trainers.run import train
 from trainers.studies.demo import one_thread
 from trainers.studies.demo_runs import PLAIN_ADAM
 from trainers.worlds import facts
