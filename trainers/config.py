@@ -7,7 +7,6 @@ anything is read or trained. `config.json` in the run folder holds them all; `ch
 Importing this file loads no torch: an objective's keys, and transformers' own, are looked up when a config is made.
 """
 
-import difflib
 import json
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from diagnostics.errors import UserError
+from diagnostics.names import nearest
 from diagnostics.plain_yaml import parse_plain, read_plain
 from trainers.loop.alarm import parse
 from trainers.values import checked
@@ -358,6 +358,6 @@ def _hint(key: str, known: dict[str, Any], hyper: dict[str, Any]) -> str:
     theirs = [name for name in objectives.names() if plain in objectives.hyperparameters(name)]
     if theirs:
         return f": it belongs to objective {', '.join(theirs[:5])}{' ...' if len(theirs) > 5 else ''}."
-    near = difflib.get_close_matches(plain, list(hyper), n=1) or difflib.get_close_matches(plain, known, n=1)
+    near = nearest(plain, hyper) or nearest(plain, known)
     near = near or [name for name in hyper if set(name.split("_")) & set(plain.split("_"))]
     return f"; did you mean '{near[0]}'?" if near else "."

@@ -1,6 +1,5 @@
 """Values of settings: whether a key can take one, and in which words to say what it takes."""
 
-import difflib
 import json
 import math
 import types
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from diagnostics.errors import UserError
+from diagnostics.names import nearest
 
 
 def checked(key: str, value: Any, kind: Any, limits: tuple[float, float]) -> Any:
@@ -85,7 +85,7 @@ def wanted(value: Any, kind: Any) -> str:
     for part, plain in zip(_kinds(kind), _plain_kinds(kind), strict=True):
         words = _words(part)
         if len(words) > 12:
-            near = difflib.get_close_matches(str(value), words, n=3, cutoff=0)
+            near = nearest(str(value), words, n=3, cutoff=0)
             said.append(f"one of {len(words)} words, the nearest are {', '.join(near)}")
         elif words:
             said.append(f"one of {', '.join(words)}")

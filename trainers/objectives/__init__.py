@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from diagnostics.errors import UserError
-from diagnostics.measures import unknown
 from diagnostics.measures.logratios import chosen_logratios, rejected_logratios
+from diagnostics.names import unknown
 from diagnostics.stats import PairStats, SequenceStats, wide
 
 WORDS = {

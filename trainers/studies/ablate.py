@@ -16,7 +16,7 @@ import pandas as pd
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.flagging import prone_end
-from diagnostics.measures import unknown
+from diagnostics.names import unknown
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import read_frame, read_json
 from trainers.check import check

@@ -26,7 +26,7 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash
 from diagnostics.folder import contents, set_aside
 from diagnostics.manifest import file_hash
-from diagnostics.measures import unknown
+from diagnostics.names import unknown
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold
 from diagnostics.progress import counted, hushed
