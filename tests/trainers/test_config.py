@@ -133,6 +133,13 @@ def test_a_track_file_is_checked(tmp_path):
         read_track(path)
 
 
+def test_ipo_alone_is_refused_with_what_each_ipo_is():
+    """Trainers differ in which of the two they call so; the run log names the one that was chosen."""
+    with pytest.raises(UserError, match=r"ipo_mean: .* per token\..* ipo_sum: .* on summed log-ratios\.$"):
+        make_config(NEEDED | {"objective": "ipo"})
+    assert make_config(NEEDED | {"objective": "ipo_sum"}).flat()["objective"] == "ipo_sum"
+
+
 # --- whatever is written, it works or ends in one short sentence ----------------------------------------------------
 
 EXAMPLES = int(os.environ.get("CHESBOARD_MUTATIONS", "200"))  # 1000 take two minutes of one core
