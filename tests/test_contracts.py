@@ -1,6 +1,7 @@
 """The shape of the house: imports run one way, both lists of dependencies agree, notebooks stay thin elsewhere."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -120,6 +121,21 @@ def test_every_dependency_is_pinned_within_its_range():
         pin = pins[name_of(requirement)]
         assert [int(x) for x in pin.split(".")[:2]] >= [int(x) for x in (low + ".0").split(".")[:2]], requirement
     assert pins["torch"] == "2.13.0"
+
+
+def test_one_version_everywhere():
+    """pyproject.toml, CITATION.cff, what `--version` reads, and the newest version of CHANGELOG.md."""
+    version = PROJECT["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert importlib.metadata.version("chesboard") == version
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    unreleased, *released = headings
+    assert unreleased == "Unreleased"
+    found = [re.fullmatch(r"(\d+\.\d+\.\d+) \((\d{4}-\d{2}-\d{2})\)", heading) for heading in released]
+    assert all(found), released
+    versions = [heading.split()[0] for heading in released]
+    assert versions[0] == version
+    assert versions == sorted(versions, key=lambda v: [int(x) for x in v.split(".")], reverse=True)
 
 
 def test_all_packages_are_listed():
