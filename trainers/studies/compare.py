@@ -265,7 +265,8 @@ def _is_readable(folder: Path) -> bool:
 @contextlib.contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes to train in, one thread each; none for one job, which this process does itself. They end with it, also
-    where it is stopped or killed: what they have logged is kept."""
+    where it is stopped or killed: what they have logged is kept. joblib would be no shorter: which runs are done, run
+    folders say, and not a cache of pickled results."""
     if jobs == 1:
         yield None
         return
