@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from diagnostics import measures
 from diagnostics.outcomes import fell, is_strong, log_push_ratio
-from trainers.loop.probe import ProbeRows
 
 NAN = float("nan")
 
@@ -51,6 +51,16 @@ STEP_KEYS = ("loss", "grad_norm", "learning_rate", "n", *TRAINED)
 PROBE_KEYS = tuple(name for name in MEANS if name not in TRAINED)
 # measured by the gradient instruments on their steps; on all others they stand in steps.jsonl and hold nothing
 UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine", "grad_total/chosen", "grad_total/rejected")
+
+
+@dataclass
+class ProbeRows:
+    """What one probe adds to the run log."""
+
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    mass: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
