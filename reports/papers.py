@@ -17,8 +17,8 @@ from diagnostics.runlog import write_frame, write_json
 from reports.notebooks import Page, execute, template
 from trainers import papers as made
 from trainers.models import quiet
-from trainers.papers import Order, Scale
 from trainers.studies.compare import workers
+from trainers.studies.paper_runs import Order, Scale
 
 
 @dataclass(frozen=True)

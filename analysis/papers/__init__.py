@@ -20,15 +20,16 @@ measured ones), and the claims, each with
                       a late rule is as good as any
 """
 
+import hashlib
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -41,21 +42,27 @@ from analysis.show.wording import count, number, signed, span
 from analysis.tables import rules, runs
 from analysis.tables.intervals import finite, half_width, mean
 from diagnostics.errors import DataError
-from diagnostics.runlog import RunLog, read_frame, read_json
+from diagnostics.runlog import RunLog, read_frame, read_json, write_json
+from diagnostics.tables import missing
 
 PUBLISHED = Path(__file__).resolve().parent
 RECORD = "paper.json"
+CLAIMS = "claims.json"  # beside it: the claims as they were judged, and what they were judged from
 EXACT = "exact"  # a claim's n where nothing is drawn
+T = TypeVar("T")
+WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot be said"}
 
 
 @dataclass(frozen=True)
 class Paper:
-    """One rerun analysis. path: its folder; record: paper.json; tables: its Parquet files by name."""
+    """One rerun analysis. path: its folder; record: paper.json; tables: its Parquet files by name; kept: what `once`
+    computed from them and from the runs."""
 
     path: Path
     record: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -116,7 +123,7 @@ def names() -> list[str]:
 
 
 def load(path: str | Path) -> Paper:
-    """Read an analysis' folder. Raises DataError where it is none or not finished."""
+    """Read an analysis' folder. Raises DataError where it is none, not finished, or a table or column of it is gone."""
     path = Path(path)
     if not (path / RECORD).is_file():
         raise DataError(f"{path}: no finished analysis in it. Run `chesboard paper {path.name}` (again); it goes on.")
@@ -124,7 +131,14 @@ def load(path: str | Path) -> Paper:
     gone = [name for name in record.get("tables", []) if not (path / f"{name}.parquet").is_file()]
     if gone:
         raise DataError(f"{path}: its table {gone[0]}.parquet is gone. Run `chesboard paper` again; it goes on.")
-    return Paper(path, record, {p.stem: read_frame(p) for p in sorted(path.glob("*.parquet"))})
+    tables = {name: read_frame(path / f"{name}.parquet") for name in record.get("tables", [])}
+    for name, table in tables.items():
+        lost = missing(table, record.get("columns", {}).get(name, {}))
+        if lost:
+            raise DataError(
+                f"{path}: its table {name}.parquet lacks the column {lost[0]}. Run `chesboard paper` again; it goes on."
+            )
+    return Paper(path, record, tables)
 
 
 @cache
@@ -144,13 +158,106 @@ def module(name: str) -> ModuleType:
     return import_module(f"{__name__}.{name}")
 
 
+def once(compute: Callable[[Paper], T]) -> Callable[[Paper], T]:
+    """For a table that several sections and claims ask for: computed at a Paper's first call, and kept with it."""
+    name = f"{compute.__module__}.{compute.__qualname__}"
+
+    @wraps(compute)
+    def kept(paper: Paper) -> T:
+        if name not in paper.kept:
+            paper.kept[name] = compute(paper)
+        return paper.kept[name]
+
+    return kept
+
+
+def where(table: pd.DataFrame, **wanted: Any) -> Any:
+    """The rows of a table whose columns have these values; typed as `.loc` is, for which a column may be a table."""
+    keep = np.ones(len(table), dtype=bool)
+    for name, value in wanted.items():
+        keep &= (table[name] == value).to_numpy(dtype=bool)
+    return table.loc[keep]
+
+
+def per_seed(found: Mapping[str, pd.Series], n: str = "") -> dict[str, Measured]:
+    """Values by seed as they are judged, without those that were not measured. n: in words; else how many seeds."""
+    known = {name: values.dropna().tolist() for name, values in found.items()}
+    return {name: Measured(values, n or count(len(values), "seed")) for name, values in known.items()}
+
+
+def spreads(
+    table: pd.DataFrame,
+    by: Mapping[str, Mapping[Any, str]],
+    columns: Sequence[str],
+    digits: int = 2,
+    sign: bool = False,
+) -> pd.DataFrame:
+    """One row a group of a table of one row a seed: the group in words, seeds, and every column's mean ± half of its
+    95 % interval. by: columns with the words for their values, in the order of the rows; {}: as they stand there."""
+    rows = {}
+    for key, of in groups(table, *by):
+        at = tuple(list(words).index(k) if k in words else len(words) for k, words in zip(key, by.values()))
+        head = {name: words.get(k, k) for k, (name, words) in zip(key, by.items())} | {"seeds": len(of)}
+        rows[at, len(rows)] = head | {name: plus_minus(of[name], digits, sign=sign) for name in columns}
+    return pd.DataFrame([rows[at] for at in sorted(rows)])
+
+
+def groups(table: pd.DataFrame, *names: str) -> list[tuple[Any, pd.DataFrame]]:
+    """The rows of each combination of some columns, in the order of the table."""
+    return [(key, rows) for key, rows in table.groupby(list(names), sort=False)]
+
+
 def judge(paper: Paper) -> list[Claim]:
-    """Every claim of this analysis, in order; one that was not measured cannot be said, and is left
-    out where it needs what was not given (its key `needs`)."""
+    """Every claim of this analysis, in order. Judged once: claims.json keeps them, until the record, the YAML or the
+    code that judges is another."""
+    path, source = paper.path / CLAIMS, _source(paper)
+    try:
+        known = read_json(path)
+    except DataError:
+        known = {}
+    if known.get("judged from") == source:
+        return [_claim(row) for row in known["claims"]]
+    found = _anew(paper)
+    write_json(path, {"judged from": source, "claims": [_row(claim) for claim in found]})
+    return found
+
+
+def _anew(paper: Paper) -> list[Claim]:
+    """Every claim of this analysis, judged now; one that was not measured cannot be said, and is left out where it
+    needs what was not given (its key `needs`)."""
     found: Mapping[str, Measured] = module(paper.name).measured(paper)
     entries = published()[paper.name]["claims"]
     wanted = [entry for entry in entries if "needs" not in entry or entry["id"] in found]
     return [_judged(paper.name, entry, found.get(entry["id"]), is_fresh(paper)) for entry in wanted]
+
+
+def _source(paper: Paper) -> str:
+    """What claims are judged from, as a hash: the analysis' record and YAML, its file, this one, and the rules."""
+    record = (paper.path / RECORD).read_bytes()
+    files = (PUBLISHED / f"{paper.name}.yaml", PUBLISHED / f"{paper.name}.py", Path(__file__), Path(rules.__file__))
+    return hashlib.sha256(b"".join([record, *(file.read_bytes() for file in files)])).hexdigest()
+
+
+def _row(claim: Claim) -> dict[str, Any]:
+    """A claim as claims.json holds it: with its verdict in words, and null for a number that there is not."""
+    row = asdict(claim) | {"verdict": claim.verdict}
+    ends = claim.interval and [_null(end) for end in claim.interval]
+    return row | {"value": _null(claim.value), "p": _null(claim.p), "interval": ends}
+
+
+def _claim(row: Mapping[str, Any]) -> Claim:
+    """The reverse of `_row`."""
+    told: dict[str, Any] = {name: value for name, value in row.items() if name != "verdict"}
+    ends = told["interval"] and tuple(_number(end) for end in told["interval"])
+    return Claim(**told | {"value": _number(told["value"]), "p": _number(told["p"]), "interval": ends})
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def is_fresh(paper: Paper) -> bool:

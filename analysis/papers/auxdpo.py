@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, Measured, Paper
+from analysis.papers import EXACT, Measured, Paper, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, NEUTRAL, below, panels, styled
@@ -14,9 +14,9 @@ from analysis.show.wording import number
 def measured(paper: Paper) -> dict[str, Measured]:
     """The claims' values, at beta 1 where none is named."""
     table = paper.tables["optima"]
-    dpo = table.loc[table["method"] == "DPO"]
+    dpo = where(table, method="DPO")
     many = dpo.loc[dpo["n"].isin([5, 20, 100])]
-    fallen = dpo.loc[dpo["n"] == 5].set_index("beta")["reward"] < 1
+    fallen = where(dpo, n=5).set_index("beta")["reward"] < 1
     inferred = "The counts are inferred: at ten both DPO and IPO match the published rewards."
     return {
         "one": _exact(_reward(table, "DPO", 1)),
@@ -26,7 +26,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
         "dpo": _exact(_reward(table, "DPO", 10), inferred),
         "ipo": _exact(_reward(table, "IPO", 10), inferred),
         "auxdpo": _exact(_reward(table, "AuxDPO", 10)),
-        "counts": _exact(float(np.ptp(table.loc[(table["method"] == "AuxDPO") & (table["beta"] == 1), "reward"]))),
+        "counts": _exact(float(np.ptp(where(table, method="AuxDPO", beta=1)["reward"]))),
         "short": _exact(_reward(table, "reward − β KL", 10) - _reward(table, "AuxDPO", 10)),
     }
 
@@ -47,7 +47,7 @@ def optima(paper: Paper) -> Block:
 def draw(table: pd.DataFrame) -> Figure:
     """One line a method, solid at beta 1; DPO at the other betas dashed. table: columns method, beta, n, reward."""
     figure, (axes,) = panels(1, width=8.0, height=4.4)
-    for colour, (method, rows) in zip(CYCLE, table.loc[table["beta"] == 1].groupby("method", sort=False)):
+    for colour, (method, rows) in zip(CYCLE, where(table, beta=1).groupby("method", sort=False)):
         axes.plot(rows["n"], rows["reward"], color=colour, lw=2, label=str(method))
     for beta, rows in table.loc[(table["method"] == "DPO") & (table["beta"] != 1)].groupby("beta"):
         axes.plot(rows["n"], rows["reward"], "--", color=NEUTRAL, lw=1, label=f"DPO, β {beta:g}")
@@ -65,5 +65,5 @@ def _exact(value: float, note: str = "") -> Measured:
 
 
 def _reward(table: pd.DataFrame, method: str, n: int, beta: float = 1.0) -> float:
-    rows = table.loc[(table["method"] == method) & (table["n"] == n) & (table["beta"] == beta), "reward"]
+    rows = where(table, method=method, n=n, beta=beta)["reward"]
     return float(rows.iloc[0])

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from analysis import papers
 from analysis.demo import tables as demo
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, below, panels, styled
@@ -22,6 +20,7 @@ from analysis.show.wording import count, for_plot, number, percent, signed, visi
 from analysis.tables import mass, runs
 from analysis.tables.intervals import auroc, finite, mean, wilson
 from diagnostics.outcomes import fell
+from diagnostics.runlog import RunLog
 
 CASES = {
     "yes_no": "Yes over No",
@@ -96,14 +95,12 @@ def courses(paper: Paper) -> pd.DataFrame:
     """One row a run: its labels; p (probability of the chosen answer at records 0 to 100); fall, start, end (its
     largest fall), rose (whether the loss ever did); at margin 1.5 the changes chosen, own, opposite, junk and the top
     token; *_last: the changes at record 100."""
-    rows = [row | _course(paper.path.parent, row["run"])[0] for row in paper.runs.to_dict("records")]
-    return pd.DataFrame(rows)
+    return _read(paper)[0]
 
 
 def gaining(paper: Paper) -> pd.DataFrame:
     """The tokens that gained most by each logged step, of every run: labels, step, rank, token, token_id, change."""
-    tables = [_course(paper.path.parent, r["run"])[1].assign(**_labels(r)) for r in paper.runs.to_dict("records")]
-    return pd.concat(tables, ignore_index=True)
+    return _read(paper)[1]
 
 
 def top_tokens(table: pd.DataFrame, step: int) -> pd.DataFrame:
@@ -115,6 +112,7 @@ def top_tokens(table: pd.DataFrame, step: int) -> pd.DataFrame:
     return found.sort_values(["runs", "gained"], ascending=False, ignore_index=True)
 
 
+@once
 def overlaps(paper: Paper) -> pd.DataFrame:
     """Of the ten predicted tokens, how many are among the ten that gained most: labels, way, step, overlap, chance."""
     predicted = paper.tables["predicted"]
@@ -193,7 +191,7 @@ def _before(paper: Paper, table: pd.DataFrame) -> dict[str, list[float]]:
 
 def _forecast(table: pd.DataFrame, shape: pd.DataFrame) -> pd.DataFrame:
     """The runs on the base with what was known before: geometry, and |CHES| over |h|^2."""
-    known = table.loc[(table["phase"] == "base") & (table["control"] == "")].merge(shape, on=LABELS)
+    known = where(table, phase="base", control="").merge(shape, on=LABELS)
     return known.assign(ches=known["ches"] / known["hidden_norm2"])
 
 
@@ -212,8 +210,8 @@ def _controls(table: pd.DataFrame, same_rate: bool) -> dict[str, list[float]]:
     """Other optimizers and scopes, and IPO beside DPO where they have the same rate."""
     names = {"sgd_chosen": ("sgd", "chosen"), "sgd_opposite": ("sgd", "opposite")}
     names |= {"rmsprop": ("rmsprop", "opposite"), "frozen_head": ("frozen_head", "opposite")}
-    found = {k: _by_seed(table.loc[table["control"] == control], column) for k, (control, column) in names.items()}
-    sft = table.loc[(table["phase"] == "sft") & (table["control"] == "")]
+    found = {k: _by_seed(where(table, control=control), column) for k, (control, column) in names.items()}
+    sft = where(table, phase="sft", control="")
     both = sft.pivot_table("p", LABELS, "objective", aggfunc="first")
     if {"dpo", "ipo"} <= set(both) and same_rate:
         both = both.dropna().reset_index()
@@ -235,10 +233,16 @@ def _by_seed(table: pd.DataFrame, column: str, how: str = "mean") -> list[float]
 # --- one run ---------------------------------------------------------------------------------------------------
 
 
-@cache
-def _course(root: Path, run: str) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The run's row of `courses`, and its gaining tokens. A finished run never changes."""
-    log = runs.load(root / run)
+@once
+def _read(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`courses` and `gaining` of every run."""
+    found = [(row, *_course(paper.log(row["run"]), row["run"])) for row in paper.runs.to_dict("records")]
+    gained = [tokens.assign(**_labels(row)) for row, _, tokens in found]
+    return pd.DataFrame([row | course for row, course, _ in found]), pd.concat(gained, ignore_index=True)
+
+
+def _course(log: RunLog, run: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The run's row of `courses`, and its gaining tokens."""
     rows = runs.rows(log, "probe").query("step <= @LAST")
     p = np.exp(rows.sort_values("step")["chosen_logps"].to_numpy(dtype=float))
     fall, start, end = largest_fall(p)
@@ -250,7 +254,7 @@ def _course(root: Path, run: str) -> tuple[dict[str, Any], pd.DataFrame]:
     return row | _last_groups(log), wanted
 
 
-def _last_groups(log: Any) -> dict[str, float]:
+def _last_groups(log: RunLog) -> dict[str, float]:
     """Changes of the groups at record 100; junk is what no group holds."""
     table = mass.mean_by_step(mass.of_kind(log.mass, ("group",), split=None), "name")
     ends = [mass.first_and_last(table.loc[: float(LAST)], name) for name in table.columns]
@@ -334,10 +338,10 @@ def _published_tokens(phase: str, objective: str, case: str) -> list[dict[str, s
 def sides(paper: Paper) -> Block:
     """Who gains and who loses at equal margin, by pair, on the base; and at step 100."""
     table = courses(paper)
-    table = table.loc[(table["phase"] == "base") & (table["control"] == "")]
+    table = where(table, phase="base", control="")
     rows = []
     for case in [c for c in CASES if c in set(table["case"])]:
-        of = table.loc[table["case"] == case]
+        of = where(table, case=case)
         cells = {
             name: _spread(of, name) for name in ("chosen", "own", "opposite", "junk", "opposite_last", "junk_last")
         }
@@ -356,7 +360,7 @@ def geometry(paper: Paper) -> Block:
     shape = shape.assign(along=shape["along"].abs(), ratio=shape["across"] / shape["along"].abs())
     rows = []
     for phase, case in _models(shape):
-        of = shape.loc[(shape["phase"] == phase) & (shape["case"] == case)]
+        of = where(shape, phase=phase, case=case)
         cells = {name: _spread(of, name) for name in ("along", "across", "ratio")}
         said = [f"{r['model']} {r['along']:.2f}, {r['across']:.2f}" for r in _published_projections(case)]
         head = {"model": MODELS[phase], "pair": CASES[case]}
@@ -386,8 +390,8 @@ def predicted(paper: Paper) -> Block:
     table = overlaps(paper)
     rows = []
     for way, name in WAYS.items():
-        mine = table.loc[table["way"] == way]
-        cells = {f"step {s}": _spread(mine.loc[mine["step"] == s], "overlap") for s in (1, *STEPS)}
+        mine = where(table, way=way)
+        cells = {f"step {s}": _spread(where(mine, step=s), "overlap") for s in (1, *STEPS)}
         rows.append({"ten tokens with the": name} | cells)
     chance = page.note(f"By chance: {number(mean(table['chance']))} of ten. {count(len(set(table['seed'])), 'seed')}.")
     return page.stack(page.table(pd.DataFrame(rows)), chance, page.table(_examples(paper)))
@@ -399,8 +403,8 @@ def _examples(paper: Paper) -> pd.DataFrame:
     table = table.loc[(table["seed"] == table["seed"].min()) & (table["prompt"] == 0) & (table["rank"] < 5)]
     rows = []
     for phase, case in _models(table):
-        of = table.loc[(table["phase"] == phase) & (table["case"] == case)]
-        words = {WAYS[w]: ", ".join(map(visible, of.loc[of["way"] == w, "token"])) for w in ("unembeddings", "weighed")}
+        of = where(table, phase=phase, case=case)
+        words = {WAYS[w]: ", ".join(map(visible, where(of, way=w)["token"])) for w in ("unembeddings", "weighed")}
         rows.append({"model": MODELS[phase], "pair": CASES[case]} | words)
     return pd.DataFrame(rows)
 
@@ -408,7 +412,7 @@ def _examples(paper: Paper) -> pd.DataFrame:
 def controls(paper: Paper) -> Block:
     """No over Never on the base with other optimizers and scopes, at equal margin, on the seeds that have them all."""
     table = courses(paper)
-    table = table.loc[(table["phase"] == "base") & (table["case"] == "no_never")]
+    table = where(table, phase="base", case="no_never")
     shared = set.intersection(*(set(of["seed"]) for _, of in table.groupby("control")), set(table["seed"]))
     if set(table["control"]) <= {""}:
         return page.missing("Other optimizers and scopes", "This rerun trains them at toy scale only.")
@@ -435,7 +439,7 @@ def draw_paths(table: pd.DataFrame) -> Figure:
     """p(chosen) by step: a panel a pair, a colour a kind of run, thin lines the runs, thick ones their mean."""
     cases = [c for c in PAPERS_OWN if c in set(table["case"])]
     figure, all_axes = panels(len(cases), height=3.9, width=3.7 * len(cases) + 0.6)
-    top = 1.05 * max((float(np.max(p)) for p in table.loc[table["control"] == "", "p"]), default=1.0)
+    top = 1.05 * max((float(np.max(p)) for p in where(table, control="")["p"]), default=1.0)
     for axes, case in zip(all_axes, cases):
         for (colour, line), (part, name) in zip(((CHOSEN, "-"), (NEUTRAL, "-"), (CYCLE[3], "--")), PARTS.items()):
             _paths(axes, _of(table, *part, case)["p"].tolist(), colour, line, name)
@@ -479,7 +483,7 @@ def draw_sides(table: pd.DataFrame) -> Figure:
 
 
 def _sides_title(table: pd.DataFrame) -> str:
-    up = [name for case, name in CASES.items() if mean(table.loc[table["case"] == case, "opposite"]) > ROSE]
+    up = [name for case, name in CASES.items() if mean(where(table, case=case)["opposite"]) > ROSE]
     return (
         f"The other side gains over {ROSE:g} with " + (" and ".join(up) if len(up) < 3 else ", ".join(up))
         if up
@@ -492,7 +496,7 @@ def draw_cosine(known: pd.DataFrame) -> Figure:
     """Centred cosine of the two unembeddings before training against the change of the other side, a dot a run."""
     figure, (axes,) = panels(1, height=4.0, width=8.5)
     for colour, case in zip(CYCLE, [c for c in CASES if c in set(known["case"])]):
-        rows = known.loc[known["case"] == case]
+        rows = where(known, case=case)
         axes.plot(
             rows["centred_cosine"], rows["opposite"], "o", color=colour, ms=5, alpha=0.75, label=for_plot(CASES[case])
         )

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import papers
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus, spreads, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, NEUTRAL, below, panels, styled
@@ -59,6 +59,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
     return found | _refusals(table) | _equal_forecast(paper)
 
 
+@once
 def changes(paper: Paper) -> pd.DataFrame:
     """One row a run: its labels, n, mean change (nats), mean change per token, share that fell, mean CHES before and
     after, their rank correlation, and the refusal rate before and after."""
@@ -95,7 +96,7 @@ def aurocs(paper: Paper, world: str) -> pd.DataFrame:
     """One row a seed and measure: its AUROC for "this chosen answer fell", mean over the random subsets, with the mean
     share that fell. NaN where under 5 % or over 95 % did."""
     trained, names = paper.runs, [n for n in NAMES if n in paper.tables["scores"]]
-    random = trained.loc[(trained["world"] == world) & (trained["measure"] == "random")]
+    random = where(trained, world=world, measure="random")
     of = random.merge(paper.tables["ends"].assign(fell=_fell(paper.tables["ends"])), on="run")
     of = of.loc[:, ["world", "seed", "run", "pair_id", "fell"]]
     rows = of.merge(paper.tables["scores"], on=["world", "seed", "pair_id"])
@@ -116,7 +117,7 @@ def _fell(ends: pd.DataFrame) -> Any:
 
 
 def _by_seed(table: pd.DataFrame, world: str, name: str, objective: str = "dpo") -> list[pd.DataFrame]:
-    of = table.loc[(table["world"] == world) & (table["measure"] == name) & (table["objective"] == objective)]
+    of = where(table, world=world, measure=name, objective=objective)
     return [rows for _, rows in of.groupby("seed")]
 
 
@@ -125,7 +126,7 @@ def _has(table: pd.DataFrame, world: str, *names: str) -> bool:
 
 
 def _n(table: pd.DataFrame, world: str) -> str:
-    of = table.loc[(table["world"] == world) & (table["objective"] == "dpo") & (table["measure"] == "ches_score")]
+    of = where(table, world=world, objective="dpo", measure="ches_score")
     seeds, sizes = of["seed"].nunique(), sorted(set(of["n"]))
     size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     return f"{count(seeds, 'seed')}, {len(of) // seeds} subsets of {size} pairs"
@@ -163,7 +164,7 @@ def _lengths(paper: Paper, table: pd.DataFrame, world: str) -> dict[str, Measure
         return {}
     told, ches, equal = partial(Measured, n=_n(table, world)), span(table, world, "ches_score"), f"{world}_equal"
     scores = paper.tables["scores"]
-    pools = [of for _, of in scores.loc[scores["world"] == world].groupby("seed")]
+    pools = [of for _, of in where(scores, world=world).groupby("seed")]
     n = f"{count(len(pools), 'seed')} of {mean([len(of) for of in pools]):.0f} pairs"
     found = {
         "ln_trend": told(trend(table, world, "ln_ches_score")),
@@ -196,7 +197,7 @@ def _equal_forecast(paper: Paper) -> dict[str, Measured]:
 
 def _signs(paper: Paper, world: str) -> dict[str, Measured]:
     rows = paper.tables["signs"]
-    rows = rows.loc[rows["world"] == world]
+    rows = where(rows, world=world)
     n = f"{count(len(rows), 'model')}, {rows['n'].iloc[0]} pairs each"
     alphas = (rows["chosen_alpha"] + rows["rejected_alpha"]) / 2
     return {"alphas": Measured(alphas.tolist(), n), "products": Measured(rows["hidden"].tolist(), n)}
@@ -218,7 +219,7 @@ def by_percentile(paper: Paper) -> Block:
     """A figure for each world: the change in each subset under DPO and IPO."""
     table, found = changes(paper), []
     for world in _worlds(table):
-        rows = table.loc[table["world"] == world]
+        rows = where(table, world=world)
         found += [
             page.heading(WORLDS[world]),
             page.picture(draw_change(rows), f"Change by percentile, {WORLDS[world]}"),
@@ -232,7 +233,7 @@ def similar_pairs(paper: Paper) -> Block:
     found = [page.table(_example_lengths(table), heads={"chosen_length": "chosen", "rejected_length": "rejected"})]
     for world in _worlds(table):
         for end in ("highest", "lowest"):
-            rows = table.loc[(table["world"] == world) & (table["end"] == end)]
+            rows = where(table, world=world, end=end)
             ordered = rows.sort_values("ches_score", ascending=end == "lowest").head(3)
             found.append(page.heading(f"{WORLDS[world]}: {end} CHES, 3 of {len(rows)} kept"))
             found += [_example(row) for row in ordered.to_dict("records")]
@@ -262,20 +263,18 @@ def lengths(paper: Paper) -> Block:
 
 def again(paper: Paper) -> Block:
     """Mean CHES before and after training in each CHES subset, and the rank correlation inside the subset."""
-    table, rows = changes(paper), []
-    table = table.loc[(table["objective"] == "dpo") & table["measure"].isin(["ches_score", "random"])]
-    for (world, name, percentile), of in table.groupby(["world", "measure", "percentile"], sort=False):
-        said = {c: plus_minus(of[c]) for c in ("start_ches_score", "end_ches_score", "rank")}
-        place = f"percentile {percentile:g}" if name == "ches_score" else f"random, {percentile:g}"
-        rows.append({"world": WORLDS[str(world)], "subset": place, "seeds": len(of)} | said)
+    table = where(changes(paper), objective="dpo")
+    table = table.loc[table["measure"].isin(["ches_score", "random"])]
+    kinds = table["measure"].map({"ches_score": "percentile ", "random": "random, "})
+    table = table.assign(subset=kinds + table["percentile"].map("{:g}".format))
     heads = {"start_ches_score": "CHES before", "end_ches_score": "CHES after", "rank": "Spearman of both"}
-    return page.table(pd.DataFrame(rows), heads=heads)
+    return page.table(spreads(table, {"world": WORLDS, "subset": {}}, list(heads)), heads=heads)
 
 
 def refusals(paper: Paper) -> Block:
     """The refusal rate after training in each subset of the refusal world."""
     table = changes(paper)
-    rows = table.loc[(table["world"] == "refusal") & (table["objective"] == "dpo")]
+    rows = where(table, world="refusal", objective="dpo")
     if rows["end_refusal"].isna().all():
         return page.missing("Refusals", "Only the refusal world follows them.")
     return page.picture(draw_refusals(rows), "Refusal rate after training by percentile")
@@ -326,9 +325,9 @@ def draw_change(table: pd.DataFrame) -> Figure:
     losses = [loss for loss in LOSSES if loss in set(table["objective"])]
     figure, all_axes = panels(len(losses), height=4.2, width=5.2 * len(losses) + 1)
     for axes, loss in zip(all_axes, losses):
-        rows = table.loc[table["objective"] == loss]
+        rows = where(table, objective=loss)
         _bars(axes, rows, "change")
-        ches = rows.loc[rows["measure"] == "ches_score"].groupby("percentile")["change"].mean().tolist()
+        ches = where(rows, measure="ches_score").groupby("percentile")["change"].mean().tolist()
         ends = f"{signed(ches[0])} to {signed(ches[-1])} nats"
         axes.set(title=f"{LOSSES[loss]}: by CHES {ends}", xlabel="percentile (100: most prone)")
         axes.set_ylabel(
@@ -360,7 +359,7 @@ def draw_lengths(table: pd.DataFrame, world: str) -> Figure:
 
 def _rho(rows: pd.DataFrame, value: str) -> str:
     """Mean Spearman of CHES percentile and a value over seeds, in words."""
-    of = rows.loc[rows["measure"] == "ches_score"]
+    of = where(rows, measure="ches_score")
     return f"ρ = {signed(mean([spearman(t['percentile'], t[value]) for _, t in of.groupby('seed')]))}"
 
 
@@ -371,7 +370,7 @@ def draw_refusals(table: pd.DataFrame) -> Figure:
     _bars(axes, table, "end_refusal")
     start = mean(table["start_refusal"])
     axes.axhline(start, color=DARK, lw=1, ls="--", label=f"before training: {number(start)}")
-    ches = table.loc[table["measure"] == "ches_score"].groupby("percentile")["end_refusal"].mean()
+    ches = where(table, measure="ches_score").groupby("percentile")["end_refusal"].mean()
     axes.set(
         title=f"Trained on the lowest CHES it refuses {number(ches.iloc[0])}, on the highest {number(ches.iloc[-1])}"
     )
@@ -400,7 +399,7 @@ def _bars(axes: Axes, table: pd.DataFrame, value: str) -> None:
     """A line a measure, a little aside of each other, with bars from the least to the most seed."""
     names = [name for name in NAMES if name in set(table["measure"])]
     for k, name in enumerate(names):
-        found = table.loc[table["measure"] == name].groupby("percentile")[value].agg(["mean", "min", "max"])
+        found = where(table, measure=name).groupby("percentile")[value].agg(["mean", "min", "max"])
         reach = [found["mean"] - found["min"], found["max"] - found["mean"]]
         places = found.index.to_numpy(float) + 1.6 * (k - (len(names) - 1) / 2)
         thick = 2.4 if name == "ches_score" else 1.3

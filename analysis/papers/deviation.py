@@ -1,9 +1,6 @@
 """Deviation: how far each objective ends from the reference, what it gains, and what RRPO's gradient bound is worth."""
 
 import math
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis import papers
 from analysis.compare import board
 from analysis.compare import figures as board_figures
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, groups, once, per_seed, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, REJECTED, panels, styled
@@ -32,9 +29,9 @@ POINTS = {"sampled": "probability of the true value", "top": "true value is the 
 def measured(paper: Paper) -> dict[str, Measured]:
     """Every claim: the divergence figure and ablation, the recipe's targets, TDPO's plots, the gradient bound."""
     everything = ends(paper)
-    table, apart = everything.loc[everything["world"] != "refusal"], everything.loc[everything["world"] == "refusal"]
+    table, apart = everything.loc[everything["world"] != "refusal"], where(everything, world="refusal")
     rates = sorted(set(table["rate"]))
-    high, low = (Runs(table.loc[table["rate"] == rate]) for rate in (rates[-1], rates[0]))
+    high, low = (Runs(where(table, rate=rate)) for rate in (rates[-1], rates[0]))
     other = {f"{k}_refusal": v for k, v in _tdpo(Runs(apart)).items()} if len(apart) else {}
     return _divergence(high, low) | _recipe(high) | _tdpo(high) | other | _equal(paper, high) | _bounds(paper)
 
@@ -44,14 +41,14 @@ class Runs:
 
     def __init__(self, table: pd.DataFrame) -> None:
         self.table = table
-        alphas = sorted(set(table.loc[table["method"] == "RRPO", "alpha"]))
+        alphas = sorted(set(where(table, method="RRPO")["alpha"]))
         self.published, self.largest = (alphas[0], alphas[-1]) if alphas else (math.nan, math.nan)
         self.n = count(len(set(table["seed"])), "seed")
 
     def of(self, name: str, method: str, alpha: float | None = None) -> pd.Series:
         """One column of one objective, by seed."""
-        rows = self.table.loc[self.table["method"] == method]
-        rows = rows if alpha is None else rows.loc[rows["alpha"] == alpha]
+        rows = where(self.table, method=method)
+        rows = rows if alpha is None else where(rows, alpha=alpha)
         return rows.set_index("seed")[name].astype(float)
 
 
@@ -66,18 +63,18 @@ def ends(paper: Paper) -> pd.DataFrame:
     On held-out pairs (refusals: the probed ones): kl, kl_reverse, kl_token, kl_reverse_token, rejected_kl, gap (nats),
     sampled and top in points, also before training as start_sampled and start_top.
     """
-    return _tables(paper.path, paper.record["seconds"])[0]
+    return _tables(paper)[0]
 
 
 def paths(paper: Paper) -> pd.DataFrame:
     """One row a run and measured step: world, label, method, alpha, rate, seed, step, and means over the same pairs of
     kl, rejected_kl, their absolute difference gap (nats an answer), and margin (nats)."""
-    return _tables(paper.path, paper.record["seconds"])[1]
+    return _tables(paper)[1]
 
 
-@lru_cache(maxsize=2)
-def _tables(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    paper, rows, steps = papers.load(path), [], []
+@once
+def _tables(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, steps = [], []
     for labels in paper.runs.to_dict("records"):
         log = paper.log(labels["run"])
         head = {k: labels[k] for k in ("world", "method", "alpha", "rate", "seed")} | {"label": label(labels)}
@@ -92,18 +89,13 @@ def _tables(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _end(log: runs.RunLog, held: pd.DataFrame) -> dict[str, float]:
-    last, first = (held.loc[held["step"] == step] for step in (held["step"].max(), held["step"].min()))
+    last, first = (where(held, step=step) for step in (held["step"].max(), held["step"].min()))
     end, start = (board.measured(log, rows, "eval") for rows in (last, first))
     found = {k: end[k] for k in ("kl", "kl_reverse", "kl_token", "kl_reverse_token")}
     found |= {name: 100 * end[name] for name in POINTS} | {f"start_{name}": 100 * start[name] for name in POINTS}
     found["rejected_kl"] = mean(last["rejected_kl"])
     probed = runs.ends(runs.rows(log, "probe"))
     return found | {"fell": mean(runs.fell(probed, "chosen")), "gap": abs(found["kl"] - found["rejected_kl"])}
-
-
-def groups(table: pd.DataFrame, *names: str) -> list[tuple[Any, pd.DataFrame]]:
-    """The rows of each combination of some columns, in the order of the table."""
-    return [(key, rows) for key, rows in table.groupby(list(names), sort=False)]
 
 
 def label(row: dict) -> str:
@@ -119,7 +111,7 @@ def _divergence(high: Runs, low: Runs) -> dict[str, Measured]:
     found["ablation_spans"] = high.of("sampled", "RRPO", high.published) - high.of(
         "sampled", "RRPO w/o R*", high.published
     )
-    return {k: Measured(v.dropna().tolist(), n) for k, v in found.items()} | {
+    return per_seed(found, n) | {
         "kl_dpo": ratio(dpo, rrpo, n),
         "kl_ddpo": ratio(dpo, high.of("kl", "DDPO"), n),
         "kl_tdpo": ratio(rrpo, high.of("kl", "TDPO2", HALF), n),
@@ -142,7 +134,7 @@ def _recipe(high: Runs) -> dict[str, Measured]:
         "spans_fell": high.of("fell", "RRPO w/o TKL"),
     }
     without = high.of("kl", "RRPO w/o R*", high.published)
-    return {k: Measured(v.dropna().tolist(), n) for k, v in plain.items()} | {
+    return per_seed(plain, n) | {
         "e2_ratio": ratio(dpo, best, n),
         "e3": ratio(high.of("kl", "RRPO w/o R*", high.largest), best, n),
         "e3_published": ratio(without, weak, n),
@@ -173,8 +165,8 @@ def _equal(paper: Paper, high: Runs) -> dict[str, Measured]:
 
 def _at_equal_margin(rows: pd.DataFrame, method: str, alpha: float) -> tuple[float, float]:
     """KL of DPO and of another objective where each first reaches the same margin; rows: one seed and rate."""
-    one = rows.loc[rows["method"] == "DPO"]
-    other = rows.loc[(rows["method"] == method) & (rows["alpha"] == alpha)]
+    one = where(rows, method="DPO")
+    other = where(rows, method=method, alpha=alpha)
     target = min(WANTED, one["margin"].max(), other["margin"].max())
     return kl_at(one, target), kl_at(other, target)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, per_seed, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, panels, styled
@@ -28,14 +28,13 @@ COLOURS = dict(zip(MODELS, (CHOSEN, REJECTED, CYCLE[3], CYCLE[4], CYCLE[2], NEUT
 def measured(paper: Paper) -> dict[str, Measured]:
     """One value a seed: differences of accuracy, on the test set or the mean over the shifted sets."""
     table = paper.tables["accuracy"]
-    n = words(table)
-    return {name: Measured(values.dropna().tolist(), n) for name, values in differences(table).items()}
+    return per_seed(differences(table), words(table))
 
 
 def differences(table: pd.DataFrame) -> dict[str, pd.Series]:
     """The claims' values by seed. table: columns seed, size, model, set, accuracy."""
-    whole, fewer = (_lead(table.loc[table["size"] == size], "fine-tuned") for size in ("all", "fewer"))
-    every = table.loc[table["size"] == "all"]
+    whole, fewer = (_lead(where(table, size=size), "fine-tuned") for size in ("all", "fewer"))
+    every = where(table, size="all")
     sets = _ordered(table)[1:]
     worst = min(sets, key=lambda name: mean(whole[name]))
     rest = {name: _mean(_lead(every, name), sets) for name in ("linear", "mlp", "start", "policy")}
@@ -61,7 +60,7 @@ def words(table: pd.DataFrame) -> str:
 def by_set(paper: Paper) -> Block:
     """Accuracy of every model on every set."""
     table = paper.tables["accuracy"]
-    figure = draw(over_seeds(table.loc[table["size"] == "all"]), words(table))
+    figure = draw(over_seeds(where(table, size="all")), words(table))
     return page.picture(figure, "Accuracy of each reward by set")
 
 
@@ -70,7 +69,7 @@ def by_size(paper: Paper) -> Block:
     table = paper.tables["accuracy"]
     parts = []
     for size in ("all", "fewer"):
-        lead = _lead(table.loc[table["size"] == size], "fine-tuned")[_ordered(table)].reset_index()
+        lead = _lead(where(table, size=size), "fine-tuned")[_ordered(table)].reset_index()
         parts.append(lead.melt("seed", var_name="set", value_name="accuracy").assign(size=size, model="lead"))
     figure = draw_lead(over_seeds(pd.concat(parts)), words(table))
     return page.picture(figure, "Implicit minus explicit accuracy by set")
@@ -81,8 +80,8 @@ def numbers(paper: Paper) -> Block:
     table = paper.tables["accuracy"]
     rows = []
     for size, model in product(("all", "fewer"), MODELS):
-        of = table.loc[(table["size"] == size) & (table["model"] == model)]
-        values = {name: of.loc[of["set"] == name, "accuracy"] for name in dict.fromkeys(table["set"])}
+        of = where(table, size=size, model=model)
+        values = {name: where(of, set=name)["accuracy"] for name in dict.fromkeys(table["set"])}
         said = {name: plus_minus(v) for name, v in values.items()}
         rows.append({"training pairs": size, "reward": MODELS[model], "seeds": of["seed"].nunique()} | said)
     return page.table(pd.DataFrame(rows))
@@ -100,7 +99,7 @@ def draw(table: pd.DataFrame, n: str) -> Figure:
     sets = _ordered(table)
     figure, (axes,) = panels(1, height=1.6 + 0.62 * len(sets))
     for k, model in enumerate(model for model in MODELS if model in set(table["model"])):
-        rows = table.loc[table["model"] == model].set_index("set").reindex(sets)
+        rows = where(table, model=model).set_index("set").reindex(sets)
         places = [len(sets) - 1 - i + 0.3 - 0.12 * k for i in range(len(sets))]
         label = MODELS[model]
         axes.errorbar(rows["accuracy"], places, xerr=rows["half"].fillna(0), fmt="o", ms=5, color=COLOURS[model],
@@ -139,7 +138,7 @@ def draw_lead(table: pd.DataFrame, n: str) -> Figure:
 
 def _lead(table: pd.DataFrame, model: str) -> pd.DataFrame:
     """Accuracy of the implicit reward minus that of another model: seeds by sets."""
-    both = [table.loc[table["model"] == name].pivot_table("accuracy", "seed", "set") for name in ("implicit", model)]
+    both = [where(table, model=name).pivot_table("accuracy", "seed", "set") for name in ("implicit", model)]
     return both[0] - both[1]
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, Measured, Paper, plus_minus
+from analysis.papers import EXACT, Measured, Paper, once, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, NEUTRAL, panels, styled
@@ -26,7 +26,7 @@ POINTS = 25  # places at which two methods are compared at equal KL or equal qua
 def measured(paper: Paper) -> dict[str, Measured]:
     """Medians, spreads, bests, the two orders, lengths, and the comparisons at equal KL; one value a seed."""
     table = configurations(paper)
-    plain, longer = (table.loc[table["pairs"] == which] for which in ("plain", "longer"))
+    plain, longer = (where(table, pairs=which) for which in ("plain", "longer"))
     middle, best = (by_seed(plain, how) for how in ("median", "max"))
     n = f"{count(len(middle['kl']), 'seed')} of {len(plain.drop_duplicates(SETTING))} configurations"
     found = {
@@ -64,6 +64,7 @@ def _longer(table: pd.DataFrame) -> dict[str, Measured]:
     return {name: Measured(values, n) for name, values in found.items()}
 
 
+@once
 def configurations(paper: Paper) -> pd.DataFrame:
     """One row a run: its labels, rank (0, 1, ...) of its beta, steps; and at the end
 
@@ -73,7 +74,7 @@ def configurations(paper: Paper) -> pd.DataFrame:
     """
     written = paper.tables["answers"]
     own = written.pivot_table(["tokens", "ended", "true", "kl"], "run", dropna=False).rename(columns={"kl": "kl_own"})
-    first = written.loc[written["objective"] == "start"].groupby("seed")["tokens"].mean()
+    first = where(written, objective="start").groupby("seed")["tokens"].mean()
     table = pd.DataFrame([row | _ends(paper, row["run"]) for row in paper.runs.to_dict("records")])
     table = table.merge(own, left_on="run", right_index=True)
     ranked = table.groupby(["pairs", "seed", "objective", "learning_rate"])["beta"].rank(method="dense") - 1
@@ -103,7 +104,7 @@ def level(table: pd.DataFrame, on: str, value: str) -> pd.Series:
     whole = table.dropna(subset=[on, value])
     if whole.empty:
         return pd.Series(math.nan, index=_methods(table))
-    lines = {m: whole.loc[whole["objective"] == m].sort_values(on) for m in _methods(whole)}
+    lines = {m: where(whole, objective=m).sort_values(on) for m in _methods(whole)}
     low, high = max(min(line[on]) for line in lines.values()), min(max(line[on]) for line in lines.values())
     if not low < high:
         return pd.Series(math.nan, index=list(lines))
@@ -114,13 +115,13 @@ def level(table: pd.DataFrame, on: str, value: str) -> pd.Series:
 def robustness(paper: Paper) -> Block:
     """Every configuration a point, the median marked."""
     table = configurations(paper)
-    return page.picture(draw_sweep(table.loc[table["pairs"] == "plain"]), "Quality of every configuration by method")
+    return page.picture(draw_sweep(where(table, pairs="plain")), "Quality of every configuration by method")
 
 
 def grid(paper: Paper) -> Block:
     """Quality by learning rate and beta."""
     table = configurations(paper)
-    return page.picture(draw_grid(table.loc[table["pairs"] == "plain"]), "Quality by learning rate and beta")
+    return page.picture(draw_grid(where(table, pairs="plain")), "Quality by learning rate and beta")
 
 
 def lengths(paper: Paper) -> Block:
@@ -131,7 +132,7 @@ def lengths(paper: Paper) -> Block:
 def ranking(paper: Paper) -> Block:
     """Median, best, spread and level at equal KL of every method: mean over seeds and half of the 95 % t interval."""
     table = configurations(paper)
-    plain, rows = table.loc[table["pairs"] == "plain"], []
+    plain, rows = where(table, pairs="plain"), []
     tables = {how: by_seed(plain, how) for how in ("median", "max", "std")}
     for name, words in QUALITY.items():
         if _known(plain, name):
@@ -161,12 +162,12 @@ def examples(paper: Paper) -> Block:
     """What each method writes to the first held-out prompt, at the middle learning rate and beta of the first seed."""
     written, table = paper.tables["answers"], paper.runs
     seed = table["seed"].min()
-    starts = written.loc[(written["objective"] == "start") & (written["seed"] == seed)]
+    starts = where(written, objective="start", seed=seed)
     blocks = [page.text("start", starts["text"].iloc[0])]
-    for (which, name), of in table.loc[table["seed"] == seed].groupby(["pairs", "objective"], sort=False):
+    for (which, name), of in where(table, seed=seed).groupby(["pairs", "objective"], sort=False):
         middle = of.sort_values(["learning_rate", "beta"])["run"].iloc[len(of) // 2]
         label = f"{METHODS.get(str(name), name)}, {which} pairs"
-        blocks.append(page.text(label, written.loc[written["run"] == middle, "text"].iloc[0]))
+        blocks.append(page.text(label, where(written, run=middle)["text"].iloc[0]))
     return page.stack(*blocks)
 
 
@@ -202,7 +203,7 @@ def draw_grid(table: pd.DataFrame) -> Figure:
     name = "true" if _known(table, "true") else "accuracy"
     figure, all_axes = panels(len(_methods(table)), height=3.0, width=10.5)
     for axes, method in zip(all_axes, _methods(table)):
-        cells = table.loc[table["objective"] == method].pivot_table(name, "learning_rate", "beta")
+        cells = where(table, objective=method).pivot_table(name, "learning_rate", "beta")
         axes.imshow(cells, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
         for (i, j), value in np.ndenumerate(cells.to_numpy()):
             axes.text(j, i, number(value), ha="center", va="center", color="white" if value > 0.6 else DARK)
@@ -220,7 +221,7 @@ def draw_lengths(table: pd.DataFrame) -> Figure:
     sets = list(table["pairs"].unique())
     figure, all_axes = panels(len(sets), height=4.6, width=5.0 * len(sets) + 0.5)
     for axes, which in zip(all_axes, sets):
-        rows = table.loc[table["pairs"] == which]
+        rows = where(table, pairs=which)
         points = rows.groupby(SETTING)[["kl_own", "moved"]].mean()
         for method in _methods(rows):
             of, colour = points.loc[method].sort_values("kl_own"), COLOUR.get(method, NEUTRAL)
@@ -276,7 +277,7 @@ def _lead(table: pd.DataFrame) -> list[float]:
 def _gaps(table: pd.DataFrame, *, ended: bool = False) -> list[float]:
     """Tokens that DPO's answers have more than LN-DPO's at the same learning rate and rank of beta, by seed; ended:
     only where every answer of both came to its end, since one that repeats itself for ever says nothing of style."""
-    table = table.loc[table["ended"] == 1] if ended else table
+    table = where(table, ended=1) if ended else table
     cells = table.pivot_table("tokens", ["seed", "learning_rate", "rank"], "objective")
     if not {"dpo", "ln_dpo"} <= set(cells):
         return []

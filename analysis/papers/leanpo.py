@@ -1,8 +1,5 @@
 """LeanPO: the likelihoods of both answers over training, by objective, on given and on the model's own pairs."""
 
-from functools import lru_cache
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,12 +8,11 @@ from analysis import papers
 from analysis.compare import board
 from analysis.compare import figures as board_figures
 from analysis.compare.figures import Dots
-from analysis.papers import Measured, Paper, plus_minus
-from analysis.papers.deviation import groups
+from analysis.papers import Measured, Paper, groups, once, per_seed, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, panels, styled
-from analysis.show.wording import count, percent, signed
+from analysis.show.wording import percent, signed
 from analysis.tables import runs
 from analysis.tables.intervals import mean
 from diagnostics.outcomes import fell
@@ -33,7 +29,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
     table = ends(paper)
 
     def of(name: str, pairs: str, method: str) -> pd.Series:
-        rows = table.loc[(table["pairs"] == pairs) & (table["method"] == method)]
+        rows = where(table, pairs=pairs, method=method)
         return rows.set_index("seed")[name].astype(float)
 
     found = {
@@ -57,7 +53,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
             f"smoothed_{kind}": of("wrong", kind, "LeanPO"),
             f"no_sft_{kind}": of("chosen_avg", kind, "LeanPO, no SFT term"),
         }
-    return {k: Measured(v.dropna().tolist(), count(len(v.dropna()), "seed")) for k, v in found.items()}
+    return per_seed(found)
 
 
 def ends(paper: Paper) -> pd.DataFrame:
@@ -65,17 +61,17 @@ def ends(paper: Paper) -> pd.DataFrame:
     chosen_avg, rejected_avg (nats a token), fell (share of chosen below their start), start_avg (chosen, nats a token);
     wrong: share of training rows that the policy ranked the wrong way by average log-prob; sampled: held-out
     probability of the true value, points."""
-    return _tables(paper.path, paper.record["seconds"])[0]
+    return _tables(paper)[0]
 
 
 def curves(paper: Paper) -> pd.DataFrame:
     """The same changes at every measured step, and `wrong` of the training rows since the step measured before."""
-    return _tables(paper.path, paper.record["seconds"])[1]
+    return _tables(paper)[1]
 
 
-@lru_cache(maxsize=2)
-def _tables(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    paper, rows, steps = papers.load(path), [], []
+@once
+def _tables(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, steps = [], []
     for labels in paper.runs.to_dict("records"):
         log = paper.log(labels["run"])
         head = {k: labels[k] for k in ("pairs", "method", "seed")}
@@ -100,8 +96,8 @@ def likelihoods(probe: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     names = ["chosen", "rejected", "chosen_avg", "rejected_avg", "fell", "level"]
     table = probe.pivot_table(names, "step", aggfunc="mean").reset_index()
     edges = [-1, *table["step"]]
-    where = pd.cut(train["step"], edges, labels=table["step"]) if len(train) else pd.Series(dtype=float)
-    return table.assign(wrong=[mean(wrong(train.loc[where == step])) for step in table["step"]])
+    since = pd.cut(train["step"], edges, labels=table["step"]) if len(train) else pd.Series(dtype=float)
+    return table.assign(wrong=[mean(wrong(train.loc[since == step])) for step in table["step"]])
 
 
 def wrong(rows: pd.DataFrame) -> pd.Series:
@@ -151,8 +147,8 @@ def pairs(paper: Paper) -> Block:
     """How many pairs of each kind, how likely they are before training, and what DPO does to them."""
     sizes, table, rows = paper.tables["sources"], ends(paper), []
     for kind, name in PAIRS.items():
-        of = table.loc[(table["pairs"] == kind) & (table["method"] == "DPO")]
-        n = sizes.loc[sizes["pairs"] == kind, "n"]
+        of = where(table, pairs=kind, method="DPO")
+        n = where(sizes, pairs=kind)["n"]
         rows.append({"pairs": name, "seeds": len(of), "pairs a seed": f"{n.min()} to {n.max()}",
                      "chosen at the start, nats a token": plus_minus(of["start_avg"], 3),
                      "after DPO: chosen, nats": plus_minus(of["chosen"], 2, sign=True),
@@ -172,14 +168,14 @@ def draw_curves(table: pd.DataFrame) -> Figure:
     figure, all_axes = panels(4, height=3.3, width=10.5, rows=2)
     spots = [(kind, end) for kind in PAIRS for end in ("", "_avg")]
     for axes, (kind, end) in zip(all_axes, spots):
-        of = table.loc[table["pairs"] == kind]
+        of = where(table, pairs=kind)
         for k, name in enumerate(DRAWN):
             for side, style in (("chosen", "-"), ("rejected", "--")):
-                seeds = of.loc[of["method"] == name].pivot_table(f"{side}{end}", "step", "seed")
+                seeds = where(of, method=name).pivot_table(f"{side}{end}", "step", "seed")
                 axes.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=CYCLE[k], alpha=0.1, lw=0)
                 axes.plot(seeds.mean(axis=1), style, color=CYCLE[k], lw=1.8)
         for side in runs.SIDES:
-            seeds = of.loc[of["method"] == UNSMOOTHED].pivot_table(f"{side}{end}", "step", "seed")
+            seeds = where(of, method=UNSMOOTHED).pivot_table(f"{side}{end}", "step", "seed")
             axes.plot(seeds.mean(axis=1), "o", color=DARK, mfc="none", ms=6)
         axes.axhline(0, color=DARK, lw=0.8)
         axes.set(title=f"{PAIRS[kind]}: {'average' if end else 'sum'}", xlabel="optimizer step")
@@ -215,7 +211,7 @@ def draw_controls(table: pd.DataFrame) -> Figure:
         "share of chosen below their start": _columns(wide, "fell"),
     }
     figure = board_figures.dots(wide, [(name, 0.0) for name in names], names, shown)
-    means = {n: mean(table.loc[(table["method"] == n) & (table["pairs"] == "given"), "chosen_avg"]) for n in names}
+    means = {n: mean(where(table, method=n, pairs="given")["chosen_avg"]) for n in names}
     words = [f"{name}: {signed(means[name])}" for name in ("LeanPO", "LeanPO, no SFT term", "SimPO") if name in means]
     title = f"Change of chosen on given pairs, nats a token. {'; '.join(words)}"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
@@ -234,10 +230,10 @@ def draw_smoothing(table: pd.DataFrame) -> Figure:
     for axes, (kind, words) in zip(all_axes, PAIRS.items()):
         of = table.loc[(table["pairs"] == kind) & (table["step"] > 0)]
         for k, name in enumerate(SMOOTHED):
-            seeds = of.loc[of["method"] == name].pivot_table("wrong", "step", "seed")
+            seeds = where(of, method=name).pivot_table("wrong", "step", "seed")
             axes.plot(seeds.mean(axis=1), "o-", color=CYCLE[k], ms=4, lw=1.6, label=name)
             axes.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=CYCLE[k], alpha=0.12, lw=0)
-        first, last = (mean(of.loc[of["step"] == s, "wrong"]) for s in (of["step"].min(), of["step"].max()))
+        first, last = (mean(where(of, step=s)["wrong"]) for s in (of["step"].min(), of["step"].max()))
         axes.set(title=f"{words}: {percent(first)} at first, {percent(last)} at the end", xlabel="optimizer step")
         axes.set_ylim(0, max(0.05, 1.1 * float(of["wrong"].max() or 0)))
     all_axes[0].set_ylabel("share of training pairs ranked wrong")

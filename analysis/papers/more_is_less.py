@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import Measured, Paper, once, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, below, panels, styled
@@ -70,6 +70,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
     return {name: Measured(values, n) for name, values in found.items()}
 
 
+@once
 def sources(paper: Paper) -> pd.DataFrame:
     """One row a source and seed: the separabilities, mean CHES and LN-CHES under the start model, and after DPO the
     mean change of chosen and the share that fell, KL, attack success (1 - mass of refusing openers after held-out
@@ -121,7 +122,7 @@ def details(paper: Paper) -> Block:
     """Everything measured of each source: mean over seeds and half of the 95 % t interval."""
     table = sources(paper)
     rows = [
-        {"source": SOURCES[source], "seeds": len(table.loc[table["source"] == source])}
+        {"source": SOURCES[source], "seeds": len(where(table, source=source))}
         | {words: plus_minus(table.loc[table["source"] == source, name]) for name, words in TABLE.items()}
         for source in SOURCES
         if source in set(table["source"])
@@ -188,7 +189,7 @@ def _after(paper: Paper, run: str) -> dict[str, float]:
 
 
 def _rows(table: pd.DataFrame, labels: dict[str, Any]) -> pd.DataFrame:
-    return table.loc[(table["source"] == labels["source"]) & (table["seed"] == labels["seed"])]
+    return where(table, source=labels["source"], seed=labels["seed"])
 
 
 def _other(side: str) -> str:

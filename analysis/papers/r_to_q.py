@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import Measured, Paper
+from analysis.papers import WORLDS, Measured, Paper, once, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, SIDE, below, panels, styled
@@ -14,7 +14,6 @@ from analysis.show.wording import count, number, percent, signed, visible
 from analysis.tables import runs
 from analysis.tables.intervals import half_width, mean
 
-WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
 STARTS = {"base": "base start", "sft": "SFT-on-chosen start"}
 SHOWN = 4  # pairs of the heat map
 NEAR = 8  # tokens on either side of the decisive one
@@ -23,7 +22,7 @@ NEAR = 8  # tokens on either side of the decisive one
 def measured(paper: Paper) -> dict[str, Measured]:
     """The claims' values by seed: the identity, rewards by start, credit."""
     exact = paper.tables["exact"]
-    exact = exact.loc[exact["start"] == "base"]
+    exact = where(exact, start="base")
     error = pd.Series((exact["reward"] + exact["kl"]).abs() / exact["kl"])
     worst = [max(error[exact["seed"] == seed]) for seed in sorted(set(exact["seed"]))]
     found = {"exact": Measured(worst, f"{count(len(worst), 'seed')} of {max(exact['answers']):,.0f} answers")}
@@ -46,12 +45,13 @@ def means(identity: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@once
 def curves(paper: Paper) -> pd.DataFrame:
     """world, start, seed, step: mean implicit reward of chosen and rejected over the probed pairs."""
     frames = []
     for row in paper.runs.to_dict("records"):
         log = paper.log(row["run"])
-        probe = log.pairs.loc[log.pairs["split"] == "probe"]
+        probe = where(log.pairs, split="probe")
         table = pd.DataFrame({"step": probe["step"]})
         for side in runs.SIDES:
             table[side] = log.config["beta"] * (probe[f"{side}_logps"] - probe[f"ref_{side}_logps"])
@@ -65,6 +65,7 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("step").groupby(["world", "start", "seed"], as_index=False).last()
 
 
+@once
 def tokens(paper: Paper) -> pd.DataFrame:
     """One row a token of the runs from the base start: seed, pair_id, side, position, token, credit = beta (logp -
     ref_logp) at the end, start (the same before training), decisive (a value word), differs (see `differing`)."""
@@ -76,7 +77,7 @@ def tokens(paper: Paper) -> pd.DataFrame:
         credit = log.config["beta"] * (log.tokens["logp"] - log.tokens["ref_logp"])
         table = log.tokens.assign(credit=credit, seed=row["seed"], world=row["world"])
         names = ["pair_id", "side", "position"]
-        first = table.loc[table["step"] == 0].set_index(names)["credit"].rename("start")
+        first = where(table, step=0).set_index(names)["credit"].rename("start")
         last = table.loc[table["step"] == table["step"].max()].set_index(names)
         frames.append(differing(last.join(first).reset_index()))
     table = pd.concat(frames, ignore_index=True)
@@ -148,7 +149,7 @@ def heat(paper: Paper) -> Block:
     table = table.loc[table["seed"] == table["seed"].min()]
     full = float(table["credit"].abs().quantile(0.99)) or 1.0
     said = f"Blue: credit above 0, red: below; full colour at {number(full)}. Decisive tokens are underlined."
-    cards = [_card(table.loc[table["pair_id"] == pair], full) for pair in sorted(set(table["pair_id"]))[:SHOWN]]
+    cards = [_card(where(table, pair_id=pair), full) for pair in sorted(set(table["pair_id"]))[:SHOWN]]
     return page.stack(page.note(said, "quiet"), *cards)
 
 
@@ -156,9 +157,9 @@ def heat(paper: Paper) -> Block:
 def draw_identity(table: pd.DataFrame) -> Figure:
     """A point a seed and start, with its interval; on the diagonal the identity holds. table: from `means`."""
     figure, (axes,) = panels(1, height=5.0, width=6.5)
-    rows = table.loc[table["case"] == "reference"]
+    rows = where(table, case="reference")
     for colour, (start, name) in zip(CYCLE, STARTS.items()):
-        of = rows.loc[rows["start"] == start]
+        of = where(rows, start=start)
         axes.errorbar(-of["kl"], of["reward"], yerr=of["half"], fmt="o", ms=5, color=colour, capsize=2, label=name)
     low = 1.15 * float(min((-rows["kl"]).min(), (rows["reward"] - rows["half"].fillna(0)).min()))
     axes.plot([low, 0], [low, 0], color=DARK, lw=0.8, ls="--", label="identity")
@@ -177,7 +178,7 @@ def draw_starts(table: pd.DataFrame) -> Figure:
     for axes, world in zip(all_axes, names):
         said = []
         for colour, start in ((CHOSEN, "base"), (CYCLE[2], "sft")):
-            rows = table.loc[(table["world"] == world) & (table["start"] == start)]
+            rows = where(table, world=world, start=start)
             for side, style in (("chosen", "-"), ("rejected", ":")):
                 middle = rows.pivot_table(side, "step")
                 axes.plot(middle.index, middle[side], style, color=colour, lw=2, label=f"{side}, {STARTS[start]}")
@@ -196,7 +197,7 @@ def draw_credit(table: pd.DataFrame) -> Figure:
     figure, (axes,) = panels(1, height=4.0, width=9.0)
     placed = distances(table)
     for side in runs.SIDES:
-        seeds = placed.loc[placed["side"] == side].pivot_table("credit", "distance", "seed")
+        seeds = where(placed, side=side).pivot_table("credit", "distance", "seed")
         half = [half_width(row) for row in seeds.to_numpy()]
         axes.errorbar(
             seeds.index, seeds.mean(axis=1), yerr=half, fmt="o-", ms=4, capsize=2, color=SIDE[side], label=side
@@ -204,7 +205,7 @@ def draw_credit(table: pd.DataFrame) -> Figure:
     axes.axhline(0, color=DARK, lw=0.8)
     axes.axvline(0, color=NEUTRAL, lw=0.8, ls="--")
     marked = table.loc[_deciding(table)]
-    found = {side: mean(marked.loc[marked["side"] == side, "credit"]) for side in runs.SIDES}
+    found = {side: mean(where(marked, side=side)["credit"]) for side in runs.SIDES}
     axes.set_title(
         f"The decisive token earns {signed(found['chosen'])} in chosen, {signed(found['rejected'])} in rejected"
     )
@@ -230,12 +231,12 @@ def _deciding(table: pd.DataFrame) -> pd.Series:
 def _identity(table: pd.DataFrame) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     for start in STARTS:
-        rows = table.loc[(table["start"] == start) & (table["case"] == "reference")]
+        rows = where(table, start=start, case="reference")
         n = f"{count(len(rows), 'seed')} of {max(rows['n'], default=0):,} answers"
         found[f"reward_{start}"] = Measured(rows["reward"].tolist(), n)
         found[f"identity_{start}"] = Measured(((rows["reward"] + rows["kl"]) / rows["kl"]).tolist(), n)
     for case, value in (("untrained", "largest"), ("policy", "reward")):
-        rows = table.loc[(table["start"] == "base") & (table["case"] == case)]
+        rows = where(table, start="base", case=case)
         found[case] = Measured(
             rows[value].tolist(), f"{count(len(rows), 'seed')} of {max(rows['n'], default=0):,} answers"
         )
@@ -245,7 +246,7 @@ def _identity(table: pd.DataFrame) -> dict[str, Measured]:
 def _starts(table: pd.DataFrame) -> dict[str, Measured]:
     found = {}
     for world in dict.fromkeys(table["world"]):
-        rows = table.loc[table["world"] == world]
+        rows = where(table, world=world)
         by_seed = rows.pivot_table("chosen", "seed", "start").dropna()
         n = f"{count(len(by_seed), 'seed')} of {max(rows['pairs'])} pairs"
         if {"base", "sft"} <= set(by_seed):
@@ -262,7 +263,7 @@ def _credit(table: pd.DataFrame) -> dict[str, Measured]:
     if any(table["decisive"]):
         chance = [lift(with_random(of, k), "random") for k, of in enumerate(by_seed)]
         both = [lift(of, "decisive") for of in by_seed]
-        sides = {side: [of.loc[of["side"] == side] for of in by_seed] for side in runs.SIDES}
+        sides = {side: [where(of, side=side) for of in by_seed] for side in runs.SIDES}
         values |= {f"credit_{side}": [lift(of, "decisive") for of in rows] for side, rows in sides.items()}
         earned = [[mean(of.loc[of["decisive"], "credit"]) for of in sides[side]] for side in runs.SIDES]
         values["credit_sign"] = [one - other for one, other in zip(*earned)]
@@ -274,7 +275,7 @@ def _credit(table: pd.DataFrame) -> dict[str, Measured]:
 def _card(table: pd.DataFrame, full: float) -> Block:
     sides = []
     for side in runs.SIDES:
-        rows = table.loc[table["side"] == side].sort_values("position")
+        rows = where(table, side=side).sort_values("position")
         spans = " ".join(_token(row, full) for row in rows.head(400).to_dict("records"))
         label = f"{side}, reward {signed(float(rows['credit'].sum()))}"
         sides.append(

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import Measured, Paper, plus_minus
+from analysis.papers import WORLDS, Measured, Paper, once, spreads, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, below, panels, styled
@@ -14,14 +14,14 @@ from analysis.tables import runs
 from analysis.tables.intervals import spearman
 
 BUCKETS = 5
-WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
+CASES = {"all": "all", "large": "large", "random": "random"}
 
 
 def measured(paper: Paper) -> dict[str, Measured]:
     """For each world: smallest against largest fifth, the rank correlation, absolute against signed, and the halves."""
     table, found = pairs(paper), {}
     for world in WORLDS:
-        rows = table.loc[(table["world"] == world) & (table["case"] == "all")]
+        rows = where(table, world=world, case="all")
         if rows.empty:
             continue
         n = f"{count(rows['seed'].nunique(), 'seed')} of {len(rows) // rows['seed'].nunique()} pairs"
@@ -30,10 +30,11 @@ def measured(paper: Paper) -> dict[str, Measured]:
         found[f"rank_{world}"] = Measured([spearman(of["absolute"], of["change"]) for of in by_seed], n)
         same = "no margin is below 0 here, so that both are one" * bool((rows["signed"] >= 0).all())
         found[f"signed_{world}"] = Measured([_signed_lead(of) for of in by_seed], n, note=same)
-        found[f"halves_{world}"] = Measured(_halves(table.loc[table["world"] == world]), n)
+        found[f"halves_{world}"] = Measured(_halves(where(table, world=world)), n)
     return found
 
 
+@once
 def pairs(paper: Paper) -> pd.DataFrame:
     """One row a probed pair and run: world, seed, case, signed and absolute reference margin, change (nats)."""
     return pd.concat([_pairs(paper, row) for row in paper.runs.to_dict("records")], ignore_index=True)
@@ -41,7 +42,7 @@ def pairs(paper: Paper) -> pd.DataFrame:
 
 def buckets(table: pd.DataFrame) -> pd.DataFrame:
     """Mean change by fifth of the absolute margin, world and seed; columns world, seed, bucket (1 smallest), change."""
-    whole = table.loc[table["case"] == "all"].copy()
+    whole = where(table, case="all").copy()
     whole["bucket"] = whole.groupby(["world", "seed"])["absolute"].transform(_fifth)
     return whole.groupby(["world", "seed", "bucket"], as_index=False)["change"].mean()
 
@@ -53,15 +54,10 @@ def by_margin(paper: Paper) -> Block:
 
 def halves(paper: Paper) -> Block:
     """All pairs, the half of largest margin, a random half: mean change and share that fell, on the same pairs."""
-    table = pairs(paper)
-    seeds = table.pivot_table(["change", "fell"], ["world", "case", "seed"])
-    rows = []
-    for world in WORLDS:
-        for case in ("all", "large", "random"):
-            of = seeds.query("world == @world and case == @case")
-            said = {name: plus_minus(of[name]) for name in ("change", "fell")}
-            rows += [{"world": WORLDS[world], "trained on": case, "seeds": len(of)} | said] if len(of) else []
-    return page.table(pd.DataFrame(rows), heads={"change": "change of chosen, nats", "fell": "share that fell"})
+    seeds = pairs(paper).pivot_table(["change", "fell"], ["world", "case", "seed"]).reset_index()
+    table = spreads(seeds, {"world": WORLDS, "case": CASES}, ["change", "fell"])
+    heads = {"case": "trained on", "change": "change of chosen, nats", "fell": "share that fell"}
+    return page.table(table, heads=heads)
 
 
 @styled
@@ -70,7 +66,7 @@ def draw(table: pd.DataFrame) -> Figure:
     worlds = [w for w in WORLDS if w in set(table["world"])]
     figure, all_axes = panels(len(worlds), height=3.6, width=3.6 * len(worlds) + 1)
     for axes, world in zip(all_axes, worlds):
-        rows = table.loc[table["world"] == world]
+        rows = where(table, world=world)
         axes.plot(rows["bucket"], rows["change"], "o", color=CYCLE[0], alpha=0.35, ms=4, label="one seed")
         axes.plot(rows.groupby("bucket")["change"].mean(), "-", color=CYCLE[0], lw=2, label="mean")
         axes.axhline(0, color=DARK, lw=0.8)

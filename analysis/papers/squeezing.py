@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, Measured, Paper, plus_minus
+from analysis.papers import EXACT, WORLDS, Measured, Paper, once, plus_minus, where
 from analysis.run.curve_figures import TYPE
 from analysis.show import page
 from analysis.show.page import Block
@@ -17,7 +17,6 @@ from analysis.show.wording import count, signed
 from analysis.tables.intervals import half_width, mean
 from analysis.tables.mass import RESPONSES, of_kind
 
-WORLDS = {"facts": "facts", "refusal": "refusals", "given": "given data"}
 CASES = {
     "dpo": "DPO",
     "off": "DPO, unlikely rejected",
@@ -41,7 +40,7 @@ def measured(paper: Paper) -> dict[str, Measured]:
     """The exact law, and for the runs of each world one value a seed: a change, or its difference between cases."""
     table, found = ends(paper), {}
     for world in (w for w in WORLDS if w in set(table["world"])):
-        for name, values in changes(table.loc[table["world"] == world]).items():
+        for name, values in changes(where(table, world=world)).items():
             n = seeds_of_pairs(paper, world)
             found |= {f"{name}_{world}": Measured(values.dropna().tolist(), n)} if len(values.dropna()) else {}
     return {name: Measured([value], EXACT) for name, value in exact(paper.tables["law"]).items()} | found
@@ -51,7 +50,7 @@ def changes(table: pd.DataFrame) -> dict[str, pd.Series]:
     """The claims' values by seed, of one world's ends."""
 
     def of(case: str, name: str) -> pd.Series:
-        rows = table.loc[(table["case"] == case) & (table["name"] == name)]
+        rows = where(table, case=case, name=name)
         return rows.set_index("seed")["change"]
 
     found = {name: of("dpo", name) for name in ("chosen", "rejected", "other", "shuffled", "first")}
@@ -82,6 +81,7 @@ def exact(law: pd.DataFrame) -> dict[str, float]:
     }
 
 
+@once
 def responses(paper: Paper) -> pd.DataFrame:
     """Mean change since the start by world, seed, case, name and step, nats per token.
 
@@ -116,7 +116,7 @@ def confidence(table: pd.DataFrame) -> pd.DataFrame:
 def seeds_of_pairs(paper: Paper, world: str) -> str:
     """`5 seeds of 64 pairs`."""
     table = paper.tables["confidence"]
-    table = table.loc[table["world"] == world]
+    table = where(table, world=world)
     seeds, pairs = table["seed"].nunique(), table.groupby(LABELS)["pair_id"].nunique().max()
     return f"{count(int(seeds), 'seed')} of {count(int(pairs), 'pair')}"
 
@@ -150,8 +150,8 @@ def numbers(paper: Paper) -> Block:
     table = ends(paper)
     there, rows = set(zip(table["world"], table["case"])), []
     for world, case in (at for at in product(WORLDS, CASES) if at in there):
-        of = table.loc[(table["world"] == world) & (table["case"] == case)]
-        cells = {name: of.loc[of["name"] == name, "change"] for name in (*RESPONSES, "first", "argmax", "rest")}
+        of = where(table, world=world, case=case)
+        cells = {name: where(of, name=name)["change"] for name in (*RESPONSES, "first", "argmax", "rest")}
         said = {name: plus_minus(v, sign=True) if len(v) else "–" for name, v in cells.items()}
         rows.append({"world": WORLDS[world], "case": CASES[case], "seeds": of["seed"].nunique()} | said)
     heads = RESPONSES | MEASURES | {"first": "ln max p where the sides first differ"}
@@ -170,9 +170,9 @@ def draw_types(table: pd.DataFrame, n: str) -> Figure:
     cases = [case for case in ("dpo", "sft_chosen") if case in set(table["case"])]
     figure, all_axes = panels(len(cases), height=4.6)
     for axes, case in zip(all_axes, cases):
-        rows = table.loc[table["case"] == case]
+        rows = where(table, case=case)
         for name in (name for name in RESPONSES if name in set(rows["name"])):
-            _line(axes, rows.loc[rows["name"] == name], TYPE[name], RESPONSES[name])
+            _line(axes, where(rows, name=name), TYPE[name], RESPONSES[name])
         last = rows.loc[rows["step"] == rows["step"].max()]
         fell = f"{(last['change'] < 0).sum()} of {len(last)} answer types end lower"
         _frame(axes, f"{CASES[case]}: {fell}")
@@ -188,13 +188,13 @@ def draw_cases(table: pd.DataFrame, n: str) -> Figure:
     figure, all_axes = panels(len(MEASURES), height=4.0)
     places = range(len(cases))[::-1]
     for axes, (name, label), colour in zip(all_axes, MEASURES.items(), (CHOSEN, CYCLE[2], CYCLE[3])):
-        rows = table.loc[table["name"] == name].set_index("case").reindex(cases)
+        rows = where(table, name=name).set_index("case").reindex(cases)
         axes.errorbar(rows["change"], list(places), xerr=rows["half"].fillna(0), fmt="o", color=colour, capsize=3)
         axes.axvline(0, color=DARK, lw=0.8)
         axes.set_yticks(list(places), [CASES[case] if axes is all_axes[0] else "" for case in cases])
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("change (nats per token)")
-    rise = table.loc[(table["case"] == "dpo") & (table["name"] == "argmax"), "change"].iloc[0]
+    rise = where(table, case="dpo", name="argmax")["change"].iloc[0]
     title = f"Change of the argmax confidence under DPO: {signed(rise)} nats per token"
     figure.suptitle(f"{title} ({n})", x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
@@ -207,7 +207,7 @@ def draw_starts(table: pd.DataFrame, n: str) -> Figure:
     figure, all_axes = panels(2, height=4.2)
     for axes, (title, cases) in zip(all_axes, sets.items()):
         for colour, case in zip((CHOSEN, REJECTED, CYCLE[2]), cases):
-            _line(axes, table.loc[table["case"] == case], colour, CASES[case])
+            _line(axes, where(table, case=case), colour, CASES[case])
         _frame(axes, title)
         below(axes, 1)
     last = table.sort_values("step").groupby("case").tail(1).query("case != 'sft_chosen' and case != 'sft_both'")
@@ -236,7 +236,7 @@ def draw_law(entries: pd.DataFrame, law: pd.DataFrame) -> Figure:
     shown = law.loc[(law["entries"] == law["entries"].unique()[len(law["entries"].unique()) // 2])]
     shown = shown.loc[shown["rate"] == shown["rate"].unique()[len(shown["rate"].unique()) // 2]]
     for colour, exponent in zip(CYCLE, sorted(shown["exponent"].unique())[:: max(1, shown["exponent"].nunique() // 4)]):
-        rows = shown.loc[shown["exponent"] == exponent].sort_values("p")
+        rows = where(shown, exponent=exponent).sort_values("p")
         right.plot(
             rows["p"], rows["rest"], "o-", ms=3, color=colour, label=f"rank^−{exponent:g}" if exponent else "flat"
         )
@@ -251,7 +251,7 @@ def draw_law(entries: pd.DataFrame, law: pd.DataFrame) -> Figure:
 def _each_world(paper: Paper, table: pd.DataFrame, draw: Callable[[pd.DataFrame, str], Figure], alt: str) -> Block:
     worlds = [world for world in WORLDS if world in set(table["world"])]
     drawn = [
-        page.picture(draw(table.loc[table["world"] == w], f"{WORLDS[w]}, {seeds_of_pairs(paper, w)}"), f"{alt}: {w}")
+        page.picture(draw(where(table, world=w), f"{WORLDS[w]}, {seeds_of_pairs(paper, w)}"), f"{alt}: {w}")
         for w in worlds
     ]
     return page.stack(*drawn)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, Measured, Paper, plus_minus
+from analysis.papers import EXACT, WORLDS, Measured, Paper, once, plus_minus, spreads, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, DARK, REJECTED, below, panels, styled
@@ -20,7 +20,6 @@ MARGIN = 5.0  # nats between the changes of ln chosen and ln rejected, at which 
 LOST, RISEN = 0.1, 0.9  # of the rejected probability is left; of chosen's rise is made
 SOURCES = {"any": "any answers", "on": "on-policy", "off": "off-policy"}
 OTHERS = ("half", "sgd", "rmsprop", "narrow")
-WORLDS = {"refusal": "refusals", "given": "given data"}
 UNSEEN = "#6b7280"
 ROOM = "chosen rises from both; a likely answer has less room to rise"
 
@@ -71,6 +70,7 @@ def by_seed(toy: Rows, statistic: Statistic, source: str, objective: str = "dpo"
     return pd.Series(found, dtype=float)
 
 
+@once
 def halves(paper: Paper) -> pd.DataFrame:
     """world, seed, case (on, off): mean changes a token of chosen and rejected since the start, nats, at the end."""
     rows = []
@@ -81,6 +81,7 @@ def halves(paper: Paper) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["world", "seed", "case", "chosen", "rejected", "pairs"])
 
 
+@once
 def whole(paper: Paper) -> pd.DataFrame:
     """world, seed, step: the language model on all pairs. chosen_change, rejected_change: mean changes of summed
     log-probs (nats); chosen, rejected, unseen: probabilities where the two answers first differ."""
@@ -114,7 +115,7 @@ def variants(paper: Paper) -> Block:
 def controls(paper: Paper) -> Block:
     """DPO by source of the two answers and by optimizer."""
     toy = paper.tables["toy"]
-    toy = toy.loc[toy["objective"] == "dpo"]
+    toy = where(toy, objective="dpo")
     cases = dict.fromkeys(zip(toy["optimizer"], toy["source"]))
     return page.table(summary(toy, [(str(source), "dpo", str(how)) for how, source in cases], "case"))
 
@@ -126,13 +127,9 @@ def language_model(paper: Paper) -> Block:
 
 def sources(paper: Paper) -> Block:
     """The halves of likely and of unlikely pairs: mean changes a token."""
-    table, rows = halves(paper), []
-    for world, case in dict.fromkeys(zip(table["world"], table["case"])):
-        of = table.loc[(table["world"] == world) & (table["case"] == case)]
-        said = {side: plus_minus(of[side], sign=True) for side in ("chosen", "rejected")}
-        rows.append({"world": WORLDS[str(world)], "trained on": _HALF[str(case)], "seeds": len(of)} | said)
-    heads = {side: f"{side}, nats a token" for side in ("chosen", "rejected")}
-    return page.table(pd.DataFrame(rows), heads=heads) if rows else page.missing("The language model", "No run.")
+    table = spreads(halves(paper), {"world": WORLDS, "case": _HALF}, runs.SIDES, sign=True)
+    heads = {"case": "trained on"} | {side: f"{side}, nats a token" for side in runs.SIDES}
+    return page.table(table, heads=heads) if len(table) else page.missing("The language model", "No run.")
 
 
 _HALF = {"on": "half of pairs most likely to the reference", "off": "the other half"}
@@ -187,7 +184,7 @@ def draw_language_model(table: pd.DataFrame) -> Figure:
     names = [w for w in WORLDS if w in set(table["world"])]
     figure, all_axes = panels(len(names), height=3.8, width=7.5)
     for axes, world in zip(all_axes, names):
-        rows = table.loc[table["world"] == world]
+        rows = where(table, world=world)
         for name, colour in (("chosen", CHOSEN), ("rejected", REJECTED), ("unseen", UNSEEN)):
             _lines(axes, rows, name, colour, {"unseen": "all other tokens"}.get(name, name))
         ends = rows.loc[rows["step"] == rows["step"].max()]
@@ -300,7 +297,7 @@ def _milder_pairs(table: pd.DataFrame) -> dict[str, Measured]:
 
 
 def _standard(toy: Rows, source: str) -> Rows:
-    return toy.loc[(toy["source"] == source) & (toy["objective"] == "dpo") & (toy["optimizer"] == "adam")]
+    return where(toy, source=source, objective="dpo", optimizer="adam")
 
 
 def _lines(axes: Axes, rows: Rows, name: str, colour: str, label: str) -> None:

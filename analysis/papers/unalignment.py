@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import papers
-from analysis.papers import Measured, Paper
+from analysis.papers import Measured, Paper, once, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
 from analysis.show.wording import ABSENT, count, for_plot, number, percent
 from analysis.tables import runs
 from analysis.tables.columns import direction
-from analysis.tables.intervals import auroc, deviation, finite, half_width, mean, spearman, wilson
+from analysis.tables.intervals import auroc, deviation, finite, mean, spearman, wilson
 from analysis.tables.mass import first_and_last, tracked
 
 LOSSES = {"dpo": "DPO", "ipo": "IPO"}
@@ -75,13 +73,13 @@ def outcomes(paper: Paper) -> pd.DataFrame:
     before and after are exact (probability of the first words) where these are known, else of the judged answers.
     comply_before, comply_after: exact probability of answers that begin as compliance, NaN where it is not known.
     """
-    return _read(paper.path, float(paper.record["seconds"]))[0]
+    return _read(paper)[0]
 
 
 def changes(paper: Paper) -> pd.DataFrame:
     """One row a run and probed pair: labels, pair_id, chosen_change, margin_change (nats), trained (whether the run
     trained on it), original (whether it is one of the original pairs)."""
-    return _read(paper.path, float(paper.record["seconds"]))[1]
+    return _read(paper)[1]
 
 
 def picked(paper: Paper, table: pd.DataFrame) -> pd.DataFrame:
@@ -95,15 +93,15 @@ def picked(paper: Paper, table: pd.DataFrame) -> pd.DataFrame:
 
 def best_weight(rows: pd.DataFrame, loss: str) -> float:
     """The SFT weight of highest mean train refusal rate, as the paper tunes it; NaN without such runs."""
-    of = rows.loc[(rows["loss"] == loss) & (rows["case"] == "sft") & (rows["set"] == "train")]
+    of = where(rows, loss=loss, case="sft", set="train")
     found = of.groupby("weight")["after"].mean().dropna()
     return max(found.to_dict().items(), key=lambda of: of[1])[0] if len(found) else math.nan
 
 
-def by_seed(table: pd.DataFrame, case: str, loss: str, column: str, where: str | None = None) -> pd.Series:
-    """A column's value by seed for one case, mean over its rows; empty where there is none. where: a set of prompts."""
-    rows = table.loc[(table["case"] == case) & (table["loss"] == loss)]
-    rows = rows.loc[rows["set"] == where] if where else rows
+def by_seed(table: pd.DataFrame, case: str, loss: str, column: str, among: str | None = None) -> pd.Series:
+    """A column's value by seed for one case, mean over its rows; empty where there is none. among: a set of prompts."""
+    rows = where(table, case=case, loss=loss)
+    rows = where(rows, set=among) if among else rows
     return rows.groupby("seed")[column].mean().dropna()
 
 
@@ -111,11 +109,11 @@ def refusal_claims(paper: Paper) -> dict[str, Measured]:
     """The claims about rates: differences of two cases, or of a case and its start, by seed."""
     table = picked(paper, outcomes(paper))
 
-    def rise(case: str, where: str, loss: str = "dpo") -> pd.Series:
-        return by_seed(table, case, loss, "after", where) - by_seed(table, case, loss, "before", where)
+    def rise(case: str, among: str, loss: str = "dpo") -> pd.Series:
+        return by_seed(table, case, loss, "after", among) - by_seed(table, case, loss, "before", among)
 
-    def lead(case: str, other: str, where: str, loss: str = "dpo") -> pd.Series:
-        return by_seed(table, case, loss, "after", where) - by_seed(table, other, loss, "after", where)
+    def lead(case: str, other: str, among: str, loss: str = "dpo") -> pd.Series:
+        return by_seed(table, case, loss, "after", among) - by_seed(table, other, loss, "after", among)
 
     found = {
         "drop_train": -rise("original", "train"),
@@ -158,9 +156,7 @@ def change_claims(paper: Paper) -> dict[str, Measured]:
     for loss in LOSSES:
         for case in MAIN:
             values = by_seed(trained, case, loss, "chosen_change")
-            pairs = len(trained.loc[(trained["case"] == case) & (trained["loss"] == loss), "pair_id"]) // max(
-                1, len(values)
-            )
+            pairs = len(where(trained, case=case, loss=loss)["pair_id"]) // max(1, len(values))
             found[f"change_{loss}_{case}"] = Measured(values.tolist(), f"{_seeds(values)} of {count(pairs, 'pair')}")
     grew = trained["margin_change"].gt(0).astype(float).where(trained["margin_change"].notna())
     healthy = by_seed(trained.assign(grew=grew), "original", "dpo", "grew")
@@ -173,7 +169,7 @@ def change_claims(paper: Paper) -> dict[str, Measured]:
 def orders(paper: Paper, score: str) -> list[float]:
     """Spearman of a pair's score and how far its chosen answer fell after DPO on all pairs, by seed."""
     table = changes(paper)
-    table = table.loc[(table["loss"] == "dpo") & (table["case"] == "original")]
+    table = where(table, loss="dpo", case="original")
     joined = table.merge(paper.tables["pairs"][["study", "pair_id", score]], on=["study", "pair_id"])
     return [spearman(of[score], -of["chosen_change"]) for _, of in joined.groupby("seed")]
 
@@ -204,10 +200,9 @@ def kind_auroc(pairs: pd.DataFrame, score: str) -> list[float]:
     ]
 
 
-@lru_cache(maxsize=2)
-def _read(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+@once
+def _read(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Outcomes and changes of every run; many sections ask for them, and the logs are many."""
-    paper = papers.load(path)
     rates = paper.tables["answers"].set_index(["run", "study", "set"])
     original = {(row["study"], row["pair_id"]) for row in paper.tables["pairs"].to_dict("records")}
     rows, pairs = [], []
@@ -221,7 +216,7 @@ def _read(path: Path, made: float) -> tuple[pd.DataFrame, pd.DataFrame]:
             if (run["run"], run["study"], name) in rates.index
         ]
         ends = runs.ends(runs.rows(log, "probe"))[["pair_id", "chosen_change", "margin_change"]]
-        kept = set(log.audit.loc[log.audit["status"] == "kept", "pair_id"])
+        kept = set(where(log.audit, status="kept")["pair_id"])
         own = [(run["study"], i) in original for i in ends["pair_id"]]
         pairs.append(ends.assign(**labels, trained=[i in kept for i in ends["pair_id"]], original=own))
     return pd.DataFrame(rows), pd.concat(pairs, ignore_index=True)
@@ -262,7 +257,7 @@ def pair_kinds(paper: Paper) -> Block:
     for score, words in SCORES.items():
         values = kind_auroc(pairs, score)
         if len(finite(values)):
-            rows.append({"score": words, "AUROC": _plus_minus(values), "sets of pairs": len(finite(values))})
+            rows.append({"score": words, "AUROC": plus_minus(values), "sets of pairs": len(finite(values))})
     told = (
         [page.table(pd.DataFrame(rows))]
         if rows
@@ -306,7 +301,7 @@ def change(paper: Paper) -> Block:
 def shown_examples(paper: Paper) -> Block:
     """Table 18: prompts refused before and not after, the most likely answer each time."""
     table = paper.tables["examples"]
-    refused = table.loc[table["before_score"] == 0]
+    refused = where(table, before_score=0)
     turned = refused.loc[refused["after_score"] > 0.5]
     if refused.empty:
         return page.missing("Examples", "No prompt was refused before training.")
@@ -318,7 +313,7 @@ def shown_examples(paper: Paper) -> Block:
             *(page.text(k, row[k], 600) for k in ("prompt", "before", "after")),
         )
         for name in ("train", "test")
-        for row in turned.loc[turned["set"] == name].sort_values(["seed", "id"]).head(EXAMPLES).to_dict("records")
+        for row in where(turned, set=name).sort_values(["seed", "id"]).head(EXAMPLES).to_dict("records")
     ]
     return page.stack(page.note(said), *cards)
 
@@ -326,13 +321,13 @@ def shown_examples(paper: Paper) -> Block:
 def controls(paper: Paper) -> Block:
     """Every DPO run: refusals against compliance, and the numbers."""
     table = picked(paper, outcomes(paper))
-    table = table.loc[table["loss"] == "dpo"]
+    table = where(table, loss="dpo")
     cases = [case for case in CASES if case in set(table["case"])]
     frame = _rates(table, cases)
     chosen = picked(paper, changes(paper)).query("loss == 'dpo' and original")
     frame["change of chosen, all pairs (nats)"] = [
         "–",
-        *(_plus_minus(by_seed(chosen, c, "dpo", "chosen_change")) for c in cases),
+        *(plus_minus(by_seed(chosen, c, "dpo", "chosen_change")) for c in cases),
     ]
     made = [page.table(frame.drop(columns="loss"))]
     if table["set"].eq("safe").any():
@@ -345,10 +340,10 @@ def sft_weights(paper: Paper) -> Block:
     table = outcomes(paper)
     rows = []
     for loss, name in LOSSES.items():
-        of = table.loc[(table["loss"] == loss) & (table["case"] == "sft")]
+        of = where(table, loss=loss, case="sft")
         for weight in sorted(set(of["weight"])):
-            one = of.loc[of["weight"] == weight]
-            rates = {words: _plus_minus(by_seed(one, "sft", loss, "after", s)) for s, words in SETS.items()}
+            one = where(of, weight=weight)
+            rates = {words: plus_minus(by_seed(one, "sft", loss, "after", s)) for s, words in SETS.items()}
             rows.append(
                 {"loss": name, "weight": f"{weight:g}", "taken": "yes" * (weight == best_weight(table, loss))} | rates
             )
@@ -364,13 +359,13 @@ def sampled(paper: Paper) -> Block:
     for case in MAIN:
         for name, words in SETS.items():
             exact, drawn = (by_seed(table, case, "dpo", c, name) for c in ("after", "sampled_after"))
-            n = mean(table.loc[(table["case"] == case) & (table["set"] == name), "n"])
+            n = mean(where(table, case=case, set=name)["n"])
             rows.append(
                 {
                     "DPO on": CASES[case],
                     "set": words,
-                    "exact": _plus_minus(exact),
-                    "judged": _plus_minus(drawn),
+                    "exact": plus_minus(exact),
+                    "judged": plus_minus(drawn),
                     "answers a seed": f"{n:.0f}",
                 }
             )
@@ -386,12 +381,12 @@ def _rates(table: pd.DataFrame, cases: Sequence[str]) -> pd.DataFrame:
             "trained on": "nothing: the start",
             "seeds": table["seed"].nunique(),
         }
-        rows.append(row | {w: _plus_minus(by_seed(table, "original", loss, "before", s)) for s, w in SETS.items()})
+        rows.append(row | {w: plus_minus(by_seed(table, "original", loss, "before", s)) for s, w in SETS.items()})
         for case in cases:
             seeds = by_seed(table, case, loss, "after", "train")
             if len(seeds):
                 row = {"loss": LOSSES[loss], "trained on": CASES[case], "seeds": len(seeds)}
-                rows.append(row | {w: _plus_minus(by_seed(table, case, loss, "after", s)) for s, w in SETS.items()})
+                rows.append(row | {w: plus_minus(by_seed(table, case, loss, "after", s)) for s, w in SETS.items()})
     return pd.DataFrame(rows)
 
 
@@ -418,13 +413,6 @@ def _published_rates() -> str:
     given = papers.published()["unalignment"]["tables"]["refusal"]
     told = "; ".join(f"{model} {number(a, 3)} to {number(b, 3)}" for model, (a, b) in given.items())
     return f"Published, DPO on all pairs, train prompts: {told}. Figures 3 and 8 print no other numbers."
-
-
-def _plus_minus(values: Sequence[float] | pd.Series) -> str:
-    if not len(finite(values)):
-        return ABSENT
-    half = half_width(values)
-    return number(mean(values)) if np.isnan(half) else f"{number(mean(values))} ± {number(half)}"
 
 
 def _with_sd(values: pd.Series) -> str:
@@ -474,10 +462,10 @@ def _bars(axes: Axes, bars: dict[str, pd.Series]) -> None:
 def draw_kinds(pairs: pd.DataFrame) -> Figure:
     """LN-CHES of every pair by its rank, coloured by kind; the first study of pairs."""
     study = sorted(set(pairs["study"]))[0]
-    rows = pairs.loc[pairs["study"] == study].sort_values("ln_ches_score").reset_index(drop=True)
+    rows = where(pairs, study=study).sort_values("ln_ches_score").reset_index(drop=True)
     figure, (axes,) = panels(1, height=4.2, width=9.0)
     for kind, (words, colour) in KINDS.items():
-        of = rows.loc[rows["kind"] == kind]
+        of = where(rows, kind=kind)
         if len(of):
             axes.vlines(of.index, rows["ln_ches_score"].min(), of["ln_ches_score"], color=colour, lw=1, alpha=0.35)
             axes.plot(of.index, of["ln_ches_score"], "o", color=colour, ms=4, label=f"{words}: {len(of)}")

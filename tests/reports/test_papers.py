@@ -243,6 +243,101 @@ def test_a_repetition_without_a_number_is_counted():
     assert claim.note == "no number from 1 of 3 repetitions"
 
 
+def test_claims_are_judged_once_and_again_where_the_analysis_was_made_anew(tmp_path, monkeypatch):
+    folder = made.rerun("auxdpo", made.Order("toy", tmp_path))
+    first = judged.judge(judged.load(folder))
+    analysis, asked = judged.module("auxdpo"), []
+    measured = analysis.measured
+    monkeypatch.setattr(analysis, "measured", lambda paper: asked.append(paper.name) or measured(paper))
+    assert judged.judge(judged.load(folder)) == first
+    papers.ledger(tmp_path)
+    assert asked == []
+    kept = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
+    assert [row["verdict"] for row in kept["claims"]] == [claim.verdict for claim in first]
+
+    record = json.loads((folder / "paper.json").read_text(encoding="utf-8"))
+    (folder / "paper.json").write_text(json.dumps(record | {"seconds": 2.0}), encoding="utf-8")
+    assert judged.judge(judged.load(folder)) == first
+    (folder / "claims.json").write_text("{half", encoding="utf-8")
+    assert judged.judge(judged.load(folder)) == first
+    assert asked == ["auxdpo"] * 2
+
+
+def test_a_claim_reads_back_as_it_was_judged():
+    entry = dict(id="x", says="s", where="w", published="p", rule={"above": 0})
+    for values in ([], [1.0], [1.0, 2.0, 3.0], [0.5] * 6):
+        claim = judged._judged("auxdpo", entry, judged.Measured(values, f"{len(values)} seeds"))
+        read = judged._claim(json.loads(json.dumps(judged._row(claim), allow_nan=False)))
+        assert repr(read) == repr(claim)
+
+
+def test_what_sections_share_is_computed_once_for_a_paper(tmp_path):
+    asked = []
+
+    @judged.once
+    def table(paper):
+        asked.append(paper.path)
+        return len(asked)
+
+    one, other = (judged.Paper(tmp_path / name, {}, {}) for name in "ab")
+    assert [table(one), table(one), table(other), table(one)] == [1, 1, 2, 1]
+
+
+def test_the_record_says_what_each_column_is_and_the_tables_have_it(tmp_path):
+    folder = made.rerun("auxdpo", made.Order("toy", tmp_path))
+    columns = json.loads((folder / "paper.json").read_text(encoding="utf-8"))["columns"]
+    assert set(columns) == {"optima", "settings"}
+    assert columns["optima"]["reversed"] == {"type": "bool", "meaning": "whether answer 1 is likelier than answer 2"}
+    table = pd.read_parquet(folder / "optima.parquet")
+    assert set(table) == set(columns["optima"])
+    table.drop(columns="t").to_parquet(folder / "optima.parquet")
+    with pytest.raises(DataError, match=r"optima\.parquet lacks the column t\. Run `chesboard paper` again"):
+        judged.load(folder)
+    made.rerun("auxdpo", made.Order("toy", tmp_path))
+    assert judged.load(folder).tables["optima"].equals(table)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda table: {"optima": table.drop(columns="beta")}, "its table optima lacks the column beta"),
+        (lambda table: {"optima": table.assign(t=str)}, "its table optima has object in the column t"),
+        (lambda table: {"optima": table.assign(more=1)}, "its table optima has a column more, which is not declared"),
+        (lambda table: {"optima": table, "more": table}, "its table more is not declared"),
+        (lambda table: {}, "its table optima is not made"),
+    ],
+)
+def test_an_analysis_that_gives_another_table_than_it_declares_is_told(changed, says, tmp_path, monkeypatch):
+    module = import_module("trainers.papers.auxdpo")
+    make = module.make
+    monkeypatch.setattr(module, "make", lambda *given: changed(make(*given)["optima"]))
+    with pytest.raises(TypeError, match=f"paper auxdpo: {says}"):
+        made.rerun("auxdpo", made.Order("toy", tmp_path))
+    assert not (tmp_path / "auxdpo" / "paper.json").exists()
+
+
+@pytest.mark.parametrize("name", made.names())
+def test_every_column_is_declared_with_its_meaning(name):
+    tables = made.load(name).TABLES
+    assert tables
+    for columns in tables.values():
+        assert all(field.meaning and not field.meaning.endswith(".") for field in columns.values())
+    assert "runs" not in tables or set(made.RUNS) <= set(tables["runs"])
+
+
+def test_rows_and_groups_by_hand():
+    table = pd.DataFrame({"world": [*"bbaa"], "seed": [0, 1, 0, 1], "x": [1.0, 3.0, 5.0, 5.0]})
+    assert judged.where(table, world="b", seed=1)["x"].tolist() == [3.0]
+    # 1 and 3: mean 2, SD 1.414, half 12.706 * 1.414 / sqrt(2) = 12.71
+    shown = judged.spreads(table, {"world": {"a": "first", "b": "second"}}, ["x"])
+    assert shown.to_dict("list") == {
+        "world": ["first", "second"],
+        "seeds": [2, 2],
+        "x": ["5.00 ± 0.00", "2.00 ± 12.71"],
+    }
+    assert judged.spreads(table, {"world": {}}, ["x"])["world"].tolist() == ["b", "a"]
+
+
 def test_a_crash_leaves_the_other_analyses(tmp_path, monkeypatch):
     def broken(*_):
         raise DataError("pairs.jsonl: line 3 is not JSON.")

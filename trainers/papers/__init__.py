@@ -7,41 +7,39 @@ A file says
     TUNED      the seeds that were looked at while its worlds, settings and rules were set. At toy scale it takes seeds
                above them, so that no claim is judged by the numbers that its rule was made from
     DATA       what --data may be at toy scale, in words; empty: the toy builds its own data
-    make(order, settings)  trains and measures; gives its tables by name
+    TABLES     the tables that it gives: by name their columns, each with its type and meaning; see diagnostics.tables
+    make(order, settings)  trains and measures; gives these tables
 
 `make` is given the settings of its scale by name. Its runs come from `train`, its models from `worlds`: both are
-found again when they were made before, by this or by another analysis. Every table is written as Parquet into the
-analysis' folder, where analysis/papers/<name>.py judges and draws it. Published values stand in
-analysis/papers/<name>.yaml and nowhere else.
+found again when they were made before, by this or by another analysis. What it gives is held against TABLES, written
+as Parquet into the analysis' folder and described in its paper.json; analysis/papers/<name>.py reads these tables,
+judges and draws. Published values stand in analysis/papers/<name>.yaml and nowhere else.
+
+What analyses are made of stands in trainers/studies/paper_runs.py: `toy_bases` and `given_bases` give a run for each
+seed, `Trial.but` and `Trial.by` make others of it, `train` or `train_then` trains them, `measured` makes a table of
+what they ended with.
 """
 
-import hashlib
 import json
 import pkgutil
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
 from diagnostics.measures import unknown
-from diagnostics.pairs import read_pairs, write_rows
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json
-from trainers.config import make_config
-from trainers.studies.compare import build_whole, each, is_finished, train_all
+from diagnostics.tables import Field, Fields, described, missing, typed
+from trainers.studies.paper_runs import Order
 
 RECORD = "paper.json"  # in an analysis' folder, written last: with it the analysis is finished
-
-Scale = Literal["toy", "paper"]
-Build = Callable[..., Any]
 
 
 class Setting(NamedTuple):
@@ -55,38 +53,23 @@ class Setting(NamedTuple):
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Order:
-    """What was asked for. out: the folder of all analyses, their runs and worlds; changes: settings by name that
-    differ from those of the scale (a seconds-long test, say); pool: processes to train in, None for this one; first:
-    the first seed."""
-
-    scale: Scale
-    out: Path
-    seeds: int | None = None
-    model: str | None = None
-    data: str | None = None
-    pool: ProcessPoolExecutor | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    first: int = 0
-
-    @property
-    def numbers(self) -> range:
-        """The seeds."""
-        return range(self.first, self.first + (self.seeds or 0))
-
-    def folder(self, name: str) -> Path:
-        """Where an analysis of this scale lies."""
-        return self.out / (name if self.scale == "toy" else f"{name}-{self.scale}")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run that an analysis needs. labels: what it is called there (seed, case ...): columns of the table of runs;
-    keys: flat keys of `chesboard train` without output_dir."""
-
-    labels: dict[str, Any]
-    keys: dict[str, Any]
+# columns that many tables share
+SEED = Field(int, "the run's seed")
+WORLD = Field(str, "the pairs' world: facts, refusal, or given")
+PAIR = Field(str, "the pair's pair_id")
+# of the table that `train` gives, beside other labels
+RUNS: Fields = {
+    "seed": SEED,
+    "run": Field(str, "the run's folder, from the folder of all analyses"),
+    "failed": Field(str, "why it could not be finished; empty where it was"),
+}
+OF_SETTINGS: Fields = {
+    "name": Field(str, "a key of `chesboard train`, or words"),
+    "paper": Field(str, "the paper's value"),
+    "where": Field(str, "its place in the paper"),
+    "toy": Field(str, "the toy's value"),
+    "why": Field(str, "the reason for another value"),
+}
 
 
 def names() -> list[str]:
@@ -121,13 +104,15 @@ def rerun(name: str, order: Order) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     tables = module.make(replace(order, seeds=seeds, first=first), settings)
-    tables |= {"settings": table_of_settings(module.SETTINGS)}
+    declared = module.TABLES | {"settings": OF_SETTINGS}
+    tables = _typed(name, tables | {"settings": table_of_settings(module.SETTINGS)}, declared)
     (folder / RECORD).unlink(missing_ok=True)  # stopped from here on, the old record must not vouch for new tables
     for table, frame in tables.items():
         write_frame(folder / f"{table}.parquet", frame)
-    lost = int((tables["runs"]["failed"] != "").sum()) if "runs" in tables else 0
+    lost = len(tables["runs"].query("failed != ''")) if "runs" in tables else 0
     took = {
         "tables": sorted(tables),
+        "columns": described(declared),
         "failed": lost,
         "seconds": written.get("seconds", 0) + time.perf_counter() - began,
     }
@@ -144,68 +129,23 @@ def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
     return found | dict(order.changes)
 
 
-def keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that are keys of `chesboard train`: the names without a blank, where a value is set."""
-    return {name: value for name, value in settings.items() if name.isidentifier() and value is not None}
-
-
 def table_of_settings(settings: Sequence[Setting]) -> pd.DataFrame:
     """Every setting in words: its name, the paper's value and place, the toy's value and the reason."""
     return pd.DataFrame([{k: "" if v is None else str(v) for k, v in s._asdict().items()} for s in settings])
 
 
-def worlds(order: Order, wanted: Mapping[str, tuple[Build, tuple]]) -> dict[str, Path]:
-    """Build the small models and data sets that are not there yet; their folders by name.
-
-    wanted: name -> (function, arguments); the function gets a new folder first and stands at a module's top. The name
-    must say everything that the world depends on, since analyses share worlds by it.
-    """
-    found = {name: order.out / "worlds" / name for name in wanted}
-    todo = [(found[name], *how) for name, how in wanted.items() if not found[name].exists()]
-    each(order.pool, build_whole, todo, "worlds")
+def _typed(name: str, tables: Mapping[str, pd.DataFrame], declared: Mapping[str, Fields]) -> dict[str, pd.DataFrame]:
+    """The tables as TABLES declares them, or TypeError naming table and column."""
+    odd = sorted(set(tables) ^ set(declared))
+    if odd:
+        raise TypeError(f"paper {name}: its table {odd[0]} is {'not declared' if odd[0] in tables else 'not made'}.")
+    found = {}
+    for table, frame in tables.items():
+        try:
+            found[table] = typed(frame, declared[table])
+        except TypeError as error:
+            raise TypeError(f"paper {name}: its table {table} {error}.") from None
     return found
-
-
-def train(order: Order, trials: Sequence[Trial]) -> pd.DataFrame:
-    """Train what is not trained yet; one row a trial: its labels, `run` (folder, relative to the order's `out`), and
-    `failed` (why it could not be finished, else empty). Trials with the same keys are one run."""
-    folders = [_run_folder(order, trial.keys) for trial in trials]
-    runs = {f: make_config(t.keys | {"output_dir": str(f)}) for f, t in zip(folders, trials)}
-    said = train_all(order.pool, list(runs.values()))
-    missing = {f for f, run in runs.items() if not is_finished(run)}
-    if len(missing) == len(runs):
-        raise DataError(f"no run of the analysis could be finished. The first one said: {said[0]}")
-    rows = [
-        t.labels | {"run": f.relative_to(order.out).as_posix(), "failed": "could not be finished" * (f in missing)}
-        for f, t in zip(folders, trials)
-    ]
-    return pd.DataFrame(rows)
-
-
-def subset(order: Order, name: str, data: str, pair_ids: Sequence[str], split: str | None = None) -> str:
-    """Write some of a data set's pairs, in its own order and format, to out/data/; the path for the key `data`.
-
-    name: says what the subset is; a run is found again by it, so it must name everything that it depends on.
-    """
-    table = read_pairs(data, split=split)
-    rows = {p.pair_id: p.source_row for p in table.pairs}
-    path = order.out / "data" / f"{name}.{table.raw.kind if table.raw.kind != 'hub' else 'jsonl'}"
-    write_rows(table, sorted(rows[i] for i in pair_ids), path)
-    return str(path)
-
-
-def measure(order: Order, call: Callable[..., Any], tasks: Sequence[tuple], name: str = "measurements") -> list[Any]:
-    """Every task's result, in order, on as many processes as the order has; `call` stands at a module's top."""
-    return each(order.pool, call, tasks, name)
-
-
-def _run_folder(order: Order, given: Mapping[str, Any]) -> Path:
-    """Named by objective, seed and a hash of everything else, with paths relative to the order's folder."""
-    root = str(order.out)
-    told = {k: str(v).replace(root, "") if isinstance(v, str | Path) else v for k, v in given.items()}
-    short = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    objective = re.sub(r"[^a-z0-9_]+", "-", str(given.get("objective", "dpo")))
-    return order.out / "runs" / f"{objective}-seed{given.get('seed', 0)}-{short}"
 
 
 def _check(module: ModuleType, name: str, order: Order) -> None:
@@ -235,9 +175,11 @@ def _whole(written: Mapping[str, Any], folder: Path) -> bool:
         tables = {name: read_frame(path) for name, path in paths.items() if path.is_file()}
     except DataError:
         return False
+    known = written.get("columns", {})
+    if len(tables) != len(paths) or not paths or any(missing(of, known.get(name, {})) for name, of in tables.items()):
+        return False
     runs = tables.get("runs", pd.DataFrame({"run": [], "failed": []}))
-    finished = runs.loc[runs["failed"] == "", "run"]
-    return len(tables) == len(paths) > 0 and all((folder.parent / run).is_dir() for run in finished)
+    return all((folder.parent / run).is_dir() for run in runs.loc[runs["failed"] == "", "run"])
 
 
 def _same(written: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> bool:

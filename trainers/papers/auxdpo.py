@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 
-from trainers.papers import Order, Setting
+from diagnostics.tables import Field
+from trainers.papers import Setting
+from trainers.studies.paper_runs import Order
 
 SEEDS = 1  # nothing is drawn
 TUNED = range(0)
@@ -25,10 +27,21 @@ SETTINGS = (
     Setting("comparisons of the third pair", [1, 5, 20, 100], "summary; its own counts are not known", [1, 5, 20, 100]),
     Setting("beta values", [1.0, 2.0, 5.0], "not known", [1.0, 2.0, 5.0]),
 )
+TABLES = {
+    "optima": {
+        "method": Field(str, "a name of METHODS"),
+        "beta": Field(float, "of the objective"),
+        "n": Field(float, "comparisons of the third pair, for one of each other"),
+        "t": Field(float, "the policy's parameter at the optimum"),
+        "reward": Field(float, "true reward of that policy; the reference has 1"),
+        "reversed": Field(bool, "whether answer 1 is likelier than answer 2"),
+        **{f"p{k}": Field(float, f"probability of answer {k}") for k in (1, 2, 3)},
+    },
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """optima: for each beta, count and method the optimum t, its policy, and its reward."""
+    """The optimum of each method for each beta and count."""
     counts = sorted({*settings["comparisons of the third pair"], *np.unique(np.geomspace(1, 100, 41).round()).tolist()})
     rows = [_row(m, float(n), beta) for beta in settings["beta values"] for n in counts for m in METHODS]
     return {"optima": pd.DataFrame(rows)}

@@ -24,12 +24,13 @@ from diagnostics.manifest import file_hash
 from diagnostics.pairs import read_pairs
 from diagnostics.prepare import prepare
 from diagnostics.sequences import Example
+from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.tokenized import tokenize_pairs
 from trainers.loop.probe import TOP, token_text
 from trainers.models import load_to_device, load_tokenizer
-from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
+from trainers.papers import RUNS, SEED, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM
+from trainers.studies.paper_runs import Order, Trial, examples, finished, keys, measure, train, worlds, write_lines
 from trainers.worlds import lm, persona
 from trainers.worlds.persona import ANSWERS, SIDES, Statement
 
@@ -69,6 +70,40 @@ SETTINGS = (
     Setting("seeds of the control runs", 0, "ours", 5, "the first ones, to save time"),
     Setting("prompts compared with one another", 1000, "appendix D.3: the persona prompts", 200, "enough for signs"),
 )  # fmt: skip
+_MODEL = {"seed": SEED, "phase": Field(str, "base, or sft: after the supervised phase")}
+_PAIR = _MODEL | {
+    "case": Field(str, "the pair of answers, a name of PAIRS or MORE_PAIRS"),
+    "prompt": Field(int, "number of the seed's prompt"),
+}
+TABLES = {
+    "runs": RUNS
+    | _PAIR
+    | {"objective": Field(str, "dpo or ipo"), "control": Field(str, "a name of CONTROLS; empty for the paper's run")},
+    "geometry": _PAIR
+    | {
+        "along": Field(float, "length of W+ - W- along W+; W: unembeddings"),
+        "across": Field(float, "length of the rest"),
+        "inner": Field(float, "<W+, W->"),
+        "cosine": Field(float, "of W+ and W-"),
+        "centred_cosine": Field(float, "the same with the answers' mean taken away"),
+        "hidden_norm2": Field(float, "squared length of the hidden state after the prompt"),
+        "*": Field(float, "a closed form, see diagnostics.closed_forms"),
+    },
+    "predicted": _PAIR
+    | {
+        "way": Field(str, "the order: unembeddings, weighed (by the probability), or likeliest"),
+        "rank": Field(int, "in that order, from 0"),
+        "token_id": Field(int, "of the token"),
+        "token": Field(str, "its text"),
+        "vocabulary": Field(int, "how many tokens there are"),
+    },
+    "prompts": _MODEL
+    | {
+        "positive": Field(float, "share of pairs of prompts whose hidden states have a product above 0"),
+        "prompts": Field(int, "how many were compared"),
+        "pairs": Field(int, "how many pairs that makes"),
+    },
+}
 ONE_PAIR = PLAIN_ADAM | dict(
     append_eos=False,
     per_device_train_batch_size=1,
@@ -87,8 +122,7 @@ Cases = Mapping[str, Sequence[str]]
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: seed, prompt, phase (base, sft), objective, control, case; geometry, predicted and prompts: of the models
-    before the pair is trained (see _measure)."""
+    """Every run on one pair, and what is known of the models before it."""
     bases = _bases(order, settings)
     cases = {k: tuple(v) for k, v in (settings["pairs of answers"] | settings["more pairs on the base"]).items()}
     cases = _known_cases(cases, next(iter(bases.values())))
@@ -135,11 +169,11 @@ def write_data(
     statements = _statements(seed, data)
     folder.mkdir(parents=True)
     rng = np.random.default_rng([seed, 5])
-    _write(folder / "labels.jsonl", [_label(s, k, answers, rng) for k, s in enumerate(statements)])
+    write_lines(folder / "labels.jsonl", [_label(s, k, answers, rng) for k, s in enumerate(statements)])
     for case, (chosen, rejected) in cases.items():
         for k, statement in enumerate(pick(statements, behaviour(chosen), seed, prompts)):
             pair = dict(pair_id=f"{case}-p{k}", prompt=statement.prompt, chosen=chosen, rejected=rejected)
-            _write(folder / f"{case}-p{k}.jsonl", [pair])
+            write_lines(folder / f"{case}-p{k}.jsonl", [pair])
             track = _track(f"{case}-p{k}", statement, chosen, answers)
             (folder / f"{case}-p{k}.track.json").write_text(json.dumps(track), encoding="utf-8")
 
@@ -168,10 +202,6 @@ def _track(name: str, statement: Statement, chosen: str, answers: tuple[str, ...
     groups = {group: [w for w in words if w in answers] for group, words in sides.items()}
     prompts = [dict(id=name, set="answer", prompt=statement.prompt)]
     return dict(prompts=prompts, groups={group: words for group, words in groups.items() if words})
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _bases(order: Order, settings: Mapping[str, Any]) -> dict[int, str]:
@@ -225,8 +255,7 @@ def _tuned(
         own = seed if order.scale == "toy" else first
         paths = {"model": model, "data": str(written[own] / "labels.jsonl"), "seed": own}
         trials.append(Trial({"seed": seed}, sft | paths))
-    rows = train(order, trials).to_dict("records")
-    return {("sft", row["seed"]): str(order.out / row["run"] / "model") for row in rows if not row["failed"]}
+    return {("sft", row["seed"]): str(run / "model") for row, run in finished(order, train(order, trials))}
 
 
 def _trials(
@@ -270,8 +299,7 @@ def _measure(phase: str, seed: int, name: str, folder: str, compared: int) -> di
 
 
 def _tokenized(path: Path, tokenizer: Any) -> list[Example]:
-    pairs = tokenize_pairs(read_pairs(path).pairs, tokenizer, max_length=None, truncation="drop", append_eos=False)
-    kept = [p for p in pairs if isinstance(p, Example)]
+    kept = examples(read_pairs(path).pairs, tokenizer, append_eos=False)
     if not kept or any(len(p.chosen.completion_ids) > 1 for p in kept):
         raise DataError(f"{path.name}: an answer is not a single token of this model.")
     return kept

@@ -7,7 +7,6 @@ stands beside the length difference, LN-CHES and random subsets, and where data 
 answers cut to one length. In the refusal world all answers are equally long by construction, in the fact world not.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,12 @@ from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.prepare import prepare
 from diagnostics.runlog import read_frame, read_json, read_table
 from diagnostics.scoring import score
-from diagnostics.sequences import Example
+from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.tokenized import tokenize_pairs
 from trainers.models import load_to_device, load_tokenizer, longest, model_limit
-from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
+from trainers.papers import PAIR, RUNS, SEED, WORLD, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM, builders, world_paths
+from trainers.studies.paper_runs import Order, Trial, examples, keys, measure, subset, train, worlds, write_lines
 from trainers.worlds import facts, lm, own_data, refusal
 
 SEEDS = 5  # the paper has three runs; Student intervals of three say little
@@ -74,6 +73,56 @@ SETTINGS = (
     Setting("forecast measures", False, _CONTROL, True, "cheap here; at full size two backward passes a pair"),
     Setting("tokens at equal length", None, _CONTROL, 24, "of given data; the fact world's shortest answer has 14"),
 )  # fmt: skip
+_POOL = {"world": Field(str, f"{WORLD.meaning}; _equal: answers cut to one length"), "seed": SEED}
+_ENDS = {"start": "before the first step", "end": "after the last one"}
+TABLES = {
+    "runs": RUNS
+    | _POOL
+    | {
+        "objective": Field(str, "dpo or ipo_sum"),
+        "measure": Field(str, "what the pool was sorted by"),
+        "percentile": Field(int, "which the subset lies around; 100: the pairs called most prone"),
+    },
+    "ends": {
+        "run": RUNS["run"],
+        "pair_id": PAIR,
+        **{f"{end}_chosen_logps": Field(float, f"nats, {when}") for end, when in _ENDS.items()},
+        **{f"{end}_chosen_length": Field(float, f"tokens, {when}") for end, when in _ENDS.items()},
+        **{f"{end}_ches_score": Field(float, when) for end, when in _ENDS.items()},
+        **{
+            f"{end}_refusal": Field(float, f"of tracked unsafe prompts, mean probability {when}")
+            for end, when in _ENDS.items()
+        },
+        "noise": Field(float, "a change within it is rounding, nats"),
+    },
+    "scores": _POOL
+    | {
+        "pair_id": PAIR,
+        "status": Field(str, "scored"),
+        "reason": Field(str, "empty"),
+        "flagged": Field(bool, "whether `chesboard flag` calls it prone"),
+        "flag_reason": Field(str, "why"),
+        "length_difference": Field(float, "rejected less chosen, tokens"),
+        "random": Field(int, "a place in a random order"),
+        "*": Field(float, "a column of scores.parquet"),
+    },
+    "examples": _POOL
+    | {
+        "end": Field(str, "highest or lowest CHES of the pool"),
+        "pair_id": PAIR,
+        **{side: Field(str, "text") for side in ("prompt", "chosen", "rejected")},
+        **{f"{side}_length": Field(float, "tokens") for side in ("chosen", "rejected")},
+        **{name: Field(float, "of the start model") for name in ("ches_score", "ln_ches_score")},
+    },
+    "signs": _POOL
+    | {
+        "n": Field(int, "pairs"),
+        **{
+            name: Field(float, "mean share of positive products")
+            for name in ("chosen_alpha", "rejected_alpha", "hidden")
+        },
+    },
+}
 FIXED = dict(
     heldout_pairs=0, probe_every=100_000, response_types=0, log_kl=False, tokens="none", save_model=False,
     save_strategy="no",
@@ -93,8 +142,7 @@ class Pool:
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: world, seed, objective, measure and percentile; ends: every pair of them before and after; scores of
-    every pool; examples: the pairs of highest and lowest CHES; signs: of the inner products behind CHES."""
+    """Every run on a subset, its pairs before and after, and what is known of the pools."""
     pools = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
     scores = {id(pool): _scores(pool, settings["pairs of a subset"]) for pool in pools}
     trials = [t for pool in pools for t in _trials(order, pool, scores[id(pool)], settings)]
@@ -287,8 +335,7 @@ def _signs(own: Mapping[str, Any], count: int) -> dict[str, float]:
     """Mean shares over `count` pairs of the pool, from the model before training (see product_signs)."""
     model, tokenizer = load_to_device(own["model"]), load_tokenizer(own["model"])
     prepare(model)
-    done = tokenize_pairs(read_pairs(own["data"]).pairs, tokenizer, **_cut(own, model))
-    pairs = [p for p in done if isinstance(p, Example)]
+    pairs = examples(read_pairs(own["data"]).pairs, tokenizer, **_cut(own, model))
     drawn = [pairs[i] for i in np.random.default_rng(13).permutation(len(pairs))[:count]]
     with torch.no_grad():
         found = [
@@ -357,15 +404,15 @@ def equal_length(rows: Sequence[Mapping[str, str]], tokenizer: Any, size: int) -
 
 
 def _write_refusals(folder: Path, seed: int, count: int) -> None:
-    _write(folder / "pairs.jsonl", refusal_pairs(seed, count))
+    write_lines(folder / "pairs.jsonl", refusal_pairs(seed, count))
 
 
 def _write_facts(folder: Path, seed: int, count: int) -> None:
     """Also equal.jsonl: all answers cut to the length of the shortest."""
     rows = fact_pairs(seed, count)
     shortest = min(len(row[side].split()) for row in rows for side in ("chosen", "rejected"))
-    _write(folder / "pairs.jsonl", rows)
-    _write(folder / "equal.jsonl", equal_length(rows, lm.word_tokenizer(facts.vocabulary()), shortest))
+    write_lines(folder / "pairs.jsonl", rows)
+    write_lines(folder / "equal.jsonl", equal_length(rows, lm.word_tokenizer(facts.vocabulary()), shortest))
 
 
 _WRITERS = {"refusal": _write_refusals, "facts": _write_facts}
@@ -389,8 +436,8 @@ def build_short(folder: Path, data: str, seed: int, count: int, size: int, steps
     model = lm.build_model(tokenizer, seed=seed)
     lm.fit(model, _batches(short, tokenizer, rng), steps=steps)
     lm.save(model, tokenizer, folder / "model")
-    _write(folder / "pairs.jsonl", short)
-    _write(folder / "equal.jsonl", equal)
+    write_lines(folder / "pairs.jsonl", short)
+    write_lines(folder / "equal.jsonl", equal)
 
 
 MINIMUM, PROMPT_TOKENS = 4, 40  # tokens of the shortest answer, its EOS included, and of the prompts' ends
@@ -421,13 +468,8 @@ def write_draw(folder: Path, data: str, split: str | None, count: int, seed: int
     by_row = {p.source_row: p for p in table.pairs}
     drawn = torch.randperm(len(table.raw.rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     rows = [_row(i, *plain(by_row[i])) for i in drawn if i in by_row]
-    _write(folder / "pairs.jsonl", [row | {"prompt": form.format(row["prompt"])} for row in rows if row["prompt"]])
+    write_lines(folder / "pairs.jsonl", [row | {"prompt": form.format(row["prompt"])} for row in rows if row["prompt"]])
 
 
 def _row(k: int, prompt: str, chosen: str, rejected: str) -> dict[str, str]:
     return {"pair_id": f"p{k:04d}", "prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -22,15 +22,16 @@ from diagnostics.pairs import read_pairs
 from diagnostics.rates import weights_of
 from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import Example
+from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.tokenized import tokenize_pairs
 from trainers import objectives
 from trainers.loop.given import cleaned, gather
 from trainers.loop.ingredients import Given, Ingredients
 from trainers.models import load_model, load_tokenizer, model_limit, quiet
-from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
+from trainers.papers import PAIR, RUNS, SEED, WORLD, Setting
 from trainers.studies.compare import Entry, parse_entries
-from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
+from trainers.studies.demo_runs import REFUSALS
+from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measured, toy_bases, train
 
 SEEDS = 5
 TUNED = range(16)
@@ -68,75 +69,66 @@ SETTINGS = (
     Setting("pairs of the gradient bound", 4, "ours", 8, "one backward pass a token"),
     Setting("precision of the bound", "float32", "ours", "float64", "small models have the room"),
 )  # fmt: skip
+TABLES = {
+    "runs": RUNS
+    | {
+        "world": WORLD,
+        "method": Field(str, "the objective as the papers name it"),
+        "alpha": Field(float, "weight of its KL term; NaN where it has none"),
+        "rate": Field(float, "learning rate"),
+    },
+    "bounds": {
+        "seed": SEED,
+        "pair_id": PAIR,
+        "chosen_length": Field(int, "tokens"),
+        "rejected_length": Field(int, "tokens"),
+        "phrases": Field(int, "N: phrases in which the answers differ"),
+        "longest": Field(int, "L: tokens of the longest phrase"),
+        "largest": Field(float, "M: largest gradient norm of one token's log-prob, over all trainable weights"),
+        "phrase_bound": Field(float, "RRPO's bound of the gradient norm, beta M 2NL"),
+        "dpo_bound": Field(float, "DPO's, beta M (|y+| + |y-|)"),
+        "rrpo_norm": Field(float, "gradient norm of RRPO's rank term alone at the start"),
+        "dpo_norm": Field(float, "of DPO's loss there"),
+    },
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: world, method, alpha, rate and seed; bounds: one row a pair and seed, both bounds and both actual norms."""
-    toy = order.scale == "toy"
-    bases = _toy(order, settings) if toy else _paper(order, settings)
+    """Every entry at every rate; TDPO's on refusals too; and the bounds of the starting models."""
+    bases = toy_bases(order, "facts", settings) if order.scale == "toy" else _paper(order, settings)
     rates, entries = sorted(settings["learning rates"]), parse_entries(settings["entries"])
-    trials = [
-        _trial(entry, rate, base, rate == rates[-1], "facts" if toy else "given", settings)
-        for entry in entries
-        for rate in rates
-        for base in bases
-    ]
+    trials = [_trial(e, rate, base, rate == rates[-1], settings) for e in entries for rate in rates for base in bases]
     family = [entry for entry in entries if entry.objective in FAMILY]
-    apart = _refusals(order, settings) if toy else []
-    trials += [_trial(entry, rates[-1], base, True, "refusal", settings) for entry in family for base in apart]
+    apart = _refusals(order, settings) if order.scale == "toy" else []
+    trials += [_trial(entry, rates[-1], base, True, settings) for entry in family for base in apart]
     runs = train(order, trials)
-    tasks = [(base, settings) for base in bases]
-    return {"runs": runs, "bounds": pd.concat(measure(order, bounds, tasks, "gradients"), ignore_index=True)}
+    tasks = [(base.keys, settings) for base in bases]
+    seeds = [{"seed": base.labels["seed"]} for base in bases]
+    return {"runs": runs, "bounds": measured(order, bounds, tasks, seeds, "gradients")}
 
 
-def _toy(order: Order, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Keys of the runs on the fact world, one a seed."""
-    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
-    own = {k: v for k, v in keys(settings).items() if k not in ("entries", "beta")}
-    return [FACTS | own | world_paths("facts", p) | {"seed": s} for s, p in zip(order.numbers, places.values())]
+def _refusals(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """The runs on refusals for TDPO's plots: there the two answers of a pair share few words."""
+    epochs = min(settings["num_train_epochs"], REFUSALS["num_train_epochs"])
+    return toy_bases(order, "refusal", settings, num_train_epochs=epochs)
 
 
-def _refusals(order: Order, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Keys of the runs on refusals for TDPO's plots: there the two answers of a pair share few words."""
-    places = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
-    epochs = {"num_train_epochs": min(settings["num_train_epochs"], REFUSALS["num_train_epochs"])}
-    return [REFUSALS | epochs | world_paths("refusal", p) | {"seed": s} for s, p in zip(order.numbers, places.values())]
-
-
-def _paper(order: Order, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Keys of the runs of the given model on the given data, one a seed; a share of the data is held out."""
-    given = {k: v for k, v in (("model", order.model), ("data", order.data)) if v}
-    own = {k: v for k, v in keys(settings).items() if k not in ("entries", "beta")}
+def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """The runs of the given model on the given data, one a seed; a share of the data is held out."""
     size = settings["pairs probed"]
-    base = own | given | {"tokens": "none", "probe_pairs": size, "heldout_pairs": size, "save_model": False}
-    return [base | {"seed": seed} for seed in order.numbers]
+    return given_bases(order, settings, probe_pairs=size, heldout_pairs=size, save_model=False)
 
 
-def _trial(
-    entry: Entry, rate: float, base: Mapping[str, Any], last: bool, world: str, settings: Mapping[str, Any]
-) -> Trial:
+def _trial(entry: Entry, rate: float, base: Trial, last: bool, settings: Mapping[str, Any]) -> Trial:
     known = objectives.hyperparameters(entry.objective)
-    beta = {"beta": settings["beta"]} if "beta" in known else {}
-    own = {"objective": entry.objective, "learning_rate": rate} | beta | entry.hyperparameters
-    dropped = {k: v for k, v in base.items() if k != "beta"}
-    labels = {
-        "world": world,
-        "method": method(entry),
-        "alpha": float((known | entry.hyperparameters).get("alpha", np.nan)),
-    }
-    labels |= {"rate": rate, "seed": base["seed"]}
-    return Trial(labels, dropped | own | ({} if world == "given" else _lighter(entry, last, base, settings)))
-
-
-def _lighter(entry: Entry, last: bool, base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fewer measurements than the standard run, which is left as it is so that other analyses find it."""
-    if entry.objective == "dpo" and last:
-        return {}
-    return {
-        "probe_pairs": settings["pairs probed"],
-        "response_types": 0,
-        "probe_every": base["probe_every"] if last else 48,
-    }
+    own = {"beta": settings["beta"]} if "beta" in known else {}
+    own |= {"learning_rate": rate} | entry.hyperparameters
+    standard = entry.objective == "dpo" and last  # left as it is, so that other analyses find it
+    if base.labels["world"] != "given" and not standard:
+        own |= {"probe_pairs": settings["pairs probed"], "response_types": 0}
+        own |= {"probe_every": base.keys["probe_every"] if last else 48}
+    alpha = float((known | entry.hyperparameters).get("alpha", np.nan))
+    return base.by({"method": method(entry), "alpha": alpha, "rate": rate}, entry.objective, **own)
 
 
 def method(entry: Entry) -> str:
@@ -148,24 +140,18 @@ def method(entry: Entry) -> str:
 
 
 def bounds(base: Mapping[str, Any], settings: Mapping[str, Any]) -> pd.DataFrame:
-    """Both bounds and the actual gradient norms of the starting model on a few pairs that differ in a phrase.
-
-    Columns seed, pair_id, chosen_length, rejected_length (tokens), phrases (N), longest (L, tokens), largest (M),
-    phrase_bound, dpo_bound, rrpo_norm (rank term alone), dpo_norm; norms over all trainable weights.
-    """
+    """Both bounds and the actual gradient norms of the starting model on a few pairs that differ in a phrase."""
     quiet()
     model = load_model(base["model"]).to(getattr(torch, settings["precision of the bound"]))
     pairs, given, likelihood = _marked(base, model, settings["pairs of the gradient bound"])
-    rows = [_bounds_of(model, pair, given, likelihood, settings["beta"]) for pair in pairs]
-    return pd.DataFrame(rows).assign(seed=base["seed"])
+    return pd.DataFrame([_bounds_of(model, pair, given, likelihood, settings["beta"]) for pair in pairs])
 
 
 def _marked(base: Mapping[str, Any], model: Any, count: int) -> tuple[list[Example], Given, TokenLikelihood]:
     """Pairs drawn by seed among those with a phrase on either side, and their phrases."""
     tokenizer = load_tokenizer(base["model"])
     table, spans = cleaned(read_pairs(base["data"], split=base.get("split")), "rrpo")
-    found = tokenize_pairs(table.pairs, tokenizer, max_length=model_limit(model), truncation="drop")
-    kept = [pair for pair in found if isinstance(pair, Example)]
+    kept = examples(table.pairs, tokenizer, model_limit(model))
     given = gather(table, kept, spans, tokenizer, "rrpo", phrase_source="auto", settings={})
     marked = [pair for pair in kept if any(map(any, given.phrases[pair.pair_id]))]
     if not marked:

@@ -6,7 +6,6 @@ head on the start model's frozen states. The toy's shifts are in a synthetic wor
 answer template, closing words and entities that no training pair holds, and longer answers.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,14 +17,23 @@ import torch
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import PreferencePair, read_pairs
-from diagnostics.runlog import read_table
-from diagnostics.sequences import Example
+from diagnostics.runlog import read_json, read_table
+from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.tokenized import tokenize_pairs
 from trainers.explicit import RewardModel, fine_tune, linear_head, mlp_head, rewards, states
 from trainers.models import load_to_device, load_tokenizer, model_limit
-from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
-from trainers.studies.demo_runs import FACTS, builders, world_paths
+from trainers.papers import RUNS, SEED, Setting
+from trainers.studies.paper_runs import (
+    Order,
+    Trial,
+    examples,
+    finished,
+    given_bases,
+    measured,
+    toy_bases,
+    train,
+    write_data,
+)
 from trainers.worlds import facts
 
 SEEDS = 5
@@ -50,21 +58,29 @@ SETTINGS = (
 )
 TRAIN, TEST = "train", "test"
 TRAINED = {"entities": 14, "answers": 2, "fillers": 3}  # the first so many; the other ones are for the shifted sets
+_SIZE = Field(str, "of the training pairs: all or fewer")
+TABLES = {
+    "runs": RUNS | {"size": _SIZE, "repeats": Field(float, "of the epochs, so that both sizes have as many updates")},
+    "accuracy": {
+        "seed": SEED,
+        "size": _SIZE,
+        "model": Field(str, "implicit, start, policy (margins of log-probs), fine-tuned, linear or mlp"),
+        "set": Field(str, "the held-out set: test, or a shifted one"),
+        "n": Field(int, "pairs of the set"),
+        "accuracy": Field(float, "share of them whose chosen answer has the higher reward"),
+    },
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: seed and size (all, fewer). accuracy: seed, size, model, set, n, accuracy."""
+    """DPO on all pairs and on fewer, and the accuracy of every reward on every held-out set."""
     bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
-    trials = [t for seed, base in bases.items() for t in _trials(order, seed, base, settings)]
-    runs = train(order, trials)
-    done = [(row, order.out / row["run"]) for row in runs.to_dict("records") if not row["failed"]]
+    runs = train(order, [trial for base in bases for trial in _trials(order, base, settings)])
+    done = finished(order, runs)
     heads = {k: settings[k] for k in ("explicit learning rate", "explicit epochs", "linear head's penalty")}
-    explicit = measure(order, explicit_accuracy, [(run, heads, row["repeats"]) for row, run in done])
-    tables = [
-        pd.concat([implicit_accuracy(run), table]).assign(seed=row["seed"], size=row["size"])
-        for (row, run), table in zip(done, explicit)
-    ]
-    return {"runs": runs, "accuracy": pd.concat(tables, ignore_index=True)}
+    tasks = [(run, heads, row["repeats"]) for row, run in done]
+    labels = [{name: row[name] for name in ("seed", "size")} for row, _ in done]
+    return {"runs": runs, "accuracy": measured(order, accuracy, tasks, labels)}
 
 
 def fact_sets(seed: int, train_pairs: int, held_out: int) -> list[dict[str, Any]]:
@@ -108,41 +124,36 @@ def _pair(
     return dict(pair_id=f"{name}/{k:03d}", prompt=fact.ask(question), chosen=sides[0], rejected=sides[1], set=name)
 
 
-def _toy(order: Order, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The keys of each seed's run, with the data still whole."""
-    found = {}
-    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
-    for seed, place in zip(order.numbers, places.values()):
-        count = settings["pairs of each held-out set"]
-        data = _write(order, f"dporm-{count}-seed{seed}", fact_sets(seed, facts.PAIRS, count))
-        own = {"model": world_paths("facts", place)["model"], "data": data, "seed": seed, "probe_pairs": 0}
-        found[seed] = FACTS | keys(settings) | own | {"response_types": 0}
+def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """Each seed's run, with the data still whole."""
+    found, count = [], settings["pairs of each held-out set"]
+    for base in toy_bases(order, "facts", settings, probe_pairs=0, response_types=0):
+        seed = base.labels["seed"]
+        data = write_data(order, f"dporm-{count}-seed{seed}", fact_sets(seed, facts.PAIRS, count))
+        found.append(base.but({}, data=data))
     return found
 
 
-def _paper(order: Order, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The same on the given model and data."""
-    if not order.model or not order.data:
+    if len(order.given) < 2:
         raise UserError("paper dporm: at paper scale give --model, and --data: a file of pairs with a column `set`.")
-    found = {"model": order.model, "data": order.data, "tokens": "none", "save_model": False}
-    return {
-        seed: keys(settings) | found | {"seed": seed, "probe_pairs": 0, "response_types": 0} for seed in order.numbers
-    }
+    return given_bases(order, settings, save_model=False, probe_pairs=0, response_types=0)
 
 
-def _trials(order: Order, seed: int, base: dict[str, Any], settings: Mapping[str, Any]) -> list[Trial]:
+def _trials(order: Order, base: Trial, settings: Mapping[str, Any]) -> list[Trial]:
     """DPO on all training pairs and on fewer, with the other sets held out; as many updates for both."""
-    sets = _sets(base["data"])
-    name, share = f"{Path(base['data']).name.split('.')[0]}-seed{seed}", settings["fewer pairs"]
+    data, seed, share = base.keys["data"], base.labels["seed"], settings["fewer pairs"]
+    sets, name = _sets(data), f"{Path(data).name.split('.')[0]}-seed{seed}"
     drawn = np.random.default_rng([seed, 32]).permutation(len(sets[TRAIN]))
     some = [sets[TRAIN][i] for i in sorted(drawn[: max(1, round(share * len(drawn)))])]
     held = [row for key, rows in sets.items() if key != TRAIN for row in rows]
-    own = {"heldout_data": _write(order, f"{name}-held", held), "heldout_pairs": len(held), "probe_every": 10**6}
+    own = {"heldout_data": write_data(order, f"{name}-held", held), "heldout_pairs": len(held), "probe_every": 10**6}
     found = []
     for size, rows, more in (("all", sets[TRAIN], 1.0), ("fewer", some, len(drawn) / len(some))):
-        data = {"data": _write(order, f"{name}-{size}-{share:g}", rows)}
-        epochs = {"num_train_epochs": base["num_train_epochs"] * more}
-        found.append(Trial({"seed": seed, "size": size, "repeats": more}, base | own | data | epochs))
+        own |= {"data": write_data(order, f"{name}-{size}-{share:g}", rows)}
+        own |= {"num_train_epochs": base.keys["num_train_epochs"] * more}
+        found.append(Trial({"seed": seed, "size": size, "repeats": more}, base.keys | own))
     return found
 
 
@@ -165,11 +176,9 @@ def _row(pair: PreferencePair, name: str) -> dict[str, Any]:
     return said | {"pair_id": f"{name}/{pair.pair_id.removeprefix(name + '/')}"}
 
 
-def _write(order: Order, name: str, rows: Sequence[dict[str, Any]]) -> str:
-    path = order.out / "data" / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+def accuracy(run: Path, settings: Mapping[str, Any], repeats: float) -> pd.DataFrame:
+    """model, set, n, accuracy of every reward on the run's held-out pairs."""
+    return pd.concat([implicit_accuracy(run), explicit_accuracy(run, settings, repeats)], ignore_index=True)
 
 
 def implicit_accuracy(run: Path) -> pd.DataFrame:
@@ -184,10 +193,10 @@ def implicit_accuracy(run: Path) -> pd.DataFrame:
 
 def explicit_accuracy(run: Path, settings: Mapping[str, Any], repeats: float) -> pd.DataFrame:
     """The same of the explicit reward models (fine-tuned, linear, mlp) on the run's pairs; repeats: of the epochs."""
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = read_json(run / "config.json")
     model, tokenizer = load_to_device(config["model"]), load_tokenizer(config["model"])
     likelihood, limit = TokenLikelihood.of(tokenizer), model_limit(model)
-    known, held = (_tokenized(config[key], tokenizer, limit) for key in ("data", "heldout_data"))
+    known, held = (examples(read_pairs(config[key]).pairs, tokenizer, limit) for key in ("data", "heldout_data"))
     frozen = states(model, [*known, *held], likelihood=likelihood)
     inside, outside = (torch.stack([frozen[p.pair_id] for p in part]) for part in (known, held))
     found = {
@@ -218,8 +227,3 @@ def accuracies(margins: pd.DataFrame, pair_ids: pd.Series) -> pd.DataFrame:
         for name, at in product(margins, dict.fromkeys(sets))
     ]
     return pd.DataFrame(rows)
-
-
-def _tokenized(data: str, tokenizer: Any, limit: int | None) -> list[Example]:
-    done = tokenize_pairs(read_pairs(data).pairs, tokenizer, max_length=limit, truncation="drop")
-    return [p for p in done if isinstance(p, Example)]

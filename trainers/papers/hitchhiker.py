@@ -25,13 +25,24 @@ from diagnostics.runlog import read_json, read_table
 from diagnostics.sampling import draw
 from diagnostics.scoring import batches, score_rows
 from diagnostics.sequences import Example
+from diagnostics.tables import Field
 from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood, padded
-from diagnostics.tokenized import end_ids, tokenize_pairs
+from diagnostics.tokenized import end_ids
 from trainers.loop.reference import LiveReference
 from trainers.models import load_to_device, load_tokenizer, model_limit
-from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
-from trainers.studies.demo_runs import FACTS, builders, world_paths
+from trainers.papers import PAIR, RUNS, SEED, Setting
+from trainers.studies.paper_runs import (
+    Order,
+    Trial,
+    examples,
+    finished,
+    given_bases,
+    measured,
+    toy_bases,
+    train,
+    write_lines,
+)
 from trainers.worlds import facts
 
 SEEDS = 5
@@ -60,57 +71,68 @@ SETTINGS = (
     Setting("model", None, "not read: give --model", None, "built from scratch, one a seed"),
     Setting("data", None, "not read: give --data", None, "synthetic pairs of the fact world"),
 )  # fmt: skip
+TABLES = {
+    "runs": RUNS
+    | {
+        "pairs": Field(str, "plain, or longer: every second pair prefers the longer answer"),
+        "objective": Field(str, "dpo, ln_dpo or simpo"),
+        "learning_rate": Field(float, "of the run"),
+        "beta": Field(float, "of the objective"),
+    },
+    "answers": {
+        "seed": SEED,
+        "run": Field(str, "the run's folder; empty for the model that a seed starts from"),
+        "pairs": Field(str, "the run's; empty for a start"),
+        "objective": Field(str, "the run's, or start"),
+        "pair_id": PAIR,
+        "tokens": Field(float, "of the greedy answer to the pair's prompt, EOS included"),
+        "ended": Field(float, "1 where EOS came before the limit, else 0"),
+        "true": Field(float, "1 where it names the true value and no other, else 0; NaN where no truth is known"),
+        "kl": Field(float, "exact KL(policy || start) summed over the answer, nats"),
+        "text": Field(str, "the answer"),
+    },
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: pairs (plain, longer), seed, objective, learning_rate, beta. answers: one row a run and held-out prompt,
-    and a start (objective "start") and held-out prompt."""
+    """Every configuration at each seed; the greedy answers of what it ended with, and of each seed's start."""
     bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
-    trials = [trial for labels, base in bases for trial in _sweep(labels, base, settings)]
-    runs = train(order, trials)
-    done = runs.loc[runs["failed"] == ""].to_dict("records")
-    starts = {row["seed"]: row for row in done}  # the start of a seed is the same whatever it is trained on
-    places = [(str(order.out / row["run"]), "trained") for row in done]
-    places += [(str(order.out / row["run"]), "start") for row in starts.values()]
+    runs = train(order, [trial for base in bases for trial in _sweep(base, settings)])
+    done = finished(order, runs)
+    starts = {row["seed"]: run for row, run in done}  # the start of a seed is the same whatever it is trained on
+    places = [(str(run), "trained") for _, run in done] + [(str(run), "start") for run in starts.values()]
+    labels = [{name: row[name] for name in ("run", "pairs", "seed", "objective")} for row, _ in done]
+    labels += [{"run": "", "pairs": "", "seed": seed, "objective": "start"} for seed in starts]
     tasks = [(*place, settings["answer tokens"], order.scale == "toy") for place in places]
-    labels = [*done, *({"seed": s, "objective": "start", "pairs": "", "run": ""} for s in starts)]
-    tables = [pd.DataFrame(found).assign(**_label(of)) for found, of in zip(measure(order, answers, tasks), labels)]
-    return {"runs": runs, "answers": pd.concat(tables, ignore_index=True)}
+    return {"runs": runs, "answers": measured(order, answers, tasks, labels)}
 
 
-def _label(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("run", "pairs", "seed", "objective")}
-
-
-def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Labels and keys for every seed: the fact world's own pairs and those with longer chosen answers."""
-    standard = FACTS | keys(settings) | {"save_model": True, "probe_every": 1000}
+def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """The fact world's own pairs at every seed, and those with longer chosen answers."""
     found = []
-    places = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
-    for seed, place in zip(order.numbers, places.values()):
-        base = standard | world_paths("facts", place) | {"seed": seed}
-        found.append(({"pairs": "plain", "seed": seed}, base))
+    for base in toy_bases(order, "facts", settings, save_model=True, probe_every=1000):
+        seed, data = base.labels["seed"], Path(base.keys["data"])
+        found.append(Trial({"pairs": "plain", "seed": seed}, base.keys))
         if settings["pairs with longer chosen answers"]:
-            data = lengthened(place / "pairs.jsonl", order.out / "data" / f"{place.name}-longer.jsonl")
-            found.append(({"pairs": "longer", "seed": seed}, base | {"data": str(data)}))
+            longer = lengthened(data, order.out / "data" / f"{data.parent.name}-longer.jsonl")
+            found.append(Trial({"pairs": "longer", "seed": seed}, base.keys | {"data": str(longer)}))
     return found
 
 
-def _paper(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The given model and data, one a seed."""
-    given = {k: v for k, v in (("model", order.model), ("data", order.data)) if v}
-    base = keys(settings) | given | {"tokens": "none", "probe_every": 10**9, "save_model": True}
-    return [({"pairs": "plain", "seed": seed}, base | {"seed": seed}) for seed in order.numbers]
+    bases = given_bases(order, settings, probe_every=10**9, save_model=True)
+    return [Trial({"pairs": "plain", "seed": base.labels["seed"]}, base.keys) for base in bases]
 
 
-def _sweep(labels: dict[str, Any], base: dict[str, Any], settings: Mapping[str, Any]) -> list[Trial]:
+def _sweep(base: Trial, settings: Mapping[str, Any]) -> list[Trial]:
     """Every objective at every learning rate and beta; on the longer pairs at the middle beta alone, to save time."""
     trials = []
     for objective, rate in product(settings["objectives compared"], settings["learning rates"]):
         betas = settings[f"{objective} betas"]
-        for beta in betas if labels["pairs"] == "plain" else betas[len(betas) // 2 :][:1]:
+        for beta in betas if base.labels["pairs"] == "plain" else betas[len(betas) // 2 :][:1]:
             own = {"objective": objective, "learning_rate": rate, "beta": beta}
-            trials.append(Trial(labels | own, base | own))
+            trials.append(base.but(own, **own))
     return trials
 
 
@@ -123,8 +145,7 @@ def lengthened(source: Path, place: Path) -> Path:
         for side, phrase in (("chosen", longest), ("rejected", shortest)):
             old = next(f for f in facts.FILLERS if f in pair[side])
             pair[side] = pair[side].replace(old, phrase)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    write_lines(place, pairs)
     return place
 
 
@@ -139,8 +160,7 @@ def answers(folder: str, which: str, limit: int, truth: bool) -> list[dict[str, 
     start = load_to_device(config["model"], dtype=config["dtype"])
     model = load_to_device(str(Path(folder) / "model"), dtype=config["dtype"]) if which == "trained" else start
     pairs = _held_out(Path(folder), config)
-    tokenized = tokenize_pairs(list(pairs.values()), tokenizer, max_length=model_limit(start), truncation="drop")
-    asked = [p for p in tokenized if isinstance(p, Example)]
+    asked = examples(list(pairs.values()), tokenizer, model_limit(start))
     likelihood, ends = TokenLikelihood.of(tokenizer), end_ids(tokenizer)
     own = written(model, asked, limit=limit, room=model_limit(start), likelihood=likelihood, ends=ends)
     drift = _drift(model, start, own, likelihood)

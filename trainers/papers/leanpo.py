@@ -6,17 +6,18 @@ small model of the fact world is trained, at paper scale a text model with the p
 the first author's code. Pairs of its own: trainers/worlds/self_pairs.py; all data of the toy are synthetic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from diagnostics.pairs import read_pairs
+from diagnostics.tables import Field
 from trainers import objectives
-from trainers.papers import Order, Setting, Trial, keys, train, worlds
+from trainers.papers import RUNS, SEED, Setting
 from trainers.studies.compare import Entry, parse_entries
-from trainers.studies.demo_runs import FACTS, builders, world_paths
+from trainers.studies.paper_runs import Order, Trial, given_bases, toy_bases, train, worlds
 from trainers.worlds import self_pairs
 
 SEEDS = 5
@@ -55,60 +56,55 @@ SETTINGS = (
     Setting("pairs probed", 256, "ours", 64, "all 256 in the DPO run that other analyses share"),
     Setting("SFT steps", None, "starts from an instruct model", 700, "a base that knows the facts half the time"),
 )  # fmt: skip
+_PAIRS = Field(str, "given, or the model's own")
+TABLES = {
+    "runs": RUNS | {"pairs": _PAIRS, "method": Field(str, "the objective, as NAMES says it")},
+    "sources": {"pairs": _PAIRS, "seed": SEED, "n": Field(int, "how many pairs there are")},
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: pairs (given, own), method and seed; sources: how many pairs of each kind a seed has."""
+    """Every entry on given and own pairs at each seed."""
     toy = order.scale == "toy"
     bases = _toy(order, settings) if toy else _paper(order, settings)
-    entries = parse_entries(settings["entries"])
-    runs = train(order, [_trial(e, labels, base, toy, settings) for e in entries for labels, base in bases])
-    sizes = [labels | {"n": len(read_pairs(base["data"], split=base.get("split")).pairs)} for labels, base in bases]
+    runs = train(order, [_trial(e, b, toy, settings) for e in parse_entries(settings["entries"]) for b in bases])
+    sizes = [b.labels | {"n": len(read_pairs(b.keys["data"], split=b.keys.get("split")).pairs)} for b in bases]
     return {"runs": runs, "sources": pd.DataFrame(sizes)}
 
 
-def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Labels and keys of the runs on the fact world's pairs and on the model's own, at each seed."""
-    given = worlds(order, builders("facts", order.numbers, settings["SFT steps"]))
-    wanted = {f"own-{n}": (self_pairs.build_facts, (p, s)) for s, (n, p) in zip(order.numbers, given.items())}
-    own, found = worlds(order, wanted), []
-    for seed, place, other in zip(order.numbers, given.values(), own.values(), strict=True):
-        base = FACTS | _keys(settings) | world_paths("facts", place) | {"seed": seed}
-        found.append(({"pairs": "given", "seed": seed}, base))
-        found.append(({"pairs": "own", "seed": seed}, base | {"data": str(other / "pairs.jsonl")}))
-    return found
+def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """The runs on the fact world's pairs and on the model's own, at each seed."""
+    given = toy_bases(order, "facts", settings)
+    places = {base.labels["seed"]: Path(base.keys["model"]).parent for base in given}
+    wanted = {f"own-{place.name}": (self_pairs.build_facts, (place, seed)) for seed, place in places.items()}
+    return _both(given, list(worlds(order, wanted).values()))
 
 
-def _paper(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The same on the given model and data; the model's own pairs are made once a seed."""
-    given = {k: v for k, v in (("model", order.model), ("data", order.data)) if v}
     size = settings["pairs probed"]
-    base = _keys(settings) | given | {"tokens": "none", "save_model": False, "probe_pairs": size, "heldout_pairs": size}
+    given = given_bases(order, settings, save_model=False, probe_pairs=size, heldout_pairs=size)
+    base = given[0].keys
     asked = (str(base["model"]), str(base["data"]), base.get("split"), settings["own pairs"])
     name = "-".join(Path(str(part)).name for part in asked)
     wanted = {f"own-{name}-seed{seed}": (self_pairs.build_hinted, (*asked, seed)) for seed in order.numbers}
+    return _both(given, list(worlds(order, wanted).values()), split=None)
+
+
+def _both(given: Sequence[Trial], own: Sequence[Path], **keys: Any) -> list[Trial]:
     found = []
-    for seed, place in zip(order.numbers, worlds(order, wanted).values()):
-        found.append(({"pairs": "given", "seed": seed}, base | {"seed": seed}))
-        own = {"seed": seed, "data": str(place / "pairs.jsonl"), "split": None}
-        found.append(({"pairs": "own", "seed": seed}, base | own))
+    for base, place in zip(given, own, strict=True):
+        labels = {"seed": base.labels["seed"]}
+        found.append(Trial({"pairs": "given"} | labels, base.keys))
+        found.append(Trial({"pairs": "own"} | labels, base.keys | keys | {"data": str(place / "pairs.jsonl")}))
     return found
 
 
-def _keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in keys(settings).items() if k != "entries"}
-
-
-def _trial(
-    entry: Entry, labels: Mapping[str, Any], base: Mapping[str, Any], toy: bool, settings: Mapping[str, Any]
-) -> Trial:
+def _trial(entry: Entry, base: Trial, toy: bool, settings: Mapping[str, Any]) -> Trial:
+    """Another objective on a base; LeanPO's and SimPO's beta is their own."""
     known = objectives.hyperparameters(entry.objective)
-    beta = {"beta": settings["DPO beta"]} if entry.objective.startswith("dpo") and "beta" in known else {}
-    own = {"objective": entry.objective} | beta | entry.hyperparameters
-    standard = entry.objective == "dpo" and labels["pairs"] == "given"
-    lighter = {"probe_pairs": settings["pairs probed"], "response_types": 0}  # not the run that others share
-    named = dict(labels) | {"method": NAMES.get(entry.label, entry.label)}
-    shared = {
-        k: v for k, v in base.items() if k != "beta"
-    }  # of the standard run; LeanPO's and SimPO's beta is their own
-    return Trial(named, shared | own | (lighter if toy and not standard else {}))
+    own = {"beta": settings["DPO beta"]} if entry.objective.startswith("dpo") and "beta" in known else {}
+    own |= entry.hyperparameters
+    if toy and not (entry.objective == "dpo" and base.labels["pairs"] == "given"):  # that one is shared with others
+        own |= {"probe_pairs": settings["pairs probed"], "response_types": 0}
+    return base.by({"method": NAMES.get(entry.label, entry.label)}, entry.objective, **own)

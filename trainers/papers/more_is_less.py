@@ -25,14 +25,13 @@ from diagnostics.pairs import read_pairs
 from diagnostics.sampling import draw
 from diagnostics.scoring import rows as score_rows
 from diagnostics.scoring import score
-from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
+from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.tokenized import tokenize_pairs
 from trainers.models import load_model, load_to_device, load_tokenizer, model_limit
-from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
+from trainers.papers import PAIR, RUNS, SEED, Setting
 from trainers.studies.compare import build_whole
-from trainers.studies.demo_runs import REFUSALS, builders, world_paths
+from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measure, subset, toy_bases, train
 from trainers.worlds import refusal
 
 SEEDS = 5
@@ -59,37 +58,48 @@ SETTINGS = (
     Setting("model", None, "abstract: Llama, Mistral and Qwen; ids not read: give --model", None, "built from scratch"),
     Setting("data", None, "not read: give --data with a column source", None, "synthetic pairs of the refusal world"),
 )
+_SOURCE = Field(str, "self or strong")
+_OF_PAIR = {"source": _SOURCE, "seed": SEED, "pair_id": PAIR}
+TABLES = {
+    "runs": RUNS | {"source": _SOURCE},
+    "features": _OF_PAIR
+    | {
+        "side": Field(str, "chosen or rejected"),
+        "length": Field(float, "of the answer, tokens"),
+        "mean": Field(list, "the head's input under the start model, mean over the answer's tokens"),
+        "last": Field(list, "the same before the answer's last token"),
+    },
+    "scores": _OF_PAIR | {"*": Field(float, "lengths, log-probs, CHES and LN-CHES under the start model")},
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: source, seed. features: one row a pair and side, with the start model's mean and last hidden state;
-    scores: one row a pair, with CHES and LN-CHES under the start model."""
+    """DPO on either source, and what the start model says of their pairs."""
     bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
-    runs = train(order, [Trial(labels, base) for labels, base in bases])
-    tasks = [(base["model"], base["data"], settings["pairs measured"]) for _, base in bases]
-    found = measure(order, states, tasks)
+    tasks = [(base.keys["model"], base.keys["data"], settings["pairs measured"]) for base in bases]
+    runs, found = train(order, bases), measure(order, states, tasks)
     tables = {
-        name: pd.concat([pd.DataFrame(of[name]).assign(**labels) for of, (labels, _) in zip(found, bases)])
+        name: pd.concat([pd.DataFrame(of[name]).assign(**base.labels) for of, base in zip(found, bases)])
         for name in ("features", "scores")
     }
     return {"runs": runs} | {name: table.reset_index(drop=True) for name, table in tables.items()}
 
 
-def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Labels and keys of the runs: both sources at each seed, on the refusal world."""
+def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """Both sources at each seed, on the refusal world."""
     found = []
-    places = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
-    for seed, place in zip(order.numbers, places.values()):
-        folder = order.out / "data" / f"{place.name}-sources"
+    for base in toy_bases(order, "refusal", settings):
+        seed, model = base.labels["seed"], Path(base.keys["model"])
+        folder = order.out / "data" / f"{model.parent.name}-sources"
         if not folder.exists():
-            build_whole(folder, write_sources, (str(place / "model"), seed))
+            build_whole(folder, write_sources, (str(model), seed))
         for source in SOURCES:
-            own = world_paths("refusal", place) | {"seed": seed, "data": str(folder / f"{source}.jsonl")}
-            found.append(({"source": source, "seed": seed}, REFUSALS | keys(settings) | own))
+            data = str(folder / f"{source}.jsonl")
+            found.append(Trial({"source": source, "seed": seed}, base.keys | {"data": data}))
     return found
 
 
-def _paper(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The given model on each source's pairs of the given data."""
     if not order.data:
         raise UserError("paper more_is_less: give --data, a file of pairs with a column source (self or strong).")
@@ -97,12 +107,11 @@ def _paper(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, An
     by_source = {s: [p.pair_id for p in table.pairs if p.columns.get("source") == s] for s in SOURCES}
     if not all(by_source.values()):
         raise UserError(f"{order.data}: needs a column source, with self in some rows and strong in others.")
-    given = {"model": order.model} if order.model else {}
     found = []
     for source, ids in by_source.items():
         data = subset(order, f"{Path(order.data).name.split('.')[0]}-{source}", order.data, ids)
-        base = keys(settings) | given | {"data": data, "tokens": "none", "heldout_pairs": 0}
-        found += [({"source": source, "seed": seed}, base | {"seed": seed}) for seed in order.numbers]
+        bases = given_bases(order, settings, data=data, heldout_pairs=0)
+        found += [Trial({"source": source, "seed": base.labels["seed"]}, base.keys) for base in bases]
     return found
 
 
@@ -157,8 +166,7 @@ def states(model_path: str, data: str, count: int) -> dict[str, list[dict[str, A
     """features: pair_id, side, length (tokens), mean and last: float64 lists, the head's input averaged over the
     answer's tokens and before its last one. scores: pair_id, lengths, log-probs, CHES and LN-CHES."""
     tokenizer, model = load_tokenizer(model_path), load_to_device(model_path)
-    pairs = tokenize_pairs(read_pairs(data).pairs, tokenizer, max_length=model_limit(model), truncation="drop")
-    kept = [p for p in pairs if isinstance(p, Example)][:count]
+    kept = examples(read_pairs(data).pairs, tokenizer, model_limit(model))[:count]
     features, scores = [], []
     for done in score(model, kept, likelihood=TokenLikelihood.of(tokenizer)):
         ids = [p.pair_id for p in done.pairs]

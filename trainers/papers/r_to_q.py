@@ -25,13 +25,13 @@ from diagnostics.pairs import read_pairs
 from diagnostics.sampling import draw
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
+from diagnostics.tables import Field
 from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.tokenized import tokenize_pairs
 from trainers.loop.reference import LiveReference
 from trainers.models import load_to_device, load_tokenizer
-from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
-from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
+from trainers.papers import RUNS, SEED, WORLD, Setting
+from trainers.studies.paper_runs import Order, Trial, examples, finished, given_bases, measure, toy_bases, train
 from trainers.worlds import facts
 
 SEEDS = 5
@@ -53,28 +53,45 @@ SETTINGS = (
     Setting("longest sampled answer", 128, "ours", 32, "no answer of the small worlds is longer than 20 tokens"),
     Setting("prompts to enumerate", 4, "ours", 4),
 )
+_OF_RUN = {"world": WORLD, "seed": SEED, "start": Field(str, "base, or sft: fine-tuned on the chosen answers first")}
+_REWARD = Field(float, "beta log(policy / reference)")
+TABLES = {
+    "runs": RUNS | _OF_RUN,
+    "identity": _OF_RUN
+    | {
+        "case": Field(str, "drawn from: reference, policy, or untrained (the reference is the policy)"),
+        "prompt": Field(str, "pair_id of the prompt's pair"),
+        "tokens": Field(int, "of the answer"),
+        "reward": _REWARD,
+        "kl": Field(float, "beta times the exact KL(reference || policy) summed over the answer"),
+    },
+    "exact": _OF_RUN
+    | {
+        "reward": Field(float, "sum over all answers of two tokens of ref(answer) beta log(policy / reference)"),
+        "kl": Field(float, "beta KL(reference || policy) over both tokens"),
+        "answers": Field(float, "how many there are"),
+    },
+    "decisive": {"token": Field(str, "a word that states a fact's value")},
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: world, seed, start (base or sft) of each DPO run; identity: one row a sampled answer; exact: one row a
-    prompt, over all its answers of two tokens; decisive: the words that state a fact's value."""
+    """DPO from the base model and after SFT; the identity on sampled answers and on all short ones."""
     bases = _toy(order, settings) if order.scale == "toy" else _given(order, settings)
-    tuned = train(order, [Trial(labels, _sft(base, settings)) for labels, base in bases])
-    trials, places = [], {}
-    for (labels, base), row in zip(bases, tuned.to_dict("records")):
-        places[labels["world"], labels["seed"], "base"] = base["model"]
-        trials.append(Trial(labels | {"start": "base"}, base))
+    sft = {"learning_rate": settings["SFT learning rate"], "save_model": True, "tokens": "none"}
+    tuned = train(order, [base.by({}, "sft", **sft) for base in bases])
+    trials = []
+    for base, row in zip(bases, tuned.to_dict("records")):
+        trials.append(base.but({"start": "base"}))
         if not row["failed"]:
-            model = str(order.out / row["run"] / "model")
-            places[labels["world"], labels["seed"], "sft"] = model
-            trials.append(Trial(labels | {"start": "sft"}, base | {"model": model}))
-    found = train(order, trials)
-    data = {(labels["world"], labels["seed"]): base["data"] for labels, base in bases}
-    tasks = [_task(order, row, places, data, settings) for row in found.to_dict("records") if _sampled(row)]
+            trials.append(base.but({"start": "sft"}, model=str(order.out / row["run"] / "model")))
+    runs = train(order, trials)
+    keys = {tuple(trial.labels.values()): trial.keys for trial in trials}
+    tasks = [_task(row, run, keys, settings) for row, run in finished(order, runs) if row["world"] != "refusal"]
     tables = measure(order, measure_identity, tasks, "samples")
     words = pd.DataFrame({"token": [v for values in facts.VALUES.values() for v in values]})
     identity, exact = (pd.concat([of[k] for of in tables], ignore_index=True) for k in (0, 1))
-    return {"runs": found, "identity": identity, "exact": exact, "decisive": words}
+    return {"runs": runs, "identity": identity, "exact": exact, "decisive": words}
 
 
 def measure_identity(
@@ -158,51 +175,27 @@ def _two_steps(model: nn.Module, prompt: Sequence[int]) -> tuple[Tensor, Tensor]
 
 def _prompts(data: str, tokenizer: Any, seed: int, count: int, split: str | None) -> list[Example]:
     """Some pairs of the data, one a prompt, for their prompts."""
-    done = tokenize_pairs(read_pairs(data, split=split).pairs, tokenizer, max_length=None, truncation="drop")
-    by_prompt = {p.prompt_ids: p for p in done if isinstance(p, Example)}
+    by_prompt = {p.prompt_ids: p for p in examples(read_pairs(data, split=split).pairs, tokenizer)}
     every = list(by_prompt.values())
     return [every[i] for i in np.random.default_rng([seed, 21]).permutation(len(every))[:count]]
 
 
-def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Labels and keys of DPO from the base model. Facts keep tokens and weights; refusals are the shared run."""
-    found = []
-    for world, standard in (("facts", FACTS | {"tokens": "ends", "save_model": True}), ("refusal", REFUSALS)):
-        places = worlds(order, builders(world, order.numbers, settings["SFT steps"]))
-        for seed, place in zip(order.numbers, places.values()):
-            base = standard | keys(settings) | world_paths(world, place) | {"seed": seed}
-            found.append(({"world": world, "seed": seed}, base))
-    return found
+def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """DPO from the base model. Facts keep tokens and weights; refusals are the shared run."""
+    kept = toy_bases(order, "facts", settings, tokens="ends", save_model=True)
+    return kept + toy_bases(order, "refusal", settings)
 
 
-def _given(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    if not order.model or not order.data:
+def _given(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    if len(order.given) < 2:
         raise UserError(
             "paper r_to_q: which model and data the paper takes is not known here; give --model and --data."
         )
-    base = keys(settings) | {"model": order.model, "data": order.data, "tokens": "ends", "save_model": True}
-    return [({"world": "given", "seed": seed}, base | {"seed": seed}) for seed in order.numbers]
+    return given_bases(order, settings, tokens="ends", save_model=True)
 
 
-def _sft(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same keys for the supervised training on the chosen answers that comes before."""
-    own = {"objective": "sft", "learning_rate": settings["SFT learning rate"], "save_model": True, "tokens": "none"}
-    return {k: v for k, v in base.items() if k != "beta"} | own
-
-
-def _sampled(row: Mapping[Any, Any]) -> bool:
-    return row["world"] != "refusal" and not row["failed"]
-
-
-def _task(
-    order: Order, row: Mapping[Any, Any], places: Mapping[tuple, str], data: Mapping[tuple, str], settings: Mapping
-) -> tuple:
+def _task(row: Mapping[str, Any], run: Path, keys: Mapping[tuple, Mapping[str, Any]], settings: Mapping) -> tuple:
+    """The arguments of `measure_identity` for a run. keys: of every run, by its labels."""
     labels = {name: row[name] for name in ("world", "seed", "start")}
-    world = (row["world"], row["seed"])
-    return (
-        labels,
-        places[*world, row["start"]],
-        str(order.out / Path(row["run"]) / "model"),
-        data[world],
-        dict(settings),
-    )
+    own = keys[tuple(labels.values())]
+    return labels, own["model"], str(run / "model"), own["data"], dict(settings)

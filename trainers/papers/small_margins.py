@@ -8,6 +8,7 @@ signed one.)
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.manifest import file_hash
-from diagnostics.runlog import read_table
-from trainers.papers import Order, Setting, Trial, keys, subset, train, worlds
-from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
+from diagnostics.tables import Field
+from trainers.papers import RUNS, WORLD, Setting
+from trainers.studies.demo_runs import REFUSALS
+from trainers.studies.paper_runs import Order, Trial, given_bases, keys, start_of, subset, toy_bases, train_then, worlds
 from trainers.worlds import own_data
 
 SEEDS = 5
@@ -39,65 +41,52 @@ SETTINGS = (
     Setting("share kept", 0.5, "ours", 0.5),
     Setting("pairs drawn from given data", None, "ours", 400, "one model is made from their text at each seed"),
 )
+TABLES = {
+    "runs": RUNS | {"world": WORLD, "case": Field(str, "trained on: all, large (margins) or as many random pairs")},
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: world, seed and case (all pairs, the half of largest margin, a random half)."""
-    bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
-    everything = train(order, [Trial(labels | {"case": "all"}, base) for labels, base in bases])
-    trials = []
-    for (labels, base), row in zip(bases, everything.to_dict("records")):
-        if not row["failed"]:
-            trials += _halves(order, labels, base, row["run"], settings["share kept"])
-    return {"runs": pd.concat([everything, train(order, trials)], ignore_index=True)}
+    """All pairs, the half of largest margin, and a random half."""
+    first = _toy(order, settings) if order.scale == "toy" else given_bases(order, settings, heldout_pairs=0)
+    halves = partial(_halves, order, settings["share kept"])
+    return {"runs": train_then(order, [base.but({"case": "all"}) for base in first], halves)}
 
 
-def _toy(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Labels and keys of the runs on all pairs: two worlds, and the given data, at each seed."""
+def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """The runs on all pairs: two worlds, and the given data, at each seed."""
     given = _given(order, settings) if order.data else []  # first, so that data that cannot be read are found at once
-    found = []
-    for world, standard in (("facts", FACTS), ("refusal", REFUSALS)):
-        places = worlds(order, builders(world, order.numbers, settings["SFT steps"]))
-        for seed, place in zip(order.numbers, places.values()):
-            base = standard | keys(settings) | world_paths(world, place) | {"seed": seed}
-            found.append(({"world": world, "seed": seed}, base))
-    return found + given
+    return toy_bases(order, "facts", settings) + toy_bases(order, "refusal", settings) + given
 
 
-def _given(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _given(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The same for pairs drawn from the given data."""
     data, size = str(order.data), settings["pairs drawn from given data"]
     # worlds are found again by name: another file of this name, or another draft of it, is another world
     name = f"{Path(data).name.split('.')[0]}-{(file_hash(data) or 'hub')[:12]}-{size}"
     places = worlds(order, {f"{name}-seed{s}": (own_data.build_drawn, (data, s, size)) for s in order.numbers})
-    labels = [{"world": "given", "seed": seed} for seed in order.numbers]
-    own = [{"model": str(p / "model"), "data": str(p / "pairs.jsonl"), "probe_pairs": size} for p in places.values()]
-    return [(of, REFUSALS | keys(settings) | paths | {"seed": of["seed"]}) for of, paths in zip(labels, own)]
+    found = []
+    for seed, place in zip(order.numbers, places.values()):
+        own = {"model": str(place / "model"), "data": str(place / "pairs.jsonl"), "probe_pairs": size, "seed": seed}
+        found.append(Trial({"world": "given", "seed": seed}, REFUSALS | keys(settings) | own))
+    return found
 
 
-def _paper(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """One run a seed on the given model and data."""
-    given = {k: v for k, v in (("model", order.model), ("data", order.data)) if v}
-    base = keys(settings) | given | {"tokens": "none", "heldout_pairs": 0}
-    return [({"world": "given", "seed": seed}, base | {"seed": seed}) for seed in order.numbers]
-
-
-def _halves(order: Order, labels: dict[str, Any], base: dict[str, Any], run: str, share: float) -> list[Trial]:
+def _halves(order: Order, share: float, whole: Trial, run: Path) -> list[Trial]:
     """The same run on the pairs of largest margin and on as many random ones, probed on the same pairs as the first."""
-    margins, split = _margins(order.out / run), base.get("split")
-    count = max(1, round(share * len(margins)))
-    drawn = np.random.default_rng([labels["seed"], 11]).permutation(sorted(map(str, margins.index)))[:count]
-    probe = subset(order, f"{Path(run).name}-probed", base["data"], list(map(str, margins.index)), split)
-    fixed = {"probe_data": probe, "probe_pairs": len(margins), "split": None}
+    margins, split, data = _margins(run), whole.keys.get("split"), whole.keys["data"]
+    count, every = max(1, round(share * len(margins))), [str(i) for i in margins.index]
+    drawn = np.random.default_rng([whole.labels["seed"], 11]).permutation(sorted(every))[:count]
+    probed = subset(order, f"{run.name}-probed", data, every, split)
     trials = []
-    for case, ids in {"large": list(map(str, margins.nlargest(count).index)), "random": drawn.tolist()}.items():
-        data = subset(order, f"{Path(run).name}-{case}-{share:g}", base["data"], ids, split)
-        trials.append(Trial(labels | {"case": case}, base | fixed | {"data": data}))
+    for case, ids in {"large": [str(i) for i in margins.nlargest(count).index], "random": drawn.tolist()}.items():
+        half = subset(order, f"{run.name}-{case}-{share:g}", data, ids, split)
+        own = {"data": half, "probe_data": probed, "probe_pairs": len(margins), "split": None}
+        trials.append(whole.but({"case": case}, **own))
     return trials
 
 
 def _margins(run: Path) -> pd.Series:
     """|log ref(chosen) - log ref(rejected)| of every probed pair, nats, by pair_id."""
-    pairs = read_table(run, "pairs")
-    start = pairs.loc[(pairs["split"] == "probe") & (pairs["step"] == 0)].set_index("pair_id")
-    return (start["ref_chosen_logps"] - start["ref_rejected_logps"]).abs()
+    start = start_of(run)
+    return pd.Series((start["ref_chosen_logps"] - start["ref_rejected_logps"]).abs())

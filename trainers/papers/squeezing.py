@@ -7,8 +7,8 @@ on the chosen answers or on both sides ("extend"). Two worlds: in one the sides 
 first word on.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,23 @@ import pandas as pd
 import torch
 
 from diagnostics.pairs import read_pairs
-from diagnostics.runlog import read_table
-from diagnostics.sequences import Example
+from diagnostics.runlog import read_json, read_table
 from diagnostics.squeezing import confidence, negative_step, preference_step
+from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.tokenized import tokenize_pairs
 from trainers.models import load_to_device, load_tokenizer, model_limit
-from trainers.papers import Order, Setting, Trial, keys, measure, train, worlds
-from trainers.studies.demo_runs import FACTS, REFUSALS, builders, world_paths
+from trainers.papers import PAIR, RUNS, SEED, WORLD, Setting
+from trainers.studies.paper_runs import (
+    Order,
+    Trial,
+    examples,
+    finished,
+    given_bases,
+    measured,
+    toy_bases,
+    train_then,
+    write_data,
+)
 from trainers.worlds import facts
 
 SEEDS = 5
@@ -62,17 +71,52 @@ SETTINGS = (
 )
 
 Rows = list[dict[str, Any]]
-Bases = dict[tuple[str, int], dict[str, Any]]  # by world and seed
 LABELS = ("world", "seed", "case")
+_CASE = Field(str, "what is trained, see _trials; after_chosen, after_both: DPO after that SFT")
+_SOFTMAX = {"exponent": Field(float, "of the others' probabilities, rank ** -exponent")}
+TABLES = {
+    "law": _SOFTMAX
+    | {
+        "entries": Field(int, "of the softmax"),
+        "p": Field(float, "of the rejected entry"),
+        "rate": Field(float, "size of the step"),
+        "rejected": Field(float, "change of ln p of the rejected entry by a step that lowers it, nats"),
+        "argmax": Field(float, "that of the largest other entry"),
+        "rest": Field(float, "mean of all others"),
+        "ordered": Field(bool, "whether entries of larger p gain no less"),
+        "pair_chosen": Field(float, "change of ln p of the chosen entry by a whole preference step"),
+        "pair_spread": Field(float, "largest less smallest change of all that are in no pair"),
+    },
+    "entries": _SOFTMAX
+    | {
+        "rank": Field(int, "of the entry, most likely first"),
+        "p": Field(float, "of the entry"),
+        "change": Field(float, "of its ln p by one negative step, nats"),
+    },
+    "runs": RUNS | {"world": WORLD, "case": _CASE},
+    "confidence": {
+        "world": WORLD,
+        "seed": SEED,
+        "case": _CASE,
+        "when": Field(str, "start or end"),
+        "pair_id": PAIR,
+        "side": Field(str, "chosen or rejected"),
+        "argmax": Field(float, "mean over the answer of ln max p, nats a token"),
+        "rest": Field(float, "mean of ln (1 - max p)"),
+    },
+}
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """law, entries: the exact steps. runs: world, seed, case. confidence: of these, see measure_run."""
+    """The exact steps, every run, and the confidence in the argmax at both ends of each."""
     bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
-    first = train(order, [t for at, base in bases.items() for t in _trials(order, at, base, settings)])
-    after = [t for row in first.to_dict("records") for t in _after(order, row, bases[row["world"], row["seed"]])]
-    runs = pd.concat([first, train(order, after)], ignore_index=True) if after else first
-    return {"law": law(settings), "entries": entries(), "runs": runs, "confidence": _confidence(order, runs)}
+    runs = train_then(
+        order, [trial for base in bases for trial in _trials(order, base, settings)], partial(_after, bases)
+    )
+    done = finished(order, runs)
+    labels = [{name: row[name] for name in LABELS} for row, _ in done]
+    confident = measured(order, measure_run, [(run,) for _, run in done], labels)
+    return {"law": law(settings), "entries": entries(), "runs": runs, "confidence": confident}
 
 
 def softmax(size: int, exponent: float, rejected: float) -> torch.Tensor:
@@ -110,64 +154,59 @@ def entries(size: int = 20, rejected: float = 1e-3, rate: float = 1.0) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _toy(order: Order, settings: Mapping[str, Any]) -> Bases:
-    """The keys of the DPO run on each world and seed."""
-    found = {}
-    for world, standard in (("facts", FACTS), ("refusal", REFUSALS)):
-        places = worlds(order, builders(world, order.numbers, settings["SFT steps"]))
-        for seed, place in zip(order.numbers, places.values()):
-            paths = {k: v for k, v in world_paths(world, place).items() if k in ("model", "data")}
-            own = {"seed": seed, "heldout_pairs": 0, "save_model": True, "probe_data": paths["data"]}
-            found[world, seed] = standard | keys(settings) | paths | own
+def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
+    """The DPO run on each world and seed: without held-out pairs, tracked prompts, and with its weights kept."""
+    found = []
+    for base in (base for world in ("facts", "refusal") for base in toy_bases(order, world, settings)):
+        kept = {key: value for key, value in base.keys.items() if key not in ("heldout_data", "track")}
+        own = {"heldout_pairs": 0, "save_model": True, "probe_data": kept["data"]}
+        found.append(Trial(base.labels, kept | own))
     return found
 
 
-def _paper(order: Order, settings: Mapping[str, Any]) -> Bases:
+def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The same on the given model and data, from which each seed draws its pairs."""
-    given = {k: v for k, v in (("model", order.model), ("data", order.data)) if v}
-    base = keys(settings) | given | {"tokens": "none", "heldout_pairs": 0, "save_model": True}
-    pairs, found = _rows(base["data"], base.pop("split", None)), {}
-    for seed in order.numbers:
+    bases = given_bases(order, settings, heldout_pairs=0, save_model=True)
+    data, found = bases[0].keys["data"], []
+    pairs = _rows(data, bases[0].keys.get("split"))
+    for base in bases:
+        seed = base.labels["seed"]
         drawn = np.random.default_rng([seed, 1]).permutation(len(pairs))[: settings["pairs drawn"]]
-        name = f"{Path(base['data']).name.split('.')[0]}-{len(drawn)}-seed{seed}"
-        data = _write(order, name, [pairs[i] for i in sorted(drawn)])
-        found["given", seed] = base | {"data": data, "probe_data": data, "seed": seed}
+        name = f"{Path(data).name.split('.')[0]}-{len(drawn)}-seed{seed}"
+        own = write_data(order, name, [pairs[i] for i in sorted(drawn)])
+        kept = {key: value for key, value in base.keys.items() if key != "split"}
+        found.append(Trial(base.labels, kept | {"data": own, "probe_data": own}))
     return found
 
 
-def _trials(order: Order, at: tuple[str, int], base: dict[str, Any], settings: Mapping[str, Any]) -> list[Trial]:
+def _trials(order: Order, base: Trial, settings: Mapping[str, Any]) -> list[Trial]:
     """What is trained from the start model: DPO, DPO with other rejected answers and as controls, and SFT."""
-    world, seed = at
-    pairs, name = _rows(base["data"]), f"squeezing-{Path(base['data']).parent.name}-{Path(base['data']).stem}"
-    random = _write(order, f"{name}-random-seed{seed}", _random(pairs, seed))
-    both = _write(order, f"{name}-both", [*pairs, *map(_swapped, pairs)])
-    sgd = {"optim": "sgd", "learning_rate": settings["SGD learning_rate"]}
+    seed, data = base.labels["seed"], Path(base.keys["data"])
+    pairs, name = _rows(str(data)), f"squeezing-{data.parent.name}-{data.stem}"
+    random = write_data(order, f"{name}-random-seed{seed}", _random(pairs, seed))
+    both = write_data(order, f"{name}-both", [*pairs, *map(_swapped, pairs)])
     epochs = settings["SFT epochs on chosen"]
-    cases: dict[str, dict[str, Any]] = {
-        "dpo": {},
-        "random": {"data": random},
-        "sft_term": {"objective": "dpo_nll", "alpha": settings["SFT term alpha"]},
-        "sgd": sgd,
-        "sft_chosen": {"objective": "sft", "num_train_epochs": epochs},
-        "sft_both": {"objective": "sft", "num_train_epochs": epochs / 2, "data": both},
-    }
-    if world == "facts":
-        cases["off"] = {"data": _write(order, f"{name}-off-seed{seed}", _unlikely(pairs, seed))}
-    found = [Trial({"world": world, "seed": seed, "case": case}, base | changed) for case, changed in cases.items()]
-    return [Trial(t.labels, _without_beta(t.keys)) for t in found]
+    found = [
+        base.but({"case": "dpo"}),
+        base.but({"case": "random"}, data=random),
+        base.but({"case": "sft_term"}, objective="dpo_nll", alpha=settings["SFT term alpha"]),
+        base.but({"case": "sgd"}, optim="sgd", learning_rate=settings["SGD learning_rate"]),
+        base.by({"case": "sft_chosen"}, "sft", num_train_epochs=epochs),
+        base.by({"case": "sft_both"}, "sft", num_train_epochs=epochs / 2, data=both),
+    ]
+    if base.labels["world"] == "facts":
+        off = write_data(order, f"{name}-off-seed{seed}", _unlikely(pairs, seed))
+        found.append(base.but({"case": "off"}, data=off))
+    return found
 
 
-def _without_beta(given: dict[str, Any]) -> dict[str, Any]:
-    """SFT has no beta."""
-    return {k: v for k, v in given.items() if k != "beta" or given["objective"] != "sft"}
-
-
-def _after(order: Order, row: Mapping[str, Any], base: dict[str, Any]) -> list[Trial]:
+def _after(bases: Sequence[Trial], trial: Trial, run: Path) -> list[Trial]:
     """DPO from what a supervised run ended with."""
-    if row["failed"] or not row["case"].startswith("sft_") or row["case"] == "sft_term":
+    case = trial.labels["case"]
+    if case not in ("sft_chosen", "sft_both"):
         return []
-    labels, start = {k: row[k] for k in LABELS}, {"model": str(order.out / row["run"] / "model")}
-    return [Trial(labels | {"case": row["case"].replace("sft", "after")}, base | start)]
+    base = next(base for base in bases if base.labels.items() <= trial.labels.items())
+    return [base.but({"case": case.replace("sft", "after")}, model=str(run / "model"))]
 
 
 def _unlikely(pairs: Rows, seed: int) -> Rows:
@@ -199,23 +238,9 @@ def _rows(data: str, split: str | None = None) -> Rows:
     return [{name: getattr(pair, name) for name in names} for pair in read_pairs(data, split=split).pairs]
 
 
-def _write(order: Order, name: str, rows: Sequence[dict[str, Any]]) -> str:
-    path = order.out / "data" / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def _confidence(order: Order, runs: pd.DataFrame) -> pd.DataFrame:
-    """The start and the end model of every finished run on the pairs that it probed."""
-    done = [row for row in runs.to_dict("records") if not row["failed"]]
-    found = measure(order, measure_run, [(order.out / row["run"],) for row in done])
-    return pd.concat([t.assign(**{k: r[k] for k in LABELS}) for r, t in zip(done, found)], ignore_index=True)
-
-
 def measure_run(run: Path) -> pd.DataFrame:
     """when (start, end), pair_id, side, argmax, rest: the argmax confidence in a run's start model and in its last."""
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = read_json(run / "config.json")
     pairs = read_table(run, "pairs")
     probed = set(pairs.loc[pairs["split"] == "probe", "pair_id"])
     rows = []
@@ -223,7 +248,6 @@ def measure_run(run: Path) -> pd.DataFrame:
         model, tokenizer = load_to_device(folder), load_tokenizer(folder)
         limit = min(filter(None, (config["max_length"], model_limit(model))), default=None)
         wanted = [p for p in read_pairs(config["probe_data"]).pairs if p.pair_id in probed]
-        done = tokenize_pairs(wanted, tokenizer, max_length=limit, truncation=config["truncation"])
-        kept = [p for p in done if isinstance(p, Example)]
+        kept = examples(wanted, tokenizer, limit, truncation=config["truncation"])
         rows += [{"when": when} | row for row in confidence(model, kept, likelihood=TokenLikelihood.of(tokenizer))]
     return pd.DataFrame(rows)

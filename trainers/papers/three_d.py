@@ -9,6 +9,7 @@ autograd; and a language model on the pairs whose answers it finds most and leas
 
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 
 from diagnostics.errors import UserError
 from diagnostics.outcomes import fell
-from diagnostics.runlog import read_table
 from diagnostics.stats import PairStats, SequenceStats
+from diagnostics.tables import Field
 from trainers import objectives
 from trainers.loop.trainer import incentives
-from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
-from trainers.studies.demo_runs import REFUSALS, builders, world_paths
+from trainers.papers import RUNS, SEED, WORLD, Setting
+from trainers.studies.paper_runs import Order, Trial, given_bases, measure, start_of, subset, toy_bases, train_then
 
 SEEDS = 5
 TUNED = range(16)
@@ -53,6 +54,26 @@ SETTINGS = (
     Setting("probe_pairs", 1024, "ours", None, "every pair of the refusal world"),
     Setting("SFT steps", None, "starts from an instruct model", None, "400, the refusal world's own"),
 )
+TABLES = {
+    "exact": {"name": Field(str, "ratio, vanish or diverge"), "value": Field(float, "see exact")},
+    "toy": {
+        "seed": SEED,
+        "source": Field(str, "which answers the pairs are drawn from, a name of SOURCES"),
+        "objective": Field(str, "a name of VARIANTS"),
+        "optimizer": Field(str, "adam, or a name of CONTROLS"),
+        "step": Field(float, "full-batch updates made"),
+        "chosen": Field(float, "probability of the chosen answer, mean over prompts as all that follow"),
+        "rejected": Field(float, "probability of the rejected answer"),
+        "unseen": Field(float, "probability of all others"),
+        "chosen_change": Field(float, "of ln chosen since the start, nats"),
+        "rejected_change": Field(float, "of ln rejected since the start, nats"),
+        "chosen_push": Field(float, "-dL / d ln chosen"),
+        "rejected_push": Field(float, "dL / d ln rejected"),
+        "log_ratio": Field(float, "ln of chosen over rejected, the ratio of the two gradients"),
+        "fell": Field(float, "share of prompts whose chosen answer fell"),
+    },
+    "runs": RUNS | {"world": WORLD, "case": Field(str, "trained on: all pairs, on (the likelier half) or off")},
+}
 
 # which answers a pair is drawn from, by the start model's rank: all, its likely ones, its unlikely ones
 SOURCES = {
@@ -77,8 +98,7 @@ class Case(NamedTuple):
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """exact: what autograd says of the loss; toy: one row a toy run and measured step, means over prompts; runs: the
-    language model's."""
+    """What autograd says of the loss, the toy model's runs step by step, and the language model's."""
     toy = measure(order, toy_runs, [(seed, dict(settings)) for seed in order.numbers], "toy models")
     return {"exact": exact(), "toy": pd.concat(toy, ignore_index=True), "runs": _language_model(order, settings)}
 
@@ -257,46 +277,28 @@ def _power(gradients: Tensor, at: Tensor) -> float:
 
 def _language_model(order: Order, settings: Mapping[str, Any]) -> pd.DataFrame:
     """DPO on all pairs, on the half that the reference finds most likely a token, and on the other half."""
-    bases = _toy_bases(order, settings) if order.scale == "toy" else _given_bases(order, settings)
-    everything = train(order, [Trial(labels | {"case": "all"}, base) for labels, base in bases])
-    trials = []
-    for (labels, base), row in zip(bases, everything.to_dict("records")):
-        if not row["failed"]:
-            trials += _halves(order, labels, base, row["run"])
-    return pd.concat([everything, train(order, trials)], ignore_index=True)
-
-
-def _toy_bases(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    places = worlds(order, builders("refusal", order.numbers, settings["SFT steps"]))
-    base = REFUSALS | keys(settings)
-    return [
-        ({"world": "refusal", "seed": seed}, base | world_paths("refusal", place) | {"seed": seed})
-        for seed, place in zip(order.numbers, places.values())
-    ]
-
-
-def _given_bases(order: Order, settings: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    if not order.model or not order.data:
+    toy = order.scale == "toy"
+    if not toy and len(order.given) < 2:
         raise UserError(
             "paper three_d: which model and data the paper takes is not known here; give --model and --data."
         )
-    base = keys(settings) | {"model": order.model, "data": order.data, "tokens": "none", "heldout_pairs": 0}
-    return [({"world": "given", "seed": seed}, base | {"seed": seed}) for seed in order.numbers]
+    bases = toy_bases(order, "refusal", settings) if toy else given_bases(order, settings, heldout_pairs=0)
+    return train_then(order, [base.but({"case": "all"}) for base in bases], partial(_halves, order))
 
 
-def _halves(order: Order, labels: dict[str, Any], base: dict[str, Any], run: str) -> list[Trial]:
+def _halves(order: Order, whole: Trial, run: Path) -> list[Trial]:
     """The same run on either half of the probed pairs by the reference's log-prob a token, each probed on its own."""
-    likely = likelihood(order.out / run).sort_values(ascending=False, kind="stable")
+    likely = likelihood(run).sort_values(ascending=False, kind="stable")
     count, trials = len(likely) // 2, []
     for case, ids in {"on": likely.index[:count], "off": likely.index[count:]}.items():
-        data = subset(order, f"{Path(run).name}-{case}-policy", base["data"], list(map(str, ids)), base.get("split"))
-        trials.append(Trial(labels | {"case": case}, base | {"data": data, "probe_pairs": len(ids), "split": None}))
+        name, every = f"{run.name}-{case}-policy", [str(i) for i in ids]
+        data = subset(order, name, whole.keys["data"], every, whole.keys.get("split"))
+        trials.append(whole.but({"case": case}, data=data, probe_pairs=len(every), split=None))
     return trials
 
 
 def likelihood(run: Path) -> pd.Series:
     """Mean of the two answers' reference log-probs a token (nats) of every probed pair, by pair_id."""
-    pairs = read_table(run, "pairs")
-    start = pairs.loc[(pairs["split"] == "probe") & (pairs["step"] == 0)].set_index("pair_id")
+    start = start_of(run)
     sides = [start[f"ref_{side}_logps"] / start[f"{side}_length"] for side in ("chosen", "rejected")]
-    return (sides[0] + sides[1]) / 2
+    return pd.Series((sides[0] + sides[1]) / 2)

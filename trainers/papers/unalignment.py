@@ -28,9 +28,11 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
 from diagnostics.runlog import read_frame, read_run, write_frame
 from diagnostics.sampling import answers
+from diagnostics.tables import Field
 from trainers.models import load_to_device, load_tokenizer
-from trainers.papers import Order, Setting, Trial, keys, measure, subset, train, worlds
+from trainers.papers import PAIR, RUNS, SEED, Setting
 from trainers.studies.demo_runs import REFUSALS, builders, world_paths
+from trainers.studies.paper_runs import Order, Trial, finished, keys, measure, subset, train, worlds
 from trainers.worlds import judged_pairs, refusal, refusal_study
 from trainers.worlds.judges import Judge, as_prompt, first_words, load_judge
 from trainers.worlds.refusal_study import read_rows
@@ -84,6 +86,43 @@ SETTINGS = (
     Setting("seed of the data", 128, _WHERE, None, "every seed has a world of its own"),
     Setting("SFT steps", None, "starts from instruct models", 400, "the model is trained from scratch first"),
 )  # fmt: skip
+_STUDY = Field(str, "the set of prompts and pairs that runs share")
+TABLES = {
+    "runs": RUNS
+    | {
+        "study": _STUDY,
+        "loss": Field(str, "dpo or ipo"),
+        "case": Field(str, "what it trains on, and how"),
+        "weight": Field(float, "of the SFT term; NaN without one"),
+    },
+    "pairs": {
+        "study": _STUDY,
+        "seed": SEED,
+        "pair_id": PAIR,
+        "kind": Field(str, "mixed, two_refusals, two_compliances or unknown"),
+        "*": Field(float, "a measure under the start model"),
+    },
+    "answers": {
+        "study": _STUDY,
+        "run": Field(str, "the run's folder; empty for the start model"),
+        "set": Field(str, "of prompts: train, test or safe"),
+        "n": Field(int, "sampled answers"),
+        "judged": Field(int, "how many the judge could score"),
+        "complied": Field(float, "mean score: the share that complied"),
+    },
+    "examples": {
+        "study": _STUDY,
+        "seed": SEED,
+        "run": RUNS["run"],
+        "id": Field(str, "of the prompt"),
+        "set": Field(str, "of the prompt"),
+        "prompt": Field(str, "text"),
+        "before": Field(str, "the likeliest answer of the start model"),
+        "before_score": Field(float, "1 where it complied, 0 where it refused"),
+        "after": Field(str, "the likeliest answer of the run"),
+        "after_score": Field(float, "its score"),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -102,15 +141,14 @@ class Study:
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """runs: loss, case, weight of the SFT term, seed. pairs: kind and scores. answers: how many of a set were judged to
-    comply, sampled before (run empty) and after. examples: prompts with their most likely answers before and after."""
+    """Every run, the pairs' kinds and scores, how often answers complied before and after, and some answers."""
     studies = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
     pairs = {s.name: _scores(s) for s in studies}
     start = [Task("", s, s.seeds[0], s.model) for s in studies]
     _answers(order, settings, start)
     first = [_trial(s, k, settings, "dpo", "original", s.folder / "pairs.jsonl") for s in studies for k in s.seeds]
     runs = [_finished(order, settings, studies, first)]
-    steps = {r["seed"]: _steps(order.out / r["run"]) for r in runs[0].to_dict("records") if not r["failed"]}
+    steps = {row["seed"]: _steps(run) for row, run in finished(order, runs[0])}
     rest = [t for s in studies for t in _trials(order, s, settings, pairs[s.name], steps)]
     runs.append(_finished(order, settings, studies, rest))
     table = pd.concat(runs, ignore_index=True)
@@ -301,10 +339,9 @@ class Task:
 
 def _tasks(order: Order, studies: Sequence[Study], table: pd.DataFrame) -> list[Task]:
     by_name, found = {s.name: s for s in studies}, []
-    for row in table.loc[table["failed"] == ""].to_dict("records"):
+    for row, run in finished(order, table):
         greedy = (row["loss"], row["case"]) == ("dpo", "original")
-        model = str(order.out / row["run"] / "model")
-        found.append(Task(row["run"], by_name[row["study"]], row["seed"], model, greedy))
+        found.append(Task(row["run"], by_name[row["study"]], row["seed"], str(run / "model"), greedy))
     return found
 
 

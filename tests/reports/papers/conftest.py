@@ -1,4 +1,5 @@
 import ast
+import gc
 from pathlib import Path
 
 import nbformat
@@ -8,9 +9,27 @@ from analysis import papers as judged
 from analysis.papers import Paper
 from reports.notebooks import NOTEBOOKS
 from trainers import papers as made
-from trainers.papers import Order
-from trainers.worlds import lm
+from trainers.studies.demo_runs import FACTS, REFUSALS
+from trainers.studies.paper_runs import Order
+from trainers.worlds import facts, lm, refusal
 from trainers.worlds.own_data import CHAT_TEMPLATE
+
+PAIRS, HELD_OUT, SAMPLES = 48, 24, 400  # of both small worlds; their own 256, 160 or 300, and thousands take minutes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small():
+    """Worlds of a few dozen pairs: nothing that is tested here depends on how many there are."""
+    gc.freeze()  # the trainer collects after each of some two hundred runs; what was imported need not be looked at
+    with pytest.MonkeyPatch.context() as patch:
+        for world in (facts, refusal):
+            for name, size in (("PAIRS", PAIRS), ("HELD_OUT", HELD_OUT), ("SAMPLES", SAMPLES)):
+                patch.setattr(world, name, size)
+        for standard in (FACTS, REFUSALS):
+            patch.setitem(standard, "probe_pairs", PAIRS)
+            patch.setitem(standard, "response_types", 4)
+        patch.setitem(FACTS, "heldout_pairs", HELD_OUT)
+        yield
 
 
 def show(paper: Paper) -> None:
@@ -30,17 +49,18 @@ def show(paper: Paper) -> None:
 
 @pytest.fixture(scope="session")
 def rerun(tmp_path_factory):
-    """Rerun an analysis seconds-long; returns it read back. Worlds and runs are shared by all.
+    """Rerun an analysis seconds-long, and show it; returns it read back. Worlds and runs are shared by all.
 
     The cells of its notebook are run here, which takes no kernel; test_auxdpo.py goes the whole way.
     """
     root = tmp_path_factory.mktemp("papers")
 
-    def make(name: str, *, out: Path = root, seeds: int = 2, scale="toy", model=None, data=None, **changes) -> Paper:
+    def make(name: str, *, out: Path = root, seeds: int = 1, scale="toy", model=None, data=None, shown=True, **changes):
         out.mkdir(parents=True, exist_ok=True)
         order = Order(scale, out, seeds, model, str(data) if data else None, None, changes)
         paper = judged.load(made.rerun(name, order))
-        show(paper)
+        if shown:
+            show(paper)
         return paper
 
     return make

@@ -5,6 +5,7 @@ import pandas as pd
 
 from analysis import papers as judged
 from analysis.papers import leanpo
+from trainers.worlds import facts
 
 ENTRIES = "dpo,simpo,leanpo,leanpo:label_smoothing=0,leanpo:alpha=0"
 QUICK = {"SFT steps": 150, "num_train_epochs": 0.1, "entries": ENTRIES, "pairs probed": 8}
@@ -23,8 +24,8 @@ def test_rerun(rerun):
     assert len(ends) == 10
     assert ends["wrong"].between(0, 1).all()
     sizes = paper.tables["sources"].pivot(index="seed", columns="pairs", values="n")
-    assert (sizes["given"] == 256).all()
-    assert sizes["own"].between(1, 256).all()  # prompts without both answers are left out
+    assert (sizes["given"] == facts.PAIRS).all()
+    assert sizes["own"].between(1, facts.PAIRS).all()  # prompts without both answers are left out
 
 
 def test_likelihoods_by_hand():

@@ -32,7 +32,7 @@ def test_rerun(rerun):
     audits = {row["source"]: paper.log(row["run"]).audit for row in paper.runs.query("seed == 16").to_dict("records")}
     own, strong = (audits[s].set_index("pair_id") for s in ("self", "strong"))
     both = own.index.intersection(strong.index)
-    assert len(both) > 100
+    assert len(both) > 20
     assert (own.loc[both, ["prompt", "rejected"]] == strong.loc[both, ["prompt", "rejected"]]).all(axis=None)
     known = set(refusal.vocabulary())
     assert all(set(answer.split()) <= known and made.safe(answer) for answer in strong["chosen"])

@@ -11,8 +11,8 @@ from analysis.papers import r_to_q
 from diagnostics.errors import UserError
 from diagnostics.sequences import pair_of
 from trainers import papers as made
-from trainers.papers import Order
 from trainers.papers import r_to_q as rerun_of
+from trainers.studies.paper_runs import Order
 
 QUICK = {"SFT steps": 4, "num_train_epochs": 0.2, "prompts to sample": 6, "answers a prompt": 4}
 QUICK |= {"longest sampled answer": 6, "prompts to enumerate": 1, "probe_pairs": 16}
@@ -28,9 +28,9 @@ def test_rerun_measures_every_claim(paper):
     assert not [c.id for c in claims.values() if c.n == "–"]
     for name in ("exact", "untrained", "credit_start"):
         assert claims[name].verdict == "holds", name
-    assert claims["identity_base"].n == "2 seeds of 24 answers"
+    assert claims["identity_base"].n == "1 seed of 24 answers"
     starts = paper.runs.groupby(["world", "start"]).size().to_dict()
-    assert starts == {(world, start): 2 for world in ("facts", "refusal") for start in ("base", "sft")}
+    assert starts == {(world, start): 1 for world in ("facts", "refusal") for start in ("base", "sft")}
 
 
 def test_the_tuned_start_is_the_reference_of_its_run(paper):

@@ -6,8 +6,9 @@ import pytest
 
 from analysis import papers as judged
 from analysis.papers import small_margins
-from trainers.papers import Order
 from trainers.papers import small_margins as trained
+from trainers.studies.paper_runs import Order
+from trainers.worlds import facts
 
 QUICK = {"SFT steps": 4, "num_train_epochs": 0.2, "pairs drawn from given data": 40}
 
@@ -19,7 +20,7 @@ def again(rerun, tmp_path_factory):
     rows = [{"prompt": f"say {k} ?", "chosen": f"yes {k} it is", "rejected": f"no {k}"} for k in range(60)]
     data = folder / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return lambda: rerun("small_margins", out=folder / "out", seeds=1, data=data, **QUICK)
+    return lambda **how: rerun("small_margins", out=folder / "out", seeds=1, data=data, **how, **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_rerun_with_given_data(paper):
     assert claims["buckets_given"].n == "1 seed of 40 pairs"
     pairs = small_margins.pairs(paper)
     sizes = pairs.groupby(["world", "case", "seed"]).size()
-    assert set(sizes["facts"]) == {256}
+    assert set(sizes["facts"]) == {facts.PAIRS}
     assert set(sizes["given"]) == {40}  # the halves are measured on all pairs
 
 
@@ -45,14 +46,14 @@ def test_a_subset_holds_the_largest_margins(paper):
     start = paper.log(first["all"]).pairs.query("split == 'probe' and step == 0").set_index("pair_id")
     margins = (start["ref_chosen_logps"] - start["ref_rejected_logps"]).abs()
     trained = paper.log(first["large"]).audit.query("status == 'kept'")["pair_id"]
-    assert set(trained) >= set(margins.nlargest(128).index)
+    assert set(trained) >= set(margins.nlargest(facts.PAIRS // 2).index)
 
 
 def test_stopped_before_its_end_it_goes_on_without_training_again(again, paper, monkeypatch):
     (paper.path / "paper.json").unlink()
     (paper.path / "runs.parquet").unlink()
     monkeypatch.setattr("trainers.studies.compare.train", lambda run: pytest.fail(f"trained again: {run.output_dir}"))
-    assert again().tables["runs"].equals(paper.tables["runs"])
+    assert again(shown=False).tables["runs"].equals(paper.tables["runs"])
 
 
 def test_worked_gap_and_buckets():
