@@ -34,7 +34,7 @@ import pandas as pd
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
-from diagnostics.measures import unknown
+from diagnostics.names import unknown
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json
 from diagnostics.tables import Field, Fields, described, missing, typed
 from trainers.studies.paper_runs import Order
