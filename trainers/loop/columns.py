@@ -30,7 +30,7 @@ MEANS = {
     "push_ratio/log_mean": "log_push_ratio",
     "push_ratio/over_100": "strong_push",
     "displacement/chosen": "moved",
-    "displacement/frac": "displaced",
+    "displacement/frac": "chosen_fell",
     "quadrant/separated": "separated",
     "quadrant/both_fell": "both_fell",
     "quadrant/neither_fell": "neither_fell",
@@ -99,7 +99,7 @@ def ordered(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
-    """Columns that follow from a pair's row: margins, accuracy (a tie is not a win), displaced, per-token log-probs."""
+    """Columns that follow from a pair's row: margins, accuracy (a tie is not a win), fall, per-token log-probs."""
     # a probe row has no objective, so its preference is judged on log-ratios, of which DPO's rewards are a multiple
     chosen, rejected = row.get("chosen_rewards", NAN), row.get("rejected_rewards", NAN)
     if math.isnan(chosen):
@@ -109,7 +109,7 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
         {
             "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
             "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
-            "displaced": float(fell(ratio, noise)),
+            "chosen_fell": float(fell(ratio, noise)),
             "moved": 0.0 if math.isinf(noise) and not math.isnan(ratio) else ratio,
             "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
             "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),
