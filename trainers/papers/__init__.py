@@ -80,7 +80,7 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """The analysis of this name. Raises UserError with the nearest name where there is none."""
     if name not in names():
-        raise UserError(unknown("paper", name, names()))
+        raise unknown("paper", name, names())
     return import_module(f"{__name__}.{name}")
 
 
@@ -125,7 +125,7 @@ def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
     found = {s.name: s.toy if order.scale == "toy" else s.paper for s in settings}
     for name in order.changes:
         if name not in found:
-            raise UserError(unknown("setting", name, list(found)))
+            raise unknown("setting", name, found)
     return found | dict(order.changes)
 
 
