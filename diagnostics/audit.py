@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.progress import Steps
 from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair, content
 from diagnostics.tokenized import SkippedPair, Truncation, render_pairs, tokenize_pairs
@@ -143,8 +144,7 @@ def audit_pairs(
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
     kept: list[Example] = []
     scored = disagree = templated = 0
-    for start in range(0, len(table.pairs), CHUNK):
-        chunk = table.pairs[start : start + CHUNK]
+    for chunk in _chunks(table.pairs):
         texts = render_pairs(chunk, tokenizer)
         templated += sum(isinstance(text, RenderedPair) and text.templated for text in texts)
         for pair, text, result in zip(chunk, texts, _tokenized(chunk, texts, tokenizer, table, settings), strict=True):
@@ -159,6 +159,14 @@ def audit_pairs(
             rows.append(_pair_row(pair, text, result, doubts))
     frame = _frame(sorted(rows, key=lambda row: row["source_row"]))
     return Audit(table, frame, kept, _count(frame), scored, disagree, templated)
+
+
+def _chunks(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:
+    """CHUNK pairs at a time, with progress."""
+    with Steps("audit", len(pairs), unit="row") as steps:
+        for start in range(0, len(pairs), CHUNK):
+            yield pairs[start : start + CHUNK]
+            steps.add(min(CHUNK, len(pairs) - start))
 
 
 def _tokenized(

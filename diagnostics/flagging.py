@@ -1,6 +1,5 @@
 """Flagging: score every pair before training, rank them, and mark those most prone to displacement."""
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
 from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash, manifest
+from diagnostics.names import nearest
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.parts import Parts
@@ -198,7 +198,7 @@ def write_back(table: PairTable, scores: pd.DataFrame, *, kept: str | None = Non
 def check_by(by: str) -> None:
     """UserError naming the nearest measure when `by` is none of those that flag computes."""
     if by not in CHOICES:
-        near = difflib.get_close_matches(by, [*measures.names(), *CHOICES], n=1)
+        near = nearest(by, [*measures.names(), *CHOICES])
         hint = f"; did you mean '{near[0]}'?" if near and near[0] in CHOICES else "."
         raise UserError(f"--by '{by}' is not a measure that flag computes{hint} Choose one of {', '.join(CHOICES)}.")
 

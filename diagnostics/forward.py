@@ -181,6 +181,7 @@ def _cut(model: nn.Module, batch: Batch, chosen: Tensor, rejected: Tensor) -> Ou
 
 
 def run_as(model: nn.Module, batch: Batch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
+    """One pass in a given way. head: apply the head, here unless tiled; packed: rows behind each other, no padding."""
     rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
     at_once = head and not tiled
     if packed:

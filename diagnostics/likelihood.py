@@ -29,7 +29,9 @@ class Likelihood(Protocol):
     """
 
     @property
-    def gives(self) -> frozenset[str]: ...
+    def gives(self) -> frozenset[str]:
+        """The words of GIVES that it can."""
+        ...
 
     def prepare(self, model: nn.Module) -> Any:
         """Once, before a model is run: choose the way to run it. Nothing in the model is changed."""

@@ -16,12 +16,14 @@ from diagnostics import measures
 from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
 from diagnostics.flagging import FURTHER, prone
+from diagnostics.names import unknown
 from reports.console import number
 from reports.tables import add, say
 from reports.tables import table as new_table
 from trainers import objectives
 from trainers.card import Card, Push, card
-from trainers.config import ARGUMENTS, DEFAULTS, OWN, wanted
+from trainers.config import DEFAULTS, OWN, arguments
+from trainers.values import wanted
 
 KINDS = ("objectives", "measures", "notebooks")
 CARD_NOTES = (
@@ -38,7 +40,7 @@ _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 def show_list(what: str | None = None, name: str | None = None, *, details: bool = False) -> None:
     """The names of objectives, measures and notebooks with a line each, their tables, or what one name stands for."""
     if what is not None and what not in KINDS:
-        raise measures.unknown("list", what, KINDS)
+        raise unknown("list", what, KINDS)
     wanted_kinds = KINDS if what is None else (what,)
     if name is None and details:
         _show_tables(wanted_kinds)
@@ -64,7 +66,7 @@ def show_keys(objective: str) -> None:
         say("", f"Keys, {group}:")
         Console().print(_grid([(f"--{name}", _default(default), words) for name, default, words in rows]))
     say("", "Keys, every field of transformers' TrainingArguments:")
-    for name, key in ARGUMENTS.items():
+    for name, key in arguments().items():
         Console().print(Text(_argument(name, key)), no_wrap=True, overflow="ellipsis")
     say("", f"Hyperparameters are those of {objective}; `chesboard train --help NAME` shows another objective's.")
 
@@ -213,7 +215,7 @@ def _measure_text(name: str) -> tuple[str, str, list[tuple[str, str]]]:
 def _notebook_text(name: str) -> tuple[str, str, list[tuple[str, str]]]:
     known = {row[0]: row for row in _notebooks()}
     if name not in known:
-        raise measures.unknown("notebook", name, known)
+        raise unknown("notebook", name, known)
     return name, known[name][1], [("paper", known[name][2])]
 
 

@@ -109,5 +109,6 @@ def _whole(value: float) -> str:
 
 
 def number(value: float) -> str:
+    """A number for a terminal, to four digits; a dash for NaN."""
     value += 0.0  # -0 is 0
     return "-" if value != value else "infinite" if value == inf else "-infinite" if value == -inf else f"{value:.4g}"

@@ -3,7 +3,6 @@
 A gates file is YAML: a list of gates, or `gates:` with one. `chesboard gate --example` prints templates/gates.yaml.
 """
 
-import difflib
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -22,6 +21,7 @@ from analysis.tables import runs
 from diagnostics import outcomes
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
+from diagnostics.names import nearest
 from diagnostics.plain_yaml import read_plain
 from diagnostics.runlog import RunLog
 from reports import tables
@@ -155,7 +155,7 @@ def _explain(error: ValidationError) -> str:
     number_, *field = first["loc"] or (0,)
     words = f"gate {int(number_) + 1}" + (f", {'.'.join(map(str, field))[:80]}" if field else "")
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(field[-1]), Gate.model_fields, 1)
+        near = nearest(str(field[-1]), Gate.model_fields)
         return f"{words}: no such field{f'; did you mean {near[0]}?' if near else '.'}"
     if first["type"] == "string_pattern_mismatch":
         return f"{words}: write all, last, last N (as in `last 3`) or steps a..b (as in `steps 10..40`)."
@@ -246,7 +246,7 @@ def _window(window: str, steps: list[int]) -> list[int]:
 
 def _no_metric(gate: Gate, table: pd.DataFrame) -> str:
     known = [c for c in table.columns if pd.api.types.is_numeric_dtype(table[c])]
-    near = difflib.get_close_matches(gate.metric, known, 1, cutoff=0)
+    near = nearest(gate.metric, known, cutoff=0)
     hint = f"; the nearest is {near[0]}" if near else ""
     return f"gate '{gate.title[:120]}': {gate.table} has no metric {gate.metric[:80]}{hint}."
 

@@ -19,7 +19,7 @@ from diagnostics import measures
 from diagnostics.flagging import FURTHER
 from reports.notebooks import names as notebooks
 from trainers import objectives
-from trainers.config import ARGUMENTS, OWN
+from trainers.config import OWN, arguments
 
 FAST = ["--learning_rate", "3e-3", "--per_device_train_batch_size", "4", "--save_model", "false"]
 
@@ -244,7 +244,7 @@ def test_help_of_train_names_every_key(call, args):
     code, printed, _ = call("train", *args)
     assert code == 0
     shown = re.findall(r"^--(\w+)", printed, flags=re.MULTILINE)
-    assert sorted(shown) == sorted([*OWN, *ARGUMENTS, *objectives.hyperparameters("simpo")])
+    assert sorted(shown) == sorted([*OWN, *arguments(), *objectives.hyperparameters("simpo")])
     assert re.search(r"--learning_rate 1e-06", printed)
     assert re.search(r"--gamma_beta_ratio +0.5 +of simpo: a number", printed)
     assert re.search(r"--model +required", printed)

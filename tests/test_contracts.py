@@ -1,6 +1,7 @@
 """The shape of the house: imports run one way, both lists of dependencies agree, notebooks stay thin elsewhere."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -122,6 +123,21 @@ def test_every_dependency_is_pinned_within_its_range():
     assert pins["torch"] == "2.13.0"
 
 
+def test_one_version_everywhere():
+    """pyproject.toml, CITATION.cff, what `--version` reads, and the newest version of CHANGELOG.md."""
+    version = PROJECT["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert importlib.metadata.version("chesboard") == version
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    unreleased, *released = headings
+    assert unreleased == "Unreleased"
+    found = [re.fullmatch(r"(\d+\.\d+\.\d+) \((\d{4}-\d{2}-\d{2})\)", heading) for heading in released]
+    assert all(found), released
+    versions = [heading.split()[0] for heading in released]
+    assert versions[0] == version
+    assert versions == sorted(versions, key=lambda v: [int(x) for x in v.split(".")], reverse=True)
+
+
 def test_all_packages_are_listed():
     found = {
         str(p.parent.relative_to(ROOT)).replace("/", ".")
@@ -160,6 +176,19 @@ def test_gate_loads_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 -", done.stdout + done.stderr
+
+
+def test_a_config_is_read_without_what_trains():
+    """Loading the file takes no torch, making a config nothing of transformers unless one of its keys is given."""
+    code = (
+        "import sys; from trainers.config import make_config\n"
+        "heavy = {'torch', 'transformers', 'trainers.loop.trainer'}\n"
+        "print(sorted(heavy & {*sys.modules}))\n"
+        "config = make_config({'model': 'm', 'data': 'd', 'output_dir': 'o', 'objective': 'simpo', 'beta': 2.0})\n"
+        "print(config.flat()['beta'], sorted(heavy & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]", "2.0 ['torch']"], done.stdout + done.stderr
 
 
 def test_no_init_under_tests():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diagnostics.docstrings import sources, summary
 from diagnostics.errors import UserError
-from diagnostics.measures import unknown
+from diagnostics.names import unknown
 from diagnostics.stats import PairStats, SequenceStats
 from trainers import objectives
 

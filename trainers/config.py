@@ -3,27 +3,23 @@
 A key is a field of TrainConfig, a hyperparameter of the chosen objective, or a field of transformers'
 TrainingArguments. Anything else is refused with the nearest name, and a value that cannot work by its key, before
 anything is read or trained. `config.json` in the run folder holds them all; `chesboard train --help` shows them.
+
+Importing this file loads no torch: an objective's keys, and transformers' own, are looked up when a config is made.
 """
 
-import difflib
 import json
-import math
-import types
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from enum import Enum
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
-import torch
 import yaml
-from pydantic import BaseModel, Field, ValidationError
-from transformers import Trainer, TrainingArguments, get_scheduler
 
-from diagnostics.errors import DataError, UserError
+from diagnostics.errors import UserError
+from diagnostics.names import nearest
 from diagnostics.plain_yaml import parse_plain, read_plain
-from trainers import objectives
 from trainers.loop.alarm import parse
-from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+from trainers.values import checked
 
 # what a DPO run needs other than transformers' own defaults
 DEFAULTS: dict[str, Any] = {
@@ -249,14 +245,25 @@ class TrainConfig:
 
 NESTED = ("hyperparameters", "training", "extras")
 OWN = {f.name: f for f in fields(TrainConfig) if f.name not in NESTED}
-ARGUMENTS = {f.name: f for f in fields(TrainingArguments) if f.init and f.name not in (*DECIDED, *OWN)}
+
+
+@cache
+def arguments() -> dict[str, Field]:
+    """The fields of transformers' TrainingArguments that are keys too. The first call imports it: seconds."""
+    from transformers import TrainingArguments
+
+    return {f.name: f for f in fields(TrainingArguments) if f.init and f.name not in (*DECIDED, *OWN)}
 
 
 def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None) -> TrainConfig:
     """Check flat keys and sort them into a TrainConfig. Raises UserError naming the key and the nearest known one."""
+    from trainers import objectives
+
     name = str(values.get("objective", "dpo"))
     hyper = objectives.hyperparameters(name)
-    kinds = {f.name: f.type for f in (*ARGUMENTS.values(), *OWN.values())} | objectives.kinds(name)
+    kinds = {f.name: f.type for f in OWN.values()} | objectives.kinds(name)
+    if not values.keys() <= kinds.keys():
+        kinds = {f.name: f.type for f in arguments().values()} | kinds
     for key in values:
         if key not in kinds:
             raise UserError(
@@ -265,23 +272,29 @@ def make_config(values: dict[str, Any], *, extras: dict[str, Any] | None = None)
     for key in ("model", "data", "output_dir"):
         if values.get(key) in (None, ""):
             raise UserError(f"'{key}' is missing. Give it in the config file or as --{key}.")
-    values = {key: _checked(key, value, kinds[key]) for key, value in values.items()}
-    values = _with_alarm(_without_eos(values))
+    values = {key: checked(key, value, kinds[key], _limits(key, hyper)) for key, value in values.items()}
+    values = _with_alarm(_without_eos(values, objectives.needs(name)))
     return TrainConfig(
         **{k: v for k, v in values.items() if k in OWN},
         hyperparameters=hyper | {k: v for k, v in values.items() if k in hyper},
-        training=DEFAULTS | {k: v for k, v in values.items() if k in ARGUMENTS.keys() - hyper.keys()},
+        training=DEFAULTS | {k: v for k, v in values.items() if k not in OWN and k not in hyper},
         extras=extras or {},
     )
 
 
-def _without_eos(values: dict[str, Any]) -> dict[str, Any]:
+def _limits(key: str, hyper: dict[str, Any]) -> tuple[float, float]:
+    """The smallest and largest number that a key takes; what an objective's own key takes, the objective says."""
+    return (-LARGEST, LARGEST) if key in hyper and key not in OWN else RANGES.get(key, (0, LARGEST))
+
+
+def _without_eos(values: dict[str, Any], needs: tuple[str, ...]) -> dict[str, Any]:
     """Some objectives are defined on completions that do not end."""
-    name = str(values.get("objective", "dpo"))
-    if "no eos" not in objectives.needs(name):
+    if "no eos" not in needs:
         return values
     if values.get("append_eos"):
-        raise UserError(f"append_eos is true, but objective '{name}' is defined without EOS; leave append_eos out.")
+        raise UserError(
+            f"append_eos is true, but objective '{values['objective']}' is defined without EOS; leave append_eos out."
+        )
     return values | {"append_eos": False}
 
 
@@ -289,6 +302,8 @@ def _with_alarm(values: dict[str, Any]) -> dict[str, Any]:
     """The alarm as one text, which can be read."""
     if not values.get("alarm"):
         return values | {"alarm": None}
+    from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+
     conditions = parse(values["alarm"], probed=PROBE_KEYS, steps=STEP_KEYS)
     return values | {"alarm": "; ".join(map(str, conditions))}
 
@@ -331,184 +346,10 @@ def _value(text: str) -> Any:
         return text
 
 
-def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """transformers' TrainingArguments for a run, whose optimizer and schedule were tried on one number; what does not
-    work ends in a UserError that names it."""
-    values = dict(config.training)
-    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    values.setdefault("use_cpu", not torch.accelerator.is_available())
-    values["output_dir"] = str(Path(config.output_dir) / "checkpoints")
-    fixed = {"seed": config.seed, "remove_unused_columns": False, "eval_strategy": "no", "disable_tqdm": True}
-    try:
-        arguments = TrainingArguments(**(values | fixed))
-        _try_optimizer(arguments)
-    except Exception as error:  # whatever a library makes of a setting, the setting is the user's
-        raise UserError(_does_not_fit(values, error)) from None
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by `accelerate launch`
-    return arguments
-
-
-def _try_optimizer(arguments: TrainingArguments) -> None:
-    """Make optimizer and schedule for a single weight and take three steps. Some optimizers need the model itself."""
-    if arguments.optim_target_modules or str(getattr(arguments.optim, "value", arguments.optim)).endswith("lomo"):
-        return
-    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = kind([weight], **settings)
-    schedule = get_scheduler(
-        arguments.lr_scheduler_type, optimizer, num_warmup_steps=arguments.get_warmup_steps(3), num_training_steps=3,
-        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
-    if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
-        for _ in range(3):
-            optimizer.step()
-            schedule.step()
-
-
-def _does_not_fit(values: dict[str, Any], error: Exception) -> str:
-    """Why the settings cannot be used, and the first key that cannot be used even alone."""
-    key = next((f"{key} is {_shown(values[key])}; " for key in values if not _works_alone(key, values[key])), "")
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"the training settings do not fit: {key}{reason}"
-
-
-def _works_alone(key: str, value: Any) -> bool:
-    try:
-        _try_optimizer(TrainingArguments(**{"output_dir": "unused", "use_cpu": True} | {key: value}))
-    except Exception:
-        return False
-    return True
-
-
-class ChatMessage(BaseModel):
-    """A turn of a chat."""
-
-    role: str
-    content: str
-
-
-class TrackedPrompt(BaseModel):
-    """A prompt, text or chat messages, after which token groups are followed; `set` names the prompts it is averaged
-    with."""
-
-    id: str
-    set: str
-    prompt: str | list[ChatMessage] = Field(min_length=1)
-
-
-class Track(BaseModel):
-    """A track file: prompts, and groups of tokens by name."""
-
-    prompts: list[TrackedPrompt] = Field(min_length=1)
-    groups: dict[str, list[str]] = Field(min_length=1)
-
-
-def read_track(path: str | Path) -> dict[str, Any]:
-    """A track file: {"prompts": [{"id", "set", "prompt"}], "groups": {name: [token, ...]}}."""
-    try:
-        return Track.model_validate_json(Path(path).read_bytes()).model_dump()
-    except OSError as error:
-        raise UserError(f"{path}: the track file cannot be read ({error.strerror}).") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(
-            f"{path}: {where}: {first['msg']}. It must hold prompts (a list of objects with id, set and "
-            "prompt, which is text or a list of chat messages) and groups (lists of tokens by name)."
-        ) from None
-
-
-# --- values ------------------------------------------------------------------------------------------------------
-
-
-def _checked(key: str, value: Any, kind: Any) -> Any:
-    """The value, if the key can take it: a wrong one is refused here, by name, and not deep inside a library."""
-    if isinstance(value, int) and not isinstance(value, bool) and not _fits(value, kind) and _fits("", kind):
-        value = str(value)  # a run called 7
-    if not _fits(value, kind):
-        raise UserError(f"{key} is {_shown(value)}; it must be {wanted(value, kind)}.")
-    if isinstance(value, str) and dict in _plain_kinds(kind):
-        _check_mapping(key, value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, high = RANGES.get(key, (0, LARGEST)) if key in OWN or key in ARGUMENTS else (-LARGEST, LARGEST)
-        if not low <= value <= high:
-            more = f"{low} or more" if value < low else f"{high:,} at most".replace(",", "")
-            raise UserError(f"{key} is {_shown(value)}; it must be {wanted(value, kind)}, {more}.")
-        value = int(value) if int in _plain_kinds(kind) and float not in _plain_kinds(kind) else value
-    return value
-
-
-def _check_mapping(key: str, value: str) -> None:
-    """Text where a mapping is wanted: a JSON object, or a file that holds one."""
-    try:
-        found = json.loads(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{key} is {_shown(value)}; it must be a mapping (key: value) or a JSON file that holds one.")
-
-
-def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The alternatives of an annotated type. Where one is a list of words, free text is none."""
-    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    words = any(isinstance(part, type) and issubclass(part, Enum) for part in parts)
-    return tuple(part for part in parts if not (words and part is str))
-
-
-def _plain_kinds(kind: Any) -> list[Any]:
-    return [get_origin(part) or part for part in _kinds(kind)]
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from YAML is of an annotated type. A whole number is a decimal one too, and 3.0 is whole."""
-    return any(_fits_one(value, part) for part in _kinds(kind))
-
-
-def _fits_one(value: Any, kind: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # false for NaN
-    if kind is float:
-        return number
-    if kind is int:
-        return number and value == int(value)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
-    if words := _words(kind):
-        return isinstance(value, str) and value in words
-    kind = get_origin(kind) or kind
-    return kind is Any or (isinstance(kind, type) and isinstance(value, kind))
-
-
-def _words(kind: Any) -> list[str]:
-    """The words that a kind allows, where it allows only some."""
-    if get_origin(kind) is Literal:
-        return [word for word in get_args(kind) if isinstance(word, str)]
-    return [word.value for word in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
-
-
-def wanted(value: Any, kind: Any) -> str:
-    """What a key takes, in words."""
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text (in quotes)", list: "a list"}
-    said = []
-    for part, plain in zip(_kinds(kind), _plain_kinds(kind), strict=True):
-        words = _words(part)
-        if len(words) > 12:
-            near = difflib.get_close_matches(str(value), words, n=3, cutoff=0)
-            said.append(f"one of {len(words)} words, the nearest are {', '.join(near)}")
-        elif words:
-            said.append(f"one of {', '.join(words)}")
-        elif plain in (dict, *names):
-            said.append(names.get(plain, "a mapping (key: value)"))
-    return " or ".join(said) or "left out"
-
-
-def _shown(value: Any) -> str:
-    """A value as it was given, not too long."""
-    text = json.dumps(value, default=str) if isinstance(value, bool | dict | list) else str(value)
-    return "empty" if value is None else f"'{text[:60]}{' ...' if len(text) > 60 else ''}'"
-
-
 def _hint(key: str, known: dict[str, Any], hyper: dict[str, Any]) -> str:
     """Which key was meant: by the names that other trainers use, as a part of a hyperparameter's name, by spelling."""
+    from trainers import objectives
+
     plain = key.lower().replace("-", "_")
     whole = sorted((name for name in hyper if plain in name.split("_")), key=len)
     for meant in (plain, *whole, USUAL.get(plain, "")):
@@ -517,6 +358,6 @@ def _hint(key: str, known: dict[str, Any], hyper: dict[str, Any]) -> str:
     theirs = [name for name in objectives.names() if plain in objectives.hyperparameters(name)]
     if theirs:
         return f": it belongs to objective {', '.join(theirs[:5])}{' ...' if len(theirs) > 5 else ''}."
-    near = difflib.get_close_matches(plain, list(hyper), n=1) or difflib.get_close_matches(plain, known, n=1)
+    near = nearest(plain, hyper) or nearest(plain, known)
     near = near or [name for name in hyper if set(name.split("_")) & set(plain.split("_"))]
     return f"; did you mean '{near[0]}'?" if near else "."

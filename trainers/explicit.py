@@ -107,12 +107,12 @@ def fine_tune(
     model.eval()
 
 
-def rewards(model: RewardModel, pairs: Sequence[Example], *, likelihood: TokenLikelihood, size: int = 64) -> Tensor:
+def rewards(model: RewardModel, pairs: Sequence[Example], *, likelihood: TokenLikelihood) -> Tensor:
     """(N, 2) rewards of the pairs, in order."""
     found = []
     with torch.no_grad():
-        for k in range(0, len(pairs), size):
-            batch = likelihood.collate(pairs[k : k + size]).to(device_of(model.model))
+        for k in range(0, len(pairs), 64):
+            batch = likelihood.collate(pairs[k : k + 64]).to(device_of(model.model))
             found.append(model(batch).cpu())
     return torch.cat(found)
 

@@ -1,15 +1,13 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
-from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from diagnostics.columns import described
@@ -17,29 +15,23 @@ from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash
 from diagnostics.flagging import EVERY
-from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash
 from diagnostics.processes import hold, share, tell
 from diagnostics.run_folder import RunFolder
-from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood
-from trainers import objectives
-from trainers.card import standard_pair
+from trainers.arguments import training_arguments
+from trainers.check import alarms, check, check_batches
 from trainers.checkpoint import is_last, step_of
-from trainers.config import TrainConfig, read_track, training_arguments
+from trainers.config import TrainConfig
 from trainers.loop import recipes
-from trainers.loop.alarm import Alarms, parse
-from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
-from trainers.loop.ingredients import Ingredients, by_prompt
+from trainers.loop.ingredients import Ingredients
 from trainers.loop.moved import moved, sample
 from trainers.loop.parity import check_parity
 from trainers.loop.probe import Probe
 from trainers.loop.recorder import Recorder
-from trainers.loop.reference import LiveReference, precompute
 from trainers.loop.schedule import ProbeSchedule
 from trainers.loop.trainer import PreferenceTrainer
 from trainers.models import (
-    adapter_off,
     add_lora,
     load_policy,
     load_tokenizer,
@@ -49,10 +41,10 @@ from trainers.models import (
     tokenizer_hash,
     weights_hash,
 )
+from trainers.references import reference_of, reward_model_of
 from trainers.resume import look
 from trainers.splits import Splits, read_splits
-
-GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
+from trainers.track import read_track
 
 
 def train(config: TrainConfig) -> Path:
@@ -84,7 +76,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     everything = [*splits.train, *splits.probe, *splits.heldout]
     check_ids(model, everything)
     hashes["rendered"] = rendered_hash(everything)
-    _check_batches(config, arguments, splits.train)
+    check_batches(config, arguments, splits.train)
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
     started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), **hashes}
     files = {"pair_weights": config.pair_weights, "track": config.track}
@@ -99,10 +91,10 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     if config.lora_r:
         policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
     likelihood = TokenLikelihood.of(tokenizer)
-    reference = _reference(config, policy, splits, arguments, likelihood, started)
+    reference = reference_of(config, policy, splits, arguments, likelihood, started)
     ingredients = Ingredients(
         config.objective, splits.train, likelihood=likelihood, given=splits.given,
-        reward_model=_reward_model(config, arguments, splits, likelihood),
+        reward_model=reward_model_of(config, arguments, splits, likelihood),
     )  # fmt: skip
     probe = Probe(
         {"probe": splits.probe, "eval": splits.heldout}, tokenizer, likelihood=likelihood, reference=reference,
@@ -115,7 +107,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
         noise=run.noise if checkpoint and reference is not None else 0.0,
     )  # fmt: skip
     recorder = Recorder(
-        schedule, alarms=_alarms(config),
+        schedule, alarms=alarms(config),
         before=lambda model: check_parity(config, arguments, model, reference, splits.train, likelihood, run),
     )  # fmt: skip
     trainer = _trainer(
@@ -163,56 +155,6 @@ def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkp
         tell(f"{said}goes on from it, with or without the alarm, and counts anew.")
 
 
-def check(config: TrainConfig) -> None:
-    """Everything about a config that can be refused without reading data or model."""
-    if config.training.get("max_steps") == 0:
-        raise UserError("max_steps is 0; give 1 or more, or leave it out to train for num_train_epochs.")
-    _try_objective(config)
-    recipes.check(config)
-    _alarms(config)
-
-
-def _alarms(config: TrainConfig) -> Alarms:
-    conditions = parse(config.alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
-    unmeasured = [c.key for c in conditions if c.key.startswith(GRADIENT_KEYS) and not config.grad_every]
-    if unmeasured:
-        raise UserError(f"alarm: {unmeasured[0]} is measured only with grad_every; set it to 10, for example.")
-    return Alarms(conditions, stop=config.alarm_action == "stop")
-
-
-def _try_objective(config: TrainConfig) -> None:
-    """A wrong hyperparameter, and a reference of the wrong kind, are refused now, not at the first step."""
-    needs = objectives.needs(config.objective)
-    if "reference" in needs and config.reference == "none":
-        raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
-    for word in ("kl", "mismatched"):
-        if word in needs and config.reference != "live":
-            raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
-    if "reward model" in needs and not config.reward_model:
-        raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    try:
-        losses = objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters).losses
-    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"objective '{config.objective}' cannot work with its hyperparameters ({reason}).") from None
-    if not losses.isfinite().all():
-        raise UserError(
-            f"objective '{config.objective}' gives no finite loss with its hyperparameters: check "
-            f"{', '.join(config.hyperparameters) or 'them'}."
-        )
-
-
-def _reward_model(config: TrainConfig, arguments: TrainingArguments, splits: Splits, likelihood: Likelihood) -> Any:
-    """The already trained policy whose token rewards the objective reads, or None."""
-    if "reward model" not in objectives.needs(config.objective) or not config.reward_model:
-        return None
-    model = load_policy(config.reward_model, dtype=config.dtype)
-    check_ids(model, splits.train)
-    model.requires_grad_(False)
-    likelihood.prepare(nn.Module.to(model, arguments.device))
-    return LiveReference(model, likelihood)
-
-
 def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> PreferenceTrainer:
     try:
         return PreferenceTrainer(policy, arguments, **parts)
@@ -242,48 +184,6 @@ def _one_sentence(run_dir: Path) -> Iterator[None]:
 
 
 _TORCH_SAVE = ("inline_container", "unexpected pos", "iostream error", "PytorchStreamWriter", "Parent directory")
-
-
-def _check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[Example]) -> None:
-    """UserError where every batch would be dropped for not being full."""
-    batch = arguments.per_device_train_batch_size * arguments.world_size
-    groups = len(by_prompt(pairs)) if "lists" in objectives.needs(config.objective) else len(pairs)
-    if arguments.dataloader_drop_last and groups < batch:
-        raise UserError(
-            f"dataloader_drop_last drops every batch: {batch} to a batch, and {groups} to train on. Leave it out, or "
-            "lower per_device_train_batch_size."
-        )
-
-
-def _reference(
-    config: TrainConfig,
-    policy: Any,
-    splits: Splits,
-    arguments: TrainingArguments,
-    likelihood: Likelihood,
-    started: dict[str, Any],
-) -> Any:
-    """The reference as the config asks for it."""
-    if config.reference == "none":
-        return None
-    if config.reference == "live" and config.lora_r and not config.reference_model:
-        return LiveReference(policy, likelihood, adapter=True)
-    if config.reference == "live":
-        frozen = load_policy(config.reference_model or config.model, dtype=config.dtype)
-        frozen.requires_grad_(False)
-        return LiveReference(nn.Module.to(frozen, arguments.device), likelihood)
-    model = load_policy(config.reference_model, dtype=config.dtype) if config.reference_model else policy
-    cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
-    nn.Module.to(model, arguments.device)
-    if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike
-        likelihood.prepare(model)
-    key = {"model": weights_hash(model), "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}
-    key |= {"engine": engine_of(model).name}
-    wanted = torch.bfloat16 if cast == "bf16" else torch.float16
-    everything = {p.pair_id: p for p in (*splits.train, *splits.probe, *splits.heldout)}
-    folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
-    with torch.autocast(arguments.device.type, dtype=wanted, enabled=cast != "none"), adapter_off(model):
-        return precompute(model, list(everything.values()), likelihood=likelihood, folder=folder, key=key)
 
 
 def _total_steps(arguments: TrainingArguments, pairs: int) -> int:

@@ -21,7 +21,6 @@ from diagnostics.progress import counted
 from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import read_json
 from diagnostics.token_likelihood import TokenLikelihood
-from trainers.config import read_track
 from trainers.loop.columns import NAN
 from trainers.loop.probe import Probe
 from trainers.loop.reference import LiveReference
@@ -34,6 +33,7 @@ from trainers.models import (
     longest,
     quiet,
 )
+from trainers.track import read_track
 
 RESPONSES = 16  # pairs of which further answers are followed
 

@@ -67,13 +67,13 @@ def case_name(case: str) -> str:
     return (PERSONA | REFUSAL).get(case, case)
 
 
-def matched_step(rows: pd.DataFrame, margin: float = MARGIN) -> float:
-    """First probe step at which the mean log-ratio margin reaches `margin` nats, else the last step; NaN without rows.
+def matched_step(rows: pd.DataFrame) -> float:
+    """First probe step at which the mean log-ratio margin reaches MARGIN nats, else the last step; NaN without rows.
 
     Runs are compared there, because how far a run has come says more than how many steps it took.
     """
     steps = sorted(rows["step"].unique())
-    reached = (float(step) for step in steps if _margin_at(rows, step) >= margin)
+    reached = (float(step) for step in steps if _margin_at(rows, step) >= MARGIN)
     return next(reached, float(steps[-1]) if steps else math.nan)
 
 
@@ -149,10 +149,12 @@ def geometry(demo: Demo) -> pd.DataFrame:
     return _frame(found)
 
 
-def pair_kinds(demo: Demo, positive: str = "two_refusals") -> pd.DataFrame:
-    """AUROC of each measure for the pair kind, one row a score folder and measure: folder, seed, measure, n, auroc."""
+def pair_kinds(demo: Demo) -> pd.DataFrame:
+    """AUROC of each measure for pairs of two refusals, one row a score folder and measure: folder, seed, measure, n,
+    auroc."""
     tables = [
-        flags.kind_auroc(f, positive).assign(folder=f.name, seed=_flag_seed(f, i)) for i, f in enumerate(demo.scores)
+        flags.kind_auroc(f, "two_refusals").assign(folder=f.name, seed=_flag_seed(f, i))
+        for i, f in enumerate(demo.scores)
     ]
     tables = [t for t in tables if len(t)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["seed", "measure", "auroc"])

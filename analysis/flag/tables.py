@@ -11,6 +11,7 @@ from analysis.tables.columns import direction
 from analysis.tables.intervals import auroc, finite, spearman, spearman_interval, wilson
 
 MARGIN = "reference_margin"
+TOP = 0.1  # the share of the pairs, most prone first, that two measures are compared by
 RATES = ("set_rate", "set_rate_sign", "last_layer_set_rate", "self_rate", "hidden_rate", "unembedding_rate")
 RATES += ("features_rate",)
 LIMIT = (
@@ -40,13 +41,13 @@ def agreement(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=names, columns=names)
 
 
-def overlap(scored: pd.DataFrame, names: list[str], share: float = 0.1) -> pd.DataFrame:
-    """Share of pairs that the most prone `share` of two measures have in common; by chance it would be `share`.
+def overlap(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Share of pairs that the most prone TOP of two measures have in common; by chance it would be TOP.
 
     Prone is the end that the measure's own direction says, the highest where nothing is known of it. NaN for a measure
     that does not vary, which singles out no pair; of ties the earlier rows go first.
     """
-    count = max(1, round(share * len(scored)))
+    count = max(1, round(TOP * len(scored)))
     varies = {name: len(set(scored[name].dropna())) > 1 for name in names}
     tops = {name: _prone(scored, name, count) for name in names}
     rows = [[len(tops[a] & tops[b]) / count if varies[a] and varies[b] else math.nan for b in names] for a in names]

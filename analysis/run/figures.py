@@ -170,9 +170,9 @@ def ledger(table: pd.DataFrame, n: int) -> Figure:
 
 
 @styled
-def gainers(table: pd.DataFrame, limit: int = 12) -> Figure:
-    """Tokens that gained most probability, summed over probe pairs. table: mass.movers."""
-    top = table.head(limit)[::-1]
+def gainers(table: pd.DataFrame) -> Figure:
+    """The twelve tokens that gained most probability, summed over probe pairs. table: mass.movers."""
+    top = table.head(12)[::-1]
     figure, (axes,) = panels(1, height=0.9 + 0.28 * len(top), width=8.0)
     labels = [
         f"{for_plot(t, 24)}  ({p} pairs)" if p > 1 else f"{for_plot(t, 24)}  (1 pair)"

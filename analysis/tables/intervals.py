@@ -17,7 +17,8 @@ NOTHING = (math.nan, math.nan)
 def wilson(hits: float, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share p = hits / n; (NaN, NaN) for n = 0. Wilson 1927.
 
-    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with z = 1.96.
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with z = 1.96. scipy's binomtest, to which the
+    tests hold this, takes whole hits only (a mean of several runs' shares has none) and computes a p-value too.
     """
     if n == 0:
         return NOTHING

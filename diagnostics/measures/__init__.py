@@ -7,10 +7,9 @@ or "top" (the most likely tokens at each position). What was not measured comes 
 it is (diagnostics.columns.Column): there is no other list to extend.
 """
 
-import difflib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.columns import Column
-from diagnostics.errors import UserError
+from diagnostics.names import unknown
 from diagnostics.stats import PairStats, wide
 
 Measure = Callable[[PairStats], Tensor]
@@ -50,18 +49,6 @@ def column(name: str) -> Column:
 def columns() -> dict[str, Column]:
     """Every measure with what it is, sorted."""
     return {name: column(name) for name in names()}
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that a registry does not hold: the names it begins, else the nearest; all where few."""
-    known = sorted(known)
-    near = [n for n in known if name and n.startswith(name.lower())]
-    near = near or difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {' or '.join(map(repr, near[:5]))}?" if near else "none is similar."
-    everything = f"The {kind}s are {', '.join(known)}."
-    if len(everything) > 250:
-        everything = f"There are {len(known)} {kind}s; `chesboard list` names them."
-    return UserError(f"unknown {kind} '{name[:80]}': {hint} {everything}")
 
 
 def unmeasured(pair: PairStats) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from diagnostics.audit import Audit, audit_pairs, counts_table
 from diagnostics.errors import DataError
 from diagnostics.pairs import read_pairs
+from diagnostics.progress import Steps
 from diagnostics.runlog import read_frame, write_frame
 
 COLUMNS = [
@@ -53,6 +54,21 @@ def test_every_row_is_kept_or_skipped(tmp_path: Path, tokenizer: Any) -> None:
     assert found.frame["doubts"].tolist() == [""] * 6
     assert [t.source_row for t in found.tokenized] == [0, 4]
     assert found.frame.loc[found.frame["status"] == "kept", "pair_id"].tolist() == [t.pair_id for t in found.tokenized]
+
+
+def test_a_long_audit_says_how_far_it_is(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row counts as done once, chunk by chunk."""
+    counted: list[tuple[str, int, int]] = []
+
+    class Counted(Steps):
+        def close(self) -> None:
+            counted.append((self.what, self.total, self.done))
+            super().close()
+
+    monkeypatch.setattr("diagnostics.audit.Steps", Counted)
+    monkeypatch.setattr("diagnostics.audit.CHUNK", 4)
+    audit(tmp_path, tokenizer, *[row(prompt=f"q{i}") for i in range(10)])
+    assert counted == [("audit", 10, 10)]
 
 
 def test_lengths_count_bos_and_eos(tmp_path: Path, tokenizer: Any) -> None:

@@ -4,7 +4,6 @@
 steps.jsonl after step 0 that measured the key; a key without prefix that the probe measures means probe/.
 """
 
-import difflib
 import math
 import operator
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diagnostics.errors import UserError
+from diagnostics.names import nearest
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -65,7 +65,7 @@ class Alarms:
         """UserError where step 0, which probes everything, lacks a probed key: such an alarm could never fire."""
         for condition in self.counts:
             if condition.key.startswith((*PROBED, "track/")) and condition.key not in row:
-                near = difflib.get_close_matches(condition.key, list(row), n=1)
+                near = nearest(condition.key, row)
                 raise UserError(
                     f"alarm '{condition}': this run does not measure {condition.key}"
                     + (f"; the nearest key that it does is {near[0]}." if near else ".")
@@ -93,7 +93,7 @@ def _condition(text: str, probed: Sequence[str], steps: Sequence[str]) -> Condit
         raise UserError(f"alarm '{text[:80]}' cannot be read; write for example: displacement/frac > 0.8 for 3")
     key, full = found["key"], [f"{split}/{name}" for split in PROBED for name in probed]
     if key not in (*probed, *steps, *full) and not key.startswith(DYNAMIC):
-        near = difflib.get_close_matches(key, [*probed, *steps, *full], n=1, cutoff=0.4)
+        near = nearest(key, [*probed, *steps, *full], cutoff=0.4)
         hint = (
             f"did you mean {near[0]}?" if near else f"the keys are, among others, {', '.join((*probed, *steps)[:8])}."
         )

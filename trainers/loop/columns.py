@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from diagnostics import measures
 from diagnostics.outcomes import fell, is_strong, log_push_ratio
-from trainers.loop.probe import ProbeRows
 
 NAN = float("nan")
 
@@ -30,7 +30,7 @@ MEANS = {
     "push_ratio/log_mean": "log_push_ratio",
     "push_ratio/over_100": "strong_push",
     "displacement/chosen": "moved",
-    "displacement/frac": "displaced",
+    "displacement/frac": "chosen_fell",
     "quadrant/separated": "separated",
     "quadrant/both_fell": "both_fell",
     "quadrant/neither_fell": "neither_fell",
@@ -51,6 +51,16 @@ STEP_KEYS = ("loss", "grad_norm", "learning_rate", "n", *TRAINED)
 PROBE_KEYS = tuple(name for name in MEANS if name not in TRAINED)
 # measured by the gradient instruments on their steps; on all others they stand in steps.jsonl and hold nothing
 UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine", "grad_total/chosen", "grad_total/rejected")
+
+
+@dataclass
+class ProbeRows:
+    """What one probe adds to the run log."""
+
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    mass: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def ordered(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
-    """Columns that follow from a pair's row: margins, accuracy (a tie is not a win), displaced, per-token log-probs."""
+    """Columns that follow from a pair's row: margins, accuracy (a tie is not a win), fall, per-token log-probs."""
     # a probe row has no objective, so its preference is judged on log-ratios, of which DPO's rewards are a multiple
     chosen, rejected = row.get("chosen_rewards", NAN), row.get("rejected_rewards", NAN)
     if math.isnan(chosen):
@@ -99,7 +109,7 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
         {
             "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
             "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
-            "displaced": float(fell(ratio, noise)),
+            "chosen_fell": float(fell(ratio, noise)),
             "moved": 0.0 if math.isinf(noise) and not math.isnan(ratio) else ratio,
             "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),
             "rejected_avg_logps": row["rejected_logps"] / (row["rejected_length"] or NAN),

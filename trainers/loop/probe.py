@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,12 @@ from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.tokenized import end_ids, tokenize_prompts
+from trainers.loop.columns import ProbeRows
 from trainers.loop.responses import Responses
 
 OWN = "own/"  # before the pair_id of a kept own answer
 TOP = 10  # tokens kept at each end: most gained and most lost
 TOGETHER = 64  # pairs whose distributions over the vocabulary are held at once
-
-
-@dataclass
-class ProbeRows:
-    """What one probe adds to the run log."""
-
-    pairs: list[dict[str, Any]] = field(default_factory=list)
-    mass: list[dict[str, Any]] = field(default_factory=list)
-    tokens: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Probe:

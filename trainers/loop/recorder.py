@@ -68,6 +68,7 @@ class Recorder(TrainerCallback):
         self._gradients |= values
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Step 0: the noise, the first probe, and whether every alarm has its key. A resumed run has had it."""
         self._bar = Steps("training", state.max_steps, before=state.global_step, show=self.main)
         if state.global_step == 0:
             self.schedule.noise = self.before(self.model)
@@ -78,9 +79,11 @@ class Recorder(TrainerCallback):
             self.schedule.probed = state.global_step
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """The learning rate that the coming update takes."""
         self._learning_rate = kwargs["lr_scheduler"].get_last_lr()[0] if kwargs.get("lr_scheduler") else NAN
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Write the update's rows, probe where it is time, judge the alarms, and stop where one of them says so."""
         step, epoch = state.global_step, float(state.epoch or 0.0)
         summary = self.flush(step, epoch)
         last = step >= state.max_steps
@@ -97,6 +100,7 @@ class Recorder(TrainerCallback):
             self._bar.add(note=f"loss={summary['loss']:.3f}{below}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Probe the last step where that was not done, and write it."""
         if self.schedule.probed < state.global_step:
             probed = self.schedule.at(self.model, state.global_step, float(state.epoch or 0.0), last=True)
             end = {"step": state.global_step, "epoch": state.epoch} | probed

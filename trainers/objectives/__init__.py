@@ -26,9 +26,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from diagnostics.docstrings import summary
 from diagnostics.errors import UserError
-from diagnostics.measures import unknown
 from diagnostics.measures.logratios import chosen_logratios, rejected_logratios
+from diagnostics.names import unknown
 from diagnostics.stats import PairStats, SequenceStats, wide
 
 WORDS = {
@@ -78,9 +79,12 @@ def names() -> tuple[str, ...]:
 
 
 def module(name: str) -> ModuleType:
-    """The file of one objective. An unknown name raises UserError with the nearest known one."""
+    """The file of one objective. An unknown name raises UserError with the nearest known one; where it is what several
+    are called (`ipo`), with what each of them is, for none of them can be meant without a choice."""
     if name not in names():
-        raise unknown("objective", name, names())
+        kin = [import_module(f"{__name__}.{other}") for other in names() if other.startswith(f"{name}_")]
+        said = [f" {file.__name__.rpartition('.')[2]}: {summary(file.__doc__).partition('. ')[0]}." for file in kin]
+        raise UserError(f"{unknown('objective', name, names())}{''.join(said)}")
     return import_module(f"{__name__}.{name}")
 
 

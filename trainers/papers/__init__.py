@@ -36,7 +36,7 @@ import pandas as pd
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
-from diagnostics.measures import unknown
+from diagnostics.names import unknown
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json
 from diagnostics.tables import Field, Fields, described, missing, typed
 from trainers.studies.paper_runs import Order, Scale
@@ -92,7 +92,7 @@ def scales(module: ModuleType) -> Sequence[Scale]:
 def load(name: str) -> ModuleType:
     """The analysis of this name. Raises UserError with the nearest name where there is none."""
     if name not in names():
-        raise UserError(unknown("paper", name, names()))
+        raise unknown("paper", name, names())
     return import_module(f"{__name__}.{name}")
 
 
@@ -137,7 +137,7 @@ def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
     found = {s.name: s.paper if order.scale == "paper" else s.toy for s in settings}
     for name in order.changes:
         if name not in found:
-            raise UserError(unknown("setting", name, list(found)))
+            raise unknown("setting", name, found)
     return found | dict(order.changes)
 
 

@@ -16,11 +16,11 @@ import pandas as pd
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.flagging import prone_end
-from diagnostics.measures import unknown
+from diagnostics.names import unknown
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import read_frame, read_json
+from trainers.check import check
 from trainers.config import TrainConfig, make_config, read_config
-from trainers.run import check
 from trainers.studies.compare import RECORD, is_finished, train_all, workers
 
 HELD_OUT, PROBED = 64, 256  # where the config does not say

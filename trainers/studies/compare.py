@@ -26,14 +26,15 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash
 from diagnostics.folder import contents, set_aside
 from diagnostics.manifest import file_hash
-from diagnostics.measures import unknown
+from diagnostics.names import unknown
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold
 from diagnostics.progress import counted, hushed
 from diagnostics.runlog import read_json, read_run, write_json
 from trainers import objectives
+from trainers.check import check
 from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, read_config
-from trainers.run import check, train
+from trainers.run import train
 from trainers.studies.demo import one_thread
 from trainers.studies.demo_runs import PLAIN_ADAM
 from trainers.worlds import facts
@@ -264,7 +265,8 @@ def _is_readable(folder: Path) -> bool:
 @contextlib.contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes to train in, one thread each; none for one job, which this process does itself. They end with it, also
-    where it is stopped or killed: what they have logged is kept."""
+    where it is stopped or killed: what they have logged is kept. joblib would be no shorter: which runs are done, run
+    folders say, and not a cache of pickled results."""
     if jobs == 1:
         yield None
         return

@@ -100,13 +100,13 @@ def lm_batch(rows: Sequence[Sequence[int]], pad_token_id: int) -> Batch:
     return ids, weights / weights.sum()
 
 
-def fit(model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int, learning_rate: float = 2e-3) -> list[float]:
+def fit(model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int) -> list[float]:
     """Minimise the weighted cross-entropy (nats) with AdamW; one loss a step, in order.
 
     Warm-up over 20 steps, then a cosine down to 5 %; gradients clipped at norm 1. Batches are drawn one a step.
     """
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     losses = []
     for _ in range(steps):

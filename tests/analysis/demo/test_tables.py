@@ -65,9 +65,10 @@ def test_persona_is_compared_at_the_first_step_that_reaches_the_margin():
     assert row["top_is_opposite"] == 1.0
 
 
-def test_a_run_that_never_reaches_the_margin_is_taken_at_its_end():
+def test_a_run_that_never_reaches_the_margin_is_taken_at_its_end(monkeypatch):
+    monkeypatch.setattr(demo, "MARGIN", 9.0)
     run = _persona(0)
-    assert demo.matched_step(demo.runs.rows(run, "probe"), margin=9.0) == 2.0
+    assert demo.matched_step(demo.runs.rows(run, "probe")) == 2.0
 
 
 def test_an_own_answer_on_top_is_not_opposite():

@@ -1,4 +1,5 @@
 import ast
+import gc
 from pathlib import Path
 
 import nbformat
@@ -19,12 +20,14 @@ PAIRS, HELD_OUT, SAMPLES = 48, 24, 400  # of both small worlds; their own 256, 1
 @pytest.fixture(scope="session", autouse=True)
 def small():
     """Worlds of a few dozen pairs: nothing that is tested here depends on how many there are."""
+    gc.freeze()  # the trainer collects after each of some two hundred runs; what was imported need not be looked at
     with pytest.MonkeyPatch.context() as patch:
         for world in (facts, refusal):
             for name, size in (("PAIRS", PAIRS), ("HELD_OUT", HELD_OUT), ("SAMPLES", SAMPLES)):
                 patch.setattr(world, name, size)
         for standard in (FACTS, REFUSALS):
             patch.setitem(standard, "probe_pairs", PAIRS)
+            patch.setitem(standard, "response_types", 4)
         patch.setitem(FACTS, "heldout_pairs", HELD_OUT)
         yield
 
@@ -52,7 +55,7 @@ def rerun(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("papers")
 
-    def make(name: str, *, out: Path = root, seeds: int = 2, scale="toy", model=None, data=None, shown=True, **changes):
+    def make(name: str, *, out: Path = root, seeds: int = 1, scale="toy", model=None, data=None, shown=True, **changes):
         out.mkdir(parents=True, exist_ok=True)
         order = Order(scale, out, seeds, model, str(data) if data else None, None, changes)
         paper = judged.load(made.rerun(name, order))

@@ -65,7 +65,10 @@ def test_rerun_with_given_data(rerun, few, tmp_path):
     assert set(trained) == set(scores.nlargest(16).index)
 
 
-def test_paper_scale_trains_the_given_model_on_the_papers_draw(rerun, stand_in, tmp_path):
+def test_paper_scale_trains_the_given_model_on_the_papers_draw(rerun, stand_in, tmp_path, monkeypatch):
+    few = (("ches_score", "edit_similarity", "length_difference"), ("ches_score",))
+    monkeypatch.setattr(made, "_MEASURES", {"given": few})
+
     def chat(k: int, answer: str) -> list[dict]:
         return [{"role": "user", "content": f"question {k}"}, {"role": "assistant", "content": answer}]
 

@@ -28,9 +28,9 @@ def test_rerun_measures_every_claim(paper):
     assert not [c.id for c in claims.values() if c.n == "–"]
     for name in ("exact", "untrained", "credit_start"):
         assert claims[name].verdict == "holds", name
-    assert claims["identity_base"].n == "2 seeds of 24 answers"
+    assert claims["identity_base"].n == "1 seed of 24 answers"
     starts = paper.runs.groupby(["world", "start"]).size().to_dict()
-    assert starts == {(world, start): 2 for world in ("facts", "refusal") for start in ("base", "sft")}
+    assert starts == {(world, start): 1 for world in ("facts", "refusal") for start in ("base", "sft")}
 
 
 def test_the_tuned_start_is_the_reference_of_its_run(paper):

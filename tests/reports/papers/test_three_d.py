@@ -25,8 +25,8 @@ def test_rerun_measures_every_claim_and_starts_each_case_alike(paper):
     claims = {c.id: c for c in judged.judge(paper)}
     assert not [c.id for c in claims.values() if c.n == "–"]
     assert claims["ratio"].verdict == claims["vanish"].verdict == claims["diverge"].verdict == "holds"
-    assert claims["lm_fall_refusal"].n == f"2 seeds of {refusal.PAIRS} pairs"
-    assert claims["lm_chosen_refusal"].n == f"2 seeds of {refusal.PAIRS // 2} pairs a half"
+    assert claims["lm_fall_refusal"].n == f"1 seed of {refusal.PAIRS} pairs"
+    assert claims["lm_chosen_refusal"].n == f"1 seed of {refusal.PAIRS // 2} pairs a half"
     table = paper.tables["toy"]
     np.testing.assert_allclose(table["chosen"] + table["rejected"] + table["unseen"], 1, rtol=1e-12)
     start = table.query("step == 0 and source == 'any' and optimizer != 'narrow'")

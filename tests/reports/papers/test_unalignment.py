@@ -146,6 +146,9 @@ def test_paper_scale_makes_the_pairs_and_removes_the_weights(rerun, stand_in, tm
     model = stand_in([data.read_text(encoding="utf-8")])
     for place in ("trainers.papers.unalignment", "trainers.worlds.judged_pairs"):
         monkeypatch.setattr(f"{place}.load_judge", lambda name: lambda r, a: [float(len(x) % 2) for x in a])
+    # without the controls: test_rerun has them all
+    kept = "trainers.papers.unalignment.subsets"
+    monkeypatch.setattr(kept, lambda *given: {"filtered": subsets(*given)["filtered"]})
     quick = {"most new tokens": 6, "weights of the SFT term, DPO": [0.1], "weights of the SFT term, IPO": [10]}
     paper = rerun("unalignment", out=tmp_path / "out", scale="paper", seeds=1, model=model, data=data, **quick)
     config = paper.log(paper.runs["run"][0]).config

@@ -41,6 +41,7 @@ def test_entries_carry_hyperparameters_and_keep_their_label():
     ("text", "message"),
     [
         ("dpoo", "unknown objective 'dpoo': did you mean 'dpo'"),
+        ("ipo", "ipo_sum: Identity preference optimization on summed log-ratios"),
         ("dpo:bta=1", "'dpo:bta=1': unknown hyperparameter 'bta': did you mean 'beta'"),
         ("dpo:beta", "'beta' has no value; write dpo:key=value"),
         ("dpo,dpo", "'dpo' stands there twice"),

@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from trainers.config import make_config, read_track
+from trainers.config import make_config
 from trainers.studies import demo_runs as worlds
+from trainers.track import read_track
 from trainers.worlds import persona, refusal
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from trainers.config import read_track
+from trainers.track import read_track
 from trainers.worlds import chat
 
 

@@ -1,19 +1,20 @@
-"""Preference pairs from files and hubs: one reader, recognising the usual shapes by their fields. No torch.
+"""A source's rows as pairs: the shape that most of them have, each row read by it, and what is said of it. No torch.
 
-diagnostics.row_files reads the rows, diagnostics.shapes says how each is meant. The file's shape is the one most of its
-rows have. A row never loses content silently: what carries a prompt by its name and is not used, refuses the row.
+A row never loses content silently: what carries a prompt by its name and is not used, refuses the row.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diagnostics import shapes
-from diagnostics.context import (
+from diagnostics.errors import DataError, printable
+from diagnostics.pairs import shapes
+from diagnostics.pairs.answers import numbering
+from diagnostics.pairs.context import (
     ASKED,
     INSTRUCTION,
     WORDS,
@@ -24,93 +25,14 @@ from diagnostics.context import (
     squeezed,
     texts,
 )
-from diagnostics.errors import DataError, printable
-from diagnostics.messages import Message, SkipRow, Text, without_nulls
-from diagnostics.row_files import RawRows, read_rows, write_raw
-
-__all__ = ["Message", "PairTable", "PreferencePair", "RawRows", "Reading", "RowProblem", "SkipRow", "Text"]
-__all__ += ["read_pairs", "write_rows"]
+from diagnostics.pairs.messages import SkipRow, without_nulls
+from diagnostics.pairs.pair import PairTable, PreferencePair, Reading, RowProblem
+from diagnostics.pairs.rows import RawRows, read_rows
 
 _ID_FIELDS = ("pair_id", "sample_id", "id")
 _PREFIXES = ("prefix", "initial_reason_steps")
 _SCORES = ("score", "rating", "reward", "quality")
-_ROLES = ("system", "prompt", "chosen", "rejected", "preference", "tools", "template arguments", "scores", "id")
 _LOOKED_AT = 1000  # rows by which a column of no known name is judged
-
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """One pair. prompt, chosen, rejected: text, or lists of chat messages ({"role", "content"}) for chat data.
-
-    pair_id: the row's own id, else 16 hex digits of a hash of the content. source_row: 0-based row of the source.
-    columns: the row's other fields, as read. tools, template_kwargs: what the chat template gets besides the messages.
-    chat_prompt: a text prompt as a chat, where its columns are what a user asks (see tokenized.render_pair).
-    """
-
-    pair_id: str
-    source_row: int
-    prompt: Text
-    chosen: Text
-    rejected: Text
-    columns: dict[str, Any] = field(default_factory=dict)
-    tools: list[dict[str, Any]] | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    chat_prompt: list[Message] | None = None
-
-
-@dataclass(frozen=True)
-class RowProblem:
-    """A row that gives no pair: a short code, the field at fault, and the reason in words."""
-
-    source_row: int
-    code: str
-    field: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the rows were read. used: role -> columns (roles: prompt, system, chosen ...); ignored: all other columns."""
-
-    shape: str
-    used: dict[str, tuple[str, ...]]
-    ignored: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def said(self) -> str:
-        """One or two sentences."""
-        roles = [f"{role} from {' + '.join(self.used[role])}" for role in _ROLES if self.used.get(role)]
-        left = (
-            f"ignored: {', '.join(c or '(a column without a name)' for c in self.ignored)}."
-            if self.ignored
-            else "no column is ignored."
-        )
-        notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in self.notes)
-        return printable(f"Read as {self.shape}: {'; '.join(roles)}; {left}{notes}")
-
-    def record(self) -> dict[str, Any]:
-        """As it stands in manifest.json."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PairTable:
-    """A data set as pairs, and the rows that gave none. Every source row is in exactly one of the two."""
-
-    source: str
-    reading: Reading
-    pairs: list[PreferencePair]
-    problems: list[RowProblem]
-    raw: RawRows
-
-    @property
-    def shape(self) -> str:
-        """The name of the shape that the rows were read by."""
-        return self.reading.shape
-
-    def where(self, source_row: int) -> str:
-        """File and place of a row as a person finds it: "pairs.jsonl: line 3", or "... row 2" (0-based)."""
-        return f"{self.source}: {self.raw.place(source_row)}"
 
 
 def read_pairs(source: str | Path, *, split: str | None = None) -> PairTable:
@@ -139,11 +61,6 @@ def read_pairs(source: str | Path, *, split: str | None = None) -> PairTable:
             "(this is the first of them); correct the data."
         )
     return table
-
-
-def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -> None:
-    """Write the given rows (0-based, in this order) in the data set's own format (see row_files.write_raw)."""
-    write_raw(table.source, table.raw, source_rows, dest)
 
 
 # --- the shape -------------------------------------------------------------------------------------------------
@@ -241,7 +158,7 @@ def _refuse_numbering(name: str, views: list[_View], shape: tuple[str, str]) -> 
     """DataError where the better answer's numbers may be counted from another start than the answers' own."""
     if shape[0] not in ("two-responses", "alpacafarm"):
         return
-    said = [found for view in views if isinstance(view, dict) and (found := shapes.numbering(view))]
+    said = [found for view in views if isinstance(view, dict) and (found := numbering(view))]
     for column, ends in dict.fromkeys((column, ends) for column, ends, _ in said):
         numbers = Counter(number for *place, number in said if place == [column, ends])
         if len(numbers) == 2 and any(n not in ends and times > 1 for n, times in numbers.items()):

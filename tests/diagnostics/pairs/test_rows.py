@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from diagnostics import row_files
 from diagnostics.errors import DataError
-from diagnostics.row_files import read_rows
+from diagnostics.pairs import rows as raw_rows
+from diagnostics.pairs.rows import read_rows
 
 
 def test_a_file_that_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "GZ_LEAST", 2**20)
+    monkeypatch.setattr(raw_rows, "GZ_LEAST", 2**20)
     row = json.dumps({"prompt": "p", "chosen": "a" * 2**20, "rejected": "b"}).encode()
     (tmp_path / "trap.jsonl.gz").write_bytes(gzip.compress(row * 4))
     with pytest.raises(DataError, match=r"trap.jsonl.gz: unpacks to more than 1 MiB, over 100 times its size"):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from diagnostics.context import is_context, is_media, looks_like_content, plain_name, turns_of
+from diagnostics.pairs.context import is_context, is_media, looks_like_content, plain_name, turns_of
 
 TALK = ["What do gulls eat at sea?", "Where do terns breed in May?", "How far do swifts fly a day?"]
 

@@ -86,7 +86,7 @@ def test_shapes(tmp_path: Path, row: dict, shape: str, expected: tuple) -> None:
 @given(st.text(max_size=12), st.text(max_size=8), st.text(max_size=8))
 def test_shared_start_loses_nothing(shared: str, left: str, right: str) -> None:
     """prompt + completion is the text again, whatever the text."""
-    from diagnostics.shapes import shared_start
+    from diagnostics.pairs.shapes import shared_start
 
     chosen, rejected = shared + left, shared + right
     cut = shared_start(chosen, rejected)
@@ -317,4 +317,4 @@ def test_writing_refuses_other_formats_and_the_source(tmp_path: Path) -> None:
 
 def test_no_torch_is_loaded() -> None:
     code = "import sys, diagnostics.audit; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0

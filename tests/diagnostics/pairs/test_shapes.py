@@ -14,7 +14,7 @@ import pytest
 from diagnostics.errors import DataError
 from diagnostics.pairs import PreferencePair, read_pairs
 
-ROWS = Path(__file__).parents[1] / "data" / "rows"
+ROWS = Path(__file__).parents[2] / "data" / "rows"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((ROWS / "expected.json").read_text(encoding="utf-8"))
 
 

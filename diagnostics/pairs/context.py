@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from diagnostics.messages import is_message, is_messages
+from diagnostics.pairs.messages import is_message, is_messages
 
 SYSTEM = {"system", "sys", "developer", "preamble", "meta_prompt"}
 SYSTEM |= {

@@ -1,4 +1,4 @@
-"""Rows from files, folders and the hub, as they stand there, and back into the same format. No torch."""
+"""Rows from files, folders and the hub, as they stand there. No torch."""
 
 import csv
 import gzip
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class RawRows:
 
 def read_rows(source: str | Path, split: str | None = None) -> RawRows:
     """The rows of a file, a folder or a hub id. Raises DataError where they cannot be read."""
-    path, kind = Path(source), _kind(source)
+    path, kind = Path(source), kind_of(source)
     if path.is_dir() or (kind is None and not path.exists() and not _looks_local(source)):
         return _read_dataset(source, split)
     if not path.exists():
@@ -63,7 +63,8 @@ def read_rows(source: str | Path, split: str | None = None) -> RawRows:
     return _READERS[kind](str(source), data)
 
 
-def _kind(path: str | Path) -> str | None:
+def kind_of(path: str | Path) -> str | None:
+    """jsonl, json, csv or parquet by the file's name, with or without .gz; else None."""
     name = str(path).lower().removesuffix(".gz")
     return _SUFFIXES.get(Path(name).suffix)
 
@@ -217,51 +218,3 @@ def _choose_split(source: str | Path, names: list[str], split: str | None) -> st
         asked = f"no split {split!r}" if split else "several splits"
         raise DataError(f"{source}: {asked}. Choose one of {', '.join(names)}.")
     return split
-
-
-def write_raw(source: str, raw: RawRows, source_rows: Sequence[int], dest: str | Path) -> None:
-    """Write the given rows (0-based, in this order) in the data set's own format: JSONL lines byte for byte, CSV,
-    JSON and Parquet with the same columns; compressed where dest ends in .gz. Hub data becomes JSONL or Parquet."""
-    dest = Path(dest)
-    if dest.exists() and Path(source).exists() and dest.samefile(source):
-        raise UserError(f"{dest}: is the data set itself. Give another file name, so that nothing is lost.")
-    content = _encode(raw, source_rows, _target_kind(raw, dest))
-    if dest.suffix.lower() == ".gz":
-        content = gzip.compress(content, mtime=0)
-    part = dest.with_name(dest.name + ".tmp")
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, dest)
-    except OSError as error:
-        raise DataError(f"{dest}: cannot write ({error.strerror}). Free some space or choose another place.") from None
-
-
-def _target_kind(raw: RawRows, dest: Path) -> str:
-    kind = _kind(dest)
-    allowed = {"hub": ("jsonl", "parquet"), "jsonl": ("jsonl", "json")}.get(raw.kind, (raw.kind,))
-    if kind is None or kind not in allowed:
-        names = " or ".join("." + k for k in allowed)
-        raise UserError(f"{dest}: the data set is written back in its own format. Give a name ending in {names}.")
-    return kind if raw.kind == "hub" else raw.kind
-
-
-def _encode(raw: RawRows, source_rows: Sequence[int], kind: str) -> bytes:
-    if kind == "parquet":
-        sink = io.BytesIO()
-        pq.write_table(raw.original.take(pa.array(source_rows, pa.int64())), sink)
-        return sink.getvalue()
-    if kind == "csv":
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([raw.original[0], *(raw.original[i + 1] for i in source_rows)])
-        return text.getvalue().encode()
-    rows = [raw.rows[i] for i in source_rows]
-    if kind == "json":
-        return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="surrogatepass")
-    lines = [raw.original[i] for i in source_rows] if raw.kind == "jsonl" else [_json_line(r) for r in rows]
-    return b"".join(line + b"\n" for line in lines)
-
-
-def _json_line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, default=str).encode()

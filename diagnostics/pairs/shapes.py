@@ -7,10 +7,10 @@ its file have. Where the answers stand (the first that fits):
     ranked           a list of answers with a `rank` each (NeMo-RL, Nectar): the best against the worst.
     two-responses    two answers and which is better (PKU-SafeRLHF, HelpSteer2 and 3, SHP, arenas ...).
     ms-swift         `messages` that end in the chosen answer, with rejected_response or rejected_messages.
-    chosen-rejected  two columns: chosen and rejected, chosen_response and rejected_response (see ANSWERS).
+    chosen-rejected  two columns: chosen and rejected, chosen_response and rejected_response (answers.ANSWERS).
 Where the prompt stands, if the answers are text:
     prompt           the column `prompt`, as plain text (TRL's explicit prompt), behind the text of a system column.
-    prompt-columns   columns like question, instruction, input, context (see diagnostics.context), system text first,
+    prompt-columns   columns like question, instruction, input, context (see context.py), system text first,
                      joined by single line breaks; where a user asks (question ...), also as a chat.
     hh-rlhf          transcripts "\\n\\nHuman: ...\\n\\nAssistant: ...", split after the last "\\n\\nAssistant:".
     implicit-prompt  in the answers' shared start.
@@ -24,8 +24,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from diagnostics.context import ASKED, INSTRUCTION, SYSTEM, has_content, is_blank, is_context, plain_name, turns_of
-from diagnostics.messages import (
+from diagnostics.pairs.answers import KINDS, PERSONA, Answers, Row, Used, column_wanted
+from diagnostics.pairs.context import (
+    ASKED,
+    INSTRUCTION,
+    SYSTEM,
+    has_content,
+    is_blank,
+    is_context,
+    plain_name,
+    turns_of,
+)
+from diagnostics.pairs.messages import (
     Message,
     SkipRow,
     Text,
@@ -41,42 +51,9 @@ from diagnostics.messages import (
     shared,
 )
 
-Row = dict[str, Any]
-Used = dict[str, tuple[str, ...]]
-
-ANSWERS = (
-    ("chosen", "rejected"),
-    ("chosen_response", "rejected_response"),
-    ("chosen_answer", "rejected_answer"),
-    ("chosen_output", "rejected_output"),
-    ("chosen_completion", "rejected_completion"),
-    ("chosen_messages", "rejected_messages"),
-    ("preferred_output", "non_preferred_output"),
-    ("preferred_response", "dispreferred_response"),
-    ("preferred", "dispreferred"),
-    ("response", "rejected_response"),
-    ("response_j", "response_k"),
-)
-RANKED, RANKED_TEXT = ("completions", "answers", "responses"), ("completion", "answer", "response", "text", "content")
-ENDS = (("0", "1"), ("1", "2"), ("a", "b"))
-STEMS = ("response_{}", "response{}", "answer_{}", "completion_{}", "output_{}", "human_ref_{}", "conversation_{}")
-SIGNED = ("overall_preference", "preference_strength")
-NAMED = ("better_response_id", "labels", "label", "preference", "winner", "better", "choice", "preferred")
-PERSONA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
-ALPACA = ("instruction", "output_1", "output_2", "preference")
 TOOLS = ("tools", "functions", "available_tools", "tool_schemas", "tool_definitions", "function_definitions")
 TEMPLATE = ("chat_template_kwargs", "template_kwargs")
 MARKER = "\n\nAssistant:"
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The two answers of a row as they stand there, and the columns they came from."""
-
-    chosen: Any
-    rejected: Any
-    used: Used
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,12 +89,12 @@ def shape_of(row: Row) -> tuple[str, str] | None:
 
     SkipRow where the shape is known and the row's values do not fit it.
     """
-    kind = next((name for name, (fits, _) in _ANSWERS.items() if fits(row)), None)
+    kind = next((name for name, (fits, _) in KINDS.items() if fits(row)), None)
     if kind in ("persona", "alpacafarm"):
         return kind, ""
     if kind is None:
         return None
-    family = _family(row, _ANSWERS[kind][1](row))
+    family = _family(row, KINDS[kind][1](row))
     return (kind, family) if family else None
 
 
@@ -126,9 +103,9 @@ def parse(row: Row, shape: tuple[str, str]) -> Parsed:
     kind, family = shape
     if kind in _WHOLE:
         return _WHOLE[kind](row)
-    fits, take = _ANSWERS[kind]
+    fits, take = KINDS[kind]
     if not fits(row):
-        names = _columns_wanted(kind, row)
+        names = column_wanted(kind, row)
         raise SkipRow("missing_field", f"no field {names!r}", names)
     found = take(row)
     done = _FAMILIES[family](row, found)
@@ -139,146 +116,6 @@ def name_of(shape: tuple[str, str]) -> str:
     """The shape's one name: that of the prompt for plain chosen and rejected columns, else that of the answers."""
     kind, family = shape
     return family if kind == "chosen-rejected" else kind
-
-
-# --- where the answers stand -----------------------------------------------------------------------------------
-
-
-def _fits_pair(row: Row) -> bool:
-    return _pair_columns(row) is not None
-
-
-def _pair_columns(row: Row) -> tuple[str, str] | None:
-    return next((pair for pair in ANSWERS if all(c in row for c in pair)), None)
-
-
-def _take_pair(row: Row) -> Answers:
-    chosen, rejected = _pair_columns(row) or ANSWERS[0]
-    return Answers(row.get(chosen), row.get(rejected), {"chosen": (chosen,), "rejected": (rejected,)})
-
-
-def _fits_swift(row: Row) -> bool:
-    return "chosen" not in row and is_messages(row.get("messages")) and _swift_rejected(row) is not None
-
-
-def _swift_rejected(row: Row) -> str | None:
-    return next((c for c in ("rejected_response", "rejected_messages") if c in row), None)
-
-
-def _take_swift(row: Row) -> Answers:
-    rejected = _swift_rejected(row) or "rejected_response"
-    whole = row["messages"]
-    other = row[rejected]
-    if isinstance(other, str) or is_message(other):
-        other = [*whole[:-1], other if is_message(other) else {"role": "assistant", "content": other}]
-    return Answers(whole, other, {"prompt": ("messages",), "chosen": ("messages",), "rejected": (rejected,)})
-
-
-def _ranked_column(row: Row) -> tuple[str, str] | None:
-    """The list of ranked answers, and the key in which each has its text."""
-    for column in RANKED:
-        items = row.get(column)
-        if isinstance(items, list) and items and all(isinstance(i, dict) and "rank" in i for i in items):
-            for key in RANKED_TEXT:
-                if all(i.get(key) is not None for i in items):
-                    return column, key
-    return None
-
-
-def _take_ranked(row: Row) -> Answers:
-    column, key = _ranked_column(row) or ("completions", "completion")
-    items = row[column]
-    ranks = [_number(i["rank"]) for i in items]
-    if None in ranks or min(ranks) == max(ranks):
-        raise SkipRow("no_preference", f"the ranks in {column!r} do not put one answer above another", column)
-    best, worst = (items[ranks.index(f(ranks))][key] for f in (min, max))
-    note = "of each row's ranked answers, the best is chosen and the worst rejected" if len(items) > 2 else ""
-    return Answers(best, worst, {"chosen": (column,), "rejected": (column,)}, note)
-
-
-def _number(value: Any) -> Any:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if number == number else None
-
-
-def _two_columns(row: Row) -> tuple[str, str, str, str, str] | None:
-    """Both answers' columns, the ends of their names, and the column that says which is better."""
-    verdict = next((c for c in (*SIGNED, *NAMED) if c in row), None)
-    if verdict is None:
-        return None
-    for stem in STEMS:
-        for ends in ENDS:
-            for case in (str.lower, str.upper):
-                first, second = (stem.format(case(e)) for e in ends)
-                if first in row and second in row:
-                    return first, second, *ends, verdict
-    return None
-
-
-def _take_two(row: Row) -> Answers:
-    found = _two_columns(row)
-    if found is None:
-        raise SkipRow("missing_field", "no two responses with a preference")
-    first, second, low, high, verdict = found
-    better = _better(row[verdict], first, second, (low, high), verdict)
-    chosen, rejected = (first, second) if better == first else (second, first)
-    used = {"chosen": (first, second), "rejected": (first, second), "preference": (verdict,)}
-    return Answers(row[chosen], row[rejected], used)
-
-
-def _better(value: Any, first: str, second: str, ends: tuple[str, str], verdict: str) -> str:
-    """Which column a verdict names: by sign (below 0 the first), or by the end of the column's name. SHP's `labels` is
-    1 where human_ref_A is better and 0 where human_ref_B is."""
-    number = _number(value) if not isinstance(value, bool) else None
-    if verdict in SIGNED:
-        if number:
-            return first if number < 0 else second
-    elif first.startswith("human_ref") and number in (0, 1):
-        return first if number == 1 else second
-    else:
-        said = str(int(number) if number is not None and number == int(number) else value).strip().lower()
-        for column, end in zip((first, second), ends):
-            if said in {end, column.lower(), f"model_{end}", f"response_{end}"} and not isinstance(value, bool):
-                return column
-    raise SkipRow("no_preference", f"{verdict} is {str(value)[:40]!r}, which names neither answer", verdict)
-
-
-def numbering(row: Row) -> tuple[str, tuple[int, int], int] | None:
-    """The column that says by a number which of two answers is better, the answers' numbers, and the row's own; None
-    where there is no such number."""
-    found = (*ALPACA[1:3], "1", "2", ALPACA[3]) if _fits_alpaca(row) else _two_columns(row)
-    if found is None or found[4] in SIGNED or not found[2].isdigit() or isinstance(row[found[4]], bool):
-        return None
-    number = _number(row[found[4]])
-    return (found[4], (int(found[2]), int(found[3])), int(number)) if number in (0, 1, 2) else None
-
-
-def _fits_persona(row: Row) -> bool:
-    return all(c in row for c in PERSONA)
-
-
-def _fits_alpaca(row: Row) -> bool:
-    return all(c in row for c in ALPACA)
-
-
-_ANSWERS: dict[str, tuple[Callable[[Row], bool], Callable[[Row], Answers]]] = {
-    "persona": (_fits_persona, _take_pair),
-    "alpacafarm": (_fits_alpaca, _take_pair),
-    "ms-swift": (_fits_swift, _take_swift),
-    "chosen-rejected": (_fits_pair, _take_pair),
-    "ranked": (lambda row: _ranked_column(row) is not None, _take_ranked),
-    "two-responses": (lambda row: _two_columns(row) is not None, _take_two),
-}
-
-
-def _columns_wanted(kind: str, row: Row) -> str:
-    """The first field that a row lacks for its shape."""
-    if kind != "chosen-rejected":
-        return {"ranked": "completions", "ms-swift": "rejected_response"}.get(kind, "preference")
-    return next((b if a in row else a for a, b in ANSWERS if a in row or b in row), "chosen")
 
 
 # --- where the prompt stands -----------------------------------------------------------------------------------

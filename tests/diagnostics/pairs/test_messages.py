@@ -2,7 +2,7 @@
 
 import pytest
 
-from diagnostics.messages import SkipRow, alike, messages, opened, shared, without_nulls
+from diagnostics.pairs.messages import SkipRow, alike, messages, opened, shared, without_nulls
 
 USER = {"role": "user", "content": "Which?"}
 REPLY = {"role": "assistant", "content": "This."}

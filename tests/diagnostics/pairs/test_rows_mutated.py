@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diagnostics.context import is_blank
 from diagnostics.errors import UserError
 from diagnostics.pairs import PairTable, read_pairs
+from diagnostics.pairs.context import is_blank
 
-ROWS = Path(__file__).parents[1] / "data" / "rows"
+ROWS = Path(__file__).parents[2] / "data" / "rows"
 CORPUS = [
     [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines()] for p in sorted(ROWS.glob("*.jsonl"))
 ]

@@ -1,0 +1,68 @@
+"""Settings that cannot work together, refused before a run reads data or model; and batches that would all be empty."""
+
+from collections.abc import Sequence
+
+from transformers import TrainingArguments
+
+from diagnostics.errors import UserError
+from diagnostics.sequences import Example
+from trainers import objectives
+from trainers.card import standard_pair
+from trainers.config import TrainConfig
+from trainers.loop import recipes
+from trainers.loop.alarm import Alarms, parse
+from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+from trainers.loop.ingredients import by_prompt
+
+GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
+
+
+def check(config: TrainConfig) -> None:
+    """Everything about a config that can be refused without reading data or model."""
+    if config.training.get("max_steps") == 0:
+        raise UserError("max_steps is 0; give 1 or more, or leave it out to train for num_train_epochs.")
+    _try_objective(config)
+    recipes.check(config)
+    alarms(config)
+
+
+def alarms(config: TrainConfig) -> Alarms:
+    """The run's alarms, none of which waits for what this run does not measure."""
+    conditions = parse(config.alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
+    unmeasured = [c.key for c in conditions if c.key.startswith(GRADIENT_KEYS) and not config.grad_every]
+    if unmeasured:
+        raise UserError(f"alarm: {unmeasured[0]} is measured only with grad_every; set it to 10, for example.")
+    return Alarms(conditions, stop=config.alarm_action == "stop")
+
+
+def _try_objective(config: TrainConfig) -> None:
+    """A wrong hyperparameter, and a reference of the wrong kind, are refused now, not at the first step."""
+    needs = objectives.needs(config.objective)
+    if "reference" in needs and config.reference == "none":
+        raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
+    for word in ("kl", "mismatched"):
+        if word in needs and config.reference != "live":
+            raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
+    if "reward model" in needs and not config.reward_model:
+        raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
+    try:
+        losses = objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters).losses
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"objective '{config.objective}' cannot work with its hyperparameters ({reason}).") from None
+    if not losses.isfinite().all():
+        raise UserError(
+            f"objective '{config.objective}' gives no finite loss with its hyperparameters: check "
+            f"{', '.join(config.hyperparameters) or 'them'}."
+        )
+
+
+def check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[Example]) -> None:
+    """UserError where every batch would be dropped for not being full."""
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    groups = len(by_prompt(pairs)) if "lists" in objectives.needs(config.objective) else len(pairs)
+    if arguments.dataloader_drop_last and groups < batch:
+        raise UserError(
+            f"dataloader_drop_last drops every batch: {batch} to a batch, and {groups} to train on. Leave it out, or "
+            "lower per_device_train_batch_size."
+        )
