@@ -26,7 +26,7 @@ def test_a_registry_names_what_the_name_begins_or_the_nearest():
 
 
 def test_every_such_sentence_asks_this_file():
-    """typer's own options aside; reports/gate.py asks in the words of its file format."""
+    """typer's own options aside."""
     sources = [p for room in ("diagnostics", "trainers", "analysis", "reports") for p in (ROOT / room).rglob("*.py")]
     asks = [p.relative_to(ROOT).as_posix() for p in sources if re.search(r"get_close_matches", p.read_text("utf-8"))]
-    assert sorted(asks) == ["diagnostics/names.py", "reports/gate.py"]
+    assert sorted(asks) == ["diagnostics/names.py"]
