@@ -32,7 +32,7 @@ def paper(rerun, tmp_path_factory):
     rows = [{"prompt": f"say {k} ?", "chosen": f"yes {k} it is", "rejected": f"no {k}"} for k in range(20)]
     data = folder / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return rerun("real", out=folder / "out", scale="small", model=tiny(folder), data=data, **QUICK)
+    return rerun("real", out=folder / "out", seeds=2, scale="small", model=tiny(folder), data=data, **QUICK)
 
 
 def tiny(folder) -> str:
