@@ -5,10 +5,11 @@ import inspect
 import pytest
 
 from analysis.tables import columns
-from diagnostics import flagging, forecast, margins, measures
+from diagnostics import margins, measures
 from diagnostics.columns import Column, described
 from diagnostics.direction import HIGHER, LOWER, direction
-from diagnostics.flagging import CHOICES, MEASURES, SHOWN, prone
+from diagnostics.flag import flagging, forecast
+from diagnostics.flag.flagging import CHOICES, MEASURES, SHOWN, prone
 
 EVERY = measures.columns() | forecast.COLUMNS | margins.COLUMNS
 
