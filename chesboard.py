@@ -256,8 +256,8 @@ def flag(
 
         accelerate launch --multi_gpu --num_processes 2 -m chesboard flag my_pairs.jsonl -m my-model --out runs/flag
     """
-    from diagnostics.flagging import check_by, prone
-    from diagnostics.flagging import flag as flag_pairs
+    from diagnostics.flag.flagging import check_by, prone
+    from diagnostics.flag.flagging import flag as flag_pairs
     from diagnostics.processes import agree, leave, processes
     from reports.console import say, show_flagged
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit

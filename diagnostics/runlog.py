@@ -243,7 +243,7 @@ def read_steps(path: str | Path) -> dict[int, dict[str, Any]]:
 def read_table(path: str | Path, table: str) -> pd.DataFrame:
     """All rows of one of TABLES, sorted; a row logged twice by two processes counts once.
 
-    The parts of a scoring job (diagnostics.parts) have no steps: their rows are known by pair_id alone.
+    The parts of a scoring job (diagnostics.flag.parts) have no steps: their rows are known by pair_id alone.
     """
     _check_listed(Path(path), table)
     return _sorted(_read_rows(Path(path), table, stepless=True)[0], table)

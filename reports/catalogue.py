@@ -15,7 +15,7 @@ from rich.text import Text
 from diagnostics import measures
 from diagnostics.docstrings import papers, sources, summary
 from diagnostics.errors import printable
-from diagnostics.flagging import FURTHER, prone
+from diagnostics.flag.flagging import FURTHER, prone
 from diagnostics.names import unknown
 from reports.console import number
 from reports.tables import add, say

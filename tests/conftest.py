@@ -27,8 +27,8 @@ torch.set_num_threads(1)
 SLOW = (
     "analysis/test_words.py",
     "benchmarks/",
-    "diagnostics/test_forecast.py",
-    "diagnostics/test_parts.py",
+    "diagnostics/flag/test_forecast.py",
+    "diagnostics/flag/test_parts.py",
     "diagnostics/test_processes.py",
     "diagnostics/test_runlog_mutations.py",
     "reports/papers/",

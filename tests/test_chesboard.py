@@ -16,7 +16,7 @@ import chesboard
 from analysis.run import verdict
 from analysis.tables import runs
 from diagnostics import measures
-from diagnostics.flagging import FURTHER
+from diagnostics.flag.flagging import FURTHER
 from reports.notebooks import names as notebooks
 from trainers import objectives
 from trainers.config import OWN, arguments

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import chesboard
-from diagnostics import flagging
+from diagnostics.flag import flagging
 from diagnostics.runlog import RunLogWriter, read_run
 from trainers import run as runs
 

@@ -14,7 +14,7 @@ from diagnostics.columns import described
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash
-from diagnostics.flagging import EVERY
+from diagnostics.flag.flagging import EVERY
 from diagnostics.manifest import file_hash
 from diagnostics.processes import hold, share, tell
 from diagnostics.run_folder import RunFolder

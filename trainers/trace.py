@@ -14,7 +14,7 @@ from diagnostics.columns import described
 from diagnostics.engine import engine_of
 from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
-from diagnostics.flagging import EVERY
+from diagnostics.flag.flagging import EVERY
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted

@@ -1,9 +1,12 @@
 """Paper analyses, found by listing this folder: one file = one analysis, the counterpart of trainers/papers/.
 
 A file has `measured(paper) -> dict[str, Measured]`, the value of each of its claims by id, and the sections of its
-notebook, notebooks/paper_<name>.ipynb: functions of the Paper that return a Block. What the paper says stands beside it
-in <name>.yaml and nowhere else, typed in once: title, paper (arXiv number), tables (published numbers shown beside the
-measured ones), and the claims, each with
+notebook, notebooks/paper_<name>.ipynb: functions of the Paper that return a Block. It reads the tables that
+trainers/papers/<name>.py declares, and run logs; what it makes of logs for several sections is marked `once`. Claims
+are judged once, by `judge`, and kept in claims.json.
+
+What the paper says stands beside it in <name>.yaml and nowhere else, typed in once: title, paper (arXiv number), tables
+(published numbers shown beside the measured ones), and the claims, each with
 
     id, says, where   what, in which table or figure (appendix letters of 2410.08847 are those of its version 1; in
                       version 4 they are one later from F on)

@@ -1,12 +1,10 @@
 """Implicit against explicit reward models: accuracy on held-out pairs of the same kind and on shifted sets."""
 
-from itertools import product
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import Measured, Paper, per_seed, plus_minus, where
+from analysis.papers import Measured, Paper, per_seed, spreads, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, panels, styled
@@ -78,13 +76,10 @@ def by_size(paper: Paper) -> Block:
 def numbers(paper: Paper) -> Block:
     """Every accuracy: mean over seeds ± half of its 95 % interval."""
     table = paper.tables["accuracy"]
-    rows = []
-    for size, model in product(("all", "fewer"), MODELS):
-        of = where(table, size=size, model=model)
-        values = {name: where(of, set=name)["accuracy"] for name in dict.fromkeys(table["set"])}
-        said = {name: plus_minus(v) for name, v in values.items()}
-        rows.append({"training pairs": size, "reward": MODELS[model], "seeds": of["seed"].nunique()} | said)
-    return page.table(pd.DataFrame(rows))
+    wide = table.pivot_table("accuracy", ["size", "model", "seed"], "set").reset_index()
+    sizes = {"all": "all", "fewer": "fewer"}
+    shown = spreads(wide, {"size": sizes, "model": MODELS}, list(dict.fromkeys(table["set"])))
+    return page.table(shown, heads={"size": "training pairs", "model": "reward"})
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis.papers import Measured, Paper, once, plus_minus, where
+from analysis.papers import Measured, Paper, once, spreads, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, below, panels, styled
@@ -120,14 +120,8 @@ def tension(paper: Paper) -> Block:
 
 def details(paper: Paper) -> Block:
     """Everything measured of each source: mean over seeds and half of the 95 % t interval."""
-    table = sources(paper)
-    rows = [
-        {"source": SOURCES[source], "seeds": len(where(table, source=source))}
-        | {words: plus_minus(table.loc[table["source"] == source, name]) for name, words in TABLE.items()}
-        for source in SOURCES
-        if source in set(table["source"])
-    ]
-    return page.table(pd.DataFrame(rows).set_index("source").T.reset_index(names="measure"))
+    shown = spreads(sources(paper), {"source": SOURCES}, list(TABLE)).rename(columns=TABLE)
+    return page.table(shown.set_index("source").T.reset_index(names="measure"))
 
 
 def examples(paper: Paper) -> Block:

@@ -1,19 +1,18 @@
 """Squeezing: answers of several types followed through DPO, the argmax confidence, and the exact one-step law."""
 
 from collections.abc import Callable
-from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.papers import EXACT, WORLDS, Measured, Paper, once, plus_minus, where
+from analysis.papers import EXACT, WORLDS, Measured, Paper, once, spreads, where
 from analysis.run.curve_figures import TYPE
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, REJECTED, below, panels, styled
-from analysis.show.wording import count, signed
+from analysis.show.wording import ABSENT, count, signed
 from analysis.tables.intervals import half_width, mean
 from analysis.tables.mass import RESPONSES, of_kind
 
@@ -147,15 +146,11 @@ def one_step(paper: Paper) -> Block:
 
 def numbers(paper: Paper) -> Block:
     """Every change of every case, mean over seeds ± half of its 95 % interval."""
-    table = ends(paper)
-    there, rows = set(zip(table["world"], table["case"])), []
-    for world, case in (at for at in product(WORLDS, CASES) if at in there):
-        of = where(table, world=world, case=case)
-        cells = {name: where(of, name=name)["change"] for name in (*RESPONSES, "first", "argmax", "rest")}
-        said = {name: plus_minus(v, sign=True) if len(v) else "–" for name, v in cells.items()}
-        rows.append({"world": WORLDS[world], "case": CASES[case], "seeds": of["seed"].nunique()} | said)
+    names = [*RESPONSES, "first", "argmax", "rest"]
+    wide = ends(paper).pivot_table("change", LABELS, "name").reindex(columns=names).reset_index()
+    shown = spreads(wide, {"world": WORLDS, "case": CASES}, names, sign=True).replace(ABSENT, "–")
     heads = RESPONSES | MEASURES | {"first": "ln max p where the sides first differ"}
-    return page.table(pd.DataFrame(rows), heads=heads)
+    return page.table(shown, heads=heads)
 
 
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:

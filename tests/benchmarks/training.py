@@ -13,9 +13,9 @@ from torch.nn.functional import logsigmoid
 
 from diagnostics.batch import Batch, collate
 from diagnostics.forward import Outputs, run, run_sides
-from diagnostics.gradients import Gradient, cut, norms, pull_sides, side_gradients
+from diagnostics.gradients.pairs import Activations, by_pair, from_activations
+from diagnostics.gradients.whole import Gradient, cut, norms, pull_sides, side_gradients
 from diagnostics.logits import logps
-from diagnostics.pair_gradients import Activations, by_pair, from_activations
 from diagnostics.row_stats import pair_stats
 from diagnostics.runlog import RunLogWriter
 from diagnostics.sequences import Example

@@ -9,8 +9,8 @@ from pathlib import Path
 import forks
 import pytest
 
-import diagnostics.flagging as flagging
-from diagnostics.flagging import flag
+import diagnostics.flag.flagging as flagging
+from diagnostics.flag.flagging import flag
 from trainers.models import load_model, load_tokenizer, model_limit
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2
 
 DRIVER = """
 import os, pathlib, sys
-import diagnostics.flagging as flagging
+import diagnostics.flag.flagging as flagging
 from trainers.models import load_model, load_tokenizer, quiet
 quiet()
 data, lm, out = sys.argv[1:]

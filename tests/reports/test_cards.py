@@ -7,7 +7,7 @@ import pytest
 
 import chesboard
 from diagnostics import measures
-from diagnostics.flagging import FURTHER
+from diagnostics.flag.flagging import FURTHER
 from trainers import objectives
 
 

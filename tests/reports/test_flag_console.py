@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from diagnostics.flagging import choose
+from diagnostics.flag.flagging import choose
 from diagnostics.runlog import read_frame
 from reports.console import show_flagged
 

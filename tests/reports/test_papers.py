@@ -301,7 +301,7 @@ def test_the_record_says_what_each_column_is_and_the_tables_have_it(tmp_path):
     ("changed", "says"),
     [
         (lambda table: {"optima": table.drop(columns="beta")}, "its table optima lacks the column beta"),
-        (lambda table: {"optima": table.assign(t=str)}, "its table optima has object in the column t"),
+        (lambda table: {"optima": table.assign(t="x")}, "its table optima has str in the column t"),
         (lambda table: {"optima": table.assign(more=1)}, "its table optima has a column more, which is not declared"),
         (lambda table: {"optima": table, "more": table}, "its table more is not declared"),
         (lambda table: {}, "its table optima is not made"),

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from diagnostics import forecast
 from diagnostics.errors import UserError
+from diagnostics.flag import forecast
+from diagnostics.flag.parts import Parts
 from diagnostics.likelihood import GIVES
 from diagnostics.manifest import manifest
-from diagnostics.parts import Parts
 from diagnostics.runlog import RunLogWriter, compact, read_run, write_frame, write_json
 from diagnostics.scoring import rows, score
 from diagnostics.sequences import Example, Sequence

@@ -11,7 +11,17 @@ from transformers import TrainingArguments
 from diagnostics.batch import Batch
 from diagnostics.errors import UserError
 from diagnostics.forward import Outputs, Sides, run_sides
-from diagnostics.gradients import (
+from diagnostics.gradients.pairs import (
+    FAST,
+    Activations,
+    PairGradients,
+    by_pair,
+    choose_way,
+    from_activations,
+    from_head,
+    one_by_one,
+)
+from diagnostics.gradients.whole import (
     Arrows,
     Gradient,
     carry,
@@ -21,16 +31,6 @@ from diagnostics.gradients import (
     side_gradients,
     slopes,
     trained,
-)
-from diagnostics.pair_gradients import (
-    FAST,
-    Activations,
-    PairGradients,
-    by_pair,
-    choose_way,
-    from_activations,
-    from_head,
-    one_by_one,
 )
 from diagnostics.runlog import read_json, write_json
 from diagnostics.stats import PairStats

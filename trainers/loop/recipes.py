@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.flagging import prone_end
+from diagnostics.flag.flagging import prone_end
 from diagnostics.runlog import read_frame
 from diagnostics.sequences import Example
 from trainers import objectives

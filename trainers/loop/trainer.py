@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.gradients import band, cut
+from diagnostics.gradients.whole import band, cut
 from diagnostics.likelihood import GIVES, Likelihood, pair_stats, say_missing
 from diagnostics.runlog import read_json, write_json
 from diagnostics.sequences import Example

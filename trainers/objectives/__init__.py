@@ -54,6 +54,7 @@ PROVENANCES = {
     "secondary": "secondary: a secondary source was read",
     "recall": "recall: the standard formula, its source was not read again",
     "derivation": "derivation: ours, no source gives this formula in readable form",
+    "own": "own: made here, there is no source",
     "formula not found": "formula not found: a reconstruction",
 }
 

@@ -55,6 +55,15 @@ class Setting(NamedTuple):
     why: str = ""
 
 
+# of papers whose settings are not known here: an objective, and what is common with it
+COMMON = (
+    Setting("objective", "dpo", "abstract", "dpo"),
+    Setting("beta", 0.1, "not read; a common choice", 0.1),
+    Setting("learning_rate", 5e-7, "not read; a common choice", 3e-4,
+            "models of under a million weights do not move at 5e-7"),
+    Setting("optim", "adamw_torch", "not read; a common choice", "adamw_torch"),
+    Setting("per_device_train_batch_size", 16, "not read; a common choice", 16),
+)  # fmt: skip
 # columns that many tables share
 SEED = Field(int, "the run's seed")
 WORLD = Field(str, "the pairs' world: facts, refusal, or given")

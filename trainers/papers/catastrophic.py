@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 
 from diagnostics import unembedding
-from diagnostics.closed_forms import closed_forms
 from diagnostics.engine import device_of
 from diagnostics.errors import DataError, UserError
+from diagnostics.flag.closed_forms import closed_forms
 from diagnostics.forward import run
 from diagnostics.manifest import file_hash
 from diagnostics.pairs import read_pairs
@@ -87,7 +87,7 @@ TABLES = {
         "cosine": Field(float, "of W+ and W-"),
         "centred_cosine": Field(float, "the same with the answers' mean taken away"),
         "hidden_norm2": Field(float, "squared length of the hidden state after the prompt"),
-        "*": Field(float, "a closed form, see diagnostics.closed_forms"),
+        "*": Field(float, "a closed form, see diagnostics.flag.closed_forms"),
     },
     "predicted": _PAIR
     | {

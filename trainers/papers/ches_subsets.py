@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diagnostics.closed_forms import product_signs
 from diagnostics.errors import DataError
-from diagnostics.flagging import CHOICES, flag, prone
+from diagnostics.flag.closed_forms import product_signs
+from diagnostics.flag.flagging import CHOICES, flag, prone
 from diagnostics.outcomes import noise
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.prepare import prepare

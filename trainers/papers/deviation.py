@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diagnostics import gradient_bound
 from diagnostics.errors import DataError
+from diagnostics.flag.rates import weights_of
 from diagnostics.forward import run
+from diagnostics.gradients import bound as gradient_bound
 from diagnostics.pairs import read_pairs
-from diagnostics.rates import weights_of
 from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import Example
 from diagnostics.tables import Field

@@ -22,7 +22,7 @@ from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.explicit import RewardModel, fine_tune, linear_head, mlp_head, rewards, states
 from trainers.models import load_to_device, load_tokenizer, model_limit
-from trainers.papers import RUNS, SEED, Setting
+from trainers.papers import COMMON, RUNS, SEED, Setting
 from trainers.studies.paper_runs import (
     Order,
     Trial,
@@ -41,11 +41,7 @@ TUNED = range(16)
 DATA = ""
 _OWN = "not read; a common choice"
 SETTINGS = (
-    Setting("objective", "dpo", "abstract", "dpo"),
-    Setting("beta", 0.1, _OWN, 0.1),
-    Setting("learning_rate", 5e-7, _OWN, 3e-4, "models of under a million weights do not move at 5e-7"),
-    Setting("optim", "adamw_torch", _OWN, "adamw_torch"),
-    Setting("per_device_train_batch_size", 16, _OWN, 16),
+    *COMMON,
     Setting("num_train_epochs", 1.0, _OWN, 3.0, "48 updates, as all runs on this world"),
     Setting("model", None, "not read; give --model", None),
     Setting("data", None, "not read; give --data: pairs whose column `set` says train, test or a shifted set", None),

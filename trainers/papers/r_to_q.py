@@ -30,7 +30,7 @@ from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.loop.reference import LiveReference
 from trainers.models import load_to_device, load_tokenizer
-from trainers.papers import RUNS, SEED, WORLD, Setting
+from trainers.papers import COMMON, RUNS, SEED, WORLD, Setting
 from trainers.studies.paper_runs import Order, Trial, examples, finished, given_bases, measure, toy_bases, train
 from trainers.worlds import facts
 
@@ -39,11 +39,7 @@ TUNED = range(16)
 DATA = ""
 _OWN = "not read; a common choice"
 SETTINGS = (
-    Setting("objective", "dpo", "abstract", "dpo"),
-    Setting("beta", 0.1, _OWN, 0.1),
-    Setting("learning_rate", 5e-7, _OWN, 3e-4, "models of under a million weights do not move at 5e-7"),
-    Setting("optim", "adamw_torch", _OWN, "adamw_torch"),
-    Setting("per_device_train_batch_size", 16, _OWN, 16),
+    *COMMON,
     Setting("num_train_epochs", 1.0, _OWN, None, "3 on facts, 1 on refusals, as in their recipes"),
     Setting("probe_pairs", 256, "ours", None, "every pair of the small worlds"),
     Setting("SFT learning rate", 1e-6, _OWN, 3e-4, "as for DPO"),

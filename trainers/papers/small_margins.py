@@ -17,7 +17,7 @@ import pandas as pd
 
 from diagnostics.manifest import file_hash
 from diagnostics.tables import Field
-from trainers.papers import RUNS, WORLD, Setting
+from trainers.papers import COMMON, RUNS, WORLD, Setting
 from trainers.studies.demo_runs import REFUSALS
 from trainers.studies.paper_runs import Order, Trial, given_bases, keys, start_of, subset, toy_bases, train_then, worlds
 from trainers.worlds import own_data
@@ -27,11 +27,7 @@ TUNED = range(16)
 DATA = "preference pairs (any file that `chesboard audit` reads): a third world, with a model made from their text"
 _OWN = "not read; a common choice"
 SETTINGS = (
-    Setting("objective", "dpo", "abstract", "dpo"),
-    Setting("beta", 0.1, _OWN, 0.1),
-    Setting("learning_rate", 5e-7, _OWN, 3e-4, "models of under a million weights do not move at 5e-7"),
-    Setting("optim", "adamw_torch", _OWN, "adamw_torch"),
-    Setting("per_device_train_batch_size", 16, _OWN, 16),
+    *COMMON,
     Setting("num_train_epochs", 1.0, _OWN, None, "3 on facts, 1 on refusals, as in their recipes"),
     Setting("model", "mistralai/Mistral-7B-Instruct-v0.2", "not read", None, "built from scratch, one a seed"),
     Setting("data", "HuggingFaceH4/ultrafeedback_binarized", "not read", None, "synthetic pairs of two worlds"),

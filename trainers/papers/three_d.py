@@ -24,7 +24,7 @@ from diagnostics.stats import PairStats, SequenceStats
 from diagnostics.tables import Field
 from trainers import objectives
 from trainers.loop.trainer import incentives
-from trainers.papers import RUNS, SEED, WORLD, Setting
+from trainers.papers import COMMON, RUNS, SEED, WORLD, Setting
 from trainers.studies.paper_runs import Order, Trial, given_bases, measure, start_of, subset, toy_bases, train_then
 
 SEEDS = 5
@@ -45,11 +45,7 @@ SETTINGS = (
     Setting("toy learning rate (RMSprop)", 3e-3, "ours, a control", 3e-3),
     Setting("beta minus of Flex-DPO", 0.05, "not found; half of beta", 0.05),
     Setting("weight of the SFT term", 0.1, "not found", 0.1),
-    Setting("objective", "dpo", "abstract", "dpo"),
-    Setting("beta", 0.1, _PLAIN, 0.1),
-    Setting("learning_rate", 5e-7, _PLAIN, 3e-4, "models of under a million weights do not move at 5e-7"),
-    Setting("optim", "adamw_torch", _PLAIN, "adamw_torch"),
-    Setting("per_device_train_batch_size", 16, _PLAIN, 16),
+    *COMMON,
     Setting("num_train_epochs", 1.0, _PLAIN, 1.0),
     Setting("probe_pairs", 1024, "ours", None, "every pair of the refusal world"),
     Setting("SFT steps", None, "starts from an instruct model", None, "400, the refusal world's own"),

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.flagging import prone_end
+from diagnostics.flag.flagging import prone_end
 from diagnostics.names import unknown
 from diagnostics.pairs import PairTable, read_pairs, write_rows
 from diagnostics.runlog import read_frame, read_json

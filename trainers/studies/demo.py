@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from diagnostics.errors import UserError, printable
-from diagnostics.flagging import flag
+from diagnostics.flag.flagging import flag
 from diagnostics.pairs import read_pairs
 from diagnostics.progress import counted, hushed
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json

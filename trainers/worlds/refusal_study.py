@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diagnostics.flagging import flag
+from diagnostics.flag.flagging import flag
 from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.worlds import refusal
 from trainers.worlds.refusal import Prompt

@@ -7,7 +7,7 @@ from trainers.papers import auxdpo
 
 
 def test_all_claims_hold_and_the_page_says_so(tmp_path):
-    papers.rerun(["auxdpo"], tmp_path, seeds=2, jobs=1)
+    papers.rerun(["auxdpo"], tmp_path, seeds=2, jobs=1, changes={"beta values": [1.0, 5.0]})
     paper = judged.load(tmp_path / "auxdpo")
     assert {c.verdict for c in judged.judge(paper)} == {"holds"}
     page = paper.path.with_name("auxdpo.html").read_text(encoding="utf-8")

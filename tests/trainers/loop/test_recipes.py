@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from diagnostics.errors import DataError, UserError
-from diagnostics.flagging import flag
+from diagnostics.flag.flagging import flag
 from diagnostics.runlog import read_run
 from trainers.config import make_config
 from trainers.loop import recipes

@@ -11,7 +11,7 @@ from analysis.ablate import page as ablate_page
 from analysis.ablate import tables
 from analysis.tables import runs
 from diagnostics.errors import DataError, UserError
-from diagnostics.flagging import CHOICES, choose
+from diagnostics.flag.flagging import CHOICES, choose
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_run, write_frame
 from trainers.config import make_config, read_config

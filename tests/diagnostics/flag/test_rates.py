@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from diagnostics.errors import UserError
+from diagnostics.flag.rates import LENGTH, answers_gradient, difference, moved, norm, self_rate, slope, weights_of
 from diagnostics.forward import run
 from diagnostics.prepare import prepare
-from diagnostics.rates import LENGTH, answers_gradient, difference, moved, norm, self_rate, slope, weights_of
 from diagnostics.row_stats import pair_stats
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import add_lora
@@ -99,7 +99,7 @@ def test_self_rate_is_what_a_real_step_does(model, make_pairs, make_batch):
 
 
 def test_head_only_is_the_closed_form_where_the_head_is_not_tied(make_model, make_pairs, make_batch):
-    from diagnostics.closed_forms import closed_forms
+    from diagnostics.flag.closed_forms import closed_forms
 
     model = make_model("llama").double()
     prepare(model)

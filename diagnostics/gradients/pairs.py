@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from diagnostics.batch import Batch
 from diagnostics.engine import head_of, innermost
 from diagnostics.forward import Outputs, Sides, run_sides
-from diagnostics.gradients import Gradient, head_gradients, products, pull_sides
+from diagnostics.gradients.whole import Gradient, head_gradients, products, pull_sides
 from diagnostics.prepare import trial
 from diagnostics.stats import wide
 

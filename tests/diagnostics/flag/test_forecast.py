@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics import flagging, forecast, rates, sampling, scoring, sums
+from diagnostics import sampling, scoring
 from diagnostics.batch import collate
 from diagnostics.errors import DataError, UserError
-from diagnostics.flagging import check_by, choose, flag
+from diagnostics.flag import flagging, forecast, rates, sums
+from diagnostics.flag.flagging import check_by, choose, flag
+from diagnostics.flag.parts import Parts
+from diagnostics.flag.probe_rows import read_probe
 from diagnostics.forward import run
-from diagnostics.parts import Parts
-from diagnostics.probe_rows import read_probe
 from diagnostics.row_stats import row_stats
 from diagnostics.sequences import Sequence
 from diagnostics.token_likelihood import TokenLikelihood
@@ -25,7 +26,7 @@ from trainers.models import load_model, load_tokenizer
 
 TOKENS = TokenLikelihood(0)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROBE = [{"prompt": "alpha beta ?", "answer": " gamma delta"}, {"prompt": "beta ?", "answer": " kappa"}]
 
 
@@ -267,7 +268,8 @@ def test_two_processes_add_up_to_the_same(lm_folder, pairs_file, probe, tmp_path
                    everything=True, probe=probe, batch_tokens=60)  # fmt: skip
     driver = tmp_path / "driver.py"
     driver.write_text(
-        "import sys\nfrom diagnostics.flagging import flag\nfrom trainers.models import load_model, load_tokenizer\n"
+        "import sys\nfrom diagnostics.flag.flagging import flag\n"
+        "from trainers.models import load_model, load_tokenizer\n"
         "data, lm, out, probe = sys.argv[1:]\n"
         "flag(data, load_model(lm), load_tokenizer(lm), out, model_name='m', everything=True, probe=probe,"
         " batch_tokens=60)\n"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from diagnostics.closed_forms import closed_forms, head_gradient, product_signs
 from diagnostics.engine import head_of
+from diagnostics.flag.closed_forms import closed_forms, head_gradient, product_signs
 from diagnostics.forward import Outputs, run
 from diagnostics.measures.ches import ches_score
 from diagnostics.prepare import prepare
@@ -145,7 +145,7 @@ def test_ches_is_minus_hidden_rate_where_every_alpha_is_one(make_model, make_bat
         hidden = out.hidden[index]
         return torch.ones(len(hidden), 1, dtype=hidden.dtype), hidden
 
-    monkeypatch.setattr("diagnostics.closed_forms._errors", ones)
+    monkeypatch.setattr("diagnostics.flag.closed_forms._errors", ones)
     got = closed_forms(batch, out)["hidden_rate"]
     torch.testing.assert_close(got, -ches_score(pair_stats(batch, out)), rtol=1e-9, atol=1e-9)
 

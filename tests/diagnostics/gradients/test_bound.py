@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from diagnostics import rates
+from diagnostics.flag import rates
 from diagnostics.forward import run
-from diagnostics.gradient_bound import dpo_bound, norm, phrase_bound, phrase_sizes, token_norms
+from diagnostics.gradients.bound import dpo_bound, norm, phrase_bound, phrase_sizes, token_norms
 from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import pair_of
 from diagnostics.token_likelihood import TokenLikelihood

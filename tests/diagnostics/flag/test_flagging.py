@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from diagnostics.errors import UserError
-from diagnostics.flagging import check_by, check_rule, choose, flag, write_back
+from diagnostics.flag.flagging import check_by, check_rule, choose, flag, write_back
 from diagnostics.scoring import batches
 from diagnostics.token_likelihood import padded
 from trainers.models import load_model, load_tokenizer

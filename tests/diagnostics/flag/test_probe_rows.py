@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from diagnostics.probe_rows import read_probe
+from diagnostics.flag.probe_rows import read_probe
 
 
 @pytest.mark.parametrize("prompt", ["q", [{"role": "user", "content": "q"}]])

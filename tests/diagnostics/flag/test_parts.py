@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import diagnostics.flagging as flagging
+import diagnostics.flag.flagging as flagging
 from diagnostics.errors import DataError, UserError
-from diagnostics.flagging import flag
+from diagnostics.flag.flagging import flag
 from trainers.models import load_model, load_tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOKENS = 60  # one to three pairs a batch
 
 # a process that forks itself, so that one import serves many starts; each start kills itself before or after a batch of
@@ -24,7 +24,7 @@ KILLER = """
 import os, random, signal, sys
 from pathlib import Path
 import torch
-import diagnostics.flagging as flagging
+import diagnostics.flag.flagging as flagging
 from trainers.models import load_model, load_tokenizer, quiet
 quiet()
 torch.set_num_threads(1)

@@ -8,23 +8,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diagnostics import forecast, margins, measures
+from diagnostics import margins, measures
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.columns import described
 from diagnostics.direction import direction
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, tokenizer_hash, weights_hash
+from diagnostics.flag import forecast
+from diagnostics.flag.parts import Parts
+from diagnostics.flag.probe_rows import read_probe
+from diagnostics.flag.rates import Which
 from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.names import nearest
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import PairTable, read_pairs, write_rows
-from diagnostics.parts import Parts
-from diagnostics.probe_rows import read_probe
 from diagnostics.processes import agree, hold, processes, share
 from diagnostics.progress import Progress
-from diagnostics.rates import Which
 from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches
 from diagnostics.sequences import Example

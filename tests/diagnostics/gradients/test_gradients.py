@@ -7,8 +7,7 @@ import torch
 
 from diagnostics.batch import collate
 from diagnostics.forward import run, run_sides
-from diagnostics.gradients import Arrows, band, carry, cut, norms, pull_sides, side_gradients, slopes, trained
-from diagnostics.pair_gradients import (
+from diagnostics.gradients.pairs import (
     FAST,
     SLOW,
     Activations,
@@ -18,6 +17,7 @@ from diagnostics.pair_gradients import (
     from_head,
     one_by_one,
 )
+from diagnostics.gradients.whole import Arrows, band, carry, cut, norms, pull_sides, side_gradients, slopes, trained
 from diagnostics.prepare import prepare
 from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import Example, pair_of

@@ -20,19 +20,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diagnostics import rates, sequences
-from diagnostics.closed_forms import closed_forms, head_gradient
+from diagnostics import sequences
 from diagnostics.columns import Column
 from diagnostics.engine import device_of, innermost
 from diagnostics.errors import DataError, UserError
+from diagnostics.flag import rates
+from diagnostics.flag.closed_forms import closed_forms, head_gradient
+from diagnostics.flag.parts import Parts
+from diagnostics.flag.sums import Sums
 from diagnostics.likelihood import GIVES, Likelihood
-from diagnostics.parts import Parts
 from diagnostics.processes import agree, processes, share
 from diagnostics.progress import Progress
 from diagnostics.sampling import own_answers
 from diagnostics.scoring import dealt, fitting, likelihoods, score_batches
 from diagnostics.sequences import Example
-from diagnostics.sums import Sums
 from diagnostics.token_ids import TokenIds
 
 # a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
