@@ -79,7 +79,7 @@ _TAUGHT = _LIGHT | {
     "log_kl": False,
     "probe_pairs": 4,
     "probe_every": 10**6,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": 4,
     "lr_scheduler_type": "linear",
     "max_grad_norm": 1.0,
     "save_model": True,
@@ -112,7 +112,7 @@ def _refusing(order: Order, settings: Mapping[str, Any]) -> Trial:
     """The phase that teaches the model to refuse unsafe requests, most of the time."""
     n, seed = settings["rows that teach to refuse"], order.numbers[0]
     data = _written(order, f"refusing-{n}-seed{seed}", chat.supervised(n, seed))
-    own = {"data": data, "learning_rate": settings["rate of teaching"], "warmup_steps": 2}
+    own = {"data": data, "learning_rate": settings["rate of teaching"], "warmup_steps": 4}
     return Trial(
         {"part": "taught", "case": "refusals", "seed": seed}, _TAUGHT | own | _start(order, seed) | _track(order)
     )
