@@ -2,13 +2,12 @@
 and whether the filters help; every change from the run's own start."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.papers import Measured, Paper, once, plus_minus, where
+from analysis.papers import Measured, Paper, groups, once, plus_minus, where
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, REJECTED, below, panels, styled
@@ -132,7 +131,7 @@ def predicted(paper: Paper) -> Block:
     rows = [
         {"pairs": part, "measure": name, "seeds": len(of), "pairs a seed": number(mean(of["n"]), 0),
          "Spearman with the nats lost": plus_minus(of["spearman"], sign=True)}
-        for (part, name), of in told(paper).groupby(["part", "measure"], sort=False)
+        for (part, name), of in groups(told(paper), "part", "measure")
     ]  # fmt: skip
     return page.table(pd.DataFrame(rows)) if rows else page.EMPTY
 
@@ -186,7 +185,7 @@ def draw_arms(table: pd.DataFrame) -> Figure:
 
 
 def _change(of: pd.DataFrame, name: str) -> pd.Series:
-    return of[name] - of[f"start {name}"]
+    return pd.Series(of[name] - of[f"start {name}"])
 
 
 def _end(paper: Paper, run: str) -> dict[str, Any]:
@@ -203,7 +202,7 @@ def _end(paper: Paper, run: str) -> dict[str, Any]:
     return found | _tracked(log.mass)
 
 
-def _tracked(rows: pd.DataFrame) -> Mapping[str, float]:
+def _tracked(rows: pd.DataFrame) -> dict[str, float]:
     table, found = mass.tracked(rows), {}
     for name in table:
         found[f"start {name}"], found[str(name)] = mass.first_and_last(table, name)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.errors import DataError
-from diagnostics.flagging import flag
+from diagnostics.flag.flagging import flag
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_frame
 from diagnostics.tables import Field
@@ -222,7 +222,7 @@ def _flagged(model: str, data: str, folder: str) -> list[dict[str, Any]]:
     loaded = load_to_device(model)
     flag(data, loaded, load_tokenizer(model), folder, model_name=model, by="set_rate", max_length=model_limit(loaded))
     scores = read_frame(Path(folder) / "scores.parquet").query("status == 'scored'")
-    return scores[["pair_id", *MEASURES]].to_dict("records")
+    return pd.DataFrame({name: scores[name] for name in ("pair_id", *MEASURES)}).to_dict("records")
 
 
 def _track(order: Order) -> dict[str, str]:
