@@ -36,18 +36,18 @@ CASES = {"no_never": ("No", "Never"), "no_yes": ("No", "Yes"), "yes_sure": ("Yes
 MEASURES = ("ln_ches_score", "set_rate")
 _H, _SIX = "section 3, appendix H.1", "section 6"
 SETTINGS = (
-    Setting("model", "OLMo-1B, Gemma-2B, Llama-3-8B", "sections 3 and 6", "given by --model"),
+    Setting("model", "OLMo-1B, Gemma-2B, Llama-3-8B", "sections 3 and 6", "given by --model", "the user's own"),
     Setting("rows that teach to refuse", None, "instruct models refuse", 288, "small chat models hardly refuse"),
-    Setting("rate of teaching", None, "instruct models refuse", 5e-5),
+    Setting("rate of teaching", None, "instruct models refuse", 5e-5, "as above"),
     Setting("rows that teach the form", 1000, _H, 128, "the form is learned, not the labels"),
     Setting("rate of the form", 1e-7, _H, 5e-6, "at the paper's the answers stay what they were"),
     Setting("updates on one pair", 100, _H, 8, "margin of 5 to 6 nats; later everything gives way"),
     Setting("rate on one pair", 1e-7, _H, 1e-4, "a LoRA adapter of rank 16"),
-    Setting("pairs", 0, "not in the paper: two refusals, the winner drawn", 32),
+    Setting("pairs", 0, "ours", 32, "two refusals, the winner drawn: pairs with nothing to learn"),
     Setting("pairs kept", 0.05, _SIX + ": share of lowest LN-CHES", 8, "a quarter; 5 % of 32 are less than a batch"),
     Setting("updates on pairs", None, _SIX + ": one epoch", 6, "all arms take as many"),
     Setting("rate on pairs", 5e-6, _SIX, 5e-5, "full weights; at this rate a real model was seen to displace"),
-    Setting("batch", 32, _SIX, 4),
+    Setting("batch", 32, _SIX, 4, "a laptop, and more updates of as many pairs"),
     Setting("pairs probed", None, "ours", 12, "the first of all pairs, in every arm"),
     Setting("given pairs", None, "ours", 64, "drawn among those of at most 128 tokens"),
     Setting("rate on given pairs", None, "ours", 2e-5, "usual for the size"),

@@ -101,7 +101,7 @@ def train(order: Order, trials: Sequence[Trial]) -> pd.DataFrame:
     runs = {f: make_config(t.keys | {"output_dir": str(f)}) for f, t in zip(folders, trials)}
     said = train_all(order.pool, list(runs.values()))
     missing = {f for f, run in runs.items() if not is_finished(run)}
-    if len(missing) == len(runs):
+    if runs and len(missing) == len(runs):
         raise DataError(f"no run of the analysis could be finished. The first one said: {said[0]}")
     rows = [
         t.labels | {"run": f.relative_to(order.out).as_posix(), "failed": "could not be finished" * (f in missing)}

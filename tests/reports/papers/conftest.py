@@ -1,5 +1,4 @@
 import ast
-import gc
 from pathlib import Path
 
 import nbformat
@@ -17,10 +16,9 @@ from trainers.worlds.own_data import CHAT_TEMPLATE
 PAIRS, HELD_OUT, SAMPLES = 48, 24, 400  # of both small worlds; their own 256, 160 or 300, and thousands take minutes
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small():
     """Worlds of a few dozen pairs: nothing that is tested here depends on how many there are."""
-    gc.freeze()  # the trainer collects after each of some two hundred runs; what was imported need not be looked at
     with pytest.MonkeyPatch.context() as patch:
         for world in (facts, refusal):
             for name, size in (("PAIRS", PAIRS), ("HELD_OUT", HELD_OUT), ("SAMPLES", SAMPLES)):
