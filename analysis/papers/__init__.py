@@ -85,8 +85,8 @@ class Paper:
 
 @dataclass(frozen=True)
 class Measured:
-    """The value of one claim. values: one an independent repetition (seed), which analysis.rules judges; interval: the
-    95 % interval where it comes from elsewhere (a share of pairs, say); n: what was counted, in words; geometric:
+    """The value of one claim. values: one an independent repetition (seed), which analysis.tables.rules judges; interval:
+    the 95 % interval where it comes from elsewhere (a share of pairs, say); n: what was counted, in words; geometric:
     ratios, whose logarithms are averaged."""
 
     values: Sequence[float] | np.ndarray
@@ -98,7 +98,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim with its verdict: holds True or False, None where it cannot be said; p: see analysis.rules.Ruling."""
+    """One claim with its verdict: holds True or False, None where it cannot be said; p: see analysis.tables.rules."""
 
     analysis: str
     id: str
