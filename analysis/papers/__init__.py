@@ -85,9 +85,9 @@ class Paper:
 
 @dataclass(frozen=True)
 class Measured:
-    """The value of one claim. values: one an independent repetition (seed), which analysis.tables.rules judges; interval:
-    the 95 % interval where it comes from elsewhere (a share of pairs, say); n: what was counted, in words; geometric:
-    ratios, whose logarithms are averaged."""
+    """The value of one claim. values: one an independent repetition (seed), which analysis.tables.rules judges;
+    interval: the 95 % interval where it comes from elsewhere (a share of pairs, say); n: what was counted, in words;
+    geometric: ratios, whose logarithms are averaged."""
 
     values: Sequence[float] | np.ndarray
     n: str
