@@ -57,8 +57,6 @@ def rerun(tmp_path_factory):
         out.mkdir(parents=True, exist_ok=True)
         order = Order(scale, out, seeds, model, str(data) if data else None, None, changes)
         paper = judged.load(made.rerun(name, order))
-        unclaimed = set(judged.module(name).measured(paper)) - {c["id"] for c in judged.published()[name]["claims"]}
-        assert not unclaimed, f"measured, but no claim of {name}.yaml: {sorted(unclaimed)}"
         if shown:
             show(paper)
         return paper
