@@ -121,7 +121,8 @@ def listed() -> list[tuple[str, str, str, str, str]]:
 
 def at(scale: Scale) -> list[str]:
     """The analyses that can be run at this scale."""
-    return [name for name in judged.names() if name in made.at(scale)]
+    able = made.at(scale)
+    return [name for name in judged.names() if name in able]
 
 
 def data_by_name(names: Sequence[str], given: Sequence[str]) -> dict[str, str]:

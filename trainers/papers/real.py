@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.errors import DataError
+from diagnostics.files import write_json
 from diagnostics.flag.flagging import flag
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_frame
@@ -84,7 +85,7 @@ _TAUGHT = _LIGHT | {
     "max_grad_norm": 1.0,
     "save_model": True,
 }
-LONGEST = 128  # tokens of a given pair's prompt and answer
+LONGEST = 128  # tokens of a given pair, its prompt and both answers together
 
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -236,6 +237,5 @@ def _written(order: Order, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _json(order: Order, name: str, content: Mapping[str, Any]) -> str:
     path = order.out / "data" / f"real-{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_json(path, content)
     return str(path)

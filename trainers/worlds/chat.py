@@ -5,9 +5,6 @@ itself says, the winner drawn too, so that there is nothing to learn. Every kind
 a single token of the vocabularies in use, so that the first token says what an answer is. All text is synthetic.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,12 +179,6 @@ def one_pair(path: str | None, chosen: str, rejected: str, seed: int) -> tuple[d
     groups = {"own": list(SIDES[side]), "opposite": list(SIDES[other]), "neutral": list(SIDES["neutral"])}
     track = {"prompts": [{"id": "p0", "set": "answer", "prompt": _messages(text)}], "groups": groups}
     return {"pair_id": "p0"} | _row(text, chosen, rejected), track
-
-
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row a line, as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _messages(text: str, role: str = "user") -> list[dict[str, str]]:

@@ -64,13 +64,19 @@ def rerun(tmp_path_factory):
     return make
 
 
-@pytest.fixture
-def stand_in(tmp_path):
-    """A local model folder in place of a hub id: a tiny untrained Llama with a chat template, of the given text."""
+@pytest.fixture(scope="session")
+def chat_model():
+    """Writes a tiny untrained Llama with a chat template, of the given text; its folder."""
 
-    def make(texts: list[str], *, vocabulary: int = 400, extra: tuple[str, ...] = ()) -> str:
+    def make(folder: Path, texts: list[str], *, vocabulary: int = 400, extra: tuple[str, ...] = ()) -> str:
         tokenizer = lm.bpe_tokenizer(texts, vocabulary, extra=extra)
         tokenizer.chat_template = CHAT_TEMPLATE
-        return str(lm.save(lm.build_model(tokenizer, seed=0, positions=512), tokenizer, tmp_path / "stand-in"))
+        return str(lm.save(lm.build_model(tokenizer, seed=0, positions=512), tokenizer, folder))
 
     return make
+
+
+@pytest.fixture
+def stand_in(chat_model, tmp_path):
+    """The same as a local folder in place of a hub id."""
+    return lambda texts, **how: chat_model(tmp_path / "stand-in", texts, **how)

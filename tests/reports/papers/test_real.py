@@ -8,8 +8,7 @@ from analysis.papers import real
 from diagnostics.errors import UserError
 from trainers.papers import real as trained
 from trainers.studies.paper_runs import Order
-from trainers.worlds import chat, lm
-from trainers.worlds.own_data import CHAT_TEMPLATE
+from trainers.worlds import chat
 
 QUICK = {
     "rows that teach to refuse": 16,
@@ -26,20 +25,14 @@ WORDS = tuple(dict.fromkeys([*chat.openers(*chat.ANSWERS), *(word for side in ch
 
 
 @pytest.fixture(scope="module")
-def paper(rerun, tmp_path_factory):
+def paper(rerun, chat_model, tmp_path_factory):
     """Two seeds on a tiny chat model that knows the first words as tokens, with given pairs."""
     folder = tmp_path_factory.mktemp("real")
     rows = [{"prompt": f"say {k} ?", "chosen": f"yes {k} it is", "rejected": f"no {k}"} for k in range(20)]
     data = folder / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return rerun("real", out=folder / "out", seeds=2, scale="small", model=tiny(folder), data=data, **QUICK)
-
-
-def tiny(folder) -> str:
-    texts = [request.text for request in chat.requests(held_out=False)]
-    tokenizer = lm.bpe_tokenizer(texts, 400, extra=WORDS)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return str(lm.save(lm.build_model(tokenizer, seed=0, positions=512), tokenizer, folder / "model"))
+    model = chat_model(folder / "model", [request.text for request in chat.requests(held_out=False)], extra=WORDS)
+    return rerun("real", out=folder / "out", seeds=2, scale="small", model=model, data=data, **QUICK)
 
 
 def test_every_arm_takes_as_many_updates_from_its_own_start(paper):
