@@ -1,7 +1,8 @@
 """Flagging: score every pair before training, rank them, and mark those most prone to displacement."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from diagnostics.progress import Progress
 from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches
 from diagnostics.sequences import Example
+from diagnostics.stats import PairStats
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import Truncation, end_ids
 
@@ -133,6 +135,10 @@ def flag(
         likelihood.prepare(model)
         budget, done = share(start)
         if done is not None:
+            if forecast.takes_gradient(further):
+                with _saving(parts, done) as save:
+                    forecast.sum_set(job(), save)
+                done = share(parts.done)
             agree(lambda: _score(model, pairs, parts, done, budget, likelihood))
             forecast.measure(job(), further, probe_rows)
         share(finish if done is not None else again)
@@ -233,6 +239,18 @@ def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
     )
 
 
+@contextmanager
+def _saving(parts: Parts, done: Collection[str]) -> Iterator[Callable[[Sequence[Example], PairStats], None]]:
+    """A function that puts a batch's scores on disk, but of pairs that are done."""
+    with parts.writer(processes().process_index) as write:
+
+        def save(pairs: Sequence[Example], stats: PairStats) -> None:
+            found = [{k: row[k] for k in COLUMNS} for row in rows(pairs, stats, (*MEASURES, *SHOWN))]
+            write([row for row in found if row["pair_id"] not in done])
+
+        yield save
+
+
 def _score(
     model: Any, pairs: Sequence[Example], parts: Parts, done: set[str], budget: int, likelihood: Likelihood
 ) -> None:
@@ -242,11 +260,11 @@ def _score(
     todo = [p for g in mine for p in g]
     before = len(done) if me.num_processes == 1 else 0
     with (
-        parts.writer(me.process_index) as write,
+        _saving(parts, done) as save,
         Progress("scoring", todo, before=before, show=me.is_main_process) as bar,
     ):
         for scored in score_batches(model, mine, likelihood=likelihood):
-            write([{k: row[k] for k in COLUMNS} for row in rows(scored.pairs, scored.stats, (*MEASURES, *SHOWN))])
+            save(scored.pairs, scored.stats)
             bar.add(scored.pairs)
 
 

@@ -2,9 +2,10 @@
 chosen log-prob. Each passes over the pairs again, so it is measured only where it is asked for.
 
     closed/            one forward pass: unembedding_rate, hidden_rate, features_rate (with the head's sum: one more)
-    self_rate/         two backward passes a pair
-    set/               one backward pass over the data, summed; then set_rate and set_rate_sign: for each, one forward
-                       pass at either end of a short step along the sum
+    self_rate/         two backward passes over the data
+    set/               one backward pass over the data, summed, on the forward pass that also scores the pairs; then
+                       set_rate and set_rate_sign: for each, one forward pass over the chosen answers at either end of
+                       a short step along the sum
     probe/             the same along the gradient of the probe's answers
     own_answer_gap/    one answer generated a pair (at most sampling.OWN_TOKENS tokens), then one forward pass
 
@@ -28,12 +29,13 @@ from diagnostics.flag import rates
 from diagnostics.flag.closed_forms import closed_forms, head_gradient
 from diagnostics.flag.parts import Parts
 from diagnostics.flag.sums import Sums
-from diagnostics.likelihood import GIVES, Likelihood
+from diagnostics.likelihood import GIVES, Likelihood, pair_stats
 from diagnostics.processes import agree, processes, share
 from diagnostics.progress import Progress
 from diagnostics.sampling import own_answers
-from diagnostics.scoring import dealt, fitting, likelihoods, score_batches
+from diagnostics.scoring import dealt, fitting, score_batches
 from diagnostics.sequences import Example
+from diagnostics.stats import PairStats
 from diagnostics.token_ids import TokenIds
 
 # a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
@@ -123,7 +125,7 @@ class Job:
     def gradient_tokens(self) -> int:
         """Tokens of a batch that is run with gradient: a backward pass needs what every layer made."""
         layers = getattr(innermost(self.model).config.get_text_config(), "num_hidden_layers", 1)
-        return max(256, self.batch_tokens // layers)
+        return max(512, self.batch_tokens // layers)
 
     def collate(self, pairs: Sequence[Example]) -> Any:
         """A batch where the model takes it."""
@@ -154,25 +156,35 @@ def check(likelihood: Likelihood, model: Any, names: Sequence[str], parameters: 
         rates.weights_of(model, parameters)
 
 
+def takes_gradient(names: Collection[str]) -> bool:
+    """Whether the columns need the gradient of the whole data set: then `sum_set` goes first."""
+    return bool(set(names) & set(SET))
+
+
+def sum_set(job: Job, save: Callable[[Sequence[Example], PairStats], None]) -> None:
+    """The gradient of the whole data set; each batch's stats, which its forward pass gives too, are handed to save.
+    Called by all processes together."""
+    _total(job, "set", job.pairs, lambda job, groups: _differences(job, groups, save))
+
+
 def measure(job: Job, names: Sequence[str], probe: Sequence[Example] = ()) -> None:
-    """Pass after pass until every column is in parts/. Called by all processes together."""
+    """Pass after pass until every column is in parts/, after `sum_set`. Called by all processes together."""
     if "last_layer_set_rate" in names:
         _total(job, "head", job.pairs, _head_sums)
     if set(names) & {*CLOSED, "last_layer_set_rate"}:
         head = _mean(job, "head", job.pairs)["head"] if "last_layer_set_rate" in names else None
         _rows(job, "closed", lambda groups: _closed(job, groups, head))
     if "self_rate" in names:
-        _rows(job, "self_rate", lambda groups: _alone(job, groups))
+        _rows(job, "self_rate", lambda groups: _alone(job, groups), job.gradient_tokens)
     if "own_answer_gap" in names:
         _rows(job, "own_answer_gap", lambda groups: _own(job, groups))
-    if set(names) & set(SET):
-        _total(job, "set", job.pairs, lambda job, groups: _gradients(job, groups, rates.difference))
+    if takes_gradient(names):
         mean = _mean(job, "set", job.pairs)
         for name in SET:
             if name in names:
                 _along(job, name, mean if name == "set_rate" else {n: v.sign() for n, v in mean.items()})
     if "probe_influence" in names:
-        _total(job, "probe", probe, lambda job, groups: _gradients(job, groups, rates.answers_gradient))
+        _total(job, "probe", probe, _answers)
         _along(job, "probe_influence", _mean(job, "probe", probe))
 
 
@@ -184,9 +196,8 @@ def read(job: Job, names: Sequence[str]) -> pd.DataFrame:
         found = found.merge(job.parts.phase(name).read(), on="pair_id") if name in _passes(names) else found
     for name in names:
         if COLUMNS[name].float32:
-            plus, minus, length = (_end(job, f"{name}{end}").loc[ids] for end in ("+", "-", "+"))
-            value = "margin" if name == "probe_influence" else "chosen_logps"
-            found[name] = rates.slope(plus[value], minus[value], length["length"]).to_numpy()
+            plus, minus = (job.parts.phase(f"{name}{end}").read().set_index("pair_id").loc[ids] for end in "+-")
+            found[name] = rates.slope(plus["value"], minus["value"], plus["length"]).to_numpy()
     return found.loc[:, ["pair_id", *names]]
 
 
@@ -195,26 +206,21 @@ def _passes(names: Sequence[str]) -> set[str]:
     return {"closed" if n in CLOSED or n == "last_layer_set_rate" else n for n in names}
 
 
-def _end(job: Job, name: str) -> pd.DataFrame:
-    """Rows of a pass at one end of a step, by pair_id, with margin = ln pi(y+) - ln pi(y-)."""
-    rows = job.parts.phase(name).read().set_index("pair_id")
-    return rows.assign(margin=rows["chosen_logps"] - rows["rejected_logps"])
-
-
 # --- passes that write a row a pair ---
 
 Rows = Iterator[tuple[Sequence[Example], Mapping[str, Tensor]]]
 Groups = Sequence[Sequence[Example]]
 
 
-def _rows(job: Job, name: str, take: Callable[[Groups], Rows]) -> None:
-    """This process's share of a pass, each batch on disk before the next. take: batches to columns of each."""
+def _rows(job: Job, name: str, take: Callable[[Groups], Rows], tokens: int | None = None) -> None:
+    """This process's share of a pass, each batch on disk before the next. take: batches to columns of each; tokens:
+    of a batch, where that is not the job's."""
     part = job.parts.phase(name)
     done: set[str] = share(part.done)
 
     def work() -> None:
         me = processes()
-        groups = dealt(job.pairs, done, job.batch_tokens, job.cost)
+        groups = dealt(job.pairs, done, tokens or job.batch_tokens, job.cost)
         todo = [p for g in groups for p in g]
         with part.writer(me.process_index) as write, Progress(name, todo, show=me.is_main_process) as bar:
             for pairs, columns in take(groups):
@@ -234,12 +240,16 @@ def _closed(job: Job, groups: Groups, head: Tensor | None) -> Rows:
 
 def _alone(job: Job, groups: Groups) -> Rows:
     weights = rates.weights_of(job.model, job.parameters)
-    singles = [[pair] for group in groups for pair in group]
+    together = rates.takes_all(job.likelihood, job.model, weights)
 
     def work(part: Sequence[Example]) -> dict[str, Tensor]:
-        return {"self_rate": rates.self_rate(job.likelihood, job.model, job.collate(part), weights)}
+        batch = job.collate(part)
+        if together:
+            return {"self_rate": rates.self_rates(job.model, batch, weights)}
+        return {"self_rate": rates.self_rate(job.likelihood, job.model, batch, weights)}
 
-    yield from fitting(job.model, singles, work, likelihood=job.likelihood)
+    groups = groups if together else [[pair] for group in groups for pair in group]
+    yield from fitting(job.model, groups, work, likelihood=job.likelihood)
 
 
 def _own(job: Job, groups: Groups) -> Rows:
@@ -264,14 +274,21 @@ def _along(job: Job, name: str, direction: rates.Weights) -> None:
     step = rates.LENGTH / length if length else 0.0
     for end, signed in (("+", step), ("-", -step)):
         with rates.moved(weights, direction, signed):
-            _rows(job, name + end, lambda groups: _logps(job, groups, length))
+            _rows(job, name + end, lambda groups: _values(job, groups, length, margin=name == "probe_influence"))
 
 
-def _logps(job: Job, groups: Groups, length: float) -> Rows:
-    for scored in score_batches(job.model, groups, likelihood=job.likelihood):
-        found = likelihoods(scored.stats)
-        columns = {n: found[n] for n in ("chosen_logps", "rejected_logps")}
-        yield scored.pairs, columns | {"length": torch.full_like(columns["chosen_logps"], length)}
+def _values(job: Job, groups: Groups, length: float, *, margin: bool) -> Rows:
+    """ln pi(y+), or with margin ln pi(y+) - ln pi(y-); the rejected answers are run only where they are needed."""
+
+    def work(part: Sequence[Example]) -> dict[str, Tensor]:
+        asked = part if margin else [replace(p, rows={"chosen": p.chosen}) for p in part]
+        batch = job.collate(asked)
+        with torch.no_grad():
+            stats, _ = job.likelihood.stats(batch, job.likelihood.run(job.model, batch))
+        value = stats["chosen"].logps - (stats["rejected"].logps if margin else 0)
+        return {"value": value, "length": torch.full_like(value, length)}
+
+    yield from fitting(job.model, groups, work, likelihood=job.likelihood)
 
 
 # --- passes that add up ---
@@ -305,11 +322,24 @@ def _sums(job: Job, name: str) -> Sums:
     return Sums(job.parts.phase(name).folder)
 
 
-def _gradients(job: Job, groups: Groups, of: Callable[..., rates.Weights]) -> Adds:
+def _differences(job: Job, groups: Groups, save: Callable[[Sequence[Example], PairStats], None]) -> Adds:
+    weights = rates.weights_of(job.model, job.parameters)
+
+    def work(part: Sequence[Example]) -> tuple[PairStats, rates.Weights]:
+        batch = job.collate(part)
+        stats = pair_stats(job.likelihood, batch, job.likelihood.run(job.model, batch))
+        return stats, rates.difference(stats, weights)
+
+    for part, (stats, values) in fitting(job.model, groups, work, likelihood=job.likelihood):
+        save(part, stats)
+        yield part, values
+
+
+def _answers(job: Job, groups: Groups) -> Adds:
     weights = rates.weights_of(job.model, job.parameters)
 
     def work(part: Sequence[Example]) -> rates.Weights:
-        return of(job.likelihood, job.model, job.collate(part), weights)
+        return rates.answers_gradient(job.likelihood, job.model, job.collate(part), weights)
 
     yield from fitting(job.model, groups, work, likelihood=job.likelihood)
 

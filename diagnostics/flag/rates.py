@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from diagnostics.engine import head_of
 from diagnostics.errors import UserError
+from diagnostics.forward import run_sides
+from diagnostics.gradients.pairs import FAST, Activations, choose_way, from_activations
 from diagnostics.likelihood import Likelihood, pair_stats
-from diagnostics.stats import wide
+from diagnostics.stats import PairStats, wide
 
 Which = Literal["all", "head"]
 Weights = dict[str, Tensor]
@@ -61,9 +63,22 @@ def self_rate(likelihood: Likelihood, model: nn.Module, batch: Any, weights: Map
     return torch.stack([t.to(terms[0].device) for t in terms]).sum()[None]
 
 
-def difference(likelihood: Likelihood, model: nn.Module, batch: Any, weights: Mapping[str, Tensor]) -> Weights:
-    """Sum over the batch's pairs of g+ - g-, by one backward pass; float32 at least."""
-    stats = pair_stats(likelihood, batch, likelihood.run(model, batch))
+def takes_all(likelihood: Likelihood, model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether `self_rates` can be used: a language model of modules that it knows."""
+    return "gradients" in likelihood.gives and choose_way(model, list(weights.values()), head=False) == FAST
+
+
+def self_rates(model: nn.Module, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
+    """`self_rate` of every pair of a batch by one forward and two backward passes; (B,) float64."""
+    seen = Activations(model, list(weights.values()))
+    with seen.watch():
+        sides = run_sides(model, batch)
+    found, _ = from_activations(sides, seen, list(weights.values()), None, keep=False)
+    return found.chosen_norm**2 - found.inner
+
+
+def difference(stats: PairStats, weights: Mapping[str, Tensor]) -> Weights:
+    """Sum over a batch's pairs of g+ - g-, by one backward pass from their stats; float32 at least."""
     return _grad((stats.chosen.logps - stats.rejected.logps).sum(), weights)
 
 

@@ -92,6 +92,24 @@ class Tally:
             found = [2 * _dot(chosen, other), 2 * _dot(rejected, last), _dot(chosen, last) + _dot(other, rejected)]
         self.triples[:, i] += torch.stack(found)
 
+    def products(self, i: Any, chosen: Both, rejected: Both) -> None:
+        """Add inner products of one pair's gradients in a matrix, each a side's inputs and output gradients (tokens,
+        numbers): over pairs of tokens while those are few, else from the matrices themselves."""
+        (x, g), (z, f) = chosen, rejected
+        n, (d, e) = len(x), (x.shape[1], g.shape[1])
+        if (n + len(z)) * (d + e) > 2 * d * e:
+            self.inner(i, g.T @ x, f.T @ z)
+            return
+        both, pulled = torch.cat([x, z]), torch.cat([g, f])
+        found = (both @ both.T) * (pulled @ pulled.T)
+        parts = (found[:n, :n], found[n:, n:], found[:n, n:])
+        self.triples[:, i] += torch.stack([p.sum(dtype=self.triples.dtype) for p in parts])
+
+    def of_tokens(self, side: int, pairs: Tensor) -> Tensor:
+        """(tokens,) slope of the loss in the log-prob of the pair that each token belongs to; 0 of padding (-1)."""
+        assert self.weights is not None
+        return torch.cat([self.weights[side], self.weights.new_zeros(1)])[pairs]
+
     def vectors(self, parameter: Tensor, both: Both) -> None:
         """(B, d) gradients of all pairs in a parameter of d numbers."""
         chosen, rejected = (v.to(self.triples.dtype) for v in both)
@@ -229,15 +247,13 @@ def _linear(tally: Tally, module: nn.Module, rows: _Rows, spans: Any, _: Any) ->
     weight: Any = module.weight
     count = tally.triples.shape[1]
     if weight.requires_grad:
-        swap = isinstance(module, Conv1D)
         for i in range(count):
-            made = []
-            for side in (0, 1):
-                x, g = rows.of(side, spans, i)
-                made.append(x.T @ g if swap else g.T @ x)
-                if tally.weights is not None:
-                    tally.into(side, weight).add_(made[side], alpha=float(tally.weights[side, i]))
-            tally.inner(i, *made)
+            tally.products(i, rows.of(0, spans, i), rows.of(1, spans, i))
+        for side in (0, 1) if tally.weights is not None else ():
+            for p, g in rows.gradients[side].items():
+                x, into = rows.inputs[p], tally.into(side, weight)
+                scaled = g * tally.of_tokens(side, rows.pairs[p]).to(g)[:, None]
+                into.addmm_(*((x.T, scaled) if isinstance(module, Conv1D) else (scaled.T, x)))
     _bias(tally, module, rows, count)
 
 
@@ -336,17 +352,10 @@ def _head(
 def _head_weight(
     tally: Tally, head: Any, group: Sequence[int], pieces: list[Both], errors: Tensor, hidden: Tensor
 ) -> None:
-    """Gram form while a pair's tokens are fewer than its hidden state's numbers twice, else the gradient itself."""
     size = len(group)
     for k, i in enumerate(group):
         (e, h), (f, j) = pieces[k], pieces[k + size]
-        if len(e) + len(f) > 2 * hidden.shape[1]:
-            tally.inner(i, e.T @ h, f.T @ j)
-            continue
-        both = torch.cat([e, f]) @ torch.cat([e, f]).T * (torch.cat([h, j]) @ torch.cat([h, j]).T)
-        n = len(e)
-        parts = (both[:n, :n], both[n:, n:], both[:n, n:])
-        tally.triples[:, i] += torch.stack([p.sum(dtype=tally.triples.dtype) for p in parts])
+        tally.products(i, (h, e), (j, f))
     if tally.weights is None:
         return
     middle = sum(len(e) for e, _ in pieces[:size])

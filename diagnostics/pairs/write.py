@@ -23,13 +23,15 @@ def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -
     dest = Path(dest)
     if dest.exists() and Path(table.source).exists() and dest.samefile(table.source):
         raise UserError(f"{dest}: is the data set itself. Give another file name, so that nothing is lost.")
-    content = _encode(table.raw, source_rows, _target_kind(table.raw, dest))
-    if dest.suffix.lower() == ".gz":
-        content = gzip.compress(content, mtime=0)
-    part = dest.with_name(dest.name + ".tmp")
+    kind, part = _target_kind(table.raw, dest), dest.with_name(dest.name + ".tmp")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+        with part.open("wb") as plain:
+            if dest.suffix.lower() == ".gz":
+                with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as packed:
+                    _write(table.raw, source_rows, kind, packed)
+            else:
+                _write(table.raw, source_rows, kind, plain)
         os.replace(part, dest)
     except OSError as error:
         raise DataError(f"{dest}: cannot write ({error.strerror}). Free some space or choose another place.") from None
@@ -44,21 +46,22 @@ def _target_kind(raw: RawRows, dest: Path) -> str:
     return kind if raw.kind == "hub" else raw.kind
 
 
-def _encode(raw: RawRows, source_rows: Sequence[int], kind: str) -> bytes:
+def _write(raw: RawRows, source_rows: Sequence[int], kind: str, file: Any) -> None:
+    """Row by row where the format has rows: the data are not held a second time."""
     if kind == "parquet":
-        sink = io.BytesIO()
-        pq.write_table(raw.original.take(pa.array(source_rows, pa.int64())), sink)
-        return sink.getvalue()
-    if kind == "csv":
-        text = io.StringIO(newline="")
+        pq.write_table(raw.original.take(pa.array(source_rows, pa.int64())), file)
+    elif kind == "csv":
+        text = io.TextIOWrapper(file, "utf-8", newline="")
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([raw.original[0], *(raw.original[i + 1] for i in source_rows)])
-        return text.getvalue().encode()
-    rows = [raw.rows[i] for i in source_rows]
-    if kind == "json":
-        return (json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="surrogatepass")
-    lines = [raw.original[i] for i in source_rows] if raw.kind == "jsonl" else [_json_line(r) for r in rows]
-    return b"".join(line + b"\n" for line in lines)
+        writer.writerow(raw.original[0])
+        writer.writerows(raw.original[i + 1] for i in source_rows)
+        text.detach()
+    elif kind == "json":
+        rows = [raw.rows[i] for i in source_rows]
+        file.write((json.dumps(rows, ensure_ascii=False, indent=2) + "\n").encode(errors="surrogatepass"))
+    else:
+        for i in source_rows:
+            file.write((raw.original[i] if raw.kind == "jsonl" else _json_line(raw.rows[i])) + b"\n")
 
 
 def _json_line(row: dict[str, Any]) -> bytes:

@@ -6,10 +6,22 @@ import pytest
 import torch
 
 from diagnostics.errors import UserError
-from diagnostics.flag.rates import LENGTH, answers_gradient, difference, moved, norm, self_rate, slope, weights_of
+from diagnostics.flag.rates import (
+    LENGTH,
+    answers_gradient,
+    difference,
+    moved,
+    norm,
+    self_rate,
+    self_rates,
+    slope,
+    takes_all,
+    weights_of,
+)
 from diagnostics.forward import run
 from diagnostics.prepare import prepare
 from diagnostics.row_stats import pair_stats
+from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import add_lora
 
@@ -67,6 +79,11 @@ def plain_gradients(model, pair, weights):
     return found
 
 
+def set_gradient(model, batch, weights):
+    """The batch's g+ - g-, summed."""
+    return difference(pair_stats(batch, run(model, batch)), weights)
+
+
 def flat(direction) -> torch.Tensor:
     return torch.cat([d.flatten() for d in direction.values()])
 
@@ -85,11 +102,30 @@ def test_self_rate_is_plain_autograd(model, which, make_pairs, make_batch):
         assert got.item() == pytest.approx(float(chosen @ (chosen - rejected)), rel=1e-5)
 
 
+@pytest.mark.parametrize("which", ["all", "head"])
+def test_all_pairs_at_once_are_each_alone(model, which, make_pairs, make_batch):
+    """In any order, beside pairs of other lengths, one of them long enough for the other way to its products."""
+    if which == "head" and hasattr(model, "peft_config"):
+        return
+    weights, pairs = weights_of(model, which), make_pairs(4)
+    longer = TokenIds([*pairs[0].chosen.completion_ids] * 12)
+    pairs.append(
+        replace(
+            pairs[0], pair_id="long", rows=pairs[0].rows | {"chosen": replace(pairs[0].chosen, completion_ids=longer)}
+        )
+    )
+    assert takes_all(TOKENS, model, weights)
+    alone = torch.cat([self_rate(TOKENS, model, make_batch([pair]), weights) for pair in pairs])
+    torch.testing.assert_close(self_rates(model, make_batch(pairs), weights), alone, rtol=1e-5, atol=1e-6)
+    back = self_rates(model, make_batch(pairs[::-1]), weights).flip(0)
+    torch.testing.assert_close(back, alone, rtol=1e-5, atol=1e-6)
+
+
 def test_self_rate_is_what_a_real_step_does(model, make_pairs, make_batch):
     """(ln pi(y+) after a step of +h along g+ - g-, minus after -h) / 2h, in float64."""
     weights = weights_of(model)
     for pair in make_pairs(3, seed=1):
-        direction = difference(TOKENS, model, make_batch([pair]), weights)
+        direction = set_gradient(model, make_batch([pair]), weights)
         ends = []
         for h in (1e-3, -1e-3):
             with moved(weights, direction, h / norm(direction)), torch.no_grad():
@@ -116,13 +152,13 @@ def test_one_batched_backward_pass_is_the_sum_of_the_pairs(model, make_pairs, ma
     alone = make_batch([replace(p, rows={"answer": p.chosen}) for p in pairs])
     torch.testing.assert_close(flat(answers_gradient(TOKENS, model, alone, weights)), chosen, rtol=1e-4, atol=1e-5)
     for batch in (make_batch(pairs), make_batch(pairs[::-1])):
-        torch.testing.assert_close(flat(difference(TOKENS, model, batch, weights)), total, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(flat(set_gradient(model, batch, weights)), total, rtol=1e-4, atol=1e-5)
 
 
 def test_slope_is_the_exact_product(model, make_pairs, make_batch):
     """ln pi(y+) at both ends of a step of LENGTH along the set's direction, against g+ . D of every pair."""
     weights, pairs = weights_of(model), make_pairs(6)
-    batch, direction = make_batch(pairs), difference(TOKENS, model, make_batch(pairs), weights)
+    batch, direction = make_batch(pairs), set_gradient(model, make_batch(pairs), weights)
     size, ends = norm(direction), []
     for sign in (1, -1):
         with moved(weights, direction, sign * LENGTH / size), torch.no_grad():
