@@ -72,8 +72,9 @@ def pack(lengths: Rows, first: Rows, width: int, device: torch.device) -> Packed
             predicts[row] = np.append(last, np.arange(start, start + c))
             start += c
         segments.append((n, *(lengths[row][1] - 1 for row in rows)))
-    found = (source, positions, [predicts[same] for _, same in first])
-    return Packed(*(torch.from_numpy(np.concatenate(x)).to(device) for x in found), tuple(segments))
+    parts = (source, positions, [predicts[same] for _, same in first])
+    places, at, order = (torch.from_numpy(np.concatenate(part)).to(device) for part in parts)
+    return Packed(places, at, order, tuple(segments))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def _groups(pairs: Sequence[Example], compact: bool) -> list[Sequence[Example]]:
 def _collate(trainer: Any, group: Sequence[Example]) -> Any:
     rows = [(pair.prompt_ids, pair.chosen.completion_ids, pair.rejected.completion_ids) for pair in group]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return trainer.data_collator([dict(zip(names, map(list, ids), strict=True)) for ids in rows])
+    found = trainer.data_collator([dict(zip(names, map(list, ids), strict=True)) for ids in rows])
+    return {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in found.items()}
 
 
 def _trainer(policy: nn.Module, reference: nn.Module) -> Any:
@@ -90,5 +91,8 @@ def _trainer(policy: nn.Module, reference: nn.Module) -> Any:
     words = Tokenizer(models.WordLevel({"pad": PAD, "word": 1, "eos": EOS}, unk_token="word"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad", eos_token="eos", unk_token="word")
     unread = Dataset.from_list([{"prompt": "word", "chosen": "word", "rejected": "word"}])
-    settings = DPOConfig(tempfile.mkdtemp(), report_to="none", gradient_checkpointing=False, bf16=False, use_cpu=True)
+    settings = DPOConfig(
+        tempfile.mkdtemp(), report_to="none", gradient_checkpointing=False, bf16=False,
+        use_cpu=next(policy.parameters()).device.type == "cpu",
+    )  # fmt: skip
     return DPOTrainer(policy, reference, settings, train_dataset=unread, processing_class=tokenizer)  # type: ignore
