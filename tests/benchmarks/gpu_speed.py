@@ -124,7 +124,7 @@ def steps(plan: Plan) -> Iterator[Line]:
 def trl(plan: Plan) -> Iterator[Line]:
     """TRL's reference pass and training step on the same pairs, with ours beside them."""
     if not trl_ways.installed():
-        yield Line("TRL", "not installed, so not measured: pip install -e '.[trl]'")
+        yield Line("TRL", f"{trl_ways.VERSION} is not installed, so not measured: pip install -e '.[trl]'")
         return
     model = big_model(plan)
     pairs = scoring.make_pairs(plan.data, 4 if plan.quick else 256, int(model.config.vocab_size))

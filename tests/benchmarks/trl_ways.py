@@ -4,6 +4,7 @@
 """
 
 import copy
+import importlib.metadata
 import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,11 +18,12 @@ from torch import nn
 from diagnostics.sequences import Example
 
 COMPACT_PAIRS = 1
+VERSION = "1.16.0"  # as in pyproject.toml
 
 
 def installed() -> bool:
-    """Whether TRL can be imported."""
-    return importlib.util.find_spec("trl") is not None
+    """Whether TRL can be imported, in the version whose inner methods are called here."""
+    return importlib.util.find_spec("trl") is not None and importlib.metadata.version("trl") == VERSION
 
 
 def ways() -> dict[str, Way]:
