@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup report real test test-fast check bench lab clean
+.PHONY: help setup report real test test-fast check bench gpu lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,9 @@ check: setup  ## style, types and the one-way imports
 
 bench: setup  ## speeds as ratios within one run
 	$(BIN)/python tests/benchmarks/bench.py
+
+gpu: setup  ## on one card: every number against the CPU's, and the speeds, in nine minutes
+	$(BIN)/python tests/benchmarks/gpu.py
 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lab]'

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,17 +47,16 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, padding_side: str
     names = tuple(examples[0].rows)
     rows = [example.rows[name] for name in names for example in examples]
     width = max(map(len, rows))
-    shape = (len(rows), width)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    attention, completion_mask, text_mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-    for i, row in enumerate(rows):
-        n, m = len(row.prompt_ids), len(row)
-        start = width - m if padding_side == "left" else 0
-        input_ids[i, start : start + m] = torch.tensor([*row.prompt_ids, *row.completion_ids], dtype=torch.long)
-        attention[i, start : start + m] = 1
-        completion_mask[i, start + n : start + m] = 1
-        text_mask[i, start + n : start + m - int(row.has_eos)] = 1
-    batch = Batch(input_ids, attention, completion_mask, tuple(e.pair_id for e in examples), names, text_mask)
+    ends = np.array([(len(row.prompt_ids), len(row), len(row) - row.has_eos) for row in rows])
+    prompt, row_end, text_end = (ends[:, k : k + 1] for k in range(3))
+    place = np.arange(width)[None] - (width - row_end if padding_side == "left" else 0)  # in the row itself
+    spans = ((0, row_end), (prompt, row_end), (prompt, text_end))
+    real, completion, text = ((low <= place) & (place < high) for low, high in spans)
+    ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+    ids[real] = np.concatenate([np.asarray(part) for row in rows for part in (row.prompt_ids, row.completion_ids)])
+    attention, completion_mask, text_mask = (torch.from_numpy(m.astype(np.int64)) for m in (real, completion, text))
+    pair_ids = tuple(e.pair_id for e in examples)
+    batch = Batch(torch.from_numpy(ids), attention, completion_mask, pair_ids, names, text_mask)
     if padding_side == "left":
         return batch
     prompts: dict[object, int] = {}

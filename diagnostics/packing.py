@@ -3,7 +3,8 @@
 A prompt p with completions c, r, ... becomes the tokens p c r ... without the last token of each completion (nothing is
 predicted from it); a completion that a batch holds twice stands there once. Positions of every completion go on from p.
 Attention runs prompt by prompt: p and c as one causal sequence, r over p and itself, so no token ever sees its
-neighbours in the row, nor chosen the rejected.
+neighbours in the row, nor chosen the rejected. On a GPU, which so many small calls would leave idle, all sequences p c
+and p r of like length run side by side, padded in the attention alone; it then reads p once for each completion.
 
 `pack_apart` lays pairs out as three rows, all p, all c and all r, for three passes of which the second and
 third attend to the first's keys and values: then the chosen and the rejected answers share no node of the graph but
@@ -12,8 +13,10 @@ the prompts', and the gradient through either costs nothing for the other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,6 +26,9 @@ NAME = "chesboard_packed"
 
 # what some models add to the scores, beyond causal order, window and cap: a model that does is not packed
 UNKNOWN = ("s_aux", "position_bias", "attention_bias", "alibi", "head_mask")
+
+LOOPS = ("cpu",)  # kinds of device on which attention runs prompt by prompt
+SCORES_BYTES = 512 << 20  # attention's scores at once where no kernel keeps them to itself: with a soft-cap
 
 windows_seen: set[int] = set()  # sliding windows that attention layers really passed on since this was last cleared
 
@@ -52,22 +58,23 @@ def pack(lengths: Rows, first: Rows, width: int, device: torch.device) -> Packed
         if row == same:
             asked.setdefault(prompt, []).append(row)
     source, positions, segments, start = [], [], [], 0
-    predicts: dict[int, Tensor] = {}
+    predicts: dict[int, np.ndarray] = {}
     for rows in asked.values():
         n = lengths[rows[0]][0]
-        source.append(torch.arange(n) + rows[0] * width)
-        positions.append(torch.arange(n))
+        source.append(np.arange(n) + rows[0] * width)
+        positions.append(np.arange(n))
         last = start + n - 1  # the prompt's last token predicts the first token of every completion
         start += n
         for row in rows:
             c = lengths[row][1] - 1
-            source.append(torch.arange(n, n + c) + row * width)
-            positions.append(torch.arange(n, n + c))
-            predicts[row] = torch.cat([torch.tensor([last]), torch.arange(start, start + c)])
+            source.append(np.arange(n, n + c) + row * width)
+            positions.append(np.arange(n, n + c))
+            predicts[row] = np.append(last, np.arange(start, start + c))
             start += c
         segments.append((n, *(lengths[row][1] - 1 for row in rows)))
-    order = torch.cat([predicts[same] for _, same in first]).to(device)
-    return Packed(torch.cat(source).to(device), torch.cat(positions).to(device), order, tuple(segments))
+    parts = (source, positions, [predicts[same] for _, same in first])
+    places, at, order = (torch.from_numpy(np.concatenate(part)).to(device) for part in parts)
+    return Packed(places, at, order, tuple(segments))
 
 
 @dataclass(frozen=True)
@@ -133,16 +140,26 @@ def attention(
         raise ValueError("this attention adds to its scores")
     if sliding_window:
         windows_seen.add(sliding_window)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    how, before = (scaling, sliding_window, softcap), None
+    loops, groups = query.device.type in LOOPS, query.shape[1] // key.shape[1]
+    if loops and groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if prompts is not None and any(n for n, *_ in segments):
-        apart = _after(query, key, value, prompts[module], segments, scaling, sliding_window, softcap)
-        return apart.transpose(1, 2).contiguous(), None
-    if prompts is not None:
+        before = prompts[module]
+    elif prompts is not None:
         prompts[module] = key, value
+    if not loops:
+        return _together(query, key, value, before, segments, *how), None
+    if before is not None:
+        out = _after(query, key, value, before, segments, *how)
+    else:
+        out = _in_turn(query, key, value, segments, *how)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _in_turn(query: Tensor, key: Tensor, value: Tensor, segments: tuple[Lengths, ...], *how: Any) -> Tensor:
+    """Attention of a packed row, prompt by prompt."""
     out, start = [], 0
-    how = scaling, sliding_window, softcap
     for n, *rest in segments:
         first = start + n + (rest[0] if rest else 0)  # the prompt goes with its first completion
         own = slice(start, first)
@@ -154,7 +171,7 @@ def attention(
                 out.append(_attend(query[:, :, own], k, v, n, *how))
             first += c
         start = first
-    return torch.cat(out, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(out, 2)
 
 
 def _after(
@@ -195,6 +212,77 @@ def _attend(
     scores = torch.tanh(q @ k.transpose(-1, -2) * (scaling or q.shape[-1] ** -0.5) / softcap) * softcap
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype)
     return weights @ v
+
+
+def _together(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    before: tuple[Tensor, Tensor] | None,
+    segments: tuple[Lengths, ...],
+    *how: Any,
+) -> Tensor:
+    """Attention of a packed row in few calls, whatever the number of sequences, (1, N, H, d). before: keys and values
+    of the prompts where they were another row."""
+    groups, softcap = query.shape[1] // key.shape[1], how[-1]
+    if before is not None:
+        key, value = (torch.cat([old, new], 2) for old, new in zip(before, (key, value), strict=True))
+        unread = query.new_zeros(*query.shape[:2], before[0].shape[2], query.shape[3])  # they have had their turn
+        query = torch.cat([unread, query], 2)
+    tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, heads, d)
+    plan = side_by_side(segments, before is not None, query.device)
+    out = []
+    for whole in plan.takes:
+        most = SCORES_BYTES // (4 * query.shape[1] * whole.shape[1] ** 2) if softcap else len(whole)
+        for take in whole.split(max(1, most)):
+            q, k, v = (x.index_select(0, take.flatten()).unflatten(0, take.shape).transpose(1, 2) for x in tokens)
+            if groups > 1:
+                k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+            out.append(_attend(q, k, v, 0, *how).transpose(1, 2).flatten(0, 1))
+    return torch.cat(out).index_select(0, plan.back)[None]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The sequences of a packed row, those of like length together.
+
+    takes: (S, L) each: where the tokens of S sequences stand in the row, the last repeated up to the longest's L.
+    back: (N,) where each token of the row stands in the sequences laid end to end.
+    """
+
+    takes: tuple[Tensor, ...]
+    back: Tensor
+
+
+@lru_cache(maxsize=4)  # every layer of a pass asks for the same
+def side_by_side(segments: tuple[Lengths, ...], after: bool, device: torch.device) -> SideBySide:
+    """Every prompt with each of its completions as a sequence of its own. after: the row is all prompts first, whose
+    tokens are not asked back, then one completion each (see Part); else as in Packed."""
+    sequences, start = [], 0
+    total = sum(n for n, *_ in segments)
+    own = total if after else 0
+    for n, *rest in segments:
+        prompt = np.arange(start, start + n)
+        own += 0 if after else n
+        for c in rest or [0]:
+            sequences.append(np.concatenate([prompt, np.arange(own, own + c)]))
+            own += c
+        start = start + n if after else own
+    sequences = sorted(filter(len, sequences), key=len, reverse=True)
+    takes, back, done = [], np.zeros(own, dtype=np.int64), 0
+    while sequences:
+        longest = len(sequences[0])
+        size = sum(2 * len(s) > longest for s in sequences)
+        take = np.empty((size, longest), dtype=np.int64)
+        for row, tokens in zip(take, sequences, strict=False):
+            row[: len(tokens)], row[len(tokens) :] = tokens, tokens[-1]
+            back[tokens] = np.arange(done, done + len(tokens))
+            done += longest
+        takes.append(take)
+        sequences = sequences[size:]
+    with torch.inference_mode(False):  # they are kept, for passes with a gradient too
+        found = [torch.from_numpy(x).to(device) for x in (*takes, back[total if after else 0 :])]
+    return SideBySide(tuple(found[:-1]), found[-1])
 
 
 AttentionInterface.register(NAME, attention)

@@ -4,7 +4,7 @@ A batch that does not fit into memory is cut in halves and tried again; no numbe
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from diagnostics.errors import DataError
 from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.processes import processes
 from diagnostics.sequences import Example
-from diagnostics.stats import PairStats, SequenceStats
+from diagnostics.stats import PairStats, SequenceStats, wide
 
 T = TypeVar("T")
 
@@ -154,8 +154,15 @@ def rows(pairs: Sequence[Example | str], stats: PairStats, names: Sequence[str] 
     """One dictionary a pair: pair_id, log-probs, lengths and every measure (NaN where not measured)."""
     ids = [p if isinstance(p, str) else p.pair_id for p in pairs]
     columns = likelihoods(stats) | {name: measures.load(name)(stats) for name in names or measures.names()}
-    values = {name: tensor.detach().double().tolist() for name, tensor in columns.items()}
+    values = numbers(columns)
     return [{"pair_id": pair_id} | {name: v[i] for name, v in values.items()} for i, pair_id in enumerate(ids)]
+
+
+def numbers(columns: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Columns (B,) as Python's numbers, fetched all at once: each fetching would make a GPU wait."""
+    device = next(iter(columns.values())).device
+    found = torch.stack([column.detach().to(device, wide(device)) for column in columns.values()])
+    return dict(zip(columns, found.tolist(), strict=True))
 
 
 def likelihoods(stats: PairStats) -> dict[str, torch.Tensor]:

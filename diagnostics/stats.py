@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -77,7 +78,11 @@ class SequenceStats:
     @property
     def texts(self) -> list[list[int]] | None:
         """Each row's text_ids without the places (-1) that hold no text; None where they were not kept."""
-        return None if self.text_ids is None else [[i for i in row if i >= 0] for row in self.text_ids.tolist()]
+        if self.text_ids is None:
+            return None
+        ids = self.text_ids.cpu()
+        found = iter(ids[ids >= 0].tolist())
+        return [list(islice(found, n)) for n in (ids >= 0).sum(-1).tolist()]
 
 
 @dataclass(frozen=True)

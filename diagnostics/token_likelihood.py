@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,8 +45,10 @@ class TokenLikelihood:
         return collate(examples, pad_token_id=self.pad_token_id)
 
     def batch(self, fields: dict[str, Any]) -> Batch:
-        """See Likelihood."""
-        return Batch(**fields)
+        """See Likelihood. A data loader that pins memory makes lists of tuples."""
+        found = Batch(**fields)
+        rows: Any = (found.lengths and tuple(map(tuple, found.lengths)), tuple(map(tuple, found.first)))
+        return replace(found, pair_ids=tuple(found.pair_ids), names=tuple(found.names), lengths=rows[0], first=rows[1])
 
     def run(self, model: nn.Module, batch: Batch) -> Outputs:
         """See forward.run."""

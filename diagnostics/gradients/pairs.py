@@ -80,6 +80,7 @@ class Tally:
     def __init__(self, count: int, weights: Tensor | None, device: torch.device) -> None:
         self.triples = torch.zeros(3, count, dtype=wide(device), device=device)  # <w, w>, <l, l>, <w, l>
         self.weights = weights
+        self.factors: Any = None if weights is None else weights.tolist()  # read once: each reading waits for a GPU
         self.sums: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
 
     def inner(self, i: Any, chosen: Tensor, rejected: Tensor, *, more: Both | None = None) -> None:
@@ -302,7 +303,7 @@ def _embedding(tally: Tally, module: nn.Module, rows: _Rows, spans: Any, shared:
             made.append(sums)
             if tally.weights is not None:
                 into = tally.into(side, weight)
-                into.index_add_(0, table, sums.to(into.dtype), alpha=float(tally.weights[side, i]))
+                into.index_add_(0, table, sums.to(into.dtype), alpha=tally.factors[side][i])
         tally.inner(i, *made)
         if shared is not None:
             tally.inner(i, *made, more=shared[i])
@@ -372,7 +373,7 @@ def _head_bias(tally: Tally, head: Any, group: Sequence[int], pieces: list[Both]
         tally.inner(i, sums[0], sums[1])
         if tally.weights is not None:
             for side in (0, 1):
-                tally.into(side, head.bias).add_(sums[side], alpha=float(tally.weights[side, i]))
+                tally.into(side, head.bias).add_(sums[side], alpha=tally.factors[side][i])
 
 
 def _errors(head: nn.Module, out: Outputs) -> Tensor:
@@ -439,7 +440,7 @@ def _spans(sides: Sides) -> list[list[slice]]:
     """By pass and pair: where the pair's tokens stand."""
     count = 1 + max(int(p.max()) for p in sides.pairs)
     found = []
-    for pairs in sides.pairs:
+    for pairs in (p.cpu() for p in sides.pairs):
         places = [(pairs == i).nonzero().flatten().tolist() for i in range(count)]
         found.append([slice(at[0], at[-1] + 1) if at else slice(0) for at in places])
     return found

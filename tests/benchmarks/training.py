@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from diagnostics.batch import Batch, collate
+from diagnostics.engine import device_of
 from diagnostics.forward import Outputs, run, run_sides
 from diagnostics.gradients.pairs import Activations, by_pair, from_activations
 from diagnostics.gradients.whole import Gradient, cut, norms, pull_sides, side_gradients
@@ -45,8 +46,9 @@ class Trainee:
 def make_trainee(policy: nn.Module, reference: nn.Module, pairs: Sequence[Example]) -> Trainee:
     """AdamW over all weights; the reference is frozen."""
     reference.requires_grad_(False)
-    batch = collate(pairs, pad_token_id=PAD)
-    parts = [collate(pairs[i : i + 2], pad_token_id=PAD) for i in range(0, len(pairs), 2)]
+    device = device_of(policy)
+    batch = collate(pairs, pad_token_id=PAD).to(device)
+    parts = [collate(pairs[i : i + 2], pad_token_id=PAD).to(device) for i in range(0, len(pairs), 2)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
     return Trainee(policy.requires_grad_().train(), reference, optimizer, batch, parts)
 

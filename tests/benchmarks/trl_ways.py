@@ -4,6 +4,7 @@
 """
 
 import copy
+import importlib.metadata
 import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,11 +18,12 @@ from torch import nn
 from diagnostics.sequences import Example
 
 COMPACT_PAIRS = 1
+VERSION = "1.16.0"  # as in pyproject.toml
 
 
 def installed() -> bool:
-    """Whether TRL can be imported."""
-    return importlib.util.find_spec("trl") is not None
+    """Whether TRL can be imported, in the version whose inner methods are called here."""
+    return importlib.util.find_spec("trl") is not None and importlib.metadata.version("trl") == VERSION
 
 
 def ways() -> dict[str, Way]:
@@ -76,7 +78,8 @@ def _groups(pairs: Sequence[Example], compact: bool) -> list[Sequence[Example]]:
 def _collate(trainer: Any, group: Sequence[Example]) -> Any:
     rows = [(pair.prompt_ids, pair.chosen.completion_ids, pair.rejected.completion_ids) for pair in group]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return trainer.data_collator([dict(zip(names, map(list, ids), strict=True)) for ids in rows])
+    found = trainer.data_collator([dict(zip(names, map(list, ids), strict=True)) for ids in rows])
+    return {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in found.items()}
 
 
 def _trainer(policy: nn.Module, reference: nn.Module) -> Any:
@@ -90,5 +93,8 @@ def _trainer(policy: nn.Module, reference: nn.Module) -> Any:
     words = Tokenizer(models.WordLevel({"pad": PAD, "word": 1, "eos": EOS}, unk_token="word"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad", eos_token="eos", unk_token="word")
     unread = Dataset.from_list([{"prompt": "word", "chosen": "word", "rejected": "word"}])
-    settings = DPOConfig(tempfile.mkdtemp(), report_to="none", gradient_checkpointing=False, bf16=False, use_cpu=True)
+    settings = DPOConfig(
+        tempfile.mkdtemp(), report_to="none", gradient_checkpointing=False, bf16=False,
+        use_cpu=next(policy.parameters()).device.type == "cpu",
+    )  # fmt: skip
     return DPOTrainer(policy, reference, settings, train_dataset=unread, processing_class=tokenizer)  # type: ignore

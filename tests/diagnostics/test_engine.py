@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import diagnostics.forward as forward_file
+import diagnostics.packing as packing_file
 from diagnostics.engine import engine_of
-from diagnostics.forward import run
+from diagnostics.forward import run, run_sides
 from diagnostics.prepare import prepare
 from diagnostics.row_stats import pair_stats
 from diagnostics.sequences import Example, pair_of
@@ -86,6 +87,47 @@ def test_gradients_equal_the_plain_step(architecture, make_model, make_pairs, ma
     scale = max(float(g.abs().max()) for g in plain.values())
     for name in plain:
         torch.testing.assert_close(fast[name], plain[name], atol=2e-5 * scale, rtol=1e-4)
+
+
+ON_GPU = [("llama", 1 << 29), ("gemma2", 1), ("gemma2", 1 << 29), ("mistral", 1 << 29), ("gpt2", 1 << 29)]
+
+
+@pytest.mark.parametrize(("architecture", "room"), ON_GPU)
+def test_attention_as_on_a_gpu_gives_the_same(architecture, room, make_model, make_pairs, make_batch, monkeypatch):
+    """Sequences side by side instead of one by one: log-probs, hidden states, and the gradients through both sides of
+    the shared prompt and of prompts run before. Grouped keys, soft-cap (one at a time, or all), window."""
+    monkeypatch.setattr(packing_file, "SCORES_BYTES", room)
+    model, batch = make_model(architecture), make_batch([*make_pairs(6), *edge_pairs()])
+    assert prepare(model).apart
+
+    def gradients():
+        stats, sides = pair_stats(batch, run(model, batch)), run_sides(model, batch)
+        totals = stats.chosen.logps.sum(), sides.chosen.square().sum(), sides.rejected.square().sum()
+        return [torch.autograd.grad(total, weight, retain_graph=True)[0] for total in totals]
+
+    weight = next(p for n, p in model.named_parameters() if "k_proj.weight" in n or "c_attn.weight" in n)
+    wanted, slopes = stats_of(model, batch), gradients()
+    monkeypatch.setattr(packing_file, "LOOPS", ())
+    monkeypatch.delattr(packing_file, "_in_turn")
+    assert prepare(model).apart
+    same(stats_of(model, batch), wanted, atol=3e-4, rtol=1e-4)
+    for got, expected in zip(gradients(), slopes, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-4)
+
+
+def test_sequences_side_by_side_worked():
+    """Prompts of 2 and 1 with completions of 3 and 1, and of 2 (as laid out): tokens 0-5 and 6-8. Sequences 01 234,
+    01 5 and 6 78; the two short ones are more than half as long as the long one, so all stand together."""
+    found = packing_file.side_by_side(((2, 3, 1), (1, 2)), False, torch.device("cpu"))
+    assert [t.tolist() for t in found.takes] == [[[0, 1, 2, 3, 4], [0, 1, 5, 5, 5], [6, 7, 8, 8, 8]]]
+    assert found.takes[0].flatten()[found.back].tolist() == list(range(9))
+
+
+def test_sequences_after_their_prompts_worked():
+    """The row holds both prompts (0-4), then completions of 1 and of none; the prompts are not asked back."""
+    found = packing_file.side_by_side(((4, 1), (1, 0)), True, torch.device("cpu"))
+    assert [t.tolist() for t in found.takes] == [[[0, 1, 2, 3, 5]], [[4]]]
+    assert found.back.tolist() == [4]
 
 
 def test_gradient_checkpointing_keeps_the_packed_attention(make_model, make_pairs, make_batch):

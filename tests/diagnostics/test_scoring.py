@@ -84,6 +84,14 @@ def test_other_errors_are_not_swallowed(small_memory, make_model, make_pairs):
         scores(make_model("llama"), make_pairs(2))
 
 
+def test_a_batch_whose_tuples_a_loader_made_lists_of_is_the_same(make_pairs):
+    """As torch's pinning of memory does it, which only happens with a GPU."""
+    fields = vars(TOKENS.collate(make_pairs(3)))
+    pinned = fields | {n: list(fields[n]) for n in ("pair_ids", "names")}
+    pinned |= {n: [list(x) for x in fields[n]] for n in ("lengths", "first")}
+    assert vars(TOKENS.batch(pinned)) == fields  # tensors are the very same
+
+
 def test_the_budget_counts_tokens_as_the_engine_lays_them_out(make_pairs):
     pairs = make_pairs(60)
     packed, padded = Engine(packed=True), Engine()

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from diagnostics.errors import DataError, printable
 from diagnostics.processes import share
 from diagnostics.progress import Steps
-from diagnostics.scoring import rows
+from diagnostics.scoring import numbers, rows
 from diagnostics.stats import PairStats
 from trainers.loop.alarm import Alarms
 from trainers.loop.columns import NAN, UNMEASURED, mean, means, ordered
@@ -48,7 +48,7 @@ class Recorder(TrainerCallback):
         loss is not finite."""
         columns = {"loss": output.losses, "chosen_rewards": output.chosen_rewards}
         columns |= {"rejected_rewards": output.rejected_rewards} | (more or {})
-        values = {name: column.detach().double().tolist() for name, column in columns.items()}
+        values = numbers(columns)
         new = [row | {name: v[i] for name, v in values.items()} for i, row in enumerate(rows(pair_ids, stats))]
         self._rows += new
         bad = [row["pair_id"] for row in new if not math.isfinite(row["loss"])]
