@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis.papers import Measured, Paper, groups, once, per_seed, where
 from analysis.show import page
 from analysis.show.page import Block
-from analysis.show.style import CHOSEN, DARK, MUTED, REJECTED, below, panels, styled
+from analysis.show.style import CHOSEN, DARK, REJECTED, below, panels, styled
 from analysis.show.wording import correlation, count, number, percent, span
 from analysis.tables import runs
 from analysis.tables.intervals import mean, share_interval, spearman
@@ -99,7 +99,7 @@ class Rule:
 
     def right(self, table: pd.DataFrame) -> pd.Series:
         """1 for every cell that it says the right thing of."""
-        return ((table[self.name] > self.bound) == (table["fell"] > MOST)).astype(float)
+        return pd.Series((table[self.name] > self.bound) == (table["fell"] > MOST)).astype(float)
 
 
 @once
@@ -156,7 +156,7 @@ def chart(paper: Paper) -> Block:
                 "fell at the end": percent(mean(of["fell_end"])),
                 "chosen, nats": number(mean(of["chosen"]), 1),
                 "margin, nats": number(mean(of["margin"]), 1),
-                "margin reached": f"{int(of['reached'].sum())} of {len(of)}",
+                "margin reached": f"{of['reached'].sum():.0f} of {len(of)}",
             }
         )
     return page.stack(
@@ -196,7 +196,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set(title=said, xlim=(-0.05, 1.05), xlabel=f"share of chosen answers that fell, margin +{MARGIN:g} nats")
         axes.set_yticks(range(len(names)), [f"{SOURCES[s]},\nwinner {WINNERS[w]}" for s, w in names])
         axes.invert_yaxis()
-        axes.axvline(MOST, color=MUTED, lw=0.8, ls="--")
+        axes.axvline(MOST, color=DARK, lw=0.8, ls="--")
     all_axes[-1].set_yticklabels([])
     below(all_axes[0])
     return figure
@@ -209,8 +209,8 @@ def draw_rule(table: pd.DataFrame, law: Rule) -> Figure:
     for start, said in STARTS.items():
         of = where(table, start=start)
         axes.plot(of[law.name], of["fell"], "o", mfc=CHOSEN if start == "instruct" else "none", mec=CHOSEN, label=said)
-    axes.axvline(law.bound, color=MUTED, lw=0.8, ls="--")
-    axes.axhline(MOST, color=MUTED, lw=0.8, ls="--")
+    axes.axvline(law.bound, color=DARK, lw=0.8, ls="--")
+    axes.axhline(MOST, color=DARK, lw=0.8, ls="--")
     axes.set(xlabel=PREDICTORS[law.name], ylabel="share that fell", ylim=(-0.05, 1.05))
     below(axes)
     return figure
@@ -219,7 +219,7 @@ def draw_rule(table: pd.DataFrame, law: Rule) -> Figure:
 def _difference(table: pd.DataFrame, name: str, one: object, other: object) -> pd.Series:
     """By seed: mean share that fell where a label has one value, less where it has the other."""
     one_side, other_side = (where(table, **{name: value}).groupby("seed")["fell"].mean() for value in (one, other))
-    return one_side - other_side
+    return pd.Series(one_side - other_side)
 
 
 def _outcome(rows: pd.DataFrame) -> dict[str, float]:

@@ -33,7 +33,7 @@ STARTS = ("instruct", "sft")
 SETTINGS = (
     Setting("model", None, "ours", "given by --model", "the user's own"),
     Setting("pairs", None, "ours", 16, "of each cell; the same prompts in all of a seed"),
-    Setting("updates", None, "ours", 8, "two passes over the pairs"),
+    Setting("updates", None, "ours", 6, "one pass and a half over the pairs"),
     Setting("batch", None, "ours", 4, "a laptop, and more updates of as many pairs"),
     Setting("rates", None, "ours", [1e-5, 5e-5], "usual for the size, and at which a real model was seen to displace"),
     Setting("rates after SFT", None, "ours", [5e-5], "the higher one: cells that no rule was made from"),
@@ -176,7 +176,7 @@ def _trials(
         "per_device_train_batch_size": settings["batch"],
         "max_steps": settings["updates"],
         "probe_pairs": settings["pairs"],
-        "probe_every": max(1, settings["updates"] // 4),
+        "probe_every": max(1, settings["updates"] // 3),
     }
     rates = settings["rates after SFT" if start == "sft" else "rates"]
     return [
