@@ -39,6 +39,7 @@ from trainers.models import (
     model_limit,
     quiet,
     tokenizer_hash,
+    warn_if_slow,
     weights_hash,
 )
 from trainers.references import reference_of, reward_model_of
@@ -67,6 +68,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     main = arguments.process_index == 0
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
+    cast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else config.dtype
+    warn_if_slow(cast, arguments.device.type)
     model = load_policy(config.model, dtype=config.dtype)
     if changed := make_savable(model):
         tell(changed)
