@@ -34,8 +34,8 @@ check: setup  ## style, types and the one-way imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: setup  ## speeds as ratios within one run
-	$(BIN)/python tests/benchmarks/bench.py
+bench: setup  ## speeds as ratios within one run; MODEL=folder: of your model on real pairs
+	$(BIN)/python tests/benchmarks/bench.py $(if $(MODEL),--model $(MODEL))
 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lab]'
