@@ -203,7 +203,7 @@ def load_to_device(name: str, *, dtype: str = "float32", device_map: str | None 
     if device_map and processes().num_processes > 1:
         raise UserError("--device-map spreads one model over all devices: start one process, or leave it out.")
     if not device_map:
-        warn_if_slow(dtype, processes().device.type)
+        warn_if_slow(dtype, str(processes().device))
     model = load_model(name, dtype=dtype, device_map=device_map)
     if not device_map:
         nn.Module.to(model, processes().device)
