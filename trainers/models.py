@@ -211,8 +211,8 @@ def load_to_device(name: str, *, dtype: str = "float32", device_map: str | None 
 
 
 def warn_if_slow(dtype: str, device: str) -> None:
-    """Says, once a process, that this processor has no units for a dtype: one that has computes about as fast as in
-    float32 or faster, one that has not 7 times (scoring) to 16 times (training) slower, as measured."""
+    """Says, once a process, that this processor has no units for a dtype (measured with 135 million weights on one that
+    has none, in bfloat16: scoring 6.6 times and training 16 times slower than in float32)."""
     if device == "cpu" and not _has_units(dtype):
         _say_slow(dtype)
 
@@ -220,8 +220,8 @@ def warn_if_slow(dtype: str, device: str) -> None:
 @functools.cache
 def _say_slow(dtype: str) -> None:
     tell(
-        f"warning: this processor has no units for {dtype}, in which scoring is about 7 times and training 16 times "
-        "slower than in float32. Use float32 here.",
+        f"warning: this processor has no units for {dtype}, in which everything is about 7 to 16 times slower "
+        "than in float32. Use float32 here.",
         file=sys.stderr,
     )
 

@@ -47,6 +47,8 @@ from trainers.resume import look
 from trainers.splits import Splits, read_splits
 from trainers.track import read_track
 
+START = "probe_start.safetensors"  # the first probe's distributions, for a run that goes on from a checkpoint
+
 
 def train(config: TrainConfig) -> Path:
     """Run the whole job and return the run folder. Same config and seed, same log.
@@ -101,7 +103,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     )  # fmt: skip
     probe = Probe(
         {"probe": splits.probe, "eval": splits.heldout}, tokenizer, likelihood=likelihood, reference=reference,
-        track=track, start=run.path / "probe_start.safetensors", resumed=bool(checkpoint),
+        track=track, start=run.path / START, resumed=bool(checkpoint),
         responses=config.response_types, seed=config.seed,
     )  # fmt: skip
     schedule = ProbeSchedule(
@@ -151,6 +153,8 @@ def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkp
             run.note(weights_moved=moved(start, policy))
         if not trainer.recorder.stopped:
             run.note(finished={"step": trainer.state.global_step})
+            if not any((run_dir / "checkpoints").glob("checkpoint-*")):  # nothing to go on from
+                (run_dir / START).unlink(missing_ok=True)
     if trainer.recorder.stopped:
         said = (
             f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "
