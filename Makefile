@@ -34,8 +34,8 @@ check: setup  ## style, types and the one-way imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: setup  ## speeds as ratios within one run
-	$(BIN)/python tests/benchmarks/bench.py
+bench: setup  ## speeds as ratios within one run; MODEL=folder: of your model on real pairs
+	$(BIN)/python tests/benchmarks/bench.py $(if $(MODEL),--model $(MODEL))
 
 gpu: setup  ## on one card: every number against the CPU's, and the speeds, in nine minutes
 	$(BIN)/python tests/benchmarks/gpu.py

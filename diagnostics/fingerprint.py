@@ -19,7 +19,7 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_values(model, name, tensor).contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(_values(model, name, tensor).contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

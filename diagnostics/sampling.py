@@ -16,7 +16,7 @@ from diagnostics.pairs import Text
 from diagnostics.scoring import batches
 from diagnostics.sequences import Example
 from diagnostics.stats import wide
-from diagnostics.token_likelihood import TokenLikelihood, padded
+from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import end_ids, tokenize_prompts
 
 OWN_TOKENS = 32  # an own answer is cut here
@@ -73,7 +73,7 @@ def own_answers(
     budget = batch_tokens or likelihood.budget(model, pairs)
     budget = budget if caches(model) else 1  # without a cache one at a time, free of padding
     found = {}
-    for group in batches(pairs, budget, padded):
+    for group in batches(pairs, budget, lambda _, longest: longest):
         limits = [min(OWN_TOKENS, longest - len(p.prompt_ids)) for p in group]
         answers = draw(model, [p.prompt_ids for p in group], limits, pad=likelihood.pad_token_id, ends=ends)
         found |= {p.pair_id: ids for p, ids in zip(group, answers, strict=True)}

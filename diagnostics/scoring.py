@@ -42,14 +42,16 @@ def score(
     likelihood: Likelihood,
     reference: Callable[[Any], Any] | None = None,
     batch_tokens: int | None = None,
+    same: bool = False,
 ) -> Iterator[Scored]:
     """Score pairs without gradient, long ones first, at most batch_tokens tokens at once (see `batches`).
 
     reference: runs the reference model on a batch (then the exact KL is measured too), or gives its stored stats.
-    batch_tokens: None finds a size that fits (see Likelihood.budget).
+    batch_tokens: None finds a size that fits (see Likelihood.budget). same: the reference is this model, so that one
+    run is enough for both.
     """
     groups = batches(pairs, batch_tokens or likelihood.budget(model, pairs), likelihood.cost(model))
-    yield from score_batches(model, groups, likelihood=likelihood, reference=reference)
+    yield from score_batches(model, groups, likelihood=likelihood, reference=reference, same=same)
 
 
 def score_batches(
@@ -58,6 +60,7 @@ def score_batches(
     *,
     likelihood: Likelihood,
     reference: Callable[[Any], Any] | None = None,
+    same: bool = False,
 ) -> Iterator[Scored]:
     """`score` with the batches as they are given; one that does not fit is halved, as are those after it."""
     device = device_of(model)
@@ -66,7 +69,7 @@ def score_batches(
         batch = likelihood.collate(part).to(device)
         with torch.no_grad():
             policy = likelihood.run(model, batch)
-            live = reference(batch) if reference else None
+            live = policy if same else reference(batch) if reference else None
             return Scored(part, batch, pair_stats(likelihood, batch, policy, live), policy, live)
 
     for _, scored in fitting(model, groups, work, likelihood=likelihood):

@@ -38,7 +38,8 @@ def reference_of(
     nn.Module.to(model, arguments.device)
     if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike
         likelihood.prepare(model)
-    key = {"model": weights_hash(model), "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}
+    weights = weights_hash(model) if config.reference_model else started["model"]
+    key = {"model": weights, "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}
     key |= {"engine": engine_of(model).name}
     wanted = torch.bfloat16 if cast == "bf16" else torch.float16
     everything = {p.pair_id: p for p in (*splits.train, *splits.probe, *splits.heldout)}

@@ -39,12 +39,15 @@ from trainers.models import (
     model_limit,
     quiet,
     tokenizer_hash,
+    warn_if_slow,
     weights_hash,
 )
 from trainers.references import reference_of, reward_model_of
 from trainers.resume import look
 from trainers.splits import Splits, read_splits
 from trainers.track import read_track
+
+START = "probe_start.safetensors"  # the first probe's distributions, for a run that goes on from a checkpoint
 
 
 def train(config: TrainConfig) -> Path:
@@ -67,6 +70,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     main = arguments.process_index == 0
     set_seed(config.seed)
     tokenizer = load_tokenizer(config.model)
+    cast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else config.dtype
+    warn_if_slow(cast, arguments.device.type)
     model = load_policy(config.model, dtype=config.dtype)
     if changed := make_savable(model):
         tell(changed)
@@ -98,7 +103,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     )  # fmt: skip
     probe = Probe(
         {"probe": splits.probe, "eval": splits.heldout}, tokenizer, likelihood=likelihood, reference=reference,
-        track=track, start=run.path / "probe_start.safetensors", resumed=bool(checkpoint),
+        track=track, start=run.path / START, resumed=bool(checkpoint),
         responses=config.response_types, seed=config.seed,
     )  # fmt: skip
     schedule = ProbeSchedule(
@@ -148,6 +153,8 @@ def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkp
             run.note(weights_moved=moved(start, policy))
         if not trainer.recorder.stopped:
             run.note(finished={"step": trainer.state.global_step})
+            if not any((run_dir / "checkpoints").glob("checkpoint-*")):  # nothing to go on from
+                (run_dir / START).unlink(missing_ok=True)
     if trainer.recorder.stopped:
         said = (
             f"stopped by its alarm: {trainer.recorder.stopped}. The log is whole and a checkpoint is saved; --resume "

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diagnostics.audit import audit_pairs
 from diagnostics.columns import described
-from diagnostics.engine import engine_of
+from diagnostics.engine import device_of, engine_of
 from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.flag.flagging import EVERY
@@ -32,6 +33,7 @@ from trainers.models import (
     load_tokenizer,
     longest,
     quiet,
+    warn_if_slow,
 )
 from trainers.track import read_track
 
@@ -99,6 +101,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     chosen = random.Random(settings["seed"]).sample(list(kept), min(settings["pairs"], len(kept)))
     tracked = read_track(track) if track else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    warn_if_slow(dtype, device)
     frozen: Any = load_model(base, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
     likelihood = TokenLikelihood.of(tokenizer)
     likelihood.prepare(frozen)
@@ -122,7 +125,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
         {"probe": chosen}, tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood), track=tracked,
         start=run.path / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES, seed=settings["seed"],
     )  # fmt: skip
-    _measure(run, probe, found, done, dtype, device)
+    _measure(run, probe, found, done, dtype, frozen)
     run.compact()
 
 
@@ -164,16 +167,19 @@ def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[i
 
 
 def _measure(
-    run: RunFolder, probe: Probe, checkpoints: dict[int, str], done: set[int], dtype: str, device: str
+    run: RunFolder, probe: Probe, checkpoints: dict[int, str], done: set[int], dtype: str, frozen: Any
 ) -> None:
+    """Every checkpoint that is not done. frozen: the one of step 0, loaded as the reference already."""
     writer, last = run.writer(), max(checkpoints)
     schedule = ProbeSchedule(writer, probe, every=1, tokens="ends", noise=0.0)
     try:
         for step, name in counted(checkpoints.items(), "trace", len(checkpoints), unit="checkpoint"):
             if step in done:
                 continue
-            model = load_model(name, dtype=dtype).to(device)
-            probe.likelihood.prepare(model)
+            model = frozen
+            if step:
+                model = nn.Module.to(load_model(name, dtype=dtype), device_of(frozen))
+                probe.likelihood.prepare(model)
             writer.append_step({"step": step, "epoch": NAN} | schedule.at(model, step, NAN, last=step == last))
     finally:
         writer.close()

@@ -1,7 +1,8 @@
 """The speed benchmark: `make bench`. One process, one thread, interleaved repeats, CPU seconds, verdicts on ratios.
 
-    python tests/benchmarks/bench.py            everything, about ten minutes
-    python tests/benchmarks/bench.py --quick    the small model only, few pairs, about a minute
+    python tests/benchmarks/bench.py                  everything, about ten minutes
+    python tests/benchmarks/bench.py --quick          the small model only, few pairs, about a minute
+    python tests/benchmarks/bench.py --model FOLDER   the same tables for a model of your own and real pairs
 
 Seconds depend on the machine and on what else it does; the ratios between ways, which are measured in turn, hold.
 """
@@ -31,28 +32,42 @@ import transformers
 import trl_ways
 from rich.console import Console
 from rich.table import Table
+from scoring import Case
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-test.jsonl.gz"
+GIVEN_PAIRS = 4
+START, TIMES = 120, 250  # reckoned from the parts' speeds with 135 million weights, not measured as a whole
 OURS = ("ours, CHES only", "ours, CHES and likelihoods", "ours, KL both ways")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. cases: (size, vocabulary, pairs); steps: (size, vocabulary); memory: vocabularies."""
+    """What is measured. cases: on which scoring is timed; steps: the training step; memory: where its peak is taken.
+    repeats: rounds of scoring, and step_repeats of the step."""
 
-    cases: tuple[tuple[str, str, int], ...]
-    steps: tuple[tuple[str, str], ...]
-    memory: tuple[str, ...]
+    cases: tuple[Case, ...]
+    steps: tuple[Case, ...]
+    memory: tuple[Case, ...]
     repeats: int
+    step_repeats: int
 
 
 FULL = Plan(
-    (("S", "32k", 24), ("S", "128k", 12), ("M", "32k", 12), ("M", "128k", 8)),
-    (("S", "32k"), ("M", "32k")),
-    ("32k", "128k"),
+    (Case("S", "32k", 24), Case("S", "128k", 12), Case("M", "32k", 12), Case("M", "128k", 8)),
+    (Case("S", "32k", training.PAIRS), Case("M", "32k", training.PAIRS)),
+    (Case("S", "32k", 24), Case("S", "128k", 24)),
     3,
+    6,
 )
-QUICK = Plan((("S", "32k", 8),), (("S", "32k"),), ("32k",), 2)
+QUICK = Plan((Case("S", "32k", 8),), (Case("S", "32k", training.PAIRS),), (Case("S", "32k", 24),), 2, 4)
+
+
+def plan_of(quick: bool, model: str | None) -> Plan:
+    """The plan asked for; a given model is a single case of few pairs."""
+    if model is None:
+        return QUICK if quick else FULL
+    only = (Case("", "", GIVEN_PAIRS, folder=model),)
+    return Plan(only, only, only, 2, 2)
 
 
 @dataclass(frozen=True)
@@ -105,37 +120,41 @@ def interleave(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tu
     return {name: tuple(each[name] for each in rounds) for name in ways}
 
 
-def time_scoring(size: str, vocabulary: str, count: int, plan: Plan, data: Path | None) -> list[Timing]:
-    """Every way to score on one size; also checks that all ways give the same numbers."""
-    models = scoring.make_models(scoring.SIZES[size], scoring.VOCABULARIES[vocabulary])
-    pairs = scoring.make_pairs(data, count, scoring.VOCABULARIES[vocabulary])
+def time_scoring(case: Case, plan: Plan, data: Path | None) -> list[Timing]:
+    """Every way to score on one model; also checks that all ways give the same numbers."""
+    models, pairs = case.models(), case.read(data)
     found: dict[str, dict[str, scoring.Scores]] = {}
 
     ways = scoring.WAYS | trl_ways.ways()
     for way in ways.values():
         way(models, pairs[:1])  # first calls set up the libraries
-    ideal, body = ceiling(models, pairs, size, vocabulary)
+    ideal, body = ceiling(models, pairs)
     seconds = interleave(
         {name: _note(found, name, partial(way, models, pairs)) for name, way in ways.items()}, plan.repeats
     )
-    ideal_after, body_after = ceiling(models, pairs, size, vocabulary)
+    ideal_after, body_after = ceiling(models, pairs)
     scoring.agree(found)
     ideal, body = (ideal + ideal_after) / 2, (body + body_after) / 2
     least = {"script": body, OURS[0]: body, OURS[2]: 2 * ideal}
-    case = f"{size} {vocabulary}"
     return [
-        Timing(case, name, values, least.get(name, ideal) / statistics.median(values))
+        Timing(case.name, name, values, least.get(name, ideal) / statistics.median(values))
         for name, values in seconds.items()
     ]
 
 
-def ceiling(models: scoring.Models, pairs: Sequence[Any], size: str, vocabulary: str) -> tuple[float, float]:
+def ceiling(models: scoring.Models, pairs: Sequence[Any]) -> tuple[float, float]:
     """CPU seconds that the unavoidable matrix products take at the rate measured now: body and head, body alone."""
     work = scoring.useful_work(models.ours, pairs)
-    body = list(scoring.body_products(scoring.SIZES[size]))
-    head = [scoring.head_product(scoring.SIZES[size], scoring.VOCABULARIES[vocabulary])]
+    body, head = scoring.body_products(models.ours), [scoring.head_product(models.ours)]
     body_seconds = work.body / rate(body)
     return body_seconds + work.head / rate(head), body_seconds
+
+
+def expected(case: Case, data: Path | None) -> float:
+    """About how many CPU seconds a given model will take: START for loading it in every process, and TIMES the ceiling
+    of its pairs.
+    """
+    return START + TIMES * ceiling(case.models(), case.read(data))[0]
 
 
 def rate(products: Sequence[Any], seconds: float = 0.5) -> float:
@@ -147,21 +166,20 @@ def rate(products: Sequence[Any], seconds: float = 0.5) -> float:
     return done / (time.process_time() - start)
 
 
-def time_steps(size: str, vocabulary: str, plan: Plan, data: Path | None) -> list[Timing]:
-    """Every way to do a training step on one size. The naive step, the slowest by far, is done once."""
-    models = scoring.make_models(scoring.SIZES[size], scoring.VOCABULARIES[vocabulary])
-    pairs = scoring.make_pairs(data, training.PAIRS, scoring.VOCABULARIES[vocabulary])
+def time_steps(case: Case, plan: Plan, data: Path | None) -> list[Timing]:
+    """Every way to do a training step on one model. The naive step, the slowest by far, is done once."""
+    models, pairs, share = case.models(), case.read(data), case.folder is not None
     with tempfile.TemporaryDirectory() as folder:
-        steps = training.make_steps(models, pairs, Path(folder))
+        steps = training.make_steps(models, pairs, Path(folder), share=share)
         if trl_ways.installed():
-            steps["TRL compact"] = trl_ways.step(*models.to_train(plain=True), pairs)
+            steps |= trl_ways.steps(*models.to_train(plain=True), pairs, share=share)
         losses: dict[str, float] = {}
         first = interleave({name: _note(losses, name, step) for name, step in steps.items()}, 1)
         if max(losses.values()) - min(losses.values()) > 1e-4:
             raise AssertionError(f"the ways to train start from different losses: {losses}")
         del steps["naive"]  # the others go on: their first call set up the libraries and AdamW's state
-        seconds = {"naive": first["naive"]} | interleave(steps, 2 * plan.repeats)
-    return [Timing(f"{size} {vocabulary}", name, values) for name, values in seconds.items()]
+        seconds = {"naive": first["naive"]} | interleave(steps, plan.step_repeats)
+    return [Timing(case.name, name, values) for name, values in seconds.items()]
 
 
 def _note(found: dict[str, Any], name: str, work: Callable[[], Any]) -> Callable[[], None]:
@@ -169,22 +187,21 @@ def _note(found: dict[str, Any], name: str, work: Callable[[], Any]) -> Callable
     return lambda: found.update({name: work()})
 
 
-def measure_memory(plan: Plan, data: Path | None) -> dict[str, dict[str, float]]:
-    """MiB over the loaded model at the peak of each way to score, S, each in a process of its own."""
+def measure_memory(plan: Plan) -> dict[str, dict[str, float]]:
+    """MiB over the loaded model at the peak of each way to score, each in a process of its own."""
     found: dict[str, dict[str, float]] = {}
-    for vocabulary in plan.memory:
+    for case in plan.memory:
         for way in scoring.WAYS | trl_ways.ways():
-            command = [sys.executable, __file__, "--peak", way, vocabulary, "--data", str(data or "")]
+            command = [sys.executable, *sys.argv, "--peak", way, case.name]
             done = subprocess.run(command, capture_output=True, text=True)
             killed = done.returncode != 0  # too little memory
-            found.setdefault(way, {})[vocabulary] = float("nan") if killed else float(done.stdout.split()[-1])
+            found.setdefault(way, {})[case.name] = float("nan") if killed else float(done.stdout.split()[-1])
     return found
 
 
-def peak(way: str, vocabulary: str, data: Path | None) -> float:
-    """MiB that scoring 24 pairs with model S needs above what is held before it. Linux only."""
-    models = scoring.make_models(scoring.SIZES["S"], scoring.VOCABULARIES[vocabulary])
-    pairs = scoring.make_pairs(data, 24, scoring.VOCABULARIES[vocabulary])
+def peak(way: str, case: Case, data: Path | None) -> float:
+    """MiB that scoring needs above what is held before it. Linux only."""
+    models, pairs = case.models(), case.read(data)
     function = (scoring.WAYS | trl_ways.ways())[way]
     function(models, pairs[:1])
     ctypes.CDLL(None).malloc_trim(0)  # give back what only loading the model needed
@@ -219,11 +236,27 @@ def judge(score: Sequence[Timing], steps: Sequence[Timing], memory: dict[str, di
         if case.startswith("M"):
             verdicts.append(Verdict(f"{case}: share of the ceiling, both", 0.65, table[case, OURS[1]].share))
     verdicts += [
-        Verdict(f"S 128k: peak MiB, {way}", 350, memory[way]["128k"], most=True)
+        Verdict(f"S 128k: peak MiB, {way}", 350, memory[way]["S 128k"], most=True)
         for way in OURS
-        if "128k" in memory.get(way, {})
+        if "S 128k" in memory.get(way, {})
     ]
     return verdicts + judge_steps(steps)
+
+
+def judge_given(score: Sequence[Timing], steps: Sequence[Timing]) -> list[Verdict]:
+    """The aims for a given model, each beside what this run found."""
+    found = {(t.case, t.way): t for t in score}
+    verdicts = [
+        Verdict(f"{case}: share of the ceiling, {way.removeprefix('ours, ')}", 0.8, timing.share)
+        for (case, way), timing in found.items()
+        if way in OURS[:2]
+    ]
+    table = {(t.case, t.way): t.median for t in steps}
+    for case in dict.fromkeys(t.case for t in steps):
+        for trl in ("TRL", "TRL compact"):
+            ratio = table[case, trl] / table[case, "ours, logged"] if (case, trl) in table else None
+            verdicts.append(Verdict(f"{case}: logged step, times the bare step of {trl}", 5, ratio))
+    return verdicts
 
 
 def judge_steps(steps: Sequence[Timing]) -> list[Verdict]:
@@ -259,10 +292,10 @@ def show(title: str, timings: Sequence[Timing], base: str) -> Table:
 
 def show_memory(memory: dict[str, dict[str, float]]) -> Table:
     """Peak memory over the loaded model."""
-    vocabularies = list(next(iter(memory.values()), {}))
-    table = Table("way", *vocabularies, title="Peak MiB over the loaded model, S")
+    cases = list(next(iter(memory.values()), {}))
+    table = Table("way", *cases, title="Peak MiB over the loaded model, scoring")
     for way, peaks in memory.items():
-        table.add_row(way, *(f"{peaks[v]:,.0f}" for v in vocabularies))
+        table.add_row(way, *(f"{peaks[case]:,.0f}" for case in cases))
     return table
 
 
@@ -282,30 +315,33 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     data = arguments.data if arguments.data and arguments.data.is_file() else None
+    plan = plan_of(arguments.quick, arguments.model)
     if arguments.peak:
-        way, vocabulary = arguments.peak
-        print(peak(way, vocabulary, data))
+        way, name = arguments.peak
+        print(peak(way, next(case for case in plan.memory if case.name == name), data))
         return
-    plan = QUICK if arguments.quick else FULL
     console = Console(width=110)
     console.print(f"lengths: {'hh-rlhf harmless-base' if data else 'log-normal, as hh-rlhf harmless-base has them'}")
+    if arguments.model:
+        console.print(f"{arguments.model}: about {expected(plan.cases[0], data) / 60:.0f} CPU minutes on this machine")
     if not trl_ways.installed():
         console.print("TRL is not installed: its ways, and the targets that compare with them, are not measured")
     results: dict[str, Any] = {"scoring": [], "training": [], "memory": {}}
     sections = {
-        "scoring": lambda: [t for case in plan.cases for t in time_scoring(*case, plan, data)],
-        "training": lambda: [t for case in plan.steps for t in time_steps(*case, plan, data)],
-        "memory": lambda: measure_memory(plan, data),
+        "scoring": lambda: [t for case in plan.cases for t in time_scoring(case, plan, data)],
+        "training": lambda: [t for case in plan.steps for t in time_steps(case, plan, data)],
+        "memory": lambda: measure_memory(plan),
     }
     tables = {
         "scoring": partial(show, "Scoring", base="script"),
-        "training": partial(show, "Training step, 8 pairs", base="naive"),
+        "training": partial(show, f"Training step, {plan.steps[0].pairs} pairs", base="naive"),
         "memory": show_memory,
     }
     for name, measure in sections.items():
         results[name] = measure()
         console.print(tables[name](results[name]))
         verdicts = judge(results["scoring"], results["training"], results["memory"])
+        verdicts += judge_given(results["scoring"], results["training"]) if arguments.model else []
         _write(arguments.out, results, verdicts)  # after each section: what is measured is not lost
     console.print(show_verdicts(verdicts))
     console.print(f"written: {arguments.out}")
@@ -327,9 +363,12 @@ def _write(path: Path, results: dict[str, Any], verdicts: Sequence[Verdict]) -> 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small model only, few pairs")
-    parser.add_argument("--data", type=Path, default=DATA, help="hh-rlhf file whose lengths are used where it exists")
+    parser.add_argument("--model", help="folder or hub id of a causal language model, in place of the random ones")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="hh-rlhf file whose lengths are used, with --model its pairs"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="where the JSON goes")
-    parser.add_argument("--peak", nargs=2, metavar=("WAY", "VOCABULARY"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, metavar=("WAY", "CASE"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -135,7 +135,7 @@ def trl(plan: Plan) -> Iterator[Line]:
     few = pairs[: 2 if plan.quick else training.PAIRS]
     trainee = _trainee(plan, few)
     ways: dict[str, Callable[[], float]] = {"ours, bare": partial(training.bare, trainee)}
-    ways["TRL compact"] = trl_ways.step(copy.deepcopy(trainee.policy), trainee.reference, few)
+    ways |= trl_ways.steps(copy.deepcopy(trainee.policy), trainee.reference, few)
     for name, took in _in_turn(plan, ways).items():
         yield Line(f"step of {len(few)} pairs, {name}: seconds", took)
 

@@ -1,4 +1,5 @@
-"""Ways to score preference pairs: the two that people use today, written here for comparison, and ours.
+"""Models and pairs to measure on, and ways to score them: the two that people use today, written here for comparison,
+and ours.
 
 Every way is a function (model, reference, pairs) -> {pair_id: (numbers)}, so that equal work can be checked to be
 equal: CHES where the way measures it, log-probs in nats where it measures them, NaN elsewhere.
@@ -8,9 +9,10 @@ import copy
 import gzip
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, nan
+from math import ceil, gcd, nan
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,20 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from diagnostics.audit import audit_pairs
 from diagnostics.batch import Batch, collate
 from diagnostics.forward import Outputs, run
+from diagnostics.pairs import read_pairs
 from diagnostics.prepare import prepare
 from diagnostics.scoring import rows as table_rows
 from diagnostics.scoring import score
 from diagnostics.sequences import Example, pair_of
 from diagnostics.token_likelihood import TokenLikelihood
+from trainers.models import load_policy, load_tokenizer
 
 MAX_LENGTH = 1024  # tokens of prompt and completion
+GIVEN_LENGTH = 256  # the same for a given model, whose training step has to fit into memory in every way
+APART = 0.02  # how far a given model's reference stands off, in standard deviations of each weight
 PADDED_PAIRS = 8  # pairs in one batch of the padded way
 PAD, EOS = 0, 2
 
@@ -54,11 +61,11 @@ class Scores:
 class Models:
     """The same weights twice, as loaded and prepared for our engine, and a prepared reference with other weights."""
 
-    plain: LlamaForCausalLM
-    ours: LlamaForCausalLM
-    reference: LlamaForCausalLM
+    plain: Any
+    ours: Any
+    reference: Any
 
-    def to_train(self, *, plain: bool) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    def to_train(self, *, plain: bool) -> tuple[Any, Any]:
         """A policy to be trained, as loaded or prepared, and its reference: the same weights, which must stay."""
         policy = copy.deepcopy(self.plain)
         if plain:
@@ -73,12 +80,56 @@ SIZES = {"S": Size(256, 688, 6), "M": Size(512, 1376, 12)}  # 4.3 and 34.8 milli
 VOCABULARIES = {"32k": 32_000, "128k": 128_256}
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is measured on: a random model of a size and a vocabulary with random tokens of real lengths; or the model
+    in a folder (or a hub id) with real pairs through its own chat template. pairs: how many."""
+
+    size: str
+    vocabulary: str
+    pairs: int
+    folder: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As the tables say it."""
+        return Path(self.folder).name if self.folder else f"{self.size} {self.vocabulary}"
+
+    def models(self) -> Models:
+        """All models, in float32 and in eval mode."""
+        if self.folder:
+            found = Models(*(load_policy(self.folder) for _ in range(3)))
+            _move(found.reference)
+            return prepared(found)
+        return make_models(SIZES[self.size], VOCABULARIES[self.vocabulary])
+
+    def read(self, data: Path | None) -> list[Example]:
+        """The pairs: evenly spaced places of the data's lengths, in random order."""
+        if self.folder and data:
+            return given_pairs(self.folder, data, self.pairs)
+        vocabulary = load_tokenizer(self.folder).vocab_size if self.folder else VOCABULARIES[self.vocabulary]
+        return make_pairs(data, self.pairs, vocabulary, GIVEN_LENGTH if self.folder else MAX_LENGTH)
+
+
 def make_models(size: Size, vocabulary: int) -> Models:
-    """All models of one size, in float32 and in eval mode."""
-    models = Models(*(make_model(size, vocabulary, seed) for seed in (0, 0, 1)))
+    """All models of one size."""
+    return prepared(Models(*(make_model(size, vocabulary, seed) for seed in (0, 0, 1))))
+
+
+def prepared(models: Models) -> Models:
+    """The same, ours and the reference prepared for our engine."""
     prepare(models.ours)
     prepare(models.reference)
     return models
+
+
+@torch.no_grad()
+def _move(model: nn.Module) -> None:
+    """Weights a little apart from what they were, as after some training."""
+    chance = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.add_(torch.randn(weight.shape, generator=chance), alpha=APART * float(weight.std()))
 
 
 def make_model(size: Size, vocabulary: int, seed: int) -> LlamaForCausalLM:
@@ -116,19 +167,39 @@ def lengths_drawn(count: int) -> list[tuple[int, int, int]]:
     return [tuple(max(2, round(draw(mean, spread))) for mean, spread in fits) for _ in range(count)]  # type: ignore
 
 
-def make_pairs(path: Path | None, count: int, vocabulary: int) -> list[Example]:
+def given_pairs(folder: str, data: Path, count: int) -> list[Example]:
+    """Real pairs as this model is given them, those that are longer left out."""
+    audit = audit_pairs(
+        read_pairs(str(data)), load_tokenizer(folder), max_length=GIVEN_LENGTH, truncation="drop", append_eos=True
+    )
+    chance = random.Random(0)
+    picked = spaced(sorted(audit.require_kept(), key=tokens), count)
+    chance.shuffle(picked)
+    return picked
+
+
+def tokens(pair: Example) -> int:
+    """Tokens that are run through a model: the prompt once, and both completions."""
+    return len(pair.prompt_ids) + sum(len(row.completion_ids) for row in pair.rows.values())
+
+
+def make_pairs(path: Path | None, count: int, vocabulary: int, longest: int = MAX_LENGTH) -> list[Example]:
     """Random tokens with real lengths: `count` evenly spaced places of the data's lengths, in random order."""
-    lengths = sorted(lengths_of(path) if path else lengths_drawn(2000), key=sum)
-    picked = [lengths[int((i + 0.5) * len(lengths) / count)] for i in range(count)]
+    picked = spaced(sorted(lengths_of(path) if path else lengths_drawn(2000), key=sum), count)
     chance = random.Random(0)
     chance.shuffle(picked)
-    return [_pair(i, cut(*each), vocabulary, chance) for i, each in enumerate(picked)]
+    return [_pair(i, cut(*each, longest=longest), vocabulary, chance) for i, each in enumerate(picked)]
 
 
-def cut(prompt: int, chosen: int, rejected: int) -> tuple[int, int, int]:
-    """Lengths within MAX_LENGTH: completions at most half of it, the prompt what is left."""
-    chosen, rejected = min(chosen, MAX_LENGTH // 2), min(rejected, MAX_LENGTH // 2)
-    return min(prompt, MAX_LENGTH - max(chosen, rejected)), chosen, rejected
+def spaced(ordered: Sequence[Any], count: int) -> list[Any]:
+    """`count` of them at evenly spaced places."""
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
+
+
+def cut(prompt: int, chosen: int, rejected: int, longest: int = MAX_LENGTH) -> tuple[int, int, int]:
+    """Lengths within `longest`: completions at most half of it, the prompt what is left."""
+    chosen, rejected = min(chosen, longest // 2), min(rejected, longest // 2)
+    return min(prompt, longest - max(chosen, rejected)), chosen, rejected
 
 
 def _pair(number: int, lengths: tuple[int, int, int], vocabulary: int, chance: random.Random) -> Example:
@@ -149,7 +220,7 @@ def script(models: Models, pairs: Sequence[Example]) -> dict[str, Scores]:
     return found
 
 
-def _last_layer_sum(model: nn.Module, prompt: tuple[int, ...], side: tuple[int, ...]) -> Tensor:
+def _last_layer_sum(model: nn.Module, prompt: Sequence[int], side: Sequence[int]) -> Tensor:
     output = model(input_ids=torch.tensor([[*prompt, *side]]), output_hidden_states=True, use_cache=False)
     return output.hidden_states[-1][0, len(prompt) - 1 : -1].sum(0, dtype=torch.float64)
 
@@ -224,24 +295,35 @@ class Work:
 
 def useful_work(model: nn.Module, pairs: Sequence[Example]) -> Work:
     """Unique tokens through the body, completion tokens through the head; a last token itself predicts nothing."""
-    embedding = model.get_input_embeddings().weight  # type: ignore
-    body = sum(p.numel() for p in model.parameters()) - embedding.numel()
     completion = sum(len(p.chosen.completion_ids) + len(p.rejected.completion_ids) for p in pairs)
     unique = completion + sum(len(p.prompt_ids) - 2 for p in pairs)
-    return Work(2.0 * body * unique, 2.0 * embedding.numel() * completion)
+    return Work(2.0 * sum(w.numel() for w in _body(model)) * unique, 2.0 * _head(model).numel() * completion)
 
 
-def body_products(size: Size, tokens: int = 2048) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and weights of every matrix product of one layer."""
-    shapes = [(size.hidden, size.hidden)] * 2 + [(size.hidden, size.hidden // 2)] * 2
-    shapes += [(size.hidden, size.inner)] * 2 + [(size.inner, size.hidden)]
-    for inputs, outputs in shapes:
-        yield torch.randn(tokens, inputs), torch.randn(outputs, inputs)
+def body_products(model: nn.Module, tokens: int = 2048) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and weights of every matrix product of one layer: shapes as often as the layers have them."""
+    shapes = Counter(w.shape for w in _body(model) if w.ndim == 2)
+    layers = gcd(*shapes.values())
+    return [_product(shape, tokens) for shape, count in shapes.items() for _ in range(count // layers)]
 
 
-def head_product(size: Size, vocabulary: int, tokens: int = 256) -> tuple[Tensor, Tensor]:
+def head_product(model: nn.Module, tokens: int = 256) -> tuple[Tensor, Tensor]:
     """Input and weight of the head."""
-    return torch.randn(tokens, size.hidden), torch.randn(vocabulary, size.hidden)
+    return _product(_head(model).shape, tokens)
+
+
+def _product(shape: torch.Size, tokens: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(tokens, shape[1]), torch.randn(shape)
+
+
+def _head(model: Any) -> Tensor:
+    return model.get_output_embeddings().weight
+
+
+def _body(model: Any) -> list[Tensor]:
+    """All weights but the embeddings."""
+    embeddings = {id(_head(model)), id(model.get_input_embeddings().weight)}
+    return [w for w in model.parameters() if id(w) not in embeddings]
 
 
 def multiply(products: Sequence[tuple[Tensor, Tensor]]) -> float:

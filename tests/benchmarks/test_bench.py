@@ -49,6 +49,30 @@ def test_all_ways_to_train_agree(bench, small, tmp_path):
     assert (tmp_path / "steps.jsonl").read_text().count("\n") == 3
 
 
+def test_a_given_model_is_one_more_case(bench, lm_folder, pairs_file, tmp_path):
+    """Its own tokens of real pairs, all ways to score and to train in agreement; the shared policy never moves."""
+    case = bench.plan_of(quick=False, model=lm_folder).cases[0]
+    models, pairs = case.models(), case.read(Path(pairs_file))
+    known = {p.pair_id: p for p in bench.scoring.given_pairs(lm_folder, Path(pairs_file), 24)}
+    assert len(pairs) == bench.GIVEN_PAIRS
+    assert all(known[p.pair_id].rows == p.rows for p in pairs)
+    found = {name: way(models, pairs) for name, way in bench.scoring.WAYS.items()}
+    bench.scoring.agree(found, relative=1e-5)
+    assert all(scores.kl > 1e-6 for scores in found["ours, KL both ways"].values())
+    steps = bench.training.make_steps(models, pairs, tmp_path, share=True)
+    losses = [step() for _ in range(2) for step in steps.values()]
+    assert losses == pytest.approx([losses[0]] * len(losses), abs=1e-5)
+
+
+def test_the_ceiling_multiplies_what_a_layer_holds(bench, small):
+    """As many operations a token as the weights of the layers say: two for each."""
+    model = small[0].ours
+    layers = sum(w.numel() for w in model.model.layers[0].parameters() if w.ndim == 2)
+    products = bench.scoring.body_products(model, tokens=4)
+    assert bench.scoring.multiply(products) == 2 * 4 * layers
+    assert bench.scoring.head_product(model)[1].shape == model.lm_head.weight.shape
+
+
 def test_lengths_are_those_of_the_data_or_like_them(bench, tmp_path):
     pairs = bench.scoring.make_pairs(None, 50, 97)
     prompts = sorted(len(p.prompt_ids) for p in pairs)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainers.loop.trainer import group_norms, layer_group
 from trainers.objectives.dpo import dpo
 
 PAIRS = 8
+RATE = 1e-6
 BETA = 0.1
 CLIP = 1.0
 
@@ -43,13 +45,13 @@ class Trainee:
     parts: Sequence[Batch]
 
 
-def make_trainee(policy: nn.Module, reference: nn.Module, pairs: Sequence[Example]) -> Trainee:
+def make_trainee(policy: nn.Module, reference: nn.Module, pairs: Sequence[Example], rate: float = RATE) -> Trainee:
     """AdamW over all weights; the reference is frozen."""
     reference.requires_grad_(False)
     device = device_of(policy)
     batch = collate(pairs, pad_token_id=PAD).to(device)
     parts = [collate(pairs[i : i + 2], pad_token_id=PAD).to(device) for i in range(0, len(pairs), 2)]
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=rate)
     return Trainee(policy.requires_grad_().train(), reference, optimizer, batch, parts)
 
 
@@ -129,8 +131,9 @@ def make_recorder(folder: Path) -> Recorder:
     )
 
 
-def make_steps(models: Models, pairs: Sequence[Example], folder: Path) -> dict[str, Step]:
-    """Every way, each with a policy of its own that starts from the same weights."""
+def make_steps(models: Models, pairs: Sequence[Example], folder: Path, *, share: bool = False) -> dict[str, Step]:
+    """Every way, each with a policy of its own that starts from the same weights; or, share, all with one that never
+    moves (a learning rate of 0), where so many would not fit into memory."""
     recorder = make_recorder(folder)
     ways: dict[str, Callable[[Trainee], float]] = {
         "naive": naive,
@@ -139,13 +142,12 @@ def make_steps(models: Models, pairs: Sequence[Example], folder: Path) -> dict[s
         "ours, gradients of sides": lambda trainee: sides(trainee, pairs=False),
         "ours, gradients of pairs": lambda trainee: sides(trainee, pairs=True),
     }
-    return {name: _bind(way, models, pairs, plain=name == "naive") for name, way in ways.items()}
+    one = make_trainee(*models.to_train(plain=False), pairs, rate=0.0) if share else None
 
+    def trainee(name: str) -> Trainee:
+        return one or make_trainee(*models.to_train(plain=name == "naive"), pairs)
 
-def _bind(way: Callable[[Trainee], float], models: Models, pairs: Sequence[Example], plain: bool) -> Step:
-    policy, reference = models.to_train(plain=plain)
-    trainee = make_trainee(policy, reference, pairs)
-    return lambda: way(trainee)
+    return {name: partial(way, trainee(name)) for name, way in ways.items()}
 
 
 def _sums(out: Outputs) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from scoring import EOS, PAD, PADDED_PAIRS, Models, Scores, Way
 from torch import nn
+from training import RATE
 
 from diagnostics.sequences import Example
 
@@ -33,13 +34,15 @@ def ways() -> dict[str, Way]:
     return {"TRL": partial(_score, compact=False), "TRL compact": partial(_score, compact=True)}
 
 
-def step(policy: nn.Module, reference: nn.Module, pairs: Sequence[Example]) -> Callable[[], float]:
-    """One update of the usual DPO with AdamW, accumulated over length-sorted small batches (its best setting)."""
+def steps(
+    policy: nn.Module, reference: nn.Module, pairs: Sequence[Example], *, share: bool = False
+) -> dict[str, Callable[[], float]]:
+    """One update of the usual DPO with AdamW, accumulated over length-sorted small batches (its best setting). share:
+    also in its usual setting, with the same policy, which then never moves (a learning rate of 0)."""
     trainer = _trainer(policy.requires_grad_().train(), copy.deepcopy(reference))
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
-    parts = [_collate(trainer, group) for group in _groups(pairs, compact=True)]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0 if share else RATE)
 
-    def update() -> float:
+    def update(parts: Sequence[Any]) -> float:
         total = 0.0
         for part in parts:
             loss = trainer.compute_loss(trainer.model, part) / len(parts)
@@ -50,7 +53,9 @@ def step(policy: nn.Module, reference: nn.Module, pairs: Sequence[Example]) -> C
         optimizer.zero_grad()
         return total
 
-    return update
+    settings = {"TRL": False, "TRL compact": True} if share else {"TRL compact": True}
+    parts = {name: [_collate(trainer, g) for g in _groups(pairs, compact)] for name, compact in settings.items()}
+    return {name: partial(update, groups) for name, groups in parts.items()}
 
 
 def _score(models: Models, pairs: Sequence[Example], compact: bool) -> dict[str, Scores]:

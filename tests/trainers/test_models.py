@@ -40,6 +40,32 @@ TOKENS = TokenLikelihood(0)
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize(("dtype", "short"), [("bfloat16", "bf16"), ("float16", "fp16")])
+def test_a_dtype_without_units_is_said_once(lm_folder, monkeypatch, capsys, dtype, short):
+    """In one sentence on a processor without them; nothing where it has them, on a GPU, or where torch does not say."""
+    from trainers import models
+
+    monkeypatch.setattr(models, "_say_slow", models._say_slow.__wrapped__)
+    asked = f"_is_mkldnn_{short}_supported"
+    monkeypatch.setattr(torch.ops.mkldnn, asked, lambda: True, raising=False)
+    models.warn_if_slow(dtype, "cpu")
+    monkeypatch.setattr(torch.ops.mkldnn, asked, lambda: False, raising=False)
+    models.warn_if_slow(dtype, "cuda")
+    models.warn_if_slow("float32", "cpu")
+    assert not capsys.readouterr().err
+    models.warn_if_slow(dtype, "cpu")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"no units for {dtype}" in said
+    assert "Use float32" in said
+    monkeypatch.undo()
+    models._say_slow.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, asked, lambda: False, raising=False)
+    for _ in range(2):
+        load_to_device(lm_folder, dtype=dtype)
+    assert capsys.readouterr().err.count("no units") == (0 if torch.cuda.is_available() else 1)
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "my model", "models/größe 7", "a/b/c", "x" * 200, "M--x"])
 def test_missing_folder(name):
     for read in (load_model, load_tokenizer):

@@ -14,9 +14,10 @@ from diagnostics.errors import DataError
 from diagnostics.likelihood import Likelihood
 from diagnostics.processes import tell
 from diagnostics.run_folder import RunFolder
-from diagnostics.scoring import score
+from diagnostics.scoring import likelihoods, score
 from diagnostics.sequences import Example
 from trainers.config import TrainConfig
+from trainers.loop.reference import LiveReference
 
 PARITY_PAIRS = 8
 
@@ -39,6 +40,8 @@ def check_parity(
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
     eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
     parity = measure_parity(model, reference, pairs[:PARITY_PAIRS], likelihood, eps=eps)
+    if isinstance(reference, LiveReference):
+        reference.exact = parity["max_difference"] == 0
     if PartialState().is_main_process:
         run.note(parity=parity)
     said = (
@@ -70,7 +73,7 @@ def measure_parity(
     in nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
     together = _logps(model, pairs, likelihood, reference)
-    alone = {k: v for pair in pairs for k, v in _logps(model, [pair], likelihood, reference).items()}
+    alone = {k: p for pair in pairs for k, (p, _) in _logps(model, [pair], likelihood, None).items()}
     bad = [k[0] for k, values in together.items() if not all(map(math.isfinite, values))]
     if bad:
         raise DataError(
@@ -78,15 +81,15 @@ def measure_parity(
             "in its weights, or load it as float32."
         )
     tokens = {(p.pair_id, side): len(p.rows[side].completion_ids) for p in pairs for side in ("chosen", "rejected")}
-    noisy = max(together, key=lambda k: abs(together[k][0] - alone[k][0]) / tokens[k])
-    if abs(together[noisy][0] - alone[noisy][0]) > eps**0.5 * tokens[noisy]:
+    noisy = max(together, key=lambda k: abs(together[k][0] - alone[k]) / tokens[k])
+    if abs(together[noisy][0] - alone[noisy]) > eps**0.5 * tokens[noisy]:
         raise DataError(
-            f"the {noisy[1]} side of pair_id {noisy[0]} has log-prob {alone[noisy][0]:.6g} alone and "
+            f"the {noisy[1]} side of pair_id {noisy[0]} has log-prob {alone[noisy]:.6g} alone and "
             f"{together[noisy][0]:.6g} beside other pairs: more than rounding explains ({eps**0.5:.2g} nats a token). "
             "This model's log-probs depend on their neighbours; choose another model, or a wider dtype."
         )
     steps = [eps * abs(p) / tokens[k] ** 0.5 for k, (p, _) in together.items()]
-    noise = max(*steps, *(4 * abs(together[k][0] - alone[k][0]) for k in together))
+    noise = max(*steps, *(4 * abs(together[k][0] - alone[k]) for k in together))
     floor = max(noise, eps * max(abs(p) for p, _ in together.values()))
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
@@ -104,12 +107,11 @@ def measure_parity(
 def _logps(
     model: nn.Module, pairs: Sequence[Example], likelihood: Likelihood, reference: Any
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """(pair_id, side) -> (policy, reference) log-prob in nats."""
+    """(pair_id, side) -> (policy, reference) log-prob in nats; NaN without a reference."""
     found = {}
     for scored in score(model, pairs, likelihood=likelihood, reference=reference, batch_tokens=1 << 20):
-        s = scored.stats
-        for side, policy, ref in (("chosen", s.chosen, s.ref_chosen), ("rejected", s.rejected, s.ref_rejected)):
-            assert ref is not None
-            for pair, p, r in zip(scored.pairs, policy.logps.tolist(), ref.logps.tolist(), strict=True):
+        values = {name: column.tolist() for name, column in likelihoods(scored.stats).items()}
+        for side in ("chosen", "rejected"):
+            for pair, p, r in zip(scored.pairs, values[f"{side}_logps"], values[f"ref_{side}_logps"], strict=True):
                 found[pair.pair_id, side] = (p, r)
     return found

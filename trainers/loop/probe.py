@@ -24,6 +24,7 @@ from diagnostics.sequences import Example
 from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.tokenized import end_ids, tokenize_prompts
 from trainers.loop.columns import ProbeRows
+from trainers.loop.reference import LiveReference
 from trainers.loop.responses import Responses
 
 OWN = "own/"  # before the pair_id of a kept own answer
@@ -73,9 +74,10 @@ class Probe:
     def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool) -> ProbeRows:
         """Measure everything once, with the weights after `step` updates. tokens: also one row a token."""
         out, has_tokens = ProbeRows(), "tokens" in self.likelihood.gives
+        same = isinstance(self.reference, LiveReference) and self.reference.same(model)
         for name, pairs in self.pairs.items():
             head = {"step": step, "epoch": epoch, "split": name}
-            for scored in score(model, pairs, likelihood=self.likelihood, reference=self.reference):
+            for scored in score(model, pairs, likelihood=self.likelihood, reference=self.reference, same=same):
                 stats = scored.stats
                 if has_tokens:
                     stats = with_top_tokens(scored.batch, scored.policy, stats)

@@ -51,7 +51,7 @@ class Recorder(TrainerCallback):
         values = numbers(columns)
         new = [row | {name: v[i] for name, v in values.items()} for i, row in enumerate(rows(pair_ids, stats))]
         self._rows += new
-        bad = [row["pair_id"] for row in new if not math.isfinite(row["loss"])]
+        bad = [str(row["pair_id"]) for row in new if not math.isfinite(row["loss"])]
         if bad:
             raise DataError(
                 f"the loss is not finite for pair_id {', '.join(bad[:8])}{' ...' if len(bad) > 8 else ''}. The run "

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
+from diagnostics.engine import engine_of, innermost
 from diagnostics.errors import DataError
 from diagnostics.likelihood import Likelihood
 from diagnostics.processes import share, tell
@@ -36,11 +37,15 @@ SECONDS = 10.0  # between two parts on disk
 
 @dataclass
 class LiveReference:
-    """A model that is run beside the policy. adapter=True: the policy itself with its LoRA adapter off."""
+    """A model that is run beside the policy. adapter=True: the policy itself with its LoRA adapter off.
+
+    exact: at the start of the run its log-probs were the policy's to the last bit (see parity.py).
+    """
 
     model: nn.Module
     likelihood: Likelihood
     adapter: bool = False
+    exact: bool = False
 
     def __call__(self, batch: Any) -> Any:
         """The reference's outputs on a batch, without gradient and in eval mode."""
@@ -54,6 +59,16 @@ class LiveReference:
                     return self.likelihood.run(self.model, batch)
         finally:
             self.model.train(training and self.adapter)
+
+    def same(self, model: nn.Module) -> bool:
+        """Whether running this model is running the reference: it is the same one, or it agreed at the start to the
+        last bit and has the same weights now. False wherever that cannot be told cheaply."""
+        if self.adapter or model is self.model:
+            return not self.adapter
+        if not self.exact or PartialState().num_processes > 1 or engine_of(model).name != engine_of(self.model).name:
+            return False
+        own, other = (dict(innermost(m).state_dict(keep_vars=True)) for m in (model, self.model))
+        return own.keys() == other.keys() and all(_equal(v, other[k]) for k, v in own.items())
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,12 @@ def _agrees(model: nn.Module, pairs: Sequence[Example], known: Rows, likelihood:
 
 def _live(model: nn.Module, pairs: Sequence[Example], likelihood: Likelihood) -> Rows:
     return {k: v for scored in score(model, pairs, likelihood=likelihood) for k, v in _rows(scored).items()}
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two weights are the same numbers; False for what is empty, as weights kept elsewhere are."""
+    alike = one.numel() and (one.dtype, one.device, one.shape) == (other.dtype, other.device, other.shape)
+    return bool(alike) and not one.is_meta and torch.equal(one, other)
 
 
 def _difference(one: Sides, other: Sides) -> float:

@@ -123,8 +123,9 @@ class PreferenceTrainer(Trainer):
         if grad_every:
             gradient_log.check(args, self.gradients.parameters, sharded=sharded)
         if not sharded and not args.torch_compile:  # a sharded model's head is whole only inside its own forward
-            for each in (model, getattr(reference, "model", model)):
-                likelihood.prepare(each)
+            likelihood.prepare(model)
+            if isinstance(getattr(reference, "model", None), nn.Module) and not reference.adapter:
+                likelihood.prepare(reference.model)
             self.gradients.prepare(model)
         others: list[Any] = [reference, self.ingredients.reward_model]
         for other in others:
