@@ -72,7 +72,7 @@ def show_scorecard(found: Scorecard) -> None:
         short = [number(round(row[name], 2)) for name in ("average_precision", "precision", "lift")]
         add(table, f"{row['measure']} {arrow}", row["n"], _estimate(row, "spearman"), _estimate(row, "auroc"), *short)
     Console().print(table)
-    say(*found.says, trust.judge(found.card).meaning)
+    say(*found.says, *filter(None, [trust.under_way(found.early), trust.judge(found.card).meaning]))
 
 
 def _estimate(row: Mapping[Hashable, Any], name: str) -> str:

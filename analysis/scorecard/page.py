@@ -57,6 +57,7 @@ def verdict(found: Scorecard) -> Block:
     return page.stack(
         page.note(judged.meaning, f"verdict {'good' if judged.passed else 'note'}"),
         page.note(f"Measured on {'; '.join(found.says)}. {over}", "quiet"),
+        *([page.note(said, "quiet")] if (said := trust.under_way(found.early)) else []),
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.tables import columns, runs, weighted
 from analysis.tables.columns import direction
-from analysis.tables.intervals import NOTHING, finite, mean, percentiles, resamples, spearman
+from analysis.tables.intervals import NOTHING, auroc, finite, mean, percentiles, resamples, spearman
 from diagnostics.direction import HIGHER
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog
@@ -18,6 +18,7 @@ from diagnostics.runlog import RunLog
 BASELINE = "length_difference"
 OUTCOMES = ("displacement", "displacement_per_token")
 STATISTICS = ("spearman", "per_token", "auroc", "average_precision", "precision", "lift")
+EARLY = ["step", "last", "n", "spearman", "auroc"]
 RAREST, COMMONEST = 0.05, 0.95
 FLAGGED = 0.1
 FEWEST = 5
@@ -29,12 +30,13 @@ NOT_ENDINGS = ("_length", "_logps", "_logratios", "_rewards", "_kl", "_kl_revers
 @dataclass(frozen=True)
 class Scorecard:
     """Runs with their predictors. tables: one a run, see `table`; says: which pairs, one sentence a run; card: see
-    `scorecard`."""
+    `scorecard`; early: see `under_way`."""
 
     names: list[str]
     tables: list[pd.DataFrame]
     says: list[str]
     card: pd.DataFrame
+    early: pd.DataFrame
 
 
 def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scorecard:
@@ -51,7 +53,24 @@ def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scor
         if file is not None and len(ends) and not set(ends["pair_id"]) & set(file["pair_id"]):
             raise DataError(f"{run.path}: none of its probe pairs is in the scores. Flag the data this run trained on.")
         tables.append(table(ends, file))
-    return Scorecard([r.name for r in logs], tables, [pairs_of(r) for r in logs], scorecard(tables))
+    early = pd.DataFrame([row for run in logs for row in under_way(run)], columns=EARLY)
+    return Scorecard([r.name for r in logs], tables, [pairs_of(r) for r in logs], scorecard(tables), early)
+
+
+def under_way(run: RunLog) -> list[dict[str, Any]]:
+    """What the first probe after the start tells of the end: step, last (step), n, and of the nats that the chosen
+    answers had lost by then the rank correlation with those lost at the end (spearman) and the AUROC for "fell" at the
+    end (NaN where AUROC is refused). No row where there was no probe in between."""
+    probed = runs.rows(run, "probe")
+    steps = sorted({int(s) for s in probed["step"]})
+    if len(steps) < 3:
+        return []
+    at = probed.loc[probed["step"] == steps[1]].drop_duplicates("pair_id").set_index("pair_id")["chosen_change"]
+    ends = runs.ends(probed).set_index("pair_id")
+    lost, fell = -at.reindex(ends.index), runs.fell(ends, "chosen")
+    told = auroc(lost, fell) if RAREST <= mean(fell) <= COMMONEST else math.nan
+    rank = spearman(lost, -ends["chosen_change"])
+    return [{"step": steps[1], "last": steps[-1], "n": int(lost.notna().sum()), "spearman": rank, "auroc": told}]
 
 
 def table(ends: pd.DataFrame, scores: pd.DataFrame | None = None) -> pd.DataFrame:

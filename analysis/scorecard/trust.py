@@ -56,6 +56,23 @@ def judge(card: pd.DataFrame) -> Finding:
     )
 
 
+def under_way(early: pd.DataFrame) -> str:
+    """What the first probe of training told of the end, in one sentence; empty where there was none. early: see
+    predictors.under_way."""
+    known = early.loc[early["spearman"].notna()]
+    if known.empty:
+        return ""
+    steps = known[["step", "last"]].drop_duplicates()
+    at = f"by step {steps['step'].iloc[0]} of {steps['last'].iloc[0]}" if len(steps) == 1 else "by the first probe"
+    told = known["auroc"].dropna()
+    fell = f", AUROC for “fell” {number(mean(told))} ({count(len(told), 'run')})" if len(told) else ""
+    return (
+        f"Once in training: the nats lost {at} rank those lost at the end with Spearman "
+        f"{correlation(mean(known['spearman']))} ({count(len(known), 'run')}){fell}. That is no forecast: these steps "
+        "are paid for by then."
+    )
+
+
 def _lowest(tried: pd.DataFrame, by: str) -> pd.Series:
     """The lower ends at the level of 5 % shared by all tried (Bonferroni), from the 95 % intervals as if normal."""
     wider = norm.ppf(1 - 0.025 / len(tried)) / norm.ppf(0.975)

@@ -25,7 +25,7 @@ from diagnostics.manifest import file_hash, manifest
 from diagnostics.names import nearest
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import PairTable, read_pairs, write_rows
-from diagnostics.processes import agree, hold, processes, share
+from diagnostics.processes import agree, hold, processes, share, tell
 from diagnostics.progress import Progress
 from diagnostics.runlog import list_table, read_frame, write_frame
 from diagnostics.scoring import dealt, rows, score_batches
@@ -135,6 +135,8 @@ def flag(
         likelihood.prepare(model)
         budget, done = share(start)
         if done is not None:
+            if further:
+                tell(f"{forecast.cost(further)}.")
             if forecast.takes_gradient(further):
                 with _saving(parts, done) as save:
                     forecast.sum_set(job(), save)

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -6,6 +7,7 @@ import pytest
 
 from analysis.scorecard import predictors, trust
 from analysis.tables.columns import direction
+from diagnostics.runlog import RunLog
 
 
 def _ends(n: int = 60, length_matters: float = 0.0, seed: int = 0) -> pd.DataFrame:
@@ -203,3 +205,26 @@ def test_scores_of_other_data_are_refused(tmp_path):
     run = RunLog(tmp_path / "run", {}, {}, empty, pairs, empty, empty, empty)
     with pytest.raises(DataError, match="none of its probe pairs is in the scores"):
         predictors.collect([run], [pd.DataFrame(dict(pair_id=["b"], set_rate=[1.0]))])
+
+
+def _probed(*changes: list[float]) -> RunLog:
+    """A run whose pairs' chosen log-probs have changed by so much at steps 0, 3, 6, ..."""
+    rows = [
+        {"split": "probe", "step": 3 * k, "pair_id": f"p{i}", "chosen_logps": -20.0 + change, "rejected_logps": -20.0}
+        for k, at in enumerate(([0.0] * len(changes[0]), *changes))
+        for i, change in enumerate(at)
+    ]
+    return RunLog(
+        Path("run"), {}, {}, pd.DataFrame(), pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
+    )
+
+
+def test_the_first_probe_is_held_against_the_end():
+    """Lost by step 3: 1 -1 2 -2; at the end: 3 -1 1 -4. Ranks 3 2 4 1 and 4 2 3 1: rho = 1 - 6 * 2 / (4 * 15) = .8; both
+    that fell were ahead of both that did not."""
+    (row,) = predictors.under_way(_probed([-1.0, 1.0, -2.0, 2.0], [-3.0, 1.0, -1.0, 4.0]))
+    assert row == {"step": 3, "last": 6, "n": 4, "spearman": pytest.approx(0.8), "auroc": 1.0}
+    said = trust.under_way(pd.DataFrame([row]))
+    assert "by step 3 of 6 rank those lost at the end with Spearman +0.80 (1 run), AUROC for “fell” 1.00" in said
+    assert predictors.under_way(_probed([-1.0, 1.0, -2.0])) == []
+    assert trust.under_way(pd.DataFrame([], columns=predictors.EARLY)) == ""

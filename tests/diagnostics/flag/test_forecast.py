@@ -149,6 +149,23 @@ def test_the_lowest_rates_are_flagged(go):
     )  # not asked for
 
 
+def test_the_set_gradients_pass_scores_the_pairs_as_the_scoring_pass_does(go, monkeypatch):
+    plain, _ = go(name="plain")
+    monkeypatch.setattr(flagging, "score_batches", lambda _, groups, **how: iter(groups))  # none: nothing is left
+    scores, _ = go(by="set_rate")
+    for name in ("chosen_logps", "rejected_logps", *flagging.MEASURES):
+        assert scores[name].tolist() == pytest.approx(plain[name].tolist(), rel=1e-5, abs=1e-5), name
+
+
+def test_the_cost_is_said_before_it_is_paid(go, capsys):
+    go(by="self_rate")
+    assert "the forecast takes about as long as 1.1 epochs of DPO (self_rate 1.1)." in capsys.readouterr().out
+    every = set(forecast.COLUMNS)
+    assert forecast.cost(every).count(",") == len(forecast.EPOCHS) - 1  # no pass without a cost
+    go(name="plain")
+    assert "epochs" not in capsys.readouterr().out
+
+
 def test_a_forecast_of_forward_passes_only_takes_no_gradient(go, monkeypatch):
     monkeypatch.setattr(rates, "gradients", None)
     monkeypatch.setattr(rates, "difference", None)
