@@ -7,8 +7,7 @@ A file says
     TUNED      the seeds that were looked at while its worlds, settings and rules were set. At toy scale it takes seeds
                above them, so that no claim is judged by the numbers that its rule was made from
     DATA       what --data may be at toy scale, in words; empty: the toy builds its own data
-    SCALES     where it can be run: left out, toy and paper; small is a given model of 100 M weights or more, with the
-               settings that stand beside the paper's
+    SCALES     where it can be run: left out, toy and paper; small is a given model of 100 M to 2 B weights, in hours
     TABLES     the tables that it gives: by name their columns, each with its type and meaning; see diagnostics.tables
     make(order, settings)  trains and measures; gives these tables
 
@@ -17,7 +16,7 @@ found again when they were made before, by this or by another analysis. What it 
 as Parquet into the analysis' folder and described in its paper.json; analysis/papers/<name>.py reads these tables,
 judges and draws. Published values stand in analysis/papers/<name>.yaml and nowhere else.
 
-What analyses are made of stands in trainers/studies/paper_runs.py: `toy_bases` and `given_bases` give a run for each
+What analyses are made of stands in trainers/studies/paper_runs.py: `world_bases` and `given_bases` give a run for each
 seed, `Trial.but` and `Trial.by` make others of it, `train` or `train_then` trains them, `measured` makes a table of
 what they ended with.
 """
@@ -44,26 +43,48 @@ from trainers.studies.paper_runs import Order, Scale
 RECORD = "paper.json"  # in an analysis' folder, written last: with it the analysis is finished
 
 
+AS_TOY = "as the toy"  # a setting's value at small scale unless it says another
+
+
 class Setting(NamedTuple):
     """One setting. name: a key of `chesboard train`, or in words with a blank where it is none; where: the paper's
-    table or appendix, or "not stated"; why: the reason for the toy's value where it is another."""
+    table or appendix, or "not stated"; why: the reason for the toy's value where it is another; small, small_why: the
+    value at small scale where it is not the toy's, and why."""
 
     name: str
     paper: Any
     where: str
     toy: Any
     why: str = ""
+    small: Any = AS_TOY
+    small_why: str = ""
+
+    def at(self, scale: Scale) -> Any:
+        """The value at a scale."""
+        if scale == "paper":
+            return self.paper
+        return self.toy if scale == "toy" or self.small is AS_TOY else self.small
 
 
+MINUTES = "a run takes a minute or two on a CPU"
+DISPLACES = "full weights; at this rate a real model was seen to displace"
 # of papers whose settings are not known here: an objective, and what is common with it
 COMMON = (
     Setting("objective", "dpo", "abstract", "dpo"),
     Setting("beta", 0.1, "not read; a common choice", 0.1),
     Setting("learning_rate", 5e-7, "not read; a common choice", 3e-4,
-            "models of under a million weights do not move at 5e-7"),
+            "models of under a million weights do not move at 5e-7", 5e-5, DISPLACES),
     Setting("optim", "adamw_torch", "not read; a common choice", "adamw_torch"),
-    Setting("per_device_train_batch_size", 16, "not read; a common choice", 16),
+    Setting("per_device_train_batch_size", 16, "not read; a common choice", 16, "", 4, MINUTES),
 )  # fmt: skip
+# of an analysis that runs on the two worlds at small scale too; see trainers.studies.paper_runs.world_bases
+SMALL_WORLDS = (
+    Setting("pairs of a world", None, "ours", None, "its own number", 32, MINUTES),
+    Setting("rows that teach refusal", None, "ours", None, "the model is made from scratch", 288, "see docs/real.md"),
+    Setting("rows that teach facts", None, "ours", None, "the model is made from scratch", 480, "24 a fact"),
+    Setting("rate of teaching", None, "ours", None, "the model is made from scratch", 5e-5, "see docs/real.md"),
+    Setting("max_steps", None, "the epochs decide", None),
+)
 # columns that many tables share
 SEED = Field(int, "the run's seed")
 WORLD = Field(str, "the pairs' world: facts, refusal, or given")
@@ -80,6 +101,8 @@ OF_SETTINGS: Fields = {
     "where": Field(str, "its place in the paper"),
     "toy": Field(str, "the toy's value"),
     "why": Field(str, "the reason for another value"),
+    "small": Field(str, "the value at small scale"),
+    "small_why": Field(str, "the reason where it is not the toy's"),
 }
 
 
@@ -116,7 +139,7 @@ def rerun(name: str, order: Order) -> Path:
     _check(module, name, order)
     seeds, first = order.seeds or module.SEEDS, 0 if order.scale == "paper" else module.TUNED.stop
     asked = {"name": name, "scale": order.scale, "seeds": seeds, "first seed": first}
-    asked |= {"model": order.model, "data": order.data}
+    asked |= {"model": order.model, "data": order.data, "prompt form": order.form}
     content = file_hash(order.data) if order.data else None
     asked = json.loads(json.dumps(asked | {"settings": settings, "data content": content}))
     written = _record(folder)
@@ -143,7 +166,7 @@ def rerun(name: str, order: Order) -> Path:
 
 def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
     """The settings of the order's scale by name, with its changes. Raises UserError for a change of none of them."""
-    found = {s.name: s.paper if order.scale == "paper" else s.toy for s in settings}
+    found = {s.name: s.at(order.scale) for s in settings}
     for name in order.changes:
         if name not in found:
             raise unknown("setting", name, found)
@@ -151,8 +174,9 @@ def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
 
 
 def table_of_settings(settings: Sequence[Setting]) -> pd.DataFrame:
-    """Every setting in words: its name, the paper's value and place, the toy's value and the reason."""
-    return pd.DataFrame([{k: "" if v is None else str(v) for k, v in s._asdict().items()} for s in settings])
+    """Every setting in words: its name, the paper's value and place, the toy's and the small one's."""
+    rows = [s._asdict() | {"small": s.at("small")} for s in settings]
+    return pd.DataFrame([{k: "" if v is None else str(v) for k, v in row.items()} for row in rows])
 
 
 def _typed(name: str, tables: Mapping[str, pd.DataFrame], declared: Mapping[str, Fields]) -> dict[str, pd.DataFrame]:
@@ -178,6 +202,8 @@ def _check(module: ModuleType, name: str, order: Order) -> None:
         raise UserError(
             f"paper {name}: at toy scale the models are built here; leave out --model, or add --scale paper."
         )
+    if order.scale == "toy" and order.form:
+        raise UserError(f"paper {name}: the toy's models have no chat template; leave out --prompt-form.")
     if order.scale == "toy" and order.data and not module.DATA:
         raise UserError(f"paper {name}: at toy scale the data are built here; leave out --data, or add --scale paper.")
 

@@ -31,7 +31,7 @@ from trainers.models import load_model, load_tokenizer, model_limit, quiet
 from trainers.papers import PAIR, RUNS, SEED, WORLD, Setting
 from trainers.studies.compare import Entry, parse_entries
 from trainers.studies.demo_runs import REFUSALS
-from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measured, toy_bases, train
+from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measured, train, world_bases
 
 SEEDS = 5
 TUNED = range(16)
@@ -95,7 +95,7 @@ TABLES = {
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Every entry at every rate; TDPO's on refusals too; and the bounds of the starting models."""
-    bases = toy_bases(order, "facts", settings) if order.scale == "toy" else _paper(order, settings)
+    bases = world_bases(order, "facts", settings) if order.scale == "toy" else _paper(order, settings)
     rates, entries = sorted(settings["learning rates"]), parse_entries(settings["entries"])
     trials = [_trial(e, rate, base, rate == rates[-1], settings) for e in entries for rate in rates for base in bases]
     family = [entry for entry in entries if entry.objective in FAMILY]
@@ -110,7 +110,7 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 def _refusals(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The runs on refusals for TDPO's plots: there the two answers of a pair share few words."""
     epochs = min(settings["num_train_epochs"], REFUSALS["num_train_epochs"])
-    return toy_bases(order, "refusal", settings, num_train_epochs=epochs)
+    return world_bases(order, "refusal", settings, num_train_epochs=epochs)
 
 
 def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:

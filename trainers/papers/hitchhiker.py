@@ -39,8 +39,8 @@ from trainers.studies.paper_runs import (
     finished,
     given_bases,
     measured,
-    toy_bases,
     train,
+    world_bases,
     write_lines,
 )
 from trainers.worlds import facts
@@ -110,7 +110,7 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The fact world's own pairs at every seed, and those with longer chosen answers."""
     found = []
-    for base in toy_bases(order, "facts", settings, save_model=True, probe_every=1000):
+    for base in world_bases(order, "facts", settings, save_model=True, probe_every=1000):
         seed, data = base.labels["seed"], Path(base.keys["data"])
         found.append(Trial({"pairs": "plain", "seed": seed}, base.keys))
         if settings["pairs with longer chosen answers"]:

@@ -17,7 +17,7 @@ from diagnostics.tables import Field
 from trainers import objectives
 from trainers.papers import RUNS, SEED, Setting
 from trainers.studies.compare import Entry, parse_entries
-from trainers.studies.paper_runs import Order, Trial, given_bases, toy_bases, train, worlds
+from trainers.studies.paper_runs import Order, Trial, given_bases, train, world_bases, worlds
 from trainers.worlds import self_pairs
 
 SEEDS = 5
@@ -74,7 +74,7 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The runs on the fact world's pairs and on the model's own, at each seed."""
-    given = toy_bases(order, "facts", settings)
+    given = world_bases(order, "facts", settings)
     places = {base.labels["seed"]: Path(base.keys["model"]).parent for base in given}
     wanted = {f"own-{place.name}": (self_pairs.build_facts, (place, seed)) for seed, place in places.items()}
     return _both(given, list(worlds(order, wanted).values()))

@@ -31,7 +31,7 @@ from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_model, load_to_device, load_tokenizer, model_limit
 from trainers.papers import PAIR, RUNS, SEED, Setting
 from trainers.studies.compare import build_whole
-from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measure, subset, toy_bases, train
+from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measure, subset, train, world_bases
 from trainers.worlds import refusal
 
 SEEDS = 5
@@ -88,7 +88,7 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """Both sources at each seed, on the refusal world."""
     found = []
-    for base in toy_bases(order, "refusal", settings):
+    for base in world_bases(order, "refusal", settings):
         seed, model = base.labels["seed"], Path(base.keys["model"])
         folder = order.out / "data" / f"{model.parent.name}-sources"
         if not folder.exists():

@@ -31,7 +31,7 @@ from diagnostics.token_likelihood import TokenLikelihood
 from trainers.loop.reference import LiveReference
 from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import COMMON, RUNS, SEED, WORLD, Setting
-from trainers.studies.paper_runs import Order, Trial, examples, finished, given_bases, measure, toy_bases, train
+from trainers.studies.paper_runs import Order, Trial, examples, finished, given_bases, measure, train, world_bases
 from trainers.worlds import facts
 
 SEEDS = 5
@@ -178,8 +178,8 @@ def _prompts(data: str, tokenizer: Any, seed: int, count: int, split: str | None
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """DPO from the base model. Facts keep tokens and weights; refusals are the shared run."""
-    kept = toy_bases(order, "facts", settings, tokens="ends", save_model=True)
-    return kept + toy_bases(order, "refusal", settings)
+    kept = world_bases(order, "facts", settings, tokens="ends", save_model=True)
+    return kept + world_bases(order, "refusal", settings)
 
 
 def _given(order: Order, settings: Mapping[str, Any]) -> list[Trial]:

@@ -19,7 +19,17 @@ from diagnostics.manifest import file_hash
 from diagnostics.tables import Field
 from trainers.papers import COMMON, RUNS, WORLD, Setting
 from trainers.studies.demo_runs import REFUSALS
-from trainers.studies.paper_runs import Order, Trial, given_bases, keys, start_of, subset, toy_bases, train_then, worlds
+from trainers.studies.paper_runs import (
+    Order,
+    Trial,
+    given_bases,
+    keys,
+    start_of,
+    subset,
+    train_then,
+    world_bases,
+    worlds,
+)
 from trainers.worlds import own_data
 
 SEEDS = 5
@@ -52,7 +62,7 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The runs on all pairs: two worlds, and the given data, at each seed."""
     given = _given(order, settings) if order.data else []  # first, so that data that cannot be read are found at once
-    return toy_bases(order, "facts", settings) + toy_bases(order, "refusal", settings) + given
+    return world_bases(order, "facts", settings) + world_bases(order, "refusal", settings) + given
 
 
 def _given(order: Order, settings: Mapping[str, Any]) -> list[Trial]:

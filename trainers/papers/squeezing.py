@@ -31,8 +31,8 @@ from trainers.studies.paper_runs import (
     finished,
     given_bases,
     measured,
-    toy_bases,
     train_then,
+    world_bases,
     write_data,
 )
 from trainers.worlds import facts
@@ -157,7 +157,7 @@ def entries(size: int = 20, rejected: float = 1e-3, rate: float = 1.0) -> pd.Dat
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The DPO run on each world and seed: without held-out pairs, tracked prompts, and with its weights kept."""
     found = []
-    for base in (base for world in ("facts", "refusal") for base in toy_bases(order, world, settings)):
+    for base in (base for world in ("facts", "refusal") for base in world_bases(order, world, settings)):
         kept = {key: value for key, value in base.keys.items() if key not in ("heldout_data", "track")}
         own = {"heldout_pairs": 0, "save_model": True, "probe_data": kept["data"]}
         found.append(Trial(base.labels, kept | own))
