@@ -10,6 +10,7 @@ A file says
     SCALES     where it can be run: left out, toy and paper; small is a given model of 100 M to 2 B weights, in hours
     TABLES     the tables that it gives: by name their columns, each with its type and meaning; see diagnostics.tables
     make(order, settings)  trains and measures; gives these tables
+    work(order, settings)  its runs, of a given model, for the cost that is said before; see studies/paper_cost.py
 
 `make` is given the settings of its scale by name. Its runs come from `train`, its models from `worlds`: both are
 found again when they were made before, by this or by another analysis. What it gives is held against TABLES, written
@@ -35,9 +36,10 @@ import pandas as pd
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.manifest import file_hash
-from diagnostics.names import unknown
+from diagnostics.names import nearest, unknown
 from diagnostics.runlog import read_frame, read_json, write_frame, write_json
 from diagnostics.tables import Field, Fields, described, missing, typed
+from trainers.studies.paper_cost import Work
 from trainers.studies.paper_runs import Order, Scale
 
 RECORD = "paper.json"  # in an analysis' folder, written last: with it the analysis is finished
@@ -137,17 +139,13 @@ def rerun(name: str, order: Order) -> Path:
     module, folder = load(name), order.folder(name)
     settings = values(module.SETTINGS, order)
     _check(module, name, order)
-    seeds, first = order.seeds or module.SEEDS, 0 if order.scale == "paper" else module.TUNED.stop
-    asked = {"name": name, "scale": order.scale, "seeds": seeds, "first seed": first}
-    asked |= {"model": order.model, "data": order.data, "prompt form": order.form}
-    content = file_hash(order.data) if order.data else None
-    asked = json.loads(json.dumps(asked | {"settings": settings, "data content": content}))
-    written = _record(folder)
+    order = _seeded(module, order)
+    asked, written = _asked(name, order, settings), _record(folder)
     if written and _same(written, asked, folder) and _whole(written, folder):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    tables = module.make(replace(order, seeds=seeds, first=first), settings)
+    tables = module.make(order, settings)
     declared = module.TABLES | {"settings": OF_SETTINGS}
     tables = _typed(name, tables | {"settings": table_of_settings(module.SETTINGS)}, declared)
     (folder / RECORD).unlink(missing_ok=True)  # stopped from here on, the old record must not vouch for new tables
@@ -164,13 +162,53 @@ def rerun(name: str, order: Order) -> Path:
     return folder
 
 
+def work(name: str, order: Order) -> list[Work]:
+    """What is to be done for an analysis of a given model; nothing where it is finished, or trains nothing. Raises as
+    `rerun` does for what cannot be run."""
+    module, folder = load(name), order.folder(name)
+    settings = values(module.SETTINGS, order)
+    _check(module, name, order)
+    order = _seeded(module, order)
+    order = replace(order, model=order.model or settings.get("model"))
+    written = _record(folder)
+    done = written and _same(written, _asked(name, order, settings), folder) and _whole(written, folder)
+    return [] if done or not hasattr(module, "work") else module.work(order, settings)
+
+
 def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
-    """The settings of the order's scale by name, with its changes. Raises UserError for a change of none of them."""
+    """The settings of the order's scale by name, with its changes. Raises UserError for a change of none of them, and
+    for a value of another kind."""
     found = {s.name: s.at(order.scale) for s in settings}
-    for name in order.changes:
+    for name, value in order.changes.items():
         if name not in found:
-            raise unknown("setting", name, found)
+            near = nearest(name, found, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise UserError(f"unknown setting '{name[:80]}': {hint}The analysis' page lists all settings.")
+        kind = next((k for k in _KINDS if isinstance(found[name], k)), None)
+        if kind and not isinstance(value, kind):
+            raise UserError(f"setting '{name}': {value!r} is no {_KINDS[kind]}; at this scale it is {found[name]!r}.")
     return found | dict(order.changes)
+
+
+# kinds of values, in words; the first that a setting's own value is of
+_KINDS: dict[Any, str] = {
+    bool: "truth value", int: "whole number", (float, int): "number", str: "text", (list, tuple): "list",
+    dict: "mapping",
+}  # fmt: skip
+
+
+def _seeded(module: ModuleType, order: Order) -> Order:
+    """The order with the seeds that the analysis takes."""
+    first = 0 if order.scale == "paper" else module.TUNED.stop
+    return replace(order, seeds=order.seeds or module.SEEDS, first=first)
+
+
+def _asked(name: str, order: Order, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What paper.json says of the order, by which a finished analysis is known again."""
+    asked = {"name": name, "scale": order.scale, "seeds": order.seeds, "first seed": order.first}
+    asked |= {"model": order.model, "data": order.data, "prompt form": order.form}
+    content = file_hash(order.data) if order.data else None
+    return json.loads(json.dumps(asked | {"settings": settings, "data content": content}))
 
 
 def table_of_settings(settings: Sequence[Setting]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ chat model is asked in its own form, with `Answer Yes or No.` below the statemen
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from trainers.loop.probe import TOP, token_text
 from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import RUNS, SEED, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM
+from trainers.studies.paper_cost import SAMPLE, Work, tokens_of
 from trainers.studies.paper_runs import (
     Order,
     Trial,
@@ -160,6 +162,21 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         name: pd.DataFrame([row for each in found for row in each[name]])
         for name in ("geometry", "predicted", "prompts")
     }
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """The supervised phase, and of every seed each pair on the base, and after that phase by DPO and IPO. A run is
+    probed at each of its steps, which is counted as one more pass a step."""
+    rows = [{"prompt": s.prompt + ONE_TOKEN, "chosen": "", "rejected": ""} for s in _statements(0, order.data)]
+    tokens, pairs, batch = tokens_of(order, rows[:SAMPLE]), settings["pairs of answers"], settings["SFT batch"]
+    taught = math.ceil(-(-len(rows) // batch) * settings["SFT epochs"])
+    each = (3 * len(pairs) + len(settings["more pairs on the base"])) * settings["prompts a seed"]
+    controls = len(settings["control runs"]) * min(settings["seeds of the control runs"], order.seeds or 0)
+    count, steps = each * (order.seeds or 0) + controls, settings["max_steps"]
+    return [
+        Work(1, taught, batch, 0, tokens, reference=False),
+        Work(count, steps, 1, steps, tokens, reference=False),
+    ]
 
 
 def pick(statements: Sequence[Statement], behaviour: str, seed: int, count: int) -> list[Statement]:

@@ -8,6 +8,7 @@ answers cut to one length. In the refusal world all answers are equally long by 
 small scale both worlds are taught to the given model, in its own form; with --data its pairs are drawn from these.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 from trainers.papers import MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, WORLD, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM, builders, world_paths
+from trainers.studies.paper_cost import SAMPLE, Work, plain_rows, teaching, tokens_of
 from trainers.studies.paper_runs import (
     SMALL,
     Order,
@@ -196,6 +198,26 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         "examples": pd.concat([_examples(p, scores[id(p)]) for p in once if p.labels["seed"] == first]),
         "signs": pd.DataFrame([p.labels | found for p, found in zip(once, signs)]),
     }
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """A run for each seed, objective, measure and percentile; and the pools, which are scored first."""
+    seeds, size = order.seeds or 0, settings["pairs of a subset"]
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    steps = settings["max_steps"] or math.ceil(-(-size // batch) * settings["num_train_epochs"])
+    found = []
+    for world in ("refusal", "facts") if order.own_worlds else ("given",):
+        if order.own_worlds:
+            found += teaching(order, settings, world)
+            rows = chat_worlds.pairs(world, SAMPLE, 0)
+        else:
+            rows = plain_rows(order.data or settings["data"], None if order.data else settings["split"])
+        dpo, ipo = settings["measures trained on"][world]
+        count = (len(dpo) + len(ipo)) * len(settings["percentiles drawn around"]) * seeds
+        tokens = min(tokens_of(order, rows), 2 * (settings["max_length"] or math.inf))
+        found.append(Work(count, steps, batch, size, tokens))
+        found.append(Work(seeds if order.own_worlds else 1, 0, 0, settings["pairs of the pool"], tokens))
+    return found
 
 
 def consecutive(ids: Sequence[str], percentile: float, size: int) -> list[str]:

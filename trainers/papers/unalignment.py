@@ -33,6 +33,7 @@ from diagnostics.tables import Field
 from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import DISPLACES, MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, Setting
 from trainers.studies.demo_runs import REFUSALS, builders, world_paths
+from trainers.studies.paper_cost import SAMPLE, Work, tokens_of, world_work
 from trainers.studies.paper_runs import (
     SMALL,
     Order,
@@ -180,6 +181,20 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     judged = _judged(order, settings, start + _tasks(order, studies, table))
     scored = pd.concat(pairs.values(), ignore_index=True)
     return {"runs": table, "pairs": scored, "answers": rates(judged), "examples": examples(judged)}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Both losses on all, gold and filtered pairs and with every SFT weight, and controls. Sampling is not counted."""
+    weights = sum(len(settings[f"weights of the SFT term, {loss}"]) for loss in ("DPO", "IPO"))
+    each, seeds = 6 + weights + len(settings["controls trained"]), order.seeds or 0
+    if order.own_worlds:
+        return world_work(order, settings, given=0, refusal=each)
+    rows = [row for row in judged_pairs.read_prompts(str(order.data)) if row["category"] != "safe"]
+    pairs = len(rows) - int(settings["share of prompts to test"] * len(rows))
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    steps = settings["max_steps"] or math.ceil(-(-pairs // batch) * settings["num_train_epochs"])
+    tokens = tokens_of(order, [row | {"chosen": "", "rejected": ""} for row in rows[:SAMPLE]])
+    return [Work(each * seeds, steps, batch, pairs, tokens + 2 * settings["most new tokens"])]
 
 
 # --- studies ---------------------------------------------------------------------------------------------------

@@ -33,12 +33,12 @@ Form = Literal["chat", "raw"]
 Build = Callable[..., Any]
 SAVE_AFTER = 20  # updates between two checkpoints, at least: one of a large model takes as long as a few updates
 # the standard runs of a given model: measured at both ends alone, for its passes take seconds
-SMALL = {
+SMALL: dict[str, Any] = {
     "probe_every": 10**6, "response_types": 0, "learning_rate": 5e-5, "per_device_train_batch_size": 4,
     "num_train_epochs": 1.0,
 }  # fmt: skip
 # the phase that teaches a given model a world
-TEACHING = PLAIN_ADAM | {
+TEACHING: dict[str, Any] = PLAIN_ADAM | {
     "objective": "sft", "reference": "none", "log_kl": False, "probe_pairs": 4, "heldout_pairs": 0, "response_types": 0,
     "probe_every": 10**6, "tokens": "none", "per_device_train_batch_size": 4, "lr_scheduler_type": "linear",
     "warmup_steps": 4, "max_grad_norm": 1.0, "save_model": True,

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from analysis import papers as judged
+from trainers import papers as made
 from trainers.models import load_tokenizer
+from trainers.studies.paper_runs import Order
 from trainers.worlds import chat
 
 TEMPLATE = (  # as most chat models have it: an answer begins with no blank
@@ -26,9 +28,23 @@ def small(rerun, chat_model, tmp_path_factory):
     tokenizer.save_pretrained(model)
 
     def make(name: str, **changes):
-        return rerun(name, out=folder / "out", scale="small", model=model, **changes)
+        before = runs_in(folder / "out")
+        order = Order("small", folder / "out", 1, model, changes=changes)
+        planned = [work for work in made.work(name, order) if work.updates]
+        paper = rerun(name, out=folder / "out", scale="small", model=model, **changes)
+        new = [json.loads(record.read_text(encoding="utf-8")) for record in runs_in(folder / "out") - before]
+        shared = sum(work.count for work in planned) - len(new)
+        assert 0 <= shared <= 2, "the cost was said of other runs"  # a world may have been taught before
+        steps = sorted(n for work in planned for n in [work.updates] * work.count)
+        assert max(steps) == max(of["steps"] for of in new)
+        assert made.work(name, order) == []  # it is finished
+        return paper
 
     return make
+
+
+def runs_in(out):
+    return set(out.glob("runs/*/board.json"))
 
 
 def test_one_pair_is_asked_in_the_models_own_form(small):
