@@ -149,17 +149,40 @@ def ledger(out: Path) -> Path:
     ]
     write_frame(out / "ledger.parquet", pd.DataFrame(rows))
     said = judged.summary(every)
-    write_json(out / "ledger.json", {"summary": said, "claims": rows, "unreadable": lost})
+    compared = _compared(lines)
+    found = {"summary": said, "carried": compared, "claims": rows, "unreadable": lost}
+    write_json(out / "ledger.json", found)
     page = out / "index.html"
     words = {
         "summary": said,
         "lines": shown,
         "lost": lost,
+        "compared": compared,
         "figures": judged.figures(),
         "minutes": sum(line.minutes for line in lines),
     }
     page.write_text(template("ledger.html.j2").render(words), encoding="utf-8")
     return page
+
+
+def _compared(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """What carries over from toy scale: first of all analyses together, then of each that was run at several scales.
+    name: empty for all; says: a sentence a scale; rows: its claims side by side."""
+    by_name: dict[str, dict[str, list[Claim]]] = {}
+    for line in lines:
+        by_name.setdefault(line.name, {})[line.scale] = line.claims
+    several = {name: of for name, of in by_name.items() if len(of) > 1}
+    found = []
+    for name, of in several.items():
+        says = [judged.carried(of["toy"], of[scale], scale) for scale in of if scale != "toy" and "toy" in of]
+        found.append({"name": name, "says": says, "rows": judged.beside(of)})
+    says = []
+    for scale in ("small", "paper"):
+        both = [of for of in several.values() if {"toy", scale} <= set(of)]
+        if both:
+            toy, other = ([claim for of in both for claim in of[where]] for where in ("toy", scale))
+            says.append(judged.carried(toy, other, scale))
+    return [{"name": "", "says": says, "rows": []}] * bool(says) + found
 
 
 def listed() -> list[tuple[str, str, str, str, str]]:

@@ -1,6 +1,7 @@
 """Analyses at small scale: the toy's worlds in a given model's own form, here of a tiny chat model."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,8 @@ def small(rerun, chat_model, tmp_path_factory):
         planned = [work for work in made.work(name, order) if work.updates]
         paper = rerun(name, out=folder / "out", scale="small", model=model, **changes)
         new = [json.loads(record.read_text(encoding="utf-8")) for record in runs_in(folder / "out") - before]
-        shared = sum(work.count for work in planned) - len(new)
+        known = {record.parent.name for record in before} & {Path(run).name for run in paper.runs["run"]}
+        shared = sum(work.count for work in planned) - len(new) - len(known)
         assert 0 <= shared <= 2, "the cost was said of other runs"  # a world may have been taught before
         steps = sorted(n for work in planned for n in [work.updates] * work.count)
         assert max(steps) == max(of["steps"] for of in new)
@@ -93,3 +95,32 @@ def test_refusals_are_measured_exactly_and_weights_removed(small):
     table = paper.tables["pairs"]
     assert len(table) == 8
     assert set(table["kind"]) <= {"mixed", "two_refusals"}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "claims", "changes"),
+    [
+        ("small_margins", {"facts": 3, "refusal": 3}, ["buckets_facts", "halves_refusal"], {"share kept": 0.5}),
+        (
+            "deviation",
+            {"facts": 3, "refusal": 2},
+            ["e1_kl", "bound_rrpo"],
+            {"entries": "dpo,tdpo2,rrpo:alpha=0.1", "pairs probed": 4},
+        ),
+        (
+            "r_to_q",
+            {"facts": 2, "refusal": 2},
+            ["reward_base", "sft_facts"],
+            {"prompts to sample": 2, "answers a prompt": 2, "longest sampled answer": 3},
+        ),
+    ],
+)
+def test_the_toys_runs_are_those_of_the_taught_model(small, name, sizes, claims, changes):
+    paper = small(name, **WORLDS, **changes)
+    assert paper.runs.groupby("world").size().to_dict() == sizes
+    found = {c.id: c for c in judged.judge(paper)}
+    assert [i for i in claims if found[i].n == "–"] == []
+    config = paper.log(paper.runs["run"].iloc[0]).config
+    assert config["model"].endswith("/model")
+    assert "/runs/sft-seed16-" in config["model"]
+    assert config["per_device_train_batch_size"] == 4
