@@ -221,6 +221,13 @@ def plain(text: Text) -> str:
     return text if isinstance(text, str) else "\n\n".join(str(message["content"]) for message in text)
 
 
+def like(text: Text, change: Callable[[str], str]) -> Text:
+    """A text with a change; of chat messages, in each of their contents."""
+    if isinstance(text, str):
+        return change(text)
+    return [message | {"content": change(str(message["content"]))} for message in text]
+
+
 def checkpoints(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys by which a run of a given model can go on after a stop: a few checkpoints, of which the last is kept
     until it is finished; none in a run so short that it may as well start over."""

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from analysis import papers as judged
+from diagnostics.pairs import read_pairs
 from trainers import papers as made
 from trainers.models import load_tokenizer
-from trainers.studies.paper_runs import Order
-from trainers.worlds import chat
+from trainers.papers import more_is_less, squeezing
+from trainers.studies.paper_runs import Order, plain
+from trainers.worlds import chat, chat_worlds, facts, self_pairs
 
 TEMPLATE = (  # as most chat models have it: an answer begins with no blank
     "{% for m in messages %}|{{ m['role'] }}|\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
@@ -124,3 +126,64 @@ def test_the_toys_runs_are_those_of_the_taught_model(small, name, sizes, claims,
     assert config["model"].endswith("/model")
     assert "/runs/sft-seed16-" in config["model"]
     assert config["per_device_train_batch_size"] == 4
+
+
+def test_confidence_is_measured_before_the_weights_are_removed(small):
+    law = {"softmax entries": [10], "softmax exponents": [0.0], "rejected probabilities": [1e-3], "step sizes": [0.1]}
+    paper = small("squeezing", **WORLDS, **law, probe_pairs=4, response_types=2)
+    assert set(paper.runs["world"]) == {"facts"}
+    cases = ["after_both", "after_chosen", "dpo", "off", "random", "sft_both", "sft_chosen", "sft_term", "sgd"]
+    assert sorted(paper.runs["case"]) == cases
+    assert set(paper.tables["confidence"]["case"]) == set(cases)
+    runs = [paper.path.parent / run for run in paper.runs["run"]]
+    assert not [run for run in runs if (run / "model").exists()]
+    again = squeezing.confidence_of(runs[0])  # asked for anew after a stop
+    assert again["argmax"].tolist() == squeezing.confidence_of(runs[0])["argmax"].tolist()
+    off = paper.log(paper.runs.set_index("case")["run"]["off"]).config["data"]
+    (value, *_) = [facts.VALUES[name] for name in facts.VALUES if name in str(read_pairs(off).pairs[0].prompt)]
+    assert not set(value) & set(plain(read_pairs(off).pairs[0].rejected).split())  # a value of another attribute
+
+
+def test_two_sources_of_pairs_share_their_rejected_answers(small):
+    paper = small("more_is_less", **WORLDS)
+    data = {row["source"]: paper.log(row["run"]).config["data"] for row in paper.runs.to_dict("records")}
+    pairs = {source: {p.pair_id: p for p in read_pairs(path).pairs} for source, path in data.items()}
+    shared = set(pairs["self"]) & set(pairs["strong"])
+    assert shared
+    for i in shared:
+        assert pairs["self"][i].rejected == pairs["strong"][i].rejected
+        assert more_is_less.refuses(plain(pairs["strong"][i].chosen))
+        assert isinstance(pairs["self"][i].prompt, list)
+    assert {c.id: c for c in judged.judge(paper)}["displacement"].n != "–"
+
+
+def test_every_configuration_answers_before_its_weights_are_removed(small):
+    paper = small("hitchhiker", **WORLDS, **{"learning rates": [1e-3], "answer tokens": 3, "heldout_pairs": 4})
+    assert len(paper.runs) == 6
+    told = paper.tables["answers"]
+    assert set(told["run"]) == {"", *paper.runs["run"]}
+    assert not [run for run in paper.runs["run"] if (paper.path.parent / run / "model").exists()]
+
+
+def test_a_models_own_pairs_keep_the_form_of_the_given_ones(small, monkeypatch):
+    """A tiny untrained model says nothing true: what it says is put into its mouth."""
+    said = iter(range(1000))
+
+    def answers(model, tokenizer, prompts, *, temperature, **how):
+        words = next(said)  # the greedy answer is true of the first fact, every other one names another value
+        return [f"it is {true[str(p)] if words == 0 else 'nothing'}" if temperature < 1.1 else "it is bread or so"
+                for p in prompts]  # fmt: skip
+
+    true = {}
+    for row in chat_worlds.pairs("facts", 8, 16):
+        (value,) = self_pairs.stated(row["chosen"])
+        true[str(chat_worlds.formed(row, True)["prompt"])] = value
+    monkeypatch.setattr(self_pairs, "answers", answers)
+    paper = small("leanpo", **WORLDS, entries="dpo,leanpo", **{"pairs probed": 4})
+    own = paper.runs.query("pairs == 'own'")["run"].iloc[0]
+    pairs = read_pairs(paper.log(own).config["data"]).pairs
+    assert 1 <= len(pairs) <= 8
+    assert {type(pair.prompt) for pair in pairs} == {list}
+    for pair in pairs:
+        assert plain(pair.chosen) == f"it is {true[str(pair.prompt)]}"
+    assert len(paper.runs) == 4
