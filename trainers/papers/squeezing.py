@@ -127,7 +127,7 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 
 def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
-    """Four cases of DPO, in the fact world a fifth, two after SFT, and the two SFT runs, which have epochs of their own."""
+    """Four cases of DPO, in the fact world a fifth, two after SFT, and two SFT runs, with epochs of their own."""
     counts = {"facts": 7, "refusal": 6}
     found = world_work(order, settings, given=6, **{name: counts[name] for name in settings["worlds trained on"] or []})
     share = settings["SFT epochs on chosen"] / (settings["num_train_epochs"] or 1.0)

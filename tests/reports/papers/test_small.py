@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 
 from analysis import papers as judged
+from diagnostics.errors import UserError
 from diagnostics.pairs import read_pairs
+from diagnostics.runlog import RunLogWriter
+from reports import papers
 from trainers import papers as made
 from trainers.models import load_tokenizer
 from trainers.papers import more_is_less, squeezing
-from trainers.studies.paper_runs import Order, plain
+from trainers.studies.demo_runs import PLAIN_ADAM
+from trainers.studies.paper_cost import Speed, Work, said, seconds
+from trainers.studies.paper_runs import Order, Trial, plain, train
 from trainers.worlds import chat, chat_worlds, facts, self_pairs
 
 TEMPLATE = (  # as most chat models have it: an answer begins with no blank
@@ -187,3 +192,53 @@ def test_a_models_own_pairs_keep_the_form_of_the_given_ones(small, monkeypatch):
     for pair in pairs:
         assert plain(pair.chosen) == f"it is {true[str(pair.prompt)]}"
     assert len(paper.runs) == 4
+
+
+def test_the_cost_is_said_before_and_a_stopped_run_goes_on_inside(small, tmp_path, capsys, monkeypatch):
+    model = small("small_margins", **WORLDS).record["model"]
+    order = Order("small", tmp_path, 1, model, first=16)
+    keys = PLAIN_ADAM | {"model": model, "data": str(tmp_path / "rows.jsonl"), "max_steps": 24, "probe_pairs": 2}
+    keys |= {"heldout_pairs": 0, "response_types": 0, "probe_every": 100, "per_device_train_batch_size": 2}
+    chat_worlds.write(tmp_path / "rows.jsonl", chat_worlds.pairs("refusal", 8, 0), True)
+    real = RunLogWriter.append_step
+
+    def dies(self, row):
+        real(self, row)
+        if row["step"] == 22:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLogWriter, "append_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(order, [Trial({}, keys)])
+    (run,) = tmp_path.glob("runs/dpo-*")
+    assert [folder.name for folder in run.glob("checkpoints/*-*")] == ["checkpoint-20"]
+    before = (run / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    train(order, [Trial({}, keys)])
+    after = (run / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    assert after[:20] == before[:20]  # not trained again
+    assert len(after) >= 24
+    assert not (run / "checkpoints").exists()
+
+    capsys.readouterr()
+    monkeypatch.setattr(
+        made,
+        "rerun",
+        lambda name, order: (
+            pytest.fail("before the cost was said")
+            if "runs, about" not in capsys.readouterr().out
+            else (_ for _ in ()).throw(UserError("enough"))
+        ),
+    )
+    with pytest.raises(UserError, match="enough"):
+        papers.rerun(["small_margins"], tmp_path, scale="small", seeds=2, model=model)
+
+
+def test_work_is_added_up_by_hand():
+    # 2 runs of 3 updates: start 2 s; 4 pairs of 10 tokens forward and backward (20 tokens/s) 2 s, the reference's
+    # forward pass (40) 1 s, and the step .5 s; 8 pairs probed at both ends by both models: 8 s
+    speed = Speed(load=1.0, forward=40.0, both=20.0, step=0.5)
+    work = Work(2, 3, 4, 8, 10.0)
+    assert seconds(work, speed) == pytest.approx(2 * (2 + 3 * 3.5 + 8))
+    assert seconds(Work(1, 0, 0, 8, 10.0, reference=False), speed) == pytest.approx(2 + 2)  # a pass, no training
+    assert said([work], speed).startswith("2 runs, about 3 updates each; on this machine about 1 min (measured: 20 tok")
