@@ -185,7 +185,7 @@ def values(settings: Sequence[Setting], order: Order) -> dict[str, Any]:
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise UserError(f"unknown setting '{name[:80]}': {hint}The analysis' page lists all settings.")
         kind = next((k for k in _KINDS if isinstance(found[name], k)), None)
-        if kind and not isinstance(value, kind):
+        if kind and value is not None and not isinstance(value, kind):
             raise UserError(f"setting '{name}': {value!r} is no {_KINDS[kind]}; at this scale it is {found[name]!r}.")
     return found | dict(order.changes)
 
