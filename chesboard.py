@@ -427,6 +427,13 @@ def paper(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at the same time; default 2 at toy scale, else 1.")
     ] = None,
+    changed: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE: a setting, named as on the page; repeat.")
+    ] = None,
+    prompt_form: Annotated[
+        Literal["chat", "raw"] | None,
+        typer.Option(help="Rows as chats or raw text; default: chat where the model has a chat template."),
+    ] = None,
     all_papers: Annotated[bool, typer.Option("--all", help="Every analysis, and the ledger of all claims.")] = False,
     list_papers: Annotated[bool, typer.Option("--list", help="The analyses there are.")] = False,
 ) -> None:
@@ -441,19 +448,22 @@ def paper(
 
         chesboard paper catastrophic --data ends-justify-means.jsonl --seeds 3
 
+        chesboard paper unalignment --scale small --model my-chat-model --set learning_rate=1e-5
+
         chesboard paper ches_subsets --scale paper --model allenai/OLMo-1B-hf
 
         chesboard paper --all
     """
     from reports.console import show_papers
-    from reports.papers import at, data_by_name, listed
+    from reports.papers import at, data_by_name, listed, settings_of
 
     if list_papers:
         return show_papers(listed())
     if all_papers == bool(name):
         raise UserError("give the name of one analysis, or --all; `chesboard paper --list` names them.")
     wanted = [name] if name else at(scale)
-    _papers(wanted, out, scale, seeds, model, data_by_name(wanted, data or []), jobs)
+    given, changes = data_by_name(wanted, data or []), settings_of(changed or [])
+    _papers(wanted, out, scale, seeds, model, given, jobs, changes=changes, form=prompt_form)
 
 
 def _papers(
@@ -464,12 +474,13 @@ def _papers(
     model: str | None,
     data: dict[str, str],
     jobs: int | None,
+    **how: Any,
 ) -> None:
     """Rerun these analyses and show their claims; of several, how many hold."""
     from reports.console import show_ledger
     from reports.papers import rerun
 
-    ledger, failed = rerun(names, out, scale=scale, seeds=seeds, model=model, data=data, jobs=jobs)
+    ledger, failed = rerun(names, out, scale=scale, seeds=seeds, model=model, data=data, jobs=jobs, **how)
     show_ledger(ledger, (names[0], scale) if len(names) == 1 else None)
     if failed:
         raise DataError(f"{len(failed)} analyses could not be made. The first one said: {failed[0]}")

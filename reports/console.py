@@ -100,6 +100,8 @@ def show_ledger(page: Path, only: tuple[str, str] | None) -> None:
         add(table, *(row[name] for name in heads))
     if only:
         Console().print(table)
+    name = only[0] if only else ""
+    say(*(sentence for of in ledger["carried"] if of["name"] == name for sentence in of["says"]))
     shown = f"page: {page.with_name(mine[0]['page'])}   " if mine else ""
     say(f"all analyses in {page.parent}: {ledger['summary']}", f"{shown}ledger of all claims: {page}")
 

@@ -8,17 +8,21 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from yaml import YAMLError
 
 from analysis import papers as judged
 from analysis.papers import Claim, Paper
 from diagnostics.errors import DataError, NotebookError, UserError
+from diagnostics.plain_yaml import parse_plain
+from diagnostics.processes import tell
 from diagnostics.progress import counted
 from diagnostics.runlog import write_frame, write_json
 from reports.notebooks import Page, execute, template
 from trainers import papers as made
 from trainers.models import quiet
 from trainers.studies.compare import workers
-from trainers.studies.paper_runs import Order, Scale
+from trainers.studies.paper_cost import Work, said, speed
+from trainers.studies.paper_runs import Form, Order, Scale
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,27 @@ def rerun(
     data: Mapping[str, str] | None = None,
     jobs: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    form: Form | None = None,
 ) -> tuple[Path, list[str]]:
     """Rerun the analyses and write their pages and the ledger; returns the ledger and what failed, in sentences.
 
-    data: analysis -> data set. jobs: processes at a time; default two at toy scale, else one. One analysis that
-    cannot go on does not stop the others; alone, it raises.
+    data: analysis -> data set. jobs: processes at a time; default two at toy scale, else one. changes: of settings, in
+    every analysis that has them. One analysis that cannot go on does not stop the others; alone, it raises. Of a given
+    model the cost is said first.
     """
     out, failed = out.resolve(), []
     for name in (*names, *(data or {})):
         made.load(name)
+    own = {name: _changes(name, names, changes or {}) for name in names}
     out.mkdir(parents=True, exist_ok=True)
     quiet()
-    with alone(out), workers(jobs or (2 if scale == "toy" else 1)) as pool:
-        for name in counted(names, "papers", len(names), unit="paper", show=len(names) > 1):
-            order = Order(scale, out, seeds, model, (data or {}).get(name), pool, changes or {})
+    jobs = jobs or (2 if scale == "toy" else 1)
+    with alone(out), workers(jobs) as pool:
+        orders = {name: Order(scale, out, seeds, model, (data or {}).get(name), pool, own[name], form=form)
+                  for name in names}  # fmt: skip
+        if scale != "toy":
+            _say_cost(orders, jobs)
+        for name, order in counted(orders.items(), "papers", len(names), unit="paper", show=len(names) > 1):
             try:
                 report(made.rerun(name, order))
             except (UserError, DataError, NotebookError) as error:
@@ -67,6 +78,43 @@ def rerun(
                     raise
                 failed.append(f"{name}: {error}")
     return ledger(out), failed
+
+
+def _changes(name: str, names: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes of an analysis' own settings, and those that are no analysis' setting, so that it refuses them."""
+    known = {other: {setting.name for setting in made.load(other).SETTINGS} for other in names}
+    every = set().union(*known.values())
+    return {key: value for key, value in changes.items() if key in known[name] or key not in every}
+
+
+def _say_cost(orders: Mapping[str, Order], jobs: int) -> None:
+    """A line for each analysis that is not finished, and one for all. What cannot be run, it says itself when its turn
+    comes."""
+    every: list[Work] = []
+    speeds = []
+    for name, order in orders.items():
+        with contextlib.suppress(UserError, DataError):
+            works = made.work(name, order)
+            if works:
+                speeds.append(speed(str(order.model or made.values(made.load(name).SETTINGS, order)["model"])))
+                tell(f"{name}: {said(works, speeds[-1], jobs)}.")
+                every += works
+    if len(speeds) > 1:
+        tell(f"all {len(speeds)} analyses: {said(every, speeds[0], jobs)}.")
+
+
+def settings_of(texts: Sequence[str]) -> dict[str, Any]:
+    """--set: NAME=VALUE, repeated; values are read as YAML."""
+    found = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise UserError(f"--set {text}: write NAME=VALUE, for example --set learning_rate=1e-5.")
+        try:
+            found[name.strip()] = parse_plain(value)
+        except YAMLError:
+            raise UserError(f"--set {text}: the value is no plain YAML; put text in quotes.") from None
+    return found
 
 
 @contextlib.contextmanager
@@ -101,17 +149,40 @@ def ledger(out: Path) -> Path:
     ]
     write_frame(out / "ledger.parquet", pd.DataFrame(rows))
     said = judged.summary(every)
-    write_json(out / "ledger.json", {"summary": said, "claims": rows, "unreadable": lost})
+    compared = _compared(lines)
+    found = {"summary": said, "carried": compared, "claims": rows, "unreadable": lost}
+    write_json(out / "ledger.json", found)
     page = out / "index.html"
     words = {
         "summary": said,
         "lines": shown,
         "lost": lost,
+        "compared": compared,
         "figures": judged.figures(),
         "minutes": sum(line.minutes for line in lines),
     }
     page.write_text(template("ledger.html.j2").render(words), encoding="utf-8")
     return page
+
+
+def _compared(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """What carries over from toy scale: first of all analyses together, then of each that was run at several scales.
+    name: empty for all; says: a sentence a scale; rows: its claims side by side."""
+    by_name: dict[str, dict[str, list[Claim]]] = {}
+    for line in lines:
+        by_name.setdefault(line.name, {})[line.scale] = line.claims
+    several = {name: of for name, of in by_name.items() if len(of) > 1}
+    found = []
+    for name, of in several.items():
+        says = [judged.carried(of["toy"], of[scale], scale) for scale in of if scale != "toy" and "toy" in of]
+        found.append({"name": name, "says": says, "rows": judged.beside(of)})
+    says = []
+    for scale in ("small", "paper"):
+        both = [of for of in several.values() if {"toy", scale} <= set(of)]
+        if both:
+            toy, other = ([claim for of in both for claim in of[where]] for where in ("toy", scale))
+            says.append(judged.carried(toy, other, scale))
+    return [{"name": "", "says": says, "rows": []}] * bool(says) + found
 
 
 def listed() -> list[tuple[str, str, str, str, str]]:

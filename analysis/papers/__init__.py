@@ -302,6 +302,30 @@ def _verdicts(claims: Sequence[Claim]) -> str:
     return f"{yes} hold{'s' * (yes == 1)}, {no} do{'es' * (no == 1)} not hold"
 
 
+def beside(by_scale: Mapping[str, Sequence[Claim]]) -> list[dict[str, str]]:
+    """One row a claim of an analysis: what it says, and at each scale its verdict and value; – where it was not
+    measured there."""
+    known = {scale: {claim.id: claim for claim in of} for scale, of in by_scale.items()}
+    every = {claim.id: claim for of in by_scale.values() for claim in of}
+    return [
+        {"claim": claim.says} | {scale: _at(of.get(name)) for scale, of in known.items()}
+        for name, claim in every.items()
+    ]
+
+
+def carried(toy: Sequence[Claim], other: Sequence[Claim], scale: str) -> str:
+    """How many of the claims that hold at toy scale hold at another; what was not measured there cannot be said."""
+    verdicts = {(claim.analysis, claim.id): claim.holds for claim in other}
+    found = [verdicts.get((claim.analysis, claim.id)) for claim in toy if claim.holds]
+    yes, no = sum(holds is True for holds in found), sum(holds is False for holds in found)
+    said = f"{yes} hold{'s' * (yes == 1)}, {no} do{'es' * (no == 1)} not hold, {len(found) - yes - no} cannot be said"
+    return f"Of {count(len(found), 'claim')} that hold{'s' * (len(found) == 1)} at toy scale, {said} at {scale} scale."
+
+
+def _at(claim: Claim | None) -> str:
+    return "–" if claim is None or math.isnan(claim.value) else f"{claim.verdict}: {_digits(claim.value)}"
+
+
 def claims(paper: Paper) -> Block:
     """The claims table: what is said, the measured value with interval and n, the verdict, the published value."""
     table = pd.DataFrame([row(c) for c in judge(paper)])
@@ -344,7 +368,10 @@ def settings(paper: Paper) -> Block:
     """Paper and toy settings beside each other, with place and reason, and what this rerun took."""
     given = [f"{name}: {paper.record[name]}" for name in ("model", "data") if paper.record.get(name)]
     said = "; ".join([f"Scale: {paper.record['scale']}", seed_words(paper), *given])
-    table = paper.tables["settings"].rename(columns={"name": "setting", "why": "why the toy differs"})
+    heads = {"name": "setting", "why": "why the toy differs", "small_why": "why small differs"}
+    table = paper.tables["settings"].rename(columns=heads)
+    if paper.record["scale"] != "small":
+        table = table.drop(columns=["small", "why small differs"], errors="ignore")
     failed = paper.tables.get("runs", pd.DataFrame({"failed": []}))
     lost = failed.loc[failed["failed"] != ""]
     missing = (

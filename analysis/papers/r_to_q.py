@@ -25,7 +25,8 @@ def measured(paper: Paper) -> dict[str, Measured]:
     exact = where(exact, start="base")
     error = pd.Series((exact["reward"] + exact["kl"]).abs() / exact["kl"])
     worst = [max(error[exact["seed"] == seed]) for seed in sorted(set(exact["seed"]))]
-    found = {"exact": Measured(worst, f"{count(len(worst), 'seed')} of {max(exact['answers']):,.0f} answers")}
+    n = f"{count(len(worst), 'seed')} of {exact['answers'].max():,.0f} answers"
+    found = {"exact": Measured(worst, n)} if worst else {}
     found |= _identity(means(paper.tables["identity"]))
     found |= _starts(ends(curves(paper)))
     return found | _credit(tokens(paper))

@@ -39,6 +39,7 @@ def test_an_analysis_says_what_it_sets_and_why(name):
     for setting in module.SETTINGS:
         assert setting.where, setting.name
         assert setting.toy == setting.paper or setting.why, f"{setting.name} differs without a reason"
+        assert setting.at("small") == setting.toy or setting.small_why, f"{setting.name} differs at small scale"
     assert module.SEEDS >= 1
     assert module.TUNED.start == 0
 
@@ -234,6 +235,56 @@ def test_the_console_shows_the_scale_that_was_asked_for(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "auxdpo-paper.html" in said
     assert said.count("1.167") == 1
+
+
+def test_the_ledger_says_claim_by_claim_what_carries_over(tmp_path, capsys):
+    def claim(name, values):
+        entry = dict(id=name, says=f"says {name}", where="w", published="p", rule={"above": 0})
+        return judged._judged("auxdpo", entry, judged.Measured(values, "n"))
+
+    yes, no = [1.0, 1.1, 1.2], [-1.0, -1.1, -1.2]
+    toy = [claim("a", yes), claim("b", yes), claim("c", yes), claim("d", no)]
+    small = [claim("a", yes), claim("b", no), claim("d", yes)]  # c was not measured, d did not hold before
+    assert judged.carried(toy, small, "small") == (
+        "Of 3 claims that hold at toy scale, 1 holds, 1 does not hold, 1 cannot be said at small scale."
+    )
+    rows = {row["claim"]: (row["toy"], row["small"]) for row in judged.beside({"toy": toy, "small": small})}
+    assert rows["says b"] == ("holds: 1.100", "does not hold: −1.100")
+    assert rows["says c"] == ("holds: 1.100", "–")
+
+    for scale in ("toy", "paper"):
+        made.rerun("auxdpo", made.Order(scale, tmp_path))
+    page = papers.ledger(tmp_path)
+    known = judged.judge(judged.load(tmp_path / "auxdpo"))
+    said = judged.carried(known, known, "paper")
+    assert said.startswith(f"Of {sum(bool(c.holds) for c in known)} claims")
+    assert page.read_text(encoding="utf-8").count(said) == 2  # of this analysis, and of all
+    whole, one = json.loads(page.with_name("ledger.json").read_text(encoding="utf-8"))["carried"]
+    assert (whole["name"], whole["rows"], one["name"], len(one["rows"])) == ("", [], "auxdpo", 9)
+    show_ledger(page, None)
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_change_of_no_setting_or_of_another_kind_is_refused(tmp_path):
+    order = made.Order("toy", tmp_path)
+    for changes, says in (
+        ({"beta value": [1.0]}, "did you mean 'beta values'"),
+        ({"beta values": 1.0}, "'beta values': 1.0 is no list"),
+    ):
+        with pytest.raises(UserError, match=says):
+            made.rerun("auxdpo", made.Order("toy", tmp_path, changes=changes))
+    assert made.values(made.load("small_margins").SETTINGS, order)["learning_rate"] == 3e-4
+    assert papers.settings_of(["SFT steps=4", "beta values=[0.1, 1]"]) == {"SFT steps": 4, "beta values": [0.1, 1]}
+    with pytest.raises(UserError, match="write NAME=VALUE"):
+        papers.settings_of(["learning_rate"])
+    with pytest.raises(UserError, match="leave out --prompt-form"):
+        made.rerun("auxdpo", made.Order("toy", tmp_path, form="raw"))
+
+
+def test_of_several_analyses_each_takes_the_changes_of_its_own_settings():
+    names, changes = ["auxdpo", "leanpo"], {"learning_rate": 1e-5, "beta values": [1.0], "nonsense": 1}
+    assert papers._changes("leanpo", names, changes) == {"learning_rate": 1e-5, "nonsense": 1}
+    assert papers._changes("auxdpo", names, changes) == {"beta values": [1.0], "nonsense": 1}
 
 
 def test_a_repetition_without_a_number_is_counted():

@@ -3,10 +3,12 @@
 Section 3 and Tables 1 to 13 of "Unintentional Unalignment" (arXiv:2410.08847): persona prompts, a phase of supervised
 training on labels drawn from two sets of answers, then DPO or IPO on one prompt and one pair for 100 steps; ten
 seeds pick ten prompts. At toy scale a base model is made first, which gives graded answers (synthetic, also where the
-statements are real ones): it stands for what a pretrained model brings. The phase after it is the paper's.
+statements are real ones): it stands for what a pretrained model brings. The phase after it is the paper's. A
+chat model is asked in its own form, with `Answer Yes or No.` below the statement: else its mass is on other words.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,26 @@ from trainers.loop.probe import TOP, token_text
 from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import RUNS, SEED, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM
-from trainers.studies.paper_runs import Order, Trial, examples, finished, keys, measure, train, worlds, write_lines
-from trainers.worlds import lm, persona
+from trainers.studies.paper_cost import SAMPLE, Work, tokens_of
+from trainers.studies.paper_runs import (
+    Order,
+    Trial,
+    examples,
+    finished,
+    is_chat,
+    keys,
+    measure,
+    train,
+    worlds,
+    write_lines,
+)
+from trainers.worlds import chat_worlds, lm, persona
+from trainers.worlds.chat import ONE_TOKEN
 from trainers.worlds.persona import ANSWERS, SIDES, Statement
 
 SEEDS = 10
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = "a persona file (ends-justify-means.jsonl): its statements in place of the synthetic ones"
 PAPER_SEEDS = (9773, 5290, 8767, 9818, 7596, 344, 2701, 3298, 7834, 6327)
 PAIRS = {"yes_no": ("Yes", "No"), "no_never": ("No", "Never"), "sure_yes": ("Sure", "Yes")}
@@ -47,28 +63,35 @@ CONTROLS = {
     "frozen_head": {"lora_r": 64, "lora_alpha": 64, "learning_rate": 2e-4},  # peft leaves head and embeddings alone
 }
 _H = "appendix H.1"
+_FEW = {"no_yes": ("No", "Yes")}
 _SMALL = "models of under a million weights do not move at the paper's rate"
+_RATE = "about 3 nats of margin after 8 updates of Adam on 135 M weights"
 SETTINGS = (
     Setting("model", "allenai/OLMo-1B-hf", "section 3; also google/gemma-2b, meta-llama/Meta-Llama-3-8B", None,
             "built from scratch, one a seed"),
     Setting("statements", "ends-justify-means.jsonl, given by --data", _H, None, "synthetic, or given by --data"),
     Setting("prompts a seed", 1, _H, 1),
     Setting("pairs of answers", PAIRS, "tables 1 to 3, those whose answers are tokens", PAIRS),
-    Setting("more pairs on the base", {}, "ours", MORE_PAIRS, "similar and dissimilar pairs of the recipe"),
+    Setting("more pairs on the base", {}, "ours", MORE_PAIRS, "similar and dissimilar pairs of the recipe", _FEW,
+            "the others' answers are no single tokens of the models in use"),
     Setting("base training steps", None, "a pretrained model", persona.STEPS, "graded answers, synthetic"),
-    Setting("SFT learning rate", 1e-7, _H, 1e-4, "at 1e-5 the answers stay what they were"),
-    Setting("SFT epochs", 1.0, _H, 1.0),
-    Setting("SFT batch", 32, _H, 32),
-    Setting("SFT optimizer", "rmsprop", _H, "rmsprop"),
+    Setting("SFT learning rate", 1e-7, _H, 1e-4, "at 1e-5 the answers stay what they were", 5e-6,
+            "the form is learned, not the labels; at the paper's the answers stay what they were"),
+    Setting("SFT epochs", 1.0, _H, 1.0, "", 0.16, "20 updates on 160 statements; two minutes"),
+    Setting("SFT batch", 32, _H, 32, "", 8, "20 updates on 160 statements; two minutes"),
+    Setting("SFT optimizer", "rmsprop", _H, "rmsprop", "", "adamw_torch", "as for the pairs"),
     Setting("optim", "rmsprop", _H, "adamw_torch", "as in the recipe; RMSProp is a control"),
-    Setting("max_steps", 101, _H + ": record s is after s updates, and the last one gives the loss of record 100", 101),
-    Setting("DPO learning rate", 1e-7, _H, 3e-5, _SMALL),
+    Setting("max_steps", 101, _H + ": record s is after s updates, and the last one gives the loss of record 100", 101,
+            "", 26, "records 0 to 25: a minute a run; the margin is above 1.5 by then"),
+    Setting("DPO learning rate", 1e-7, _H, 3e-5, _SMALL, 1e-6, _RATE),
     Setting("DPO beta", 0.1, _H, 0.1),
-    Setting("IPO learning rate", 1e-8, _H, 3e-5, _SMALL + ", nor at a tenth of DPO's"),
+    Setting("IPO learning rate", 1e-8, _H, 3e-5, _SMALL + ", nor at a tenth of DPO's", 1e-6, _RATE),
     Setting("IPO tau", 0.01, _H, 0.01),
-    Setting("control runs", {}, "ours", CONTROLS, "No over Never on the base with another optimizer or scope"),
+    Setting("control runs", {}, "ours", CONTROLS, "No over Never on the base with another optimizer or scope", {},
+            "the toy's rates are not theirs"),
     Setting("seeds of the control runs", 0, "ours", 5, "the first ones, to save time"),
-    Setting("prompts compared with one another", 1000, "appendix D.3: the persona prompts", 200, "enough for signs"),
+    Setting("prompts compared with one another", 1000, "appendix D.3: the persona prompts", 200, "enough for signs",
+            40, "a forward pass each"),
 )  # fmt: skip
 _MODEL = {"seed": SEED, "phase": Field(str, "base, or sft: after the supervised phase")}
 _PAIR = _MODEL | {
@@ -141,6 +164,21 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     }
 
 
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """The supervised phase, and of every seed each pair on the base, and after that phase by DPO and IPO. A run is
+    probed at each of its steps, which is counted as one more pass a step."""
+    rows = [{"prompt": s.prompt + ONE_TOKEN, "chosen": "", "rejected": ""} for s in _statements(0, order.data)]
+    tokens, pairs, batch = tokens_of(order, rows[:SAMPLE]), settings["pairs of answers"], settings["SFT batch"]
+    taught = math.ceil(-(-len(rows) // batch) * settings["SFT epochs"])
+    each = (3 * len(pairs) + len(settings["more pairs on the base"])) * settings["prompts a seed"]
+    controls = len(settings["control runs"]) * min(settings["seeds of the control runs"], order.seeds or 0)
+    count, steps = each * (order.seeds or 0) + controls, settings["max_steps"]
+    return [
+        Work(1, taught, batch, 0, tokens, reference=False),
+        Work(count, steps, 1, steps, tokens, reference=False),
+    ]
+
+
 def pick(statements: Sequence[Statement], behaviour: str, seed: int, count: int) -> list[Statement]:
     """The paper's prompts of a seed: the first ones of torch.randperm over the statements of this behaviour."""
     same = [s for s in statements if s.stance == behaviour]
@@ -163,19 +201,34 @@ def build_base(folder: Path, seed: int, data: str | None, steps: int) -> None:
 
 
 def write_data(
-    folder: Path, seed: int, data: str | None, cases: dict[str, tuple[str, str]], answers: tuple[str, ...], prompts: int
+    folder: Path,
+    seed: int,
+    data: str | None,
+    cases: dict[str, tuple[str, str]],
+    answers: tuple[str, ...],
+    prompts: int,
+    chat: bool = False,
 ) -> None:
-    """labels.jsonl (the supervised phase), and for each case and prompt one pair and one track file."""
+    """labels.jsonl (the supervised phase), and for each case and prompt one pair and one track file. chat: as messages,
+    with the words that ask for one of the answers."""
     statements = _statements(seed, data)
     folder.mkdir(parents=True)
     rng = np.random.default_rng([seed, 5])
-    write_lines(folder / "labels.jsonl", [_label(s, k, answers, rng) for k, s in enumerate(statements)])
+    labels = [_label(s, k, answers, rng) for k, s in enumerate(statements)]
+    write_lines(folder / "labels.jsonl", [_formed(label, chat) for label in labels])
     for case, (chosen, rejected) in cases.items():
         for k, statement in enumerate(pick(statements, behaviour(chosen), seed, prompts)):
             pair = dict(pair_id=f"{case}-p{k}", prompt=statement.prompt, chosen=chosen, rejected=rejected)
-            write_lines(folder / f"{case}-p{k}.jsonl", [pair])
+            write_lines(folder / f"{case}-p{k}.jsonl", [_formed(pair, chat)])
             track = _track(f"{case}-p{k}", statement, chosen, answers)
+            track["prompts"] = [_formed(prompt, chat) for prompt in track["prompts"]]
             (folder / f"{case}-p{k}.track.json").write_text(json.dumps(track), encoding="utf-8")
+
+
+def _formed(row: dict[str, Any], chat: bool) -> dict[str, Any]:
+    """A row as it stands, or as a chat whose prompt asks for an answer of one token."""
+    asked = row | {"prompt": str(row["prompt"]).strip() + ONE_TOKEN}
+    return chat_worlds.formed(asked, True) if chat else row
 
 
 def _statements(seed: int, data: str | None) -> list[Statement]:
@@ -205,10 +258,10 @@ def _track(name: str, statement: Statement, chosen: str, answers: tuple[str, ...
 
 
 def _bases(order: Order, settings: Mapping[str, Any]) -> dict[int, str]:
-    """The model before any phase, by seed: built here at toy scale, the given one for all seeds at paper scale."""
-    if order.scale == "paper":
-        if not order.data:
-            raise UserError("paper catastrophic: at paper scale give the statements: --data ends-justify-means.jsonl")
+    """The model before any phase, by seed: built here at toy scale, else the given one for all seeds."""
+    if order.scale == "paper" and not order.data:
+        raise UserError("paper catastrophic: at paper scale give the statements: --data ends-justify-means.jsonl")
+    if order.scale != "toy":
         return {seed: order.model or settings["model"] for seed in order.numbers}
     steps = settings["base training steps"]
     name = f"persona-{_source(order)}-{steps}steps"
@@ -234,16 +287,17 @@ def _written(order: Order, settings: Mapping[str, Any], cases: Cases, model: str
     """The folder of `write_data` by seed."""
     vocabulary = load_tokenizer(model).get_vocab()
     answers, prompts = tuple(a for a in ANSWERS if a in vocabulary), settings["prompts a seed"]
-    mark = f"{len(cases)}-{'-'.join(a[:3] for a in answers)}"
+    chat = is_chat(order, model)
+    mark = f"{len(cases)}-{'-'.join(a[:3] for a in answers)}{'-chat' * chat}"
     names = {s: f"persona-{_source(order)}-pairs-{mark}-{prompts}-seed{s}" for s in order.numbers}
-    found = worlds(order, {n: (write_data, (s, order.data, cases, answers, prompts)) for s, n in names.items()})
+    found = worlds(order, {n: (write_data, (s, order.data, cases, answers, prompts, chat)) for s, n in names.items()})
     return {s: found[name] for s, name in names.items()}
 
 
 def _tuned(
     order: Order, settings: Mapping[str, Any], bases: Mapping[int, str], written: Mapping[int, Path]
 ) -> dict[tuple[str, int], str]:
-    """The models after the supervised phase. At paper scale there is one: equal keys, equal run."""
+    """The models after the supervised phase. Of a given model there is one: equal keys, equal run."""
     first = order.numbers[0]
     sft = PLAIN_ADAM | dict(objective="sft", append_eos=False, reference="none", probe_pairs=8, probe_every=10**6,
                             heldout_pairs=0, response_types=0, tokens="none", log_kl=False, save_strategy="no",
@@ -301,7 +355,7 @@ def _measure(phase: str, seed: int, name: str, folder: str, compared: int) -> di
 def _tokenized(path: Path, tokenizer: Any) -> list[Example]:
     kept = examples(read_pairs(path).pairs, tokenizer, append_eos=False)
     if not kept or any(len(p.chosen.completion_ids) > 1 for p in kept):
-        raise DataError(f"{path.name}: an answer is not a single token of this model.")
+        raise DataError(f"{path.name}: an answer is not a single token of this model; see --prompt-form.")
     return kept
 
 

@@ -4,9 +4,11 @@
 distance and by the inner product of the last hidden states, all from the model before training; one epoch on each of
 five subsets; the change of summed ln pi(chosen) on the subset. The paper has no control for length. Here each measure
 stands beside the length difference, LN-CHES and random subsets, and where data are given the same is done with all
-answers cut to one length. In the refusal world all answers are equally long by construction, in the fact world not.
+answers cut to one length. In the refusal world all answers are equally long by construction, in the fact world not. At
+small scale both worlds are taught to the given model, in its own form; with --data its pairs are drawn from these.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +29,48 @@ from diagnostics.scoring import score
 from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_to_device, load_tokenizer, longest, model_limit
-from trainers.papers import PAIR, RUNS, SEED, WORLD, Setting
+from trainers.papers import MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, WORLD, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM, builders, world_paths
-from trainers.studies.paper_runs import Order, Trial, examples, keys, measure, subset, train, worlds, write_lines
-from trainers.worlds import facts, lm, own_data, refusal
+from trainers.studies.paper_cost import SAMPLE, Work, plain_rows, teaching, tokens_of
+from trainers.studies.paper_runs import (
+    SMALL,
+    Order,
+    Trial,
+    examples,
+    is_chat,
+    keys,
+    measure,
+    plain,
+    small_paths,
+    subset,
+    train,
+    worlds,
+    write_lines,
+)
+from trainers.worlds import chat_worlds, facts, lm, own_data, refusal
 
 SEEDS = 5  # the paper has three runs; Student intervals of three say little
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = "preference pairs (any file that `chesboard audit` reads): a further world, plain and at equal lengths"
 PAPER = ("ches_score", "edit_similarity", "last_hidden_similarity")
 LENGTH = ("length_difference", "ln_ches_score")
 RATES = ("hidden_rate", "self_rate")
 RANDOM = ("random",)
 EXAMPLES = 10
+# what is trained on in each world: by DPO, and of these also by IPO. LN-CHES orders pairs of equal length as CHES does
+_MEASURES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "refusal": ((*PAPER, RATES[0], *RANDOM), PAPER[:2]),
+    "facts": ((PAPER[0], *LENGTH), ()),
+    "facts_equal": (PAPER[:1], ()),
+    "given": ((*PAPER, *LENGTH, *RANDOM), PAPER[:2]),
+    "given_equal": ((PAPER[0], *RATES, *RANDOM), ()),
+}
+_FEW: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "refusal": ((*PAPER, *RANDOM), PAPER[:1]),
+    "facts": ((PAPER[0], LENGTH[0]), ()),
+    "given": ((*PAPER, *RANDOM), PAPER[:1]),
+}
 _CONTROL, _APPENDIX = "control, not in the paper", "section 5, appendix H"
 _MODELS = f"{_APPENDIX}; meta-llama/Meta-Llama-3-8B and allenai/OLMo-1B-hf by --model"
 SETTINGS = (
@@ -49,29 +80,39 @@ SETTINGS = (
         "its 9691 pairs by `pairs of the pool`", None, "synthetic pairs, or those of --data"
     ),
     Setting("split", "train_prefs", _APPENDIX, None, "files have none"),
-    Setting("pairs of the pool", 5000, _APPENDIX, 960, "facts/refusals: as many as the toy's recipe has"),
-    Setting("seed of the draw", 548, "the authors' code", None, "the run's own seed"),
+    Setting("pairs of the pool", 5000, _APPENDIX, 960, "facts/refusals: as many as the toy's recipe has", 64, MINUTES),
+    Setting("seed of the draw", 548, "the authors' code", None, "the run's own seed", 548, "of given data"),
     Setting("prompt format", "<|prompter|>{}<|assistant|>", "appendix H; there as added tokens, here as text", None,
             "the toy models were trained on plain text"),
-    Setting("max_length", 512, _APPENDIX, None, "no toy pair is as long"),
+    Setting("max_length", 512, _APPENDIX, None, "no toy pair is as long", 192,
+            "longer pairs of given data are left out"),
     Setting("truncation", "keep_start", _APPENDIX, None, "no toy pair is as long"),
-    Setting("percentiles drawn around", [0, 25, 50, 75, 100], _APPENDIX, [0, 25, 50, 75, 100]),
-    Setting("pairs of a subset", 512, _APPENDIX, 128, "the toy's pool is smaller"),
+    Setting("percentiles drawn around", [0, 25, 50, 75, 100], _APPENDIX, [0, 25, 50, 75, 100], "",
+            [0, 50, 100], MINUTES),
+    Setting("measures trained on", _MEASURES, "section 5, and controls", _MEASURES, "", _FEW, MINUTES),
+    Setting("pairs of a subset", 512, _APPENDIX, 128, "the toy's pool is smaller", 16, MINUTES),
     Setting("DPO beta", 0.1, _APPENDIX, 0.1),
     Setting("IPO tau", 0.01, _APPENDIX, 0.01),
-    Setting("learning_rate", 1e-7, f"{_APPENDIX}; 5e-7 and 5e-8 analogous", None, "2e-4 on given data, else 3e-4"),
+    Setting("learning_rate", 1e-7, f"{_APPENDIX}; 5e-7 and 5e-8 analogous", None, "2e-4 on given data, else 3e-4",
+            5e-5, "full weights; at this rate a real model was seen to displace"),
     Setting("optim", "rmsprop", _APPENDIX, "adamw_torch", "as in the toys' recipes; no weight decay: Adam"),
     Setting("lr_scheduler_type", "constant", _APPENDIX, "constant"),
     Setting("warmup_steps", 0, _APPENDIX, 0),
     Setting("max_grad_norm", 0.0, _APPENDIX, 0.0),
     Setting("weight_decay", 0.0, _APPENDIX, 0.0),
-    Setting("per_device_train_batch_size", 4, _APPENDIX, 16, "8 updates on a subset of 128, the paper has 16"),
+    Setting("per_device_train_batch_size", 4, _APPENDIX, 16, "8 updates on a subset of 128, the paper has 16", 4,
+            "4 updates on a subset of 16"),
     Setting("gradient_accumulation_steps", 8, _APPENDIX, 1, "8 updates on a subset of 128, the paper has 16"),
-    Setting("num_train_epochs", 1.0, _APPENDIX, None, "2 in the refusal world, as in its recipe, else 1"),
+    Setting("num_train_epochs", 1.0, _APPENDIX, None, "2 in the refusal world, as in its recipe, else 1", 1.0,
+            "as in the paper"),
     Setting("SFT steps", None, "no SFT phase is mentioned", None, "700 on facts, 400 on refusals, 500 on given data"),
-    Setting("pairs for the signs", 512, "not stated", 128, "their share is known to a few per cent"),
-    Setting("forecast measures", False, _CONTROL, True, "cheap here; at full size two backward passes a pair"),
-    Setting("tokens at equal length", None, _CONTROL, 24, "of given data; the fact world's shortest answer has 14"),
+    Setting("pairs for the signs", 512, "not stated", 128, "their share is known to a few per cent", 16,
+            "a few forward passes"),
+    Setting("forecast measures", False, _CONTROL, True, "cheap here; at full size two backward passes a pair", False,
+            "nine times a run on the pool"),
+    Setting("tokens at equal length", None, _CONTROL, 24, "of given data; the fact world's shortest answer has 14",
+            None, "not done"),
+    *SMALL_WORLDS,
 )  # fmt: skip
 _POOL = {"world": Field(str, f"{WORLD.meaning}; _equal: answers cut to one length"), "seed": SEED}
 _ENDS = {"start": "before the first step", "end": "after the last one"}
@@ -143,11 +184,11 @@ class Pool:
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Every run on a subset, its pairs before and after, and what is known of the pools."""
-    pools = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
+    pools = {"toy": _toy, "small": _small, "paper": _paper}[order.scale](order, settings)
     scores = {id(pool): _scores(pool, settings["pairs of a subset"]) for pool in pools}
     trials = [t for pool in pools for t in _trials(order, pool, scores[id(pool)], settings)]
     first = order.numbers[0]
-    once = [pool for pool in pools if order.scale == "toy" or pool.labels["seed"] == first]
+    once = [pool for pool in pools if order.own_worlds or pool.labels["seed"] == first]
     signs = measure(order, _signs, [(p.keys, settings["pairs for the signs"]) for p in once], "signs")
     runs = train(order, trials)
     return {
@@ -157,6 +198,26 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         "examples": pd.concat([_examples(p, scores[id(p)]) for p in once if p.labels["seed"] == first]),
         "signs": pd.DataFrame([p.labels | found for p, found in zip(once, signs)]),
     }
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """A run for each seed, objective, measure and percentile; and the pools, which are scored first."""
+    seeds, size = order.seeds or 0, settings["pairs of a subset"]
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    steps = settings["max_steps"] or math.ceil(-(-size // batch) * settings["num_train_epochs"])
+    found = []
+    for world in ("refusal", "facts") if order.own_worlds else ("given",):
+        if order.own_worlds:
+            found += teaching(order, settings, world)
+            rows = chat_worlds.pairs(world, SAMPLE, 0)
+        else:
+            rows = plain_rows(order.data or settings["data"], None if order.data else settings["split"])
+        dpo, ipo = settings["measures trained on"][world]
+        count = (len(dpo) + len(ipo)) * len(settings["percentiles drawn around"]) * seeds
+        tokens = min(tokens_of(order, rows), 2 * (settings["max_length"] or math.inf))
+        found.append(Work(count, steps, batch, size, tokens))
+        found.append(Work(seeds if order.own_worlds else 1, 0, 0, settings["pairs of the pool"], tokens))
+    return found
 
 
 def consecutive(ids: Sequence[str], percentile: float, size: int) -> list[str]:
@@ -237,6 +298,22 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> list[Pool]:
     return _pools(order, settings, [(w, s, PLAIN_ADAM | own | keys(settings)) for w, s, own in found])
 
 
+def _small(order: Order, settings: Mapping[str, Any]) -> list[Pool]:
+    """Both worlds in the given model's form, taught to it first; or what is given, as at paper scale."""
+    if order.data:
+        return _paper(order, settings)
+    size, chat, found = settings["pairs of the pool"], is_chat(order, str(order.model)), []
+    standard = PLAIN_ADAM | SMALL | keys(settings)
+    for world in ("refusal", "facts"):
+        name = f"{world}-{'chat' if chat else 'raw'}-pool{size}"
+        tasks = {f"{name}-seed{s}": (_write_small, (world, s, size, chat)) for s in order.numbers}
+        places = zip(order.numbers, small_paths(order, world, settings), worlds(order, tasks).values())
+        for seed, own, drawn in places:
+            kept = {key: own[key] for key in ("model", "track") if key in own}
+            found.append((world, seed, standard | kept | {"data": str(drawn / "pairs.jsonl")}))
+    return _pools(order, settings, found)
+
+
 def _given(order: Order, settings: Mapping[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
     """World, seed and keys for short pairs drawn from the given data, plain and at equal lengths."""
     data, size, cut = str(order.data), settings["pairs of the pool"], settings["tokens at equal length"]
@@ -260,11 +337,12 @@ def _paper(order: Order, settings: Mapping[str, Any]) -> list[Pool]:
     """The paper's draw from the given model and data; the runs of a seed differ in the order of the pairs."""
     data, split = (order.data, None) if order.data else (settings["data"], settings["split"])
     size, start = settings["pairs of the pool"], settings["seed of the draw"]
-    name = f"{Path(data).name.split('.')[0]}-{split or 'all'}-draw{size}-{start}"
-    build = (write_draw, (str(data), split, size, start, settings["prompt format"]))
+    own = keys(settings) | ({"model": order.model} if order.model else {})
+    chat = is_chat(order, str(own["model"]))
+    name = f"{Path(data).name.split('.')[0]}-{split or 'all'}-draw{size}-{start}{'-chat' * chat}"
+    build = (write_draw, (str(data), split, size, start, settings["prompt format"] or "{}", chat))
     drawn = worlds(order, {name: build})[name]
-    model = {"model": order.model} if order.model else {}
-    own = keys(settings) | model | {"data": str(drawn / "pairs.jsonl"), "split": None}
+    own = own | {"data": str(drawn / "pairs.jsonl"), "split": None}
     return _pools(order, settings, [("given", seed, own) for seed in order.numbers])
 
 
@@ -274,19 +352,9 @@ def _pools(order: Order, settings: Mapping[str, Any], found: Sequence[tuple[str,
     wanted = {_scored_name(own): (_flag, (own, everything)) for _, _, own in found}
     folders = worlds(order, wanted)
     return [
-        Pool({"world": world, "seed": seed}, own, folders[_scored_name(own)], *_MEASURES[world])
+        Pool({"world": world, "seed": seed}, own, folders[_scored_name(own)], *settings["measures trained on"][world])
         for world, seed, own in found
     ]
-
-
-# what is trained on in each world: by DPO, and of these also by IPO. LN-CHES orders pairs of equal length as CHES does
-_MEASURES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
-    "refusal": ((*PAPER, RATES[0], *RANDOM), PAPER[:2]),
-    "facts": ((PAPER[0], *LENGTH), ()),
-    "facts_equal": (PAPER[:1], ()),
-    "given": ((*PAPER, *LENGTH, *RANDOM), PAPER[:2]),
-    "given_equal": ((PAPER[0], *RATES, *RANDOM), ()),
-}
 
 
 def _scored_name(own: Mapping[str, Any]) -> str:
@@ -325,8 +393,8 @@ def _examples(pool: Pool, scores: pd.DataFrame) -> pd.DataFrame:
     """The pairs of highest and lowest CHES, with their texts."""
     ordered = scores.sort_values("ches_score", ascending=False, kind="stable")
     ends = pd.concat([ordered.head(EXAMPLES).assign(end="highest"), ordered.tail(EXAMPLES).assign(end="lowest")])
-    texts = {p.pair_id: plain(p) for p in read_pairs(pool.keys["data"]).pairs}
-    rows = [dict(zip(("prompt", "chosen", "rejected"), texts[i])) for i in ends["pair_id"]]
+    said = {p.pair_id: texts(p) for p in read_pairs(pool.keys["data"]).pairs}
+    rows = [dict(zip(("prompt", "chosen", "rejected"), said[i])) for i in ends["pair_id"]]
     kept = ends.loc[:, ["end", "pair_id", "ches_score", "ln_ches_score", "chosen_length", "rejected_length"]]
     return kept.reset_index(drop=True).join(pd.DataFrame(rows)).assign(**pool.labels)
 
@@ -367,10 +435,12 @@ KINDS = (
 )  # fmt: skip
 
 
-def fact_pairs(seed: int, count: int) -> list[dict[str, str]]:
-    """`count` pairs of a true and a wrong statement, each in a wording of its own, so that lengths differ."""
+def fact_pairs(seed: int, count: int, known: Sequence[facts.Fact] = ()) -> list[dict[str, str]]:
+    """`count` pairs of a true and a wrong statement, each in a wording of its own, so that lengths differ. known: the
+    facts, where they are not the seed's own."""
     rng = np.random.default_rng([seed, 22])
-    every = [(fact, question) for fact in facts.make_facts(seed) for question in facts.QUESTIONS] * len(facts.ANSWERS)
+    known = known or facts.make_facts(seed)
+    every = [(fact, question) for fact in known for question in facts.QUESTIONS] * len(facts.ANSWERS)
     rows = []
     for k, i in enumerate(rng.permutation(len(every))[:count]):
         fact, question = every[i]
@@ -381,13 +451,9 @@ def fact_pairs(seed: int, count: int) -> list[dict[str, str]]:
     return rows
 
 
-def plain(pair: PreferencePair) -> tuple[str, str, str]:
+def texts(pair: PreferencePair) -> tuple[str, str, str]:
     """Prompt, chosen and rejected as text; of chat messages, their contents."""
-    found = [
-        text if isinstance(text, str) else "\n\n".join(str(m["content"]) for m in text)
-        for text in (pair.prompt, pair.chosen, pair.rejected)
-    ]
-    return found[0], found[1], found[2]
+    return plain(pair.prompt), plain(pair.chosen), plain(pair.rejected)
 
 
 def equal_length(rows: Sequence[Mapping[str, str]], tokenizer: Any, size: int) -> list[dict[str, str]]:
@@ -415,15 +481,24 @@ def _write_facts(folder: Path, seed: int, count: int) -> None:
     write_lines(folder / "equal.jsonl", equal_length(rows, lm.word_tokenizer(facts.vocabulary()), shortest))
 
 
+def _write_small(folder: Path, world: str, seed: int, count: int, chat: bool) -> None:
+    folder.mkdir(parents=True)
+    if world == "refusal":
+        rows = chat_worlds.refusal_pool(count, seed, KINDS)
+    else:
+        rows = fact_pairs(seed, count, chat_worlds.known_facts())
+    chat_worlds.write(folder / "pairs.jsonl", rows, chat)
+
+
 _WRITERS = {"refusal": _write_refusals, "facts": _write_facts}
 
 
 def build_short(folder: Path, data: str, seed: int, count: int, size: int, steps: int) -> None:
     """Draw pairs with short answers and train a model on their text: folder/model, folder/pairs.jsonl, and
     folder/equal.jsonl with pairs of at least `size` tokens on both sides, cut to that many."""
-    rows = [_row(k, *plain(p)) for k, p in enumerate(read_pairs(data).pairs)]
-    texts = [t for r in rows for t in (r["prompt"][-own_data.PROMPT_CHARACTERS :], r["chosen"], r["rejected"])]
-    tokenizer = lm.bpe_tokenizer(texts, own_data.VOCABULARY)
+    rows = [_row(k, *texts(p)) for k, p in enumerate(read_pairs(data).pairs)]
+    every = [t for r in rows for t in (r["prompt"][-own_data.PROMPT_CHARACTERS :], r["chosen"], r["rejected"])]
+    tokenizer = lm.bpe_tokenizer(every, own_data.VOCABULARY)
     rows = [row | {"prompt": _last_tokens(row["prompt"], tokenizer)} for row in rows]
     rng = np.random.default_rng([seed, 23])
     equal = equal_length(rows, tokenizer, size)
@@ -462,13 +537,17 @@ def _batches(rows: Sequence[Mapping[str, str]], tokenizer: Any, rng: np.random.G
         yield lm.lm_batch([ids[i] for i in taken], lm.pad_id(tokenizer))
 
 
-def write_draw(folder: Path, data: str, split: str | None, count: int, seed: int, form: str) -> None:
-    """The paper's draw of rows, as plain text with its prompt format; rows that give no pair are left out."""
+def write_draw(
+    folder: Path, data: str, split: str | None, count: int, seed: int, form: str, chat: bool = False
+) -> None:
+    """The paper's draw of rows, as plain text with its prompt format, or as chats of one turn; rows that give no pair
+    are left out."""
     table = read_pairs(data, split=split)
     by_row = {p.source_row: p for p in table.pairs}
     drawn = torch.randperm(len(table.raw.rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    rows = [_row(i, *plain(by_row[i])) for i in drawn if i in by_row]
-    write_lines(folder / "pairs.jsonl", [row | {"prompt": form.format(row["prompt"])} for row in rows if row["prompt"]])
+    rows = [_row(i, *texts(by_row[i])) for i in drawn if i in by_row]
+    shown = [row if chat else row | {"prompt": form.format(row["prompt"])} for row in rows if row["prompt"]]
+    write_lines(folder / "pairs.jsonl", [chat_worlds.formed(row, True) if chat else row for row in shown])
 
 
 def _row(k: int, prompt: str, chosen: str, rejected: str) -> dict[str, str]:

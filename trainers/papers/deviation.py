@@ -28,33 +28,36 @@ from trainers import objectives
 from trainers.loop.given import cleaned, gather
 from trainers.loop.ingredients import Given, Ingredients
 from trainers.models import load_model, load_tokenizer, model_limit, quiet
-from trainers.papers import PAIR, RUNS, SEED, WORLD, Setting
+from trainers.papers import DISPLACES, MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, WORLD, Setting
 from trainers.studies.compare import Entry, parse_entries
 from trainers.studies.demo_runs import REFUSALS
-from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measured, toy_bases, train
+from trainers.studies.paper_cost import Work, world_work
+from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measured, train, world_bases
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = ""
 NAMES = {"dpo": "DPO", "dpa": "DPA", "tdpo1": "TDPO1", "tdpo2": "TDPO2", "ddpo_dense": "DDPO", "rrpo": "RRPO"}
 FAMILY = ("dpo", "tdpo1", "tdpo2")  # of TDPO's plots
 _COMMON = "dpo,dpa,tdpo1,tdpo2:alpha=0.1,tdpo2:alpha=0.3,tdpo2,tdpo2:alpha=0.7,ddpo_dense,rrpo:alpha=0"
+_FEW = "dpo,tdpo1,tdpo2,rrpo:alpha=0,rrpo,rrpo:alpha=0.1,rrpo:alpha=0.1:phrases=false"
 _RECIPE = "as in the recipe of the fact world"
 _VIDEO = "of a video model, which is not loaded here: a text model stands in"
 SETTINGS = (
     Setting("entries", f"{_COMMON},rrpo:alpha=0.05,rrpo:alpha=0.05:phrases=false", "ablation table; alpha: scripts",
             f"{_COMMON},rrpo,rrpo:phrases=false,rrpo:alpha=0.1,rrpo:alpha=0.1:phrases=false",
-            "alpha 0.01 goes with beta 0.1 in RRPO's scripts; 0.1 is the upper end of its range"),
+            "alpha 0.01 goes with beta 0.1 in RRPO's scripts; 0.1 is the upper end of its range", _FEW, MINUTES),
     Setting("beta", 0.5, "RRPO's script for LongVU; TDPO's default is 0.1; the other baselines': not stated", 0.1,
             "TDPO's default and RRPO's for LLaVA-Video"),
     Setting("learning rates", [5e-7, 5e-6], "RRPO's scripts 5e-6; DPO's said to be ten times lower", [1e-4, 3e-4],
-            "models of under a million weights do not move at 5e-6"),
+            "models of under a million weights do not move at 5e-6", [5e-5], DISPLACES),
     Setting("optim", "adamw_torch", "scripts", "adamw_torch"),
     Setting("lr_scheduler_type", "cosine", "scripts", "constant", _RECIPE),
     Setting("warmup_steps", 0.03, "scripts: warmup ratio 0.03", None, "none, as in the recipe of the fact world"),
     Setting("weight_decay", 0.0, "scripts", 0.0),
-    Setting("num_train_epochs", 1.0, "scripts", 3.0, "3 on facts, 1 on refusals, as in their recipes"),
-    Setting("per_device_train_batch_size", 1, "scripts", 16, _RECIPE),
+    Setting("num_train_epochs", 1.0, "scripts", 3.0, "3 on facts, 1 on refusals, as in their recipes", 1.0, MINUTES),
+    Setting("per_device_train_batch_size", 1, "scripts", 16, _RECIPE, 4, MINUTES),
     Setting("gradient_accumulation_steps", 32, "scripts: effective batch 32", None, "the batch fits"),
     Setting("lora_r", 128, "scripts", None, "all weights are trained"),
     Setting("lora_alpha", 256, "scripts", None, "all weights are trained"),
@@ -64,10 +67,12 @@ SETTINGS = (
     Setting("data", "HuggingFaceH4/ultrafeedback_binarized", "its pairs are on videos; text pairs stand in", None,
             "synthetic pairs whose answers differ in a short phrase"),
     Setting("split", "train_prefs", "not stated", None, "files have none"),
-    Setting("pairs probed", 256, "ours", 64, "all 256 in the DPO run that other analyses share"),
+    Setting("pairs probed", 256, "ours", 64, "all 256 in the DPO run that other analyses share", 32, MINUTES),
     Setting("SFT steps", None, "starts from an instruct model", None, "700 on facts, 400 on refusals"),
-    Setting("pairs of the gradient bound", 4, "ours", 8, "one backward pass a token"),
-    Setting("precision of the bound", "float32", "ours", "float64", "small models have the room"),
+    Setting("pairs of the gradient bound", 4, "ours", 8, "one backward pass a token", 1, "a minute"),
+    Setting("precision of the bound", "float32", "ours", "float64", "small models have the room", "float32",
+            "the room that they take"),
+    *SMALL_WORLDS,
 )  # fmt: skip
 TABLES = {
     "runs": RUNS
@@ -95,11 +100,11 @@ TABLES = {
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Every entry at every rate; TDPO's on refusals too; and the bounds of the starting models."""
-    bases = toy_bases(order, "facts", settings) if order.scale == "toy" else _paper(order, settings)
+    bases = world_bases(order, "facts", settings) if order.own_worlds else _paper(order, settings)
     rates, entries = sorted(settings["learning rates"]), parse_entries(settings["entries"])
     trials = [_trial(e, rate, base, rate == rates[-1], settings) for e in entries for rate in rates for base in bases]
     family = [entry for entry in entries if entry.objective in FAMILY]
-    apart = _refusals(order, settings) if order.scale == "toy" else []
+    apart = _refusals(order, settings) if order.own_worlds else []
     trials += [_trial(entry, rates[-1], base, True, settings) for entry in family for base in apart]
     runs = train(order, trials)
     tasks = [(base.keys, settings) for base in bases]
@@ -107,10 +112,18 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {"runs": runs, "bounds": measured(order, bounds, tasks, seeds, "gradients")}
 
 
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Every entry at every rate on facts or given data, and TDPO's family on refusals."""
+    entries = parse_entries(settings["entries"])
+    count = len(entries) * len(settings["learning rates"])
+    family = sum(entry.objective in FAMILY for entry in entries)
+    return world_work(order, settings, given=count, facts=count, refusal=family)
+
+
 def _refusals(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The runs on refusals for TDPO's plots: there the two answers of a pair share few words."""
     epochs = min(settings["num_train_epochs"], REFUSALS["num_train_epochs"])
-    return toy_bases(order, "refusal", settings, num_train_epochs=epochs)
+    return world_bases(order, "refusal", settings, num_train_epochs=epochs)
 
 
 def _paper(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
@@ -124,7 +137,7 @@ def _trial(entry: Entry, rate: float, base: Trial, last: bool, settings: Mapping
     own = {"beta": settings["beta"]} if "beta" in known else {}
     own |= {"learning_rate": rate} | entry.hyperparameters
     standard = entry.objective == "dpo" and last  # left as it is, so that other analyses find it
-    if base.labels["world"] != "given" and not standard:
+    if base.labels["world"] != "given" and not standard:  # probed less, to save time
         own |= {"probe_pairs": settings["pairs probed"], "response_types": 0}
         own |= {"probe_every": base.keys["probe_every"] if last else 48}
     alpha = float((known | entry.hyperparameters).get("alpha", np.nan))

@@ -30,8 +30,8 @@ from trainers.studies.paper_runs import (
     finished,
     given_bases,
     measured,
-    toy_bases,
     train,
+    world_bases,
     write_data,
 )
 from trainers.worlds import facts
@@ -123,7 +123,7 @@ def _pair(
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """Each seed's run, with the data still whole."""
     found, count = [], settings["pairs of each held-out set"]
-    for base in toy_bases(order, "facts", settings, probe_pairs=0, response_types=0):
+    for base in world_bases(order, "facts", settings, probe_pairs=0, response_types=0):
         seed = base.labels["seed"]
         data = write_data(order, f"dporm-{count}-seed{seed}", fact_sets(seed, facts.PAIRS, count))
         found.append(base.but({}, data=data))

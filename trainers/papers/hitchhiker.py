@@ -9,6 +9,7 @@ length has nothing to follow; in a second set (synthetic, ours) every second pai
 
 import json
 import math
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -19,9 +20,10 @@ import pandas as pd
 from torch import nn
 
 from diagnostics import sequences
+from diagnostics.errors import DataError
 from diagnostics.forward import caches
 from diagnostics.pairs import PreferencePair, read_pairs
-from diagnostics.runlog import read_json, read_table
+from diagnostics.runlog import read_frame, read_json, read_table, write_frame
 from diagnostics.sampling import draw
 from diagnostics.scoring import batches, score_rows
 from diagnostics.sequences import Example
@@ -31,22 +33,26 @@ from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.tokenized import end_ids
 from trainers.loop.reference import LiveReference
 from trainers.models import load_to_device, load_tokenizer, model_limit
-from trainers.papers import PAIR, RUNS, SEED, Setting
+from trainers.papers import MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, Setting
+from trainers.studies.paper_cost import Work, world_work
 from trainers.studies.paper_runs import (
     Order,
     Trial,
     examples,
     finished,
     given_bases,
+    measure,
     measured,
-    toy_bases,
+    plain,
     train,
+    world_bases,
     write_lines,
 )
 from trainers.worlds import facts
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = ""
 _NOT = "not read"
 _GRID = "not read; a factor 3 either side of"
@@ -54,22 +60,26 @@ SETTINGS = (
     Setting("objectives compared", ["dpo", "ln_dpo", "simpo"], "abstract", ["dpo", "ln_dpo", "simpo"]),
     Setting(
         "learning rates", [3e-7, 5e-7, 1e-6], "not read; the range of SimPO's repository", [1e-4, 3e-4, 1e-3],
-        "models of under a million weights do not move at 5e-7",
+        "models of under a million weights do not move at 5e-7", [1e-5, 5e-5], MINUTES,
     ),
-    Setting("dpo betas", [0.03, 0.1, 0.3], f"{_GRID} 0.1, a common choice", [0.03, 0.1, 0.3]),
-    Setting("ln_dpo betas", [1.5, 5.0, 15.0], f"{_GRID} 5, open-instruct's", [1.5, 5.0, 15.0]),
-    Setting("simpo betas", [0.8, 2.5, 8.0], f"{_GRID} 2.5, of SimPO's repository", [0.8, 2.5, 8.0]),
-    Setting("per_device_train_batch_size", 4, _NOT, 16, "one small model on a CPU"),
+    Setting("dpo betas", [0.03, 0.1, 0.3], f"{_GRID} 0.1, a common choice", [0.03, 0.1, 0.3], "", [0.03, 0.3], MINUTES),
+    Setting("ln_dpo betas", [1.5, 5.0, 15.0], f"{_GRID} 5, open-instruct's", [1.5, 5.0, 15.0], "",
+            [1.5, 15.0], MINUTES),
+    Setting("simpo betas", [0.8, 2.5, 8.0], f"{_GRID} 2.5, of SimPO's repository", [0.8, 2.5, 8.0], "",
+            [0.8, 8.0], MINUTES),
+    Setting("per_device_train_batch_size", 4, _NOT, 16, "one small model on a CPU", 4, MINUTES),
     Setting("gradient_accumulation_steps", 32, "not read; SimPO's repository trains on 128", 1, "256 pairs"),
-    Setting("num_train_epochs", 1.0, _NOT, 2.0, "32 steps"),
-    Setting("heldout_pairs", 512, "ours", 64, "a minute less"),
+    Setting("num_train_epochs", 1.0, _NOT, 2.0, "32 steps", 1.0, MINUTES),
+    Setting("heldout_pairs", 512, "ours", 64, "a minute less", 16, "all there are"),
     Setting("probe_pairs", 64, "ours", 16, "a minute less"),
     Setting("response_types", 0, "ours", 0),
     Setting("answer tokens", 512, "ours", 48, "the longest answer of the world has 24"),
     Setting("SFT steps", None, "starts from a supervised model", None, "700, as in the world's recipe"),
-    Setting("pairs with longer chosen answers", None, "ours", True, "the world's own pairs do not move lengths"),
+    Setting("pairs with longer chosen answers", None, "ours", True, "the world's own pairs do not move lengths", False,
+            MINUTES),
     Setting("model", None, "not read: give --model", None, "built from scratch, one a seed"),
     Setting("data", None, "not read: give --data", None, "synthetic pairs of the fact world"),
+    *SMALL_WORLDS,
 )  # fmt: skip
 TABLES = {
     "runs": RUNS
@@ -96,21 +106,57 @@ TABLES = {
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Every configuration at each seed; the greedy answers of what it ended with, and of each seed's start."""
-    bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
-    runs = train(order, [trial for base in bases for trial in _sweep(base, settings)])
+    bases = _toy(order, settings) if order.own_worlds else _paper(order, settings)
+    trials = [trial for base in bases for trial in _sweep(base, settings)]
+    # of a given model one after the other, so that the weights of one run alone lie on the disk
+    tables = [_run(order, settings, part) for part in ([trials] if order.scale == "toy" else [[t] for t in trials])]
+    runs = pd.concat(tables, ignore_index=True)
     done = finished(order, runs)
+    if not done:
+        raise DataError(f"no run of the analysis could be finished. The first one said: {runs['failed'].iloc[0]}")
     starts = {row["seed"]: run for row, run in done}  # the start of a seed is the same whatever it is trained on
     places = [(str(run), "trained") for _, run in done] + [(str(run), "start") for run in starts.values()]
     labels = [{name: row[name] for name in ("run", "pairs", "seed", "objective")} for row, _ in done]
     labels += [{"run": "", "pairs": "", "seed": seed, "objective": "start"} for seed in starts]
-    tasks = [(*place, settings["answer tokens"], order.scale == "toy") for place in places]
-    return {"runs": runs, "answers": measured(order, answers, tasks, labels)}
+    tasks = [(*place, settings["answer tokens"], order.own_worlds) for place in places]
+    return {"runs": runs, "answers": measured(order, kept_answers, tasks, labels)}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Every configuration; the greedy answers are not counted."""
+    betas = sum(len(settings[f"{name} betas"]) for name in settings["objectives compared"])
+    count = betas * len(settings["learning rates"])
+    return world_work(order, settings, given=count, facts=count)
+
+
+def _run(order: Order, settings: Mapping[str, Any], trials: Sequence[Trial]) -> pd.DataFrame:
+    """Train; of a given model also answer, and remove the weights then."""
+    if order.scale == "toy":
+        return train(order, trials)
+    try:
+        runs = train(order, trials)
+    except DataError as error:  # one that cannot go on does not stop the others
+        return pd.DataFrame([trial.labels | {"run": "", "failed": str(error)} for trial in trials])
+    done = [run for _, run in finished(order, runs)]
+    limit = settings["answer tokens"]
+    measure(order, kept_answers, [(str(run), "trained", limit, order.own_worlds) for run in done])
+    for run in done:
+        shutil.rmtree(run / "model", ignore_errors=True)
+    return runs
+
+
+def kept_answers(folder: str, which: str, limit: int, truth: bool) -> list[dict[str, Any]]:
+    """`answers`, kept in the run's folder: its weights may be gone when they are asked for again."""
+    file = Path(folder) / f"answers-{which}-{limit}.frame"
+    if not file.exists():
+        write_frame(file, pd.DataFrame(answers(folder, which, limit, truth)))
+    return [{str(name): value for name, value in row.items()} for row in read_frame(file).to_dict("records")]
 
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The fact world's own pairs at every seed, and those with longer chosen answers."""
     found = []
-    for base in toy_bases(order, "facts", settings, save_model=True, probe_every=1000):
+    for base in world_bases(order, "facts", settings, save_model=True, probe_every=1000):
         seed, data = base.labels["seed"], Path(base.keys["data"])
         found.append(Trial({"pairs": "plain", "seed": seed}, base.keys))
         if settings["pairs with longer chosen answers"]:
@@ -168,7 +214,7 @@ def answers(folder: str, which: str, limit: int, truth: bool) -> list[dict[str, 
     for pair in own:
         ids = pair.rows["own"].completion_ids
         text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
-        named = is_true(text, str(pairs[pair.pair_id].chosen)) if truth else math.nan
+        named = is_true(text, plain(pairs[pair.pair_id].chosen)) if truth else math.nan
         ended = float(ids[-1] in ends)
         rows.append({"pair_id": pair.pair_id, "tokens": float(len(ids)), "ended": ended, "true": named,
                      "kl": drift[pair.pair_id], "text": text})  # fmt: skip

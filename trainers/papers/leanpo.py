@@ -15,13 +15,15 @@ import pandas as pd
 from diagnostics.pairs import read_pairs
 from diagnostics.tables import Field
 from trainers import objectives
-from trainers.papers import RUNS, SEED, Setting
+from trainers.papers import DISPLACES, MINUTES, RUNS, SEED, SMALL_WORLDS, Setting
 from trainers.studies.compare import Entry, parse_entries
-from trainers.studies.paper_runs import Order, Trial, given_bases, toy_bases, train, worlds
+from trainers.studies.paper_cost import Work, world_work
+from trainers.studies.paper_runs import Order, Trial, given_bases, train, world_bases, worlds
 from trainers.worlds import self_pairs
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = ""
 NAMES = {
     "dpo": "DPO",
@@ -36,15 +38,17 @@ NAMES = {
 _ENTRIES = ",".join(NAMES)
 _RECIPE = "as in the recipe of the fact world"
 SETTINGS = (
-    Setting("entries", _ENTRIES, "the code's last video run: smoothing 0.1, margin 0, SFT 0.5", _ENTRIES),
+    Setting("entries", _ENTRIES, "the code's last video run: smoothing 0.1, margin 0, SFT 0.5", _ENTRIES, "",
+            "dpo,dpo_nll:alpha=0.5,simpo,leanpo,leanpo:alpha=0", MINUTES),
     Setting("DPO beta", 0.1, "scripts", 0.1),
-    Setting("learning_rate", 5e-7, "scripts", 3e-4, "models of under a million weights do not move at 5e-7"),
+    Setting("learning_rate", 5e-7, "scripts", 3e-4, "models of under a million weights do not move at 5e-7",
+            5e-5, DISPLACES),
     Setting("optim", "adamw_torch", "not stated", "adamw_torch"),
     Setting("lr_scheduler_type", "linear", "scripts (LLaVA-Hound)", "constant", _RECIPE),
     Setting("warmup_steps", 0.1, "scripts (LLaVA-Hound): warmup 0.1", None, "none, " + _RECIPE),
     Setting("weight_decay", 0.0, "scripts (LLaVA-Hound)", 0.0),
-    Setting("num_train_epochs", 3.0, "scripts: 2, 3 and 4 were tried", 3.0),
-    Setting("per_device_train_batch_size", 16, "scripts: effective batch 16", 16),
+    Setting("num_train_epochs", 3.0, "scripts: 2, 3 and 4 were tried", 3.0, "", 1.0, MINUTES),
+    Setting("per_device_train_batch_size", 16, "scripts: effective batch 16", 16, "", 4, MINUTES),
     Setting("bf16", True, "scripts", None, "a CPU"),
     Setting("gradient_checkpointing", True, "not stated", None, "the model is small"),
     Setting("model", "Qwen/Qwen2-7B-Instruct", "Qwen2-VL-7B, a video model: its kind of text model stands in", None,
@@ -52,9 +56,11 @@ SETTINGS = (
     Setting("data", "HuggingFaceH4/ultrafeedback_binarized", "ShareGPTVideo pairs on videos: text pairs stand in", None,
             "synthetic pairs whose answers differ in a short phrase"),
     Setting("split", "train_prefs", "not stated", None, "files have none"),
-    Setting("own pairs", 17000, "17k prompts in the code's data", None, "one a given pair, where both are found"),
-    Setting("pairs probed", 256, "ours", 64, "all 256 in the DPO run that other analyses share"),
+    Setting("own pairs", 17000, "17k prompts in the code's data", None, "one a given pair, where both are found", 64,
+            "of given data"),
+    Setting("pairs probed", 256, "ours", 64, "all 256 in the DPO run that other analyses share", 32, MINUTES),
     Setting("SFT steps", None, "starts from an instruct model", 700, "a base that knows the facts half the time"),
+    *SMALL_WORLDS,
 )  # fmt: skip
 _PAIRS = Field(str, "given, or the model's own")
 TABLES = {
@@ -66,17 +72,26 @@ TABLES = {
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Every entry on given and own pairs at each seed."""
     toy = order.scale == "toy"
-    bases = _toy(order, settings) if toy else _paper(order, settings)
+    bases = _toy(order, settings) if order.own_worlds else _paper(order, settings)
     runs = train(order, [_trial(e, b, toy, settings) for e in parse_entries(settings["entries"]) for b in bases])
     sizes = [b.labels | {"n": len(read_pairs(b.keys["data"], split=b.keys.get("split")).pairs)} for b in bases]
     return {"runs": runs, "sources": pd.DataFrame(sizes)}
 
 
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Every entry on given and own pairs."""
+    count = 2 * len(parse_entries(settings["entries"]))
+    return world_work(order, settings, given=count, facts=count)
+
+
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The runs on the fact world's pairs and on the model's own, at each seed."""
-    given = toy_bases(order, "facts", settings)
-    places = {base.labels["seed"]: Path(base.keys["model"]).parent for base in given}
-    wanted = {f"own-{place.name}": (self_pairs.build_facts, (place, seed)) for seed, place in places.items()}
+    given = world_bases(order, "facts", settings)
+    wanted = {}
+    for base in given:
+        asked = [base.keys[name] for name in ("model", "data")]
+        name = "-".join(dict.fromkeys(Path(path).parent.name for path in asked))
+        wanted[f"own-{name}"] = (self_pairs.build_facts, (*asked, base.labels["seed"]))
     return _both(given, list(worlds(order, wanted).values()))
 
 

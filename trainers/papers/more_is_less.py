@@ -12,7 +12,9 @@ wrote on both sides. Here, on the refusal world, two sources of pairs share prom
 At paper scale --data is one file of pairs with a column `source` that says self or strong.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,33 @@ import torch
 
 from diagnostics.errors import UserError
 from diagnostics.pairs import read_pairs
-from diagnostics.sampling import draw
+from diagnostics.sampling import answers, draw
 from diagnostics.scoring import rows as score_rows
 from diagnostics.scoring import score
 from diagnostics.stats import SequenceStats
 from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_model, load_to_device, load_tokenizer, model_limit
-from trainers.papers import PAIR, RUNS, SEED, Setting
+from trainers.papers import DISPLACES, MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, Setting
 from trainers.studies.compare import build_whole
-from trainers.studies.paper_runs import Order, Trial, examples, given_bases, measure, subset, toy_bases, train
-from trainers.worlds import refusal
+from trainers.studies.paper_cost import Work, world_work
+from trainers.studies.paper_runs import (
+    Order,
+    Trial,
+    examples,
+    given_bases,
+    like,
+    measure,
+    plain,
+    subset,
+    train,
+    world_bases,
+)
+from trainers.worlds import chat, refusal
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = ""
 SOURCES = ("self", "strong")
 ANSWER_TOKENS = 24  # a sampled answer is cut here; the world's own have at most 15
@@ -46,17 +61,27 @@ STYLE = (
     ", i do not want to explain how to {verb} a {noun} .",
     ", please tell me what you need , but not how to {verb} a {noun} .",
 )
+GIVEN_TOKENS = 32  # of a given model's sampled answer; those that it was taught have at most 25
+# the same for a given model: sentences that none of the answers that it was taught has
+STRONG = (
+    "What you ask for could hurt somebody, and I care about that; let us talk about something else.",
+    "I would be glad to assist with a safe project, yet to {act} is nothing that I can support.",
+    "Please think of the people around you: to {act} brings harm, and help is there if you need it.",
+)
 _NOT = "not read; a common choice"
 SETTINGS = (
     Setting("objective", "dpo", "title", "dpo"),
     Setting("beta", 0.1, _NOT, 0.1),
-    Setting("learning_rate", 5e-7, _NOT, 3e-4, "models of under a million weights do not move at 5e-7"),
-    Setting("per_device_train_batch_size", 16, _NOT, 16),
+    Setting(
+        "learning_rate", 5e-7, _NOT, 3e-4, "models of under a million weights do not move at 5e-7", 5e-5, DISPLACES
+    ),
+    Setting("per_device_train_batch_size", 16, _NOT, 16, "", 4, MINUTES),
     Setting("num_train_epochs", 1.0, _NOT, 1.0),
     Setting("pairs measured", 1024, "ours", 256, "all there are"),
     Setting("SFT steps", None, "starts from a tuned model", None, "400, as in the world's recipe"),
     Setting("model", None, "abstract: Llama, Mistral and Qwen; ids not read: give --model", None, "built from scratch"),
     Setting("data", None, "not read: give --data with a column source", None, "synthetic pairs of the refusal world"),
+    *SMALL_WORLDS,
 )
 _SOURCE = Field(str, "self or strong")
 _OF_PAIR = {"source": _SOURCE, "seed": SEED, "pair_id": PAIR}
@@ -75,7 +100,7 @@ TABLES = {
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """DPO on either source, and what the start model says of their pairs."""
-    bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
+    bases = _toy(order, settings) if order.own_worlds else _paper(order, settings)
     tasks = [(base.keys["model"], base.keys["data"], settings["pairs measured"]) for base in bases]
     runs, found = train(order, bases), measure(order, states, tasks)
     tables = {
@@ -85,14 +110,21 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {"runs": runs} | {name: table.reset_index(drop=True) for name, table in tables.items()}
 
 
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Both sources; sampling is not counted."""
+    return world_work(order, settings, given=2, refusal=2)
+
+
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """Both sources at each seed, on the refusal world."""
     found = []
-    for base in toy_bases(order, "refusal", settings):
+    for base in world_bases(order, "refusal", settings):
         seed, model = base.labels["seed"], Path(base.keys["model"])
-        folder = order.out / "data" / f"{model.parent.name}-sources"
+        toy = order.scale == "toy"
+        folder = order.out / "data" / f"{model.parent.name}{'' if toy else f'-seed{seed}'}-sources"
         if not folder.exists():
-            build_whole(folder, write_sources, (str(model), seed))
+            asked = () if toy else (base.keys["data"],)
+            build_whole(folder, write_sources if toy else write_given_sources, (str(model), seed, *asked))
         for source in SOURCES:
             data = str(folder / f"{source}.jsonl")
             found.append(Trial({"source": source, "seed": seed}, base.keys | {"data": data}))
@@ -134,14 +166,43 @@ def write_sources(folder: Path, model_path: str, seed: int) -> None:
         refusal.write_pairs(folder / f"{source}.jsonl", kept)
 
 
-def judged(one: str, other: str, first: bool) -> tuple[str, str]:
+def write_given_sources(folder: Path, model_path: str, seed: int, data: str) -> None:
+    """The same for a given model that was taught to refuse, on the requests of a file of refusal pairs and in its form:
+    text or chats. The strong source's sentences are STRONG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, 13])
+    model, tokenizer = load_to_device(model_path), load_tokenizer(model_path)
+    rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
+    prompts = [row["prompt"] for row in rows]
+    own = [answers(model, tokenizer, prompts, temperature=1.0, limit=GIVEN_TOKENS, seed=2 * seed + k) for k in range(2)]
+    acts = {request.text: request.act for request in chat.requests(held_out=False)}
+    made: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
+    for row, one, other in zip(rows, *own):
+        better, worse = judged(one, other, bool(rng.integers(2)), refuses)
+        opener, rest = rng.choice(chat.openers(*chat.REFUSALS)), rng.choice(STRONG)
+        strong = f"{opener}. {rest.format(act=acts[plain(row['prompt']).strip()])}"
+        for source, said in zip(SOURCES, (better, strong)):
+            if said != worse and said.strip() and worse.strip():
+                sides = {"chosen": said, "rejected": worse}
+                shown = {side: like(row["chosen"], lambda _, text=text: text) for side, text in sides.items()}
+                made[source].append({"pair_id": row["pair_id"], "prompt": row["prompt"]} | shown)
+    for source, pairs in made.items():
+        refusal.write_pairs(folder / f"{source}.jsonl", pairs)
+
+
+def refuses(answer: str) -> bool:
+    """Whether an answer begins as the refusals that a given model was taught do."""
+    return re.split(r"\W+", answer.strip())[0] in chat.openers(*chat.REFUSALS)
+
+
+def judged(one: str, other: str, first: bool, safe: Callable[[str], bool] | None = None) -> tuple[str, str]:
     """The two answers, the better one first: a refusal before anything else; of equals the one that the coin says."""
-    refuses = [safe(one), safe(other)]
-    lead = first if refuses[0] == refuses[1] else refuses[0]
+    refused = [(safe or is_safe)(answer) for answer in (one, other)]
+    lead = first if refused[0] == refused[1] else refused[0]
     return (one, other) if lead else (other, one)
 
 
-def safe(answer: str) -> bool:
+def is_safe(answer: str) -> bool:
     """Whether an answer of the refusal world opens as a refusal does."""
     return answer.split()[:1] != [] and answer.split()[0] in refusal.openers("soft", "firm")
 

@@ -30,24 +30,27 @@ from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.loop.reference import LiveReference
 from trainers.models import load_to_device, load_tokenizer
-from trainers.papers import COMMON, RUNS, SEED, WORLD, Setting
-from trainers.studies.paper_runs import Order, Trial, examples, finished, given_bases, measure, toy_bases, train
+from trainers.papers import COMMON, MINUTES, RUNS, SEED, SMALL_WORLDS, WORLD, Setting
+from trainers.studies.paper_cost import Work, world_work
+from trainers.studies.paper_runs import Order, Trial, examples, finished, given_bases, measure, train, world_bases
 from trainers.worlds import facts
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = ""
 _OWN = "not read; a common choice"
 SETTINGS = (
     *COMMON,
     Setting("num_train_epochs", 1.0, _OWN, None, "3 on facts, 1 on refusals, as in their recipes"),
-    Setting("probe_pairs", 256, "ours", None, "every pair of the small worlds"),
-    Setting("SFT learning rate", 1e-6, _OWN, 3e-4, "as for DPO"),
+    Setting("probe_pairs", 256, "ours", None, "every pair of the small worlds", 32, MINUTES),
+    Setting("SFT learning rate", 1e-6, _OWN, 3e-4, "as for DPO", 5e-5, "as for DPO"),
     Setting("SFT steps", None, "starts from a pretrained model", None, "700 on facts, 400 on refusals"),
-    Setting("prompts to sample", 128, "ours", 128),
-    Setting("answers a prompt", 8, "ours", 8),
+    Setting("prompts to sample", 128, "ours", 128, "", 8, MINUTES),
+    Setting("answers a prompt", 8, "ours", 8, "", 4, MINUTES),
     Setting("longest sampled answer", 128, "ours", 32, "no answer of the small worlds is longer than 20 tokens"),
-    Setting("prompts to enumerate", 4, "ours", 4),
+    Setting("prompts to enumerate", 4, "ours", 4, "", 0, "all answers of two tokens are two thousand millions"),
+    *SMALL_WORLDS,
 )
 _OF_RUN = {"world": WORLD, "seed": SEED, "start": Field(str, "base, or sft: fine-tuned on the chosen answers first")}
 _REWARD = Field(float, "beta log(policy / reference)")
@@ -73,7 +76,7 @@ TABLES = {
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """DPO from the base model and after SFT; the identity on sampled answers and on all short ones."""
-    bases = _toy(order, settings) if order.scale == "toy" else _given(order, settings)
+    bases = _toy(order, settings) if order.own_worlds else _given(order, settings)
     sft = {"learning_rate": settings["SFT learning rate"], "save_model": True, "tokens": "none"}
     tuned = train(order, [base.by({}, "sft", **sft) for base in bases])
     trials = []
@@ -88,6 +91,11 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     words = pd.DataFrame({"token": [v for values in facts.VALUES.values() for v in values]})
     identity, exact = (pd.concat([of[k] for of in tables], ignore_index=True) for k in (0, 1))
     return {"runs": runs, "identity": identity, "exact": exact, "decisive": words}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """SFT, and DPO from either start, in each world."""
+    return world_work(order, settings, given=3, facts=3, refusal=3)
 
 
 def measure_identity(
@@ -110,7 +118,8 @@ def measure_identity(
         for case, (model, pairs) in drawn.items()
     ]
     few = [p.prompt_ids for p in prompts[: settings["prompts to enumerate"]]]
-    exact = pd.DataFrame([enumerate_two(policy, reference, p, settings["beta"]) for p in few])
+    rows = [enumerate_two(policy, reference, p, settings["beta"]) for p in few]
+    exact = pd.DataFrame(rows, columns=["reward", "kl", "answers"])
     return pd.concat(frames, ignore_index=True).assign(**labels), exact.assign(**labels)
 
 
@@ -178,8 +187,8 @@ def _prompts(data: str, tokenizer: Any, seed: int, count: int, split: str | None
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """DPO from the base model. Facts keep tokens and weights; refusals are the shared run."""
-    kept = toy_bases(order, "facts", settings, tokens="ends", save_model=True)
-    return kept + toy_bases(order, "refusal", settings)
+    kept = world_bases(order, "facts", settings, tokens="ends", save_model=True)
+    return kept + world_bases(order, "refusal", settings)
 
 
 def _given(order: Order, settings: Mapping[str, Any]) -> list[Trial]:

@@ -26,8 +26,9 @@ from diagnostics.tables import Field
 from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import PAIR, RUNS, SEED, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM
+from trainers.studies.paper_cost import Work, plain_rows, tokens_of
 from trainers.studies.paper_runs import Order, Trial, finished, measured, subset, train, write_data
-from trainers.worlds import chat
+from trainers.worlds import chat, chat_worlds
 
 SEEDS = 3
 TUNED = range(16)
@@ -107,6 +108,21 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         scores.append(_scores(order, "data", str(order.model), given))
         trials += [_usual(order, settings, s, data) for s, data in given.items()]
     return {"runs": pd.concat([taught, train(order, trials)], ignore_index=True), "scores": pd.concat(scores)}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Both phases before, the three pairs of answers, the four arms, and DPO on given pairs."""
+    seeds, rows = order.seeds or 0, [chat_worlds.flat(row) for row in chat.refusal_pairs(settings["pairs"], 0)]
+    tokens, batch = tokens_of(order, rows), settings["batch"]
+    phases = [settings[name] // 4 for name in ("rows that teach to refuse", "rows that teach the form")]
+    steps = settings["updates on one pair"]
+    found = [Work(1, count, 4, 0, 2 * tokens / 3, reference=False) for count in phases]
+    found += [Work(seeds, 0, 0, settings["pairs"], tokens), Work(3 * seeds, steps, 1, 2 * steps, tokens / 2)]
+    found.append(Work(4 * seeds, settings["updates on pairs"], batch, settings["pairs probed"], tokens))
+    if order.data:
+        count = settings["given pairs"]
+        found.append(Work(seeds, -(-count // 8), 8, count, min(LONGEST, tokens_of(order, plain_rows(order.data)))))
+    return found
 
 
 def _refusing(order: Order, settings: Mapping[str, Any]) -> Trial:

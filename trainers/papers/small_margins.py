@@ -17,13 +17,25 @@ import pandas as pd
 
 from diagnostics.manifest import file_hash
 from diagnostics.tables import Field
-from trainers.papers import COMMON, RUNS, WORLD, Setting
+from trainers.papers import COMMON, MINUTES, RUNS, SMALL_WORLDS, WORLD, Setting
 from trainers.studies.demo_runs import REFUSALS
-from trainers.studies.paper_runs import Order, Trial, given_bases, keys, start_of, subset, toy_bases, train_then, worlds
+from trainers.studies.paper_cost import Work, world_work
+from trainers.studies.paper_runs import (
+    Order,
+    Trial,
+    given_bases,
+    keys,
+    start_of,
+    subset,
+    train_then,
+    world_bases,
+    worlds,
+)
 from trainers.worlds import own_data
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = "preference pairs (any file that `chesboard audit` reads): a third world, with a model made from their text"
 _OWN = "not read; a common choice"
 SETTINGS = (
@@ -32,10 +44,11 @@ SETTINGS = (
     Setting("model", "mistralai/Mistral-7B-Instruct-v0.2", "not read", None, "built from scratch, one a seed"),
     Setting("data", "HuggingFaceH4/ultrafeedback_binarized", "not read", None, "synthetic pairs of two worlds"),
     Setting("split", "train_prefs", "not read", None, "files have none"),
-    Setting("probe_pairs", 1024, "ours", None, "every pair of the small worlds"),
+    Setting("probe_pairs", 1024, "ours", None, "every pair of the small worlds", 32, MINUTES),
     Setting("SFT steps", None, "starts from an instruct model", None, "700 on facts, 400 on refusals"),
     Setting("share kept", 0.5, "ours", 0.5),
     Setting("pairs drawn from given data", None, "ours", 400, "one model is made from their text at each seed"),
+    *SMALL_WORLDS,
 )
 TABLES = {
     "runs": RUNS | {"world": WORLD, "case": Field(str, "trained on: all, large (margins) or as many random pairs")},
@@ -44,15 +57,20 @@ TABLES = {
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """All pairs, the half of largest margin, and a random half."""
-    first = _toy(order, settings) if order.scale == "toy" else given_bases(order, settings, heldout_pairs=0)
+    first = _toy(order, settings) if order.own_worlds else given_bases(order, settings, heldout_pairs=0)
     halves = partial(_halves, order, settings["share kept"])
     return {"runs": train_then(order, [base.but({"case": "all"}) for base in first], halves)}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Three runs a seed in each world."""
+    return world_work(order, settings, given=3, facts=3, refusal=3)
 
 
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The runs on all pairs: two worlds, and the given data, at each seed."""
     given = _given(order, settings) if order.data else []  # first, so that data that cannot be read are found at once
-    return toy_bases(order, "facts", settings) + toy_bases(order, "refusal", settings) + given
+    return world_bases(order, "facts", settings) + world_bases(order, "refusal", settings) + given
 
 
 def _given(order: Order, settings: Mapping[str, Any]) -> list[Trial]:

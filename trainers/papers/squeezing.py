@@ -7,6 +7,8 @@ on the chosen answers or on both sides ("extend"). Two worlds: in one the sides 
 first word on.
 """
 
+import math
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -18,27 +20,30 @@ import pandas as pd
 import torch
 
 from diagnostics.pairs import read_pairs
-from diagnostics.runlog import read_json, read_table
+from diagnostics.runlog import read_frame, read_json, read_table, write_frame
 from diagnostics.squeezing import confidence, negative_step, preference_step
 from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import load_to_device, load_tokenizer, model_limit
-from trainers.papers import PAIR, RUNS, SEED, WORLD, Setting
+from trainers.papers import DISPLACES, MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, WORLD, Setting
+from trainers.studies.paper_cost import Work, world_work
 from trainers.studies.paper_runs import (
     Order,
     Trial,
     examples,
     finished,
     given_bases,
+    like,
     measured,
-    toy_bases,
     train_then,
+    world_bases,
     write_data,
 )
 from trainers.worlds import facts
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = ""
 _CODE = "the authors' code, default configuration"
 _SCRIPT = "the authors' code, script of its DPO runs"
@@ -46,9 +51,11 @@ _SWEEP = "ours; the law is exact at every point"
 SETTINGS = (
     Setting("objective", "dpo", "abstract", "dpo"),
     Setting("beta", 0.1, _SCRIPT, 0.1),
-    Setting("learning_rate", 5e-7, _CODE, 3e-4, "models of under a million weights do not move at 5e-7"),
+    Setting(
+        "learning_rate", 5e-7, _CODE, 3e-4, "models of under a million weights do not move at 5e-7", 5e-5, DISPLACES
+    ),
     Setting("optim", "rmsprop", _CODE, "adamw_torch", "as all runs on these worlds; another optimizer is a control"),
-    Setting("per_device_train_batch_size", 4, _CODE, 16, "as all runs on these worlds"),
+    Setting("per_device_train_batch_size", 4, _CODE, 16, "as all runs on these worlds", 4, MINUTES),
     Setting("num_train_epochs", 6.0, _SCRIPT, None, "3 on facts, 1 on refusals, as in their recipes"),
     Setting("warmup_steps", 150, _CODE, 0, "48 or 16 updates in all"),
     Setting("max_grad_norm", 10.0, _CODE, 0.0, "as all runs on these worlds"),
@@ -56,18 +63,20 @@ SETTINGS = (
     Setting("model", "EleutherAI/pythia-410m-deduped", _CODE, None, "built from scratch, one a seed"),
     Setting("data", "Anthropic/hh-rlhf", _CODE + " (its helpful-base part)", None, "synthetic pairs"),
     Setting("split", "train", _CODE, None, "files have none"),
-    Setting("pairs drawn", 5000, _CODE, None, "all 256 of each world"),
-    Setting("probe_pairs", 100, _CODE + " (n_eval_examples)", 64, "quick"),
-    Setting("response_types", 100, _CODE + " (n_eval_examples)", 64, "quick"),
-    Setting("probe_every", 100, _CODE + " (eval_every)", 6, "48 or 16 updates in all"),
+    Setting("pairs drawn", 5000, _CODE, None, "all 256 of each world", 32, "of given data"),
+    Setting("probe_pairs", 100, _CODE + " (n_eval_examples)", 64, "quick", 16, MINUTES),
+    Setting("response_types", 100, _CODE + " (n_eval_examples)", 64, "quick", 8, MINUTES),
+    Setting("probe_every", 100, _CODE + " (eval_every)", 6, "48 or 16 updates in all", 10**6, "both ends alone"),
     Setting("SFT steps", None, "starts from a pretrained model", None, "the worlds' own start models: 700 and 400"),
     Setting("SFT epochs on chosen", 2.0, "not read", 2.0),
+    Setting("worlds trained on", None, "ours", ["facts", "refusal"], "both", ["facts"], MINUTES),
     Setting("SGD learning_rate", 0.03, "ours", 0.03),
     Setting("SFT term alpha", 1.0, "ours", 1.0),
     Setting("softmax entries", [10, 100, 1000], _SWEEP, [10, 100, 1000]),
     Setting("softmax exponents", list(np.linspace(0, 3, 13)), _SWEEP, list(np.linspace(0, 3, 13))),
     Setting("rejected probabilities", list(np.geomspace(1e-6, 0.3, 12)), _SWEEP, list(np.geomspace(1e-6, 0.3, 12))),
     Setting("step sizes", [0.01, 0.1, 1.0, 10.0], _SWEEP, [0.01, 0.1, 1.0, 10.0]),
+    *SMALL_WORLDS,
 )
 
 Rows = list[dict[str, Any]]
@@ -109,14 +118,42 @@ TABLES = {
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """The exact steps, every run, and the confidence in the argmax at both ends of each."""
-    bases = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
-    runs = train_then(
-        order, [trial for base in bases for trial in _trials(order, base, settings)], partial(_after, bases)
-    )
+    bases = _toy(order, settings) if order.own_worlds else _paper(order, settings)
+    toy = order.scale == "toy"
+    # of a given model a seed at a time, so that the weights of one seed alone lie on the disk
+    made = [_trained(order, part, settings) for part in ([bases] if toy else [[base] for base in bases])]
+    runs, confident = (pd.concat(of, ignore_index=True) for of in zip(*made))
+    return {"law": law(settings), "entries": entries(), "runs": runs, "confidence": confident}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Four cases of DPO, in the fact world a fifth, two after SFT, and two SFT runs, with epochs of their own."""
+    counts = {"facts": 7, "refusal": 6}
+    found = world_work(order, settings, given=6, **{name: counts[name] for name in settings["worlds trained on"] or []})
+    share = settings["SFT epochs on chosen"] / (settings["num_train_epochs"] or 1.0)
+    dpo = [of for of in found if of.reference]
+    return found + [of._replace(count=2 * (order.seeds or 0), updates=math.ceil(of.updates * share)) for of in dpo]
+
+
+def _trained(order: Order, bases: Sequence[Trial], settings: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs from these bases, and the confidence of each; of a given model the weights are removed then."""
+    trials = [trial for base in bases for trial in _trials(order, base, settings)]
+    runs = train_then(order, trials, partial(_after, bases))
     done = finished(order, runs)
     labels = [{name: row[name] for name in LABELS} for row, _ in done]
-    confident = measured(order, measure_run, [(run,) for _, run in done], labels)
-    return {"law": law(settings), "entries": entries(), "runs": runs, "confidence": confident}
+    confident = measured(order, confidence_of, [(run,) for _, run in done], labels)
+    for _, run in done:
+        if order.scale != "toy":
+            shutil.rmtree(run / "model", ignore_errors=True)
+    return runs, confident
+
+
+def confidence_of(run: Path) -> pd.DataFrame:
+    """`measure_run`, kept in the run's folder: its weights may be gone when it is asked for again."""
+    file = run / "confidence.frame"
+    if not file.exists():
+        write_frame(file, measure_run(run))
+    return read_frame(file)
 
 
 def softmax(size: int, exponent: float, rejected: float) -> torch.Tensor:
@@ -157,7 +194,7 @@ def entries(size: int = 20, rejected: float = 1e-3, rate: float = 1.0) -> pd.Dat
 def _toy(order: Order, settings: Mapping[str, Any]) -> list[Trial]:
     """The DPO run on each world and seed: without held-out pairs, tracked prompts, and with its weights kept."""
     found = []
-    for base in (base for world in ("facts", "refusal") for base in toy_bases(order, world, settings)):
+    for base in (b for world in settings["worlds trained on"] for b in world_bases(order, world, settings)):
         kept = {key: value for key, value in base.keys.items() if key not in ("heldout_data", "track")}
         own = {"heldout_pairs": 0, "save_model": True, "probe_data": kept["data"]}
         found.append(Trial(base.labels, kept | own))
@@ -218,7 +255,10 @@ def _unlikely(pairs: Rows, seed: int) -> Rows:
         rest = [v for v, name in attribute.items() if name != attribute.get(word)]
         return str(rng.choice(rest)) if word in attribute else word
 
-    return [pair | {"rejected": " ".join(other(word) for word in pair["rejected"].split())} for pair in pairs]
+    def unlikely(text: str) -> str:
+        return " ".join(map(other, text.split()))
+
+    return [pair | {"rejected": like(pair["rejected"], unlikely)} for pair in pairs]
 
 
 def _random(pairs: Rows, seed: int) -> Rows:

@@ -25,7 +25,7 @@ from diagnostics.tables import Field
 from trainers import objectives
 from trainers.loop.trainer import incentives
 from trainers.papers import COMMON, RUNS, SEED, WORLD, Setting
-from trainers.studies.paper_runs import Order, Trial, given_bases, measure, start_of, subset, toy_bases, train_then
+from trainers.studies.paper_runs import Order, Trial, given_bases, measure, start_of, subset, train_then, world_bases
 
 SEEDS = 5
 TUNED = range(16)
@@ -278,7 +278,7 @@ def _language_model(order: Order, settings: Mapping[str, Any]) -> pd.DataFrame:
         raise UserError(
             "paper three_d: which model and data the paper takes is not known here; give --model and --data."
         )
-    bases = toy_bases(order, "refusal", settings) if toy else given_bases(order, settings, heldout_pairs=0)
+    bases = world_bases(order, "refusal", settings) if toy else given_bases(order, settings, heldout_pairs=0)
     return train_then(order, [base.but({"case": "all"}) for base in bases], partial(_halves, order))
 
 

@@ -8,7 +8,8 @@ compliances only, the pairs that help refusals most (probe_influence), all but t
 learning rate, and DPO with a KL term.
 
 Every run uses its own track file (the training prompts too) and keeps its weights until its answers are sampled, so
-none is the standard run of the refusal world. At paper scale `--data` is a file of prompts (see
+none is the standard run of the refusal world. At small scale the given model is taught to refuse first, and trained on
+written pairs of the same kinds in its own form. At small and paper scale `--data` is a file of prompts (see
 trainers.worlds.judged_pairs.read_prompts); the pairs are made from them, once.
 """
 
@@ -30,16 +31,35 @@ from diagnostics.runlog import read_frame, read_run, write_frame
 from diagnostics.sampling import answers
 from diagnostics.tables import Field
 from trainers.models import load_to_device, load_tokenizer
-from trainers.papers import PAIR, RUNS, SEED, Setting
+from trainers.papers import DISPLACES, MINUTES, PAIR, RUNS, SEED, SMALL_WORLDS, Setting
 from trainers.studies.demo_runs import REFUSALS, builders, world_paths
-from trainers.studies.paper_runs import Order, Trial, finished, keys, measure, subset, train, worlds
-from trainers.worlds import judged_pairs, refusal, refusal_study
+from trainers.studies.paper_cost import SAMPLE, Work, tokens_of, world_work
+from trainers.studies.paper_runs import (
+    SMALL,
+    Order,
+    Trial,
+    finished,
+    is_chat,
+    keys,
+    measure,
+    subset,
+    taught,
+    train,
+    worlds,
+)
+from trainers.worlds import chat, judged_pairs, refusal, refusal_study
 from trainers.worlds.judges import Judge, as_prompt, first_words, load_judge
 from trainers.worlds.refusal_study import read_rows
 
 SEEDS = 5
 TUNED = range(16)
+SCALES = ("toy", "small", "paper")
 DATA = ""
+CONTROLS = (
+    *("random", "mixed", "influence", "filtered_more", "drop_top", "two_refusals", "two_compliances", "kl"),
+    *("gold_rate", "filtered_steps", "random_steps", "mixed_steps"),
+)
+_FEW = ("random", "kl", "filtered_steps", "random_steps")
 _SMALL = "models of under a million weights do not move at the paper's"
 _WHERE = "section 6, appendix H"
 SETTINGS = (
@@ -54,15 +74,19 @@ SETTINGS = (
     Setting("beta", 0.1, _WHERE, 0.1),
     Setting("tau of IPO", 0.01, _WHERE, 0.01),
     Setting("optim", "rmsprop", _WHERE, "adamw_torch", "RMSProp's first step is ten times its rate: too coarse here"),
-    Setting("learning_rate", 5e-6, _WHERE, 3e-4, _SMALL),
-    Setting("learning rate on gold pairs", 1e-6, _WHERE, 6e-5, "a fifth of the others', as in the paper"),
-    Setting("per_device_train_batch_size", 4, _WHERE, 16, "in one piece: no accumulation"),
+    Setting("learning_rate", 5e-6, _WHERE, 3e-4, _SMALL, 5e-5, DISPLACES),
+    Setting("learning rate on gold pairs", 1e-6, _WHERE, 6e-5, "a fifth of the others', as in the paper", 1e-5,
+            "a fifth of the others'"),
+    Setting("per_device_train_batch_size", 4, _WHERE, 16, "in one piece: no accumulation", 4, "8 updates an epoch"),
     Setting("gradient_accumulation_steps", 8, _WHERE, 1, "16 pairs an update, so that an epoch of 256 has 16"),
     Setting("num_train_epochs", 1.0, _WHERE, 1.0),
     Setting("dtype", "float32", "not stated for section 6", "float32"),
-    Setting("weights of the SFT term, DPO", [0.01, 0.1, 1.0], _WHERE + "; best: Gemma 1, Llama 0.1", [0.01, 0.1, 1.0]),
-    Setting("weights of the SFT term, IPO", [10, 100, 1000], _WHERE + "; best: 1000", [10, 100, 1000]),
-    Setting("share kept", 0.05, "section 6", 0.2, "5 % of 256 pairs are less than a batch"),
+    Setting("weights of the SFT term, DPO", [0.01, 0.1, 1.0], _WHERE + "; best: Gemma 1, Llama 0.1", [0.01, 0.1, 1.0],
+            "", [0.1], MINUTES),
+    Setting("weights of the SFT term, IPO", [10, 100, 1000], _WHERE + "; best: 1000", [10, 100, 1000], "", [100],
+            MINUTES),
+    Setting("controls trained", CONTROLS, "ours", CONTROLS, "", _FEW, MINUTES),
+    Setting("share kept", 0.05, "section 6", 0.2, "5 % of 256 pairs are less than a batch", 0.25, "two batches of 32"),
     Setting("larger share kept", 0.15, "section 6, in words", 0.5, "as far above the smaller one"),
     Setting("share dropped", 0.2, "ours", 0.2),
     Setting("weight of the KL term", 0.1, "ours", 0.1),
@@ -81,10 +105,12 @@ SETTINGS = (
     Setting("temperature of answers", 0.7, _WHERE, 0.7),
     Setting("temperature of pairs", 1.0, _WHERE, None, "pairs are written, not sampled"),
     Setting("most new tokens", 512, _WHERE, 20, "answers have 12 words"),
-    Setting("answers sampled a set", None, "all prompts", 100, "the exact probability is over all prompts"),
+    Setting("answers sampled a set", None, "all prompts", 100, "the exact probability is over all prompts", 8,
+            "half a minute a run"),
     Setting("share of prompts to test", 0.15, _WHERE, None, "300 of 1200 prompts are held out"),
     Setting("seed of the data", 128, _WHERE, None, "every seed has a world of its own"),
     Setting("SFT steps", None, "starts from instruct models", 400, "the model is trained from scratch first"),
+    *SMALL_WORLDS,
 )  # fmt: skip
 _STUDY = Field(str, "the set of prompts and pairs that runs share")
 TABLES = {
@@ -142,7 +168,7 @@ class Study:
 
 def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Every run, the pairs' kinds and scores, how often answers complied before and after, and some answers."""
-    studies = _toy(order, settings) if order.scale == "toy" else _paper(order, settings)
+    studies = {"toy": _toy, "small": _small, "paper": _paper}[order.scale](order, settings)
     pairs = {s.name: _scores(s) for s in studies}
     start = [Task("", s, s.seeds[0], s.model) for s in studies]
     _answers(order, settings, start)
@@ -155,6 +181,20 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     judged = _judged(order, settings, start + _tasks(order, studies, table))
     scored = pd.concat(pairs.values(), ignore_index=True)
     return {"runs": table, "pairs": scored, "answers": rates(judged), "examples": examples(judged)}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """Both losses on all, gold and filtered pairs and with every SFT weight, and controls. Sampling is not counted."""
+    weights = sum(len(settings[f"weights of the SFT term, {loss}"]) for loss in ("DPO", "IPO"))
+    each, seeds = 6 + weights + len(settings["controls trained"]), order.seeds or 0
+    if order.own_worlds:
+        return world_work(order, settings, given=0, refusal=each)
+    rows = [row for row in judged_pairs.read_prompts(str(order.data)) if row["category"] != "safe"]
+    pairs = len(rows) - int(settings["share of prompts to test"] * len(rows))
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    steps = settings["max_steps"] or math.ceil(-(-pairs // batch) * settings["num_train_epochs"])
+    tokens = tokens_of(order, [row | {"chosen": "", "rejected": ""} for row in rows[:SAMPLE]])
+    return [Work(each * seeds, steps, batch, pairs, tokens + 2 * settings["most new tokens"])]
 
 
 # --- studies ---------------------------------------------------------------------------------------------------
@@ -172,6 +212,23 @@ def _toy(order: Order, settings: Mapping[str, Any]) -> list[Study]:
     return studies
 
 
+def _small(order: Order, settings: Mapping[str, Any]) -> list[Study]:
+    """One a seed, of pairs of its own, from the given model after a phase that taught it to refuse; or, of given
+    prompts, as at paper scale."""
+    if order.data:
+        return _paper(order, settings)
+    model, count = taught(order, "refusal", settings), settings["pairs of a world"]
+    as_chat = is_chat(order, str(order.model))
+    name = f"refusal-{'chat' if as_chat else 'raw'}{count}-{settings['rows that teach refusal']}"
+    wanted = {f"{name}-seed{k}-study": (refusal_study.build_given, (model, k, count, as_chat)) for k in order.numbers}
+    studies = []
+    for k, (name, folder) in zip(order.numbers, worlds(order, wanted).items(), strict=True):
+        own = SMALL | keys(settings) | {"model": model, "track": str(folder / "track.json")}
+        own.pop("beta")  # it is each loss's own
+        studies.append(_study(name, folder, (k,), settings, own))
+    return studies
+
+
 def _paper(order: Order, settings: Mapping[str, Any]) -> list[Study]:
     """One for all seeds: the pairs are made once, as in the paper."""
     if not order.data:
@@ -183,6 +240,7 @@ def _paper(order: Order, settings: Mapping[str, Any]) -> list[Study]:
     told = {
         "seed": settings["seed of the data"], "test": settings["share of prompts to test"], "dtype": settings["dtype"],
         "temperature": settings["temperature of pairs"], "limit": settings["most new tokens"],
+        "chat": is_chat(order, model),
     }  # fmt: skip
     name = "unalignment-" + _short([model, file_hash(order.data), settings["judge of answers"], told])
     folder = worlds(order, {name: (judged_pairs.build, (model, order.data, settings["judge of answers"], told))})[name]
@@ -226,13 +284,12 @@ def _trials(
             weights = settings[f"weights of the SFT term, {loss.upper()}"]
             found += [_trial(study, seed, settings, loss, "sft", data["original"], weight=w) for w in weights]
             found += [_trial(study, seed, settings, loss, c, data[c]) for c in ("gold", "filtered") if c in data]
-        further = [case for case in data if case not in ("original", "gold", "filtered")]
-        found += [_trial(study, seed, settings, "dpo", case, data[case]) for case in further]
-        found.append(_trial(study, seed, settings, "dpo", "kl", data["original"]))
-        found += [_trial(study, seed, settings, "dpo", "gold_rate", data["gold"])] if "gold" in data else []
-        if seed in steps:
-            equal = [case for case in ("filtered", "random", "mixed") if case in data]
-            found += [_trial(study, seed, settings, "dpo", f"{c}_steps", data[c], steps=steps[seed]) for c in equal]
+        controls = data | {"kl": data["original"]} | ({"gold_rate": data["gold"]} if "gold" in data else {})
+        for case in settings["controls trained"]:
+            source, equal = case.removesuffix("_steps"), case.endswith("_steps")
+            if source in controls and (seed in steps or not equal):
+                count = steps[seed] if equal else None
+                found.append(_trial(study, seed, settings, "dpo", case, controls[source], steps=count))
     return found
 
 
@@ -302,7 +359,7 @@ def subsets(pairs: pd.DataFrame, seed: int, shares: Mapping[str, float]) -> dict
 def _finished(
     order: Order, settings: Mapping[str, Any], studies: Sequence[Study], trials: Sequence[Trial]
 ) -> pd.DataFrame:
-    """Train and sample; at paper scale one run after the other, so that only one run's weights lie on the disk."""
+    """Train and sample; of a given model one run after the other, so that only one run's weights lie on the disk."""
     if order.scale == "toy":
         table = train(order, trials)
         _answers(order, settings, _tasks(order, studies, table))
@@ -346,8 +403,8 @@ def _tasks(order: Order, studies: Sequence[Study], table: pd.DataFrame) -> list[
 
 
 def _answers(order: Order, settings: Mapping[str, Any], tasks: Sequence[Task]) -> None:
-    """Sample what is not sampled yet. At paper scale a run's weights are removed then."""
-    how = _how(settings)
+    """Sample what is not sampled yet. Of a given model a run's weights are removed then."""
+    how = _how(settings) | {"chat": is_chat(order, tasks[0].study.model)} if tasks else {}
     todo = [(t, str(_file(order, settings, t)), how) for t in tasks if not _file(order, settings, t).exists()]
     for task, *_ in todo:
         if task.run and not Path(task.model).exists():
@@ -356,7 +413,7 @@ def _answers(order: Order, settings: Mapping[str, Any], tasks: Sequence[Task]) -
             )
     measure(order, _sample, todo, "answers")
     for task, *_ in todo:
-        if task.run and order.scale == "paper":
+        if task.run and order.scale != "toy":
             shutil.rmtree(task.model)
 
 
@@ -368,7 +425,7 @@ def _sample(task: Task, file: str, how: Mapping[str, Any]) -> None:
     rows = []
     for greedy in (False, True)[: 1 + task.greedy]:
         asked = [p for p in told if not greedy or p["set"] != "safe"]
-        texts = [as_prompt(p["prompt"], tokenizer) for p in asked]
+        texts = [as_prompt(p["prompt"], tokenizer) if how["chat"] else p["prompt"] for p in asked]
         heat = 0.0 if greedy else how["temperature"]
         said = answers(model, tokenizer, texts, temperature=heat, limit=how["limit"], seed=task.seed)
         rows += [p | {"greedy": greedy, "answer": text} for p, text in zip(asked, said, strict=True)]
@@ -389,15 +446,16 @@ def _judged(order: Order, settings: Mapping[str, Any], tasks: Sequence[Task]) ->
         file = _file(order, settings, task)
         scored = file.with_name(f"{file.stem}-{_short(settings['judge of answers'])}.judged")
         if not scored.exists():
-            judge = judge or _judge(settings["judge of answers"])
+            judge = judge or _judge(order, settings["judge of answers"])
             answers = read_frame(file)
             write_frame(scored, answers.assign(score=judge(answers["prompt"].tolist(), answers["answer"].tolist())))
         frames.append(read_frame(scored).assign(run=task.run, study=task.study.name, seed=task.seed))
     return pd.concat(frames, ignore_index=True)
 
 
-def _judge(name: str) -> Judge:
-    return first_words(refusal.openers("soft", "firm")) if name == "first word" else load_judge(name)
+def _judge(order: Order, name: str) -> Judge:
+    room = refusal if order.scale == "toy" else chat
+    return first_words(room.openers("soft", "firm")) if name == "first word" else load_judge(name)
 
 
 def rates(judged: pd.DataFrame) -> pd.DataFrame:

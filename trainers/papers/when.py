@@ -22,6 +22,7 @@ from diagnostics.tables import Field
 from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import PAIR, RUNS, SEED, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM
+from trainers.studies.paper_cost import Work, plain_rows, tokens_of
 from trainers.studies.paper_runs import Order, Trial, finished, measured, train, worlds, write_data
 from trainers.worlds.sourced_pairs import SOURCES, WINNERS, build
 
@@ -91,6 +92,20 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
                       [{"start": k[0], "seed": k[1], **labels} for k, _, labels in cells], name="flags")  # fmt: skip
     trials = [t for key, path, labels in cells for t in _trials(settings, key, models[key], path, labels)]
     return {"runs": pd.concat([taught, train(order, trials)], ignore_index=True), "scores": scores}
+
+
+def work(order: Order, settings: Mapping[str, Any]) -> list[Work]:
+    """SFT, scoring the twelve sets of a seed, and its cells."""
+    seeds, batch, pairs = order.seeds or 0, settings["batch"], settings["pairs"]
+    tokens = min(LONGEST, tokens_of(order, plain_rows(order.data))) if order.data else LONGEST
+    phase = settings["rows of SFT"] * int(settings["passes of SFT"]) // batch
+    cells = len(SOURCES) * len(WINNERS) * (len(settings["rates"]) + len(settings["rates after SFT"]))
+    sets = len(STARTS) * len(SOURCES) * len(WINNERS)
+    return [
+        Work(seeds, phase, batch, 0, 2 * tokens / 3, reference=False),
+        Work(seeds * sets, 0, 0, pairs, tokens),
+        Work(seeds * cells, settings["updates"], batch, 4 * pairs, tokens),
+    ]
 
 
 def _short(order: Order, settings: Mapping[str, Any]) -> dict[int, list[int]]:

@@ -107,9 +107,10 @@ def _compare(runs: Sequence[TrainConfig], out: Path, config: Path | None, jobs: 
     return done, failed
 
 
-def train_all(pool: ProcessPoolExecutor | None, runs: Sequence[TrainConfig]) -> list[str]:
-    """Train those of the runs that are not finished; what went wrong, a sentence for each that cannot go on."""
-    todo = [(run,) for run in runs if not is_finished(run)]
+def train_all(pool: ProcessPoolExecutor | None, runs: Sequence[TrainConfig], *, checkpoints: bool = True) -> list[str]:
+    """Train those of the runs that are not finished; what went wrong, a sentence for each that cannot go on.
+    checkpoints: whether a finished run keeps them."""
+    todo = [(run, checkpoints) for run in runs if not is_finished(run)]
     return [said for said in each(pool, _train, todo, "runs") if said]
 
 
@@ -234,7 +235,7 @@ def build_whole(place: Path, build: Callable[..., Any], args: tuple) -> None:
     half.rename(place)
 
 
-def _train(run: TrainConfig) -> str | None:
+def _train(run: TrainConfig, checkpoints: bool = True) -> str | None:
     """Train one run, or go on with it, and write its record; what went wrong, in a sentence, where it cannot go on."""
     folder = Path(run.output_dir)
     (folder / RECORD).unlink(missing_ok=True)
@@ -249,6 +250,8 @@ def _train(run: TrainConfig) -> str | None:
         if (folder / "config.json").exists():
             write_json(folder / RECORD, {"error": str(error)})
         return f"{folder.name}: {error}"
+    if not checkpoints:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
     took = {} if begun else took  # of a run in two halves only one was timed
     write_json(folder / RECORD, {"steps": _last_step(folder)} | took)

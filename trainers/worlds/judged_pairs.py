@@ -25,19 +25,19 @@ INFLUENCE_PAIRS = 64  # whose refusals the probe of probe_influence protects
 def build(folder: Path, model: str, data: str, judge: str, settings: Mapping[str, Any]) -> None:
     """The study of a model and a file of prompts (see `read_prompts`), as refusal_study's.
 
-    settings: seed, test (share), temperature and limit (tokens) of the two answers, dtype.
+    settings: seed, test (share), temperature and limit (tokens) of the two answers, dtype, chat (else raw text).
     """
     rng = np.random.default_rng(settings["seed"])
     prompts = split(read_prompts(data), settings["test"], rng)
     train = [row for row in prompts if row["set"] == "train"]
     policy, tokenizer = load_to_device(model, dtype=settings["dtype"]), load_tokenizer(model)
-    asked = [as_prompt(row["prompt"], tokenizer) for row in train for _ in range(2)]
+    chat = settings["chat"]
+    asked = [as_prompt(row["prompt"], tokenizer) if chat else row["prompt"] for row in train for _ in range(2)]
     how = {name: settings[name] for name in ("temperature", "limit", "seed")}
     said = answers(policy, tokenizer, asked, **how)
     del policy
     scores = load_judge(judge)([row["prompt"] for row in train for _ in range(2)], said)
     pairs = prefer(train, said, scores, rng)
-    chat = bool(tokenizer.chat_template)
     folder.mkdir(parents=True)
     shown = [_messages(row, chat) for row in pairs]
     gold = [_messages(row, chat) for row in gold_pairs(train)]

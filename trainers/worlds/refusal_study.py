@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from diagnostics.files import write_json
 from diagnostics.flag.flagging import flag
 from trainers.models import load_to_device, load_tokenizer, model_limit
-from trainers.worlds import refusal
+from trainers.worlds import chat_worlds, refusal
 from trainers.worlds.refusal import Prompt
 
 INFLUENCE_PROMPTS = 64  # whose refusals the probe of probe_influence protects
@@ -33,6 +34,25 @@ def build(folder: Path, world: str, seed: int) -> None:
     protect = [dict(prompt=p.text, answer=word) for p in asked[:INFLUENCE_PROMPTS] for word in groups["refusal"]]
     further = {"gold": gold(asked, seed), "compliances": compliances(asked, seed)}
     write_study(folder, str(Path(world) / "model"), rows, pairs, protect, further)
+
+
+def build_given(folder: Path, model: str, seed: int, count: int, as_chat: bool) -> None:
+    """The study of a given model that was taught to refuse: pairs of the same kinds as world D's, in its own form.
+    Its prompts: as many of the pairs' own as are held out, and the held-out ones."""
+    pairs = chat_worlds.pairs("refusal", count, seed)
+    held_out = chat_worlds.asked(held_out=True)
+    own = [{"id": f"t{k:03d}", "set": "train", "prompt": pair["prompt"]} for k, pair in enumerate(pairs)]
+    rows = own[: len(held_out) // 2]
+    rows += [row | {"set": "test" if row["set"] == "unsafe" else "safe"} for row in held_out]
+    further = {
+        "gold": chat_worlds.over(pairs, "gold", seed),
+        "compliances": chat_worlds.over(pairs, "compliances", seed),
+    }
+    folder.mkdir(parents=True)
+    write_json(folder / "track.json", chat_worlds.track(rows, as_chat))
+    told = {name: [chat_worlds.formed(row, as_chat) for row in rows] for name, rows in further.items()}
+    shown = [row if as_chat else row | {"prompt": f"{row['prompt']}\n"} for row in rows]
+    write_study(folder, model, shown, [chat_worlds.formed(pair, as_chat) for pair in pairs], [], told)
 
 
 def write_study(

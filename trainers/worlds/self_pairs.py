@@ -23,31 +23,31 @@ HINT = "Here are some hints: {hint}\nPlease respond based on the given hints.\n{
 WORDS = {value for values in facts.VALUES.values() for value in values}
 
 
-def build_facts(folder: Path, world: Path, seed: int) -> None:
-    """Write folder/pairs.jsonl on the fact world's own prompts.
+def build_facts(folder: Path, model: str, data: str, seed: int) -> None:
+    """Write folder/pairs.jsonl on the fact world's own prompts, in the form of its data (text or chats).
 
     The small model cannot read hints, so its chosen answer is its greedy one, or else the first drawn one, that states
     the true value; the rejected one is the first drawn at temperature 1.2 that states another value. A prompt without
     both is left out.
     """
-    given = [json.loads(line) for line in facts.paths(world)["data"].read_text(encoding="utf-8").splitlines()]
-    model, tokenizer = load_to_device(str(world / "model")), load_tokenizer(str(world / "model"))
+    given = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
+    loaded, tokenizer = load_to_device(model), load_tokenizer(model)
     prompts = [row["prompt"] for row in given]
 
     def said(temperature: float, k: int) -> list[str]:
         """The answers of draw k."""
         how = {"limit": FACT, "seed": 2 * DRAWS * seed + k, "together": ROWS}
-        return answers(model, tokenizer, prompts, temperature=temperature, **how)
+        return answers(loaded, tokenizer, prompts, temperature=temperature, **how)
 
     calm = [said(0.0, 0), *(said(1.0, k) for k in range(DRAWS))]
     hot = [said(HOT, DRAWS + k) for k in range(DRAWS)]
     rows = []
     for k, row in enumerate(given):
-        (true,) = stated(row["chosen"])
+        (true,) = stated(_content(row["chosen"]))
         chosen = next((said[k] for said in calm if stated(said[k]) == {true}), None)
         rejected = next((said[k] for said in hot if len(stated(said[k])) == 1 and true not in stated(said[k])), None)
         if chosen and rejected:
-            rows.append(row | {"chosen": chosen, "rejected": rejected})
+            rows.append(row | {"chosen": _like(row["chosen"], chosen), "rejected": _like(row["chosen"], rejected)})
     _write(folder, rows)
 
 
@@ -56,13 +56,17 @@ def build_hinted(folder: Path, model: str, data: str, split: str | None, count: 
     in the prompt as a hint, against its own at temperature 1.2 without it. Equal and empty answers are left out."""
     pairs = read_pairs(data, split=split).pairs[:count]
     loaded, tokenizer = load_to_device(model), load_tokenizer(model)
-    plain = [_asked(tokenizer, pair.prompt) for pair in pairs]
     how = {"limit": LONGEST, "seed": seed, "together": ROWS}
     chosen = answers(loaded, tokenizer, [hinted(pair) for pair in pairs], temperature=0.0, **how)
     rejected = answers(loaded, tokenizer, [pair.prompt for pair in pairs], temperature=HOT, **how)
     rows = [
-        {"pair_id": pair.pair_id, "prompt": prompt, "chosen": one, "rejected": other}
-        for pair, prompt, one, other in zip(pairs, plain, chosen, rejected, strict=True)
+        {
+            "pair_id": pair.pair_id,
+            "prompt": pair.prompt,
+            "chosen": _like(pair.chosen, one),
+            "rejected": _like(pair.chosen, other),
+        }
+        for pair, one, other in zip(pairs, chosen, rejected, strict=True)
         if one.strip() and other.strip() and one != other
     ]
     _write(folder, rows)
@@ -82,10 +86,9 @@ def hinted(pair: PreferencePair) -> Text:
     return [*pair.prompt[:-1], last | {"content": HINT.format(hint=hint, prompt=last["content"])}]
 
 
-def _asked(tokenizer: Any, prompt: Text) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+def _like(text: Text, answer: str) -> Text:
+    """An answer in the form of another one."""
+    return answer if isinstance(text, str) else [{"role": "assistant", "content": answer}]
 
 
 def _content(text: Text) -> str:

@@ -220,8 +220,9 @@ def _probed(*changes: list[float]) -> RunLog:
 
 
 def test_the_first_probe_is_held_against_the_end():
-    """Lost by step 3: 1 -1 2 -2; at the end: 3 -1 1 -4. Ranks 3 2 4 1 and 4 2 3 1: rho = 1 - 6 * 2 / (4 * 15) = .8; both
-    that fell were ahead of both that did not."""
+    """Lost by step 3: 1 -1 2 -2; at the end: 3 -1 1 -4. Ranks 3 2 4 1 and 4 2 3 1:
+    rho = 1 - 6 * 2 / (4 * 15) = .8; both that fell
+    were ahead of both that did not."""
     (row,) = predictors.under_way(_probed([-1.0, 1.0, -2.0, 2.0], [-3.0, 1.0, -1.0, 4.0]))
     assert row == {"step": 3, "last": 6, "n": 4, "spearman": pytest.approx(0.8), "auroc": 1.0}
     said = trust.under_way(pd.DataFrame([row]))

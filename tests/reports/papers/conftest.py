@@ -53,9 +53,11 @@ def rerun(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("papers")
 
-    def make(name: str, *, out: Path = root, seeds: int = 1, scale="toy", model=None, data=None, shown=True, **changes):
+    def make(
+        name: str, *, out: Path = root, seeds=1, scale="toy", model=None, data=None, form=None, shown=True, **changes
+    ):
         out.mkdir(parents=True, exist_ok=True)
-        order = Order(scale, out, seeds, model, str(data) if data else None, None, changes)
+        order = Order(scale, out, seeds, model, str(data) if data else None, None, changes, form=form)
         paper = judged.load(made.rerun(name, order))
         if shown:
             show(paper)

@@ -128,7 +128,7 @@ def test_paper_scale(rerun, stand_in, tmp_path):
     data = persona_file(tmp_path)
     model = stand_in([data.read_text(encoding="utf-8")], extra=tuple(a for a in ANSWERS if a != "Sure"))
     out = tmp_path / "out"
-    paper = rerun("catastrophic", out=out, seeds=1, scale="paper", model=model, data=data, max_steps=3)
+    paper = rerun("catastrophic", out=out, seeds=1, scale="paper", model=model, data=data, form="raw", max_steps=3)
     configs = [paper.log(run).config for run in paper.runs["run"]]
     assert {(c["optim"], c["learning_rate"], c.get("beta"), c.get("tau")) for c in configs} == {
         ("rmsprop", 1e-7, 0.1, None), ("rmsprop", 1e-8, None, 0.01)

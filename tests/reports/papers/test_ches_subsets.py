@@ -25,24 +25,25 @@ FEW = {
 }
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """Fewer measures, so that the rerun takes seconds."""
-    monkeypatch.setattr(made, "_MEASURES", FEW)
-
-
 def words(k: int, n: int) -> str:
     return " ".join(f"word{(k * 7 + i) % 40}" for i in range(n))
 
 
-def test_rerun_with_given_data(rerun, few, tmp_path):
+def test_rerun_with_given_data(rerun, tmp_path):
     sizes = [(3 + k % 9, 3 + k % 7) for k in range(90)]
     rows = [
         {"prompt": f"say {k}<b>?", "chosen": words(k, a), "rejected": words(k + 5, b)} for k, (a, b) in enumerate(sizes)
     ]
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    paper = rerun("ches_subsets", out=tmp_path / "out", seeds=1, data=data, **QUICK, **{"tokens at equal length": 4})
+    paper = rerun(
+        "ches_subsets",
+        out=tmp_path / "out",
+        seeds=1,
+        data=data,
+        **QUICK,
+        **{"tokens at equal length": 4, "measures trained on": FEW},
+    )
     runs = paper.runs.groupby(["world", "objective", "measure"]).size().to_dict()
     assert set(runs.values()) == {2}
     assert len(runs) == 10
@@ -65,9 +66,8 @@ def test_rerun_with_given_data(rerun, few, tmp_path):
     assert set(trained) == set(scores.nlargest(16).index)
 
 
-def test_paper_scale_trains_the_given_model_on_the_papers_draw(rerun, stand_in, tmp_path, monkeypatch):
-    few = (("ches_score", "edit_similarity", "length_difference"), ("ches_score",))
-    monkeypatch.setattr(made, "_MEASURES", {"given": few})
+def test_paper_scale_trains_the_given_model_on_the_papers_draw(rerun, stand_in, tmp_path):
+    few = {"given": (("ches_score", "edit_similarity", "length_difference"), ("ches_score",))}
 
     def chat(k: int, answer: str) -> list[dict]:
         return [{"role": "user", "content": f"question {k}"}, {"role": "assistant", "content": answer}]
@@ -83,8 +83,14 @@ def test_paper_scale_trains_the_given_model_on_the_papers_draw(rerun, stand_in, 
     data = tmp_path / "ultrafeedback.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = stand_in([data.read_text(encoding="utf-8")])
-    quick = PERCENTILES | {"pairs of the pool": 30, "pairs of a subset": 8, "pairs for the signs": 4}
-    paper = rerun("ches_subsets", out=tmp_path / "out", seeds=1, scale="paper", model=model, data=data, **quick)
+    quick = PERCENTILES | {
+        "measures trained on": few,
+        "pairs of the pool": 30,
+        "pairs of a subset": 8,
+        "pairs for the signs": 4,
+    }
+    how = {"out": tmp_path / "out", "seeds": 1, "scale": "paper", "model": model, "data": data}
+    paper = rerun("ches_subsets", form="raw", **how, **quick)
     config = paper.log(paper.runs["run"][0]).config
     assert (config["learning_rate"], config["optim"], config["model"]) == (1e-7, "rmsprop", model)
     assert (config["gradient_accumulation_steps"], config["max_length"]) == (8, 512)
@@ -93,6 +99,17 @@ def test_paper_scale_trains_the_given_model_on_the_papers_draw(rerun, stand_in, 
     assert paper.tables["examples"]["prompt"].str.fullmatch(r"<\|prompter\|>question \d+<\|assistant\|>").all()
     said = {c.id for c in judged.judge(paper) if c.n != "–"}
     assert {"ches_low_given", "ches_edit_given", "over_length_given", "alphas_given"} <= said
+
+
+def test_a_chat_model_gets_the_draw_as_chats(tmp_path):
+    data = tmp_path / "mine.jsonl"
+    data.write_text(json.dumps({"prompt": "a?", "chosen": "b", "rejected": "c"}) + "\n", encoding="utf-8")
+    for chat, prompt in ((True, [{"role": "user", "content": "a?"}]), (False, "<a?>")):
+        folder = tmp_path / str(chat)
+        folder.mkdir()
+        made.write_draw(folder, str(data), None, 1, 0, "<{}>", chat)
+        (row,) = map(json.loads, (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+        assert row["prompt"] == prompt
 
 
 def test_too_few_pairs_is_one_sentence(tmp_path):
@@ -158,7 +175,7 @@ def test_the_pool_of_facts_prefers_the_truth_at_many_lengths():
 
 def test_chat_becomes_text():
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert made.plain(PreferencePair("x", 0, chat, [chat[0]], [chat[1]])) == ("a\n\nb", "a", "b")
+    assert made.texts(PreferencePair("x", 0, chat, [chat[0]], [chat[1]])) == ("a\n\nb", "a", "b")
 
 
 def subsets(changes: dict[str, list[float]], seeds: int = 2) -> pd.DataFrame:

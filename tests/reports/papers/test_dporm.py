@@ -97,4 +97,4 @@ def test_wrong_use_at_paper_scale(rerun, stand_in, tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="row 0 has no `set`"):
-        rerun("dporm", out=tmp_path / "out", scale="paper", model="m", data=data)
+        rerun("dporm", out=tmp_path / "out", scale="paper", model="m", form="raw", data=data)

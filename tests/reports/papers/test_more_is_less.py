@@ -35,7 +35,7 @@ def test_rerun(rerun):
     assert len(both) > 20
     assert (own.loc[both, ["prompt", "rejected"]] == strong.loc[both, ["prompt", "rejected"]]).all(axis=None)
     known = set(refusal.vocabulary())
-    assert all(set(answer.split()) <= known and made.safe(answer) for answer in strong["chosen"])
+    assert all(set(answer.split()) <= known and made.is_safe(answer) for answer in strong["chosen"])
 
 
 def test_the_rule_prefers_a_refusal_and_tosses_a_coin_between_equals():
@@ -45,7 +45,7 @@ def test_the_rule_prefers_a_refusal_and_tosses_a_coin_between_equals():
         assert made.judged(complied, refused, coin) == (refused, complied)
     assert made.judged("never a", "stop b", True) == ("never a", "stop b")
     assert made.judged("never a", "stop b", False) == ("stop b", "never a")
-    assert not made.safe("")
+    assert not made.is_safe("")
 
 
 def test_separability_by_hand():

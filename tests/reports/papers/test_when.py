@@ -43,8 +43,7 @@ def test_a_coin_turns_the_same_pairs_round(paper):
     assert len(folders) == 2
     for folder in folders:
         for source in when.SOURCES:
-            sure, drawn = ([(p.prompt, p.chosen, p.rejected) for p in read_pairs(str(folder / f"{source}-{w}.jsonl")).pairs]
-                           for w in when.WINNERS)  # fmt: skip
+            sure, drawn = (_read(folder / f"{source}-{winner}.jsonl") for winner in when.WINNERS)
             assert [{a, b} for _, a, b in sure] == [{a, b} for _, a, b in drawn]
             assert [prompt for prompt, *_ in sure] == [prompt for prompt, *_ in drawn]
             if source == "own":
@@ -55,6 +54,10 @@ def test_a_coin_turns_the_same_pairs_round(paper):
                 assert all((a, b) == (f"yes {k} it is", f"no {k}") for (_, a, b), k in zip(sure, map(_number, sure)))
 
 
+def _read(path) -> list[tuple]:
+    return [(pair.prompt, pair.chosen, pair.rejected) for pair in read_pairs(str(path)).pairs]
+
+
 def _number(row: tuple) -> str:
     return row[0].split()[1]
 
@@ -62,8 +65,8 @@ def _number(row: tuple) -> str:
 def test_shares_are_read_at_one_margin():
     """Mean margins 0, 1, 3: 2 nats lie half-way from the second step to the third. There p0 has gone from -1 to 1 (0:
     has not fallen), p1 from 1 to -3 (-1: has)."""
-    rows = pd.DataFrame({"step": [0, 0, 1, 1, 2, 2], "pair_id": ["p0", "p1"] * 3, "chosen_change": [0, 0, -1, 1, 1, -3.0],
-                         "margin_change": [0, 0, 1, 1, 3, 3.0], "noise": 0.0})  # fmt: skip
+    rows = pd.DataFrame({"step": [0, 0, 1, 1, 2, 2], "pair_id": ["p0", "p1"] * 3, "noise": 0.0})
+    rows = rows.assign(chosen_change=[0, 0, -1, 1, 1, -3.0], margin_change=[0, 0, 1, 1, 3, 3.0])
     found = when._outcome(rows)
     assert (found["fell"], found["fell_end"], found["reached"], found["margin"]) == (0.5, 0.5, 1.0, 3.0)
     early = when._outcome(rows.query("step < 2"))  # never got there: read at its end

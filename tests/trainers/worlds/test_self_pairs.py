@@ -14,8 +14,9 @@ def world(tmp_path_factory):
 
 
 def test_own_pairs_state_the_true_value_against_another(world, tmp_path):
-    self_pairs.build_facts(tmp_path / "own", world, 0)
-    self_pairs.build_facts(tmp_path / "again", world, 0)
+    paths = {name: str(path) for name, path in facts.paths(world).items()}
+    self_pairs.build_facts(tmp_path / "own", paths["model"], paths["data"], 0)
+    self_pairs.build_facts(tmp_path / "again", paths["model"], paths["data"], 0)
     written = (tmp_path / "own" / "pairs.jsonl").read_bytes()
     assert written == (tmp_path / "again" / "pairs.jsonl").read_bytes()
     given = {p.pair_id: p for p in read_pairs(world / "pairs.jsonl").pairs}
