@@ -204,9 +204,11 @@ def _is_opposite(token: str, chosen: str) -> float:
 
 
 def _geometry(run: RunLog) -> dict[str, Any] | None:
-    """The run's pair in geometry.json, which lies in the run folder or beside the model it started from."""
-    places = [run.path / "geometry.json", Path(str(run.config.get("model", ""))).parent / "geometry.json"]
-    place = next((p for p in places if p.is_file()), None)
+    """The run's pair in geometry.json, which lies in the run folder or beside the model it started from: there, or in
+    the worlds beside the run, wherever the command was given."""
+    world_of = Path(str(run.config.get("model", ""))).parent
+    places = [run.path, world_of, run.path.parent / "worlds" / world_of.name]
+    place = next((p for folder in places if (p := folder / "geometry.json").is_file()), None)
     if place is None or world(run) != "persona":
         return None
     pairs = read_json(place).get("pairs") or {}

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -112,3 +113,15 @@ def test_nine_tenths_of_the_seeds_must_meet_the_target(good, of, holds):
     assert claim.holds is holds
     assert claim.finding().passed is holds
     assert claim.finding().n == of
+
+
+def test_the_geometry_is_found_beside_the_run_from_any_folder(tmp_path, monkeypatch):
+    """The run names its model from the folder that the command was given in."""
+    place = tmp_path / "runs/worlds/persona-seed0"
+    place.mkdir(parents=True)
+    (place / "geometry.json").write_text('{"pairs": {"no_never": {"cosine": 0.5, "inner": 0.25}}}')
+    run = replace(_persona(0), path=tmp_path / "runs/persona-no_never-p0-seed0")
+    run.config["model"] = "runs/worlds/persona-seed0/model"
+    monkeypatch.chdir(tmp_path.parent)
+    found = demo.geometry(demo.collect([run], []))
+    assert found[["case", "cosine", "inner"]].to_dict("records") == [{"case": "no_never", "cosine": 0.5, "inner": 0.25}]
