@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from analysis.papers import Measured, Paper, groups, once, per_seed, where
 from analysis.show import page
 from analysis.show.page import Block
-from analysis.show.style import CHOSEN, DARK, REJECTED, below, panels, styled
+from analysis.show.style import CHOSEN, CYCLE, DARK, below, panels, styled
 from analysis.show.wording import correlation, count, number, percent, span
 from analysis.tables import runs
 from analysis.tables.intervals import mean, share_interval, spearman
 from diagnostics import outcomes
 
-MARGIN = 2.0  # nats by which the mean margin has grown where the cells are compared
+MARGIN = 4.0  # nats by which the mean margin has grown where the cells are compared
 MOST = 0.5  # a cell displaces where more than this share of its chosen answers fell
 STARTS = {"instruct": "the model as it is", "sft": "after SFT on chosen answers"}
 SOURCES = {"own": "two own answers", "near": "own answer, one word more", "given": "the data's answers"}
@@ -50,14 +50,14 @@ def measured(paper: Paper) -> dict[str, Measured]:
     law = rule(paper)
     held = {seed: of for (seed,), of in groups(after, "seed")}
     found["ranks"] = pd.Series({s: spearman(of[law.name], of["fell"]) for s, of in held.items()}, dtype=float)
-    found["right"] = pd.Series({s: mean(law.right(of)) for s, of in held.items()}, dtype=float)
+    found["right"] = pd.Series({s: law.right(of) for s, of in held.items()}, dtype=float)
     return per_seed(found)
 
 
 @once
 def cells(paper: Paper) -> pd.DataFrame:
-    """One row a cell: its labels, n (pairs), fell (share at MARGIN), fell_end, chosen and margin (mean changes at the
-    end, nats), reached (whether the margin was), and every predictor of its pairs."""
+    """One row a cell: its labels, n (pairs), fell (share at MARGIN; NaN where it was not reached), fell_end, chosen and
+    margin (mean changes at the end, nats), reached, and every predictor of its pairs."""
     before, rows = predictors(paper), []
     for labels in paper.runs.to_dict("records"):
         if labels["source"] != "sft":
@@ -90,52 +90,55 @@ def predictors(paper: Paper) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Rule:
-    """More than MOST of the chosen answers fall where a predictor lies above a bound; rho: its rank correlation with
-    the share that fell, over the cells that it was made from."""
+    """More than MOST of the chosen answers fall where a predictor lies above a bound (NaN: there is no rule); rho: its
+    rank correlation with the share that fell, over the cells that it was made from."""
 
     name: str
     bound: float
     rho: float
 
-    def right(self, table: pd.DataFrame) -> pd.Series:
-        """1 for every cell that it says the right thing of."""
-        return pd.Series((table[self.name] > self.bound) == (table["fell"] > MOST)).astype(float)
+    def right(self, table: pd.DataFrame) -> float:
+        """Balanced accuracy: the mean of the shares that it says right of cells in which most fell, and of the others;
+        .5 is what always saying the same gets. NaN without a rule, or without cells of either kind."""
+        return _balanced(table, self.name, self.bound)
 
 
 @once
 def rule(paper: Paper) -> Rule:
-    """The predictor of the highest rank correlation over the cells of the model as it is, and the bound that says most
-    of them right, as often wrong on either side as can be."""
+    """The predictor of the highest rank correlation over the cells of the model as it is, and the bound of the highest
+    balanced accuracy there; no bound where in none of them, or in all, more than MOST fell."""
     made_from = where(cells(paper), start="instruct")
     rhos = {name: spearman(made_from[name], made_from["fell"]) for name in PREDICTORS}
     name = max(rhos, key=lambda n: rhos[n] if math.isfinite(rhos[n]) else -2)
-    values = np.sort(made_from[name].unique())
-    bounds = [values[0] - 1, *((values[1:] + values[:-1]) / 2), values[-1] + 1]
-    most = (made_from["fell"] > MOST).to_numpy()
-
-    def balanced(bound: float) -> float:
-        said = (made_from[name] > bound).to_numpy()
-        return mean([mean(said[most] == 1) if most.any() else 1.0, mean(said[~most] == 0) if (~most).any() else 1.0])
-
-    return Rule(name, float(max(bounds, key=balanced)), rhos[name])
+    values = np.sort(made_from[name].dropna().unique())
+    scored = {float(bound): _balanced(made_from, name, bound) for bound in (values[1:] + values[:-1]) / 2}
+    known = {bound: score for bound, score in scored.items() if math.isfinite(score)}
+    return Rule(name, max(known, key=lambda bound: known[bound]) if known else math.nan, rhos[name])
 
 
 def law(paper: Paper) -> Block:
     """The rule in words, and how it did on the cells that it was not made from."""
     found, after = rule(paper), where(cells(paper), start="sft")
     made_from = where(cells(paper), start="instruct")
+    if math.isnan(found.bound):
+        kind = "all" if mean(made_from["fell"]) > MOST else "none"
+        words = (
+            f"There is no rule: in {kind} of the cells of the model as it is more than {percent(MOST)} fell. The best"
+        )
+        rho = correlation(found.rho)
+        return page.note(f"{words} predictor there is {PREDICTORS[found.name]} (Spearman {rho}).", "verdict")
     said = (
         f"Best of {len(PREDICTORS)} on the {count(len(made_from), 'cell')} of the model as it is: "
         f"{PREDICTORS[found.name]} (Spearman {correlation(found.rho)}). Rule: more than {percent(MOST)} of the chosen "
-        f"answers fall where it is above {number(found.bound)}. It is right in {percent(mean(found.right(made_from)))} "
-        f"of these cells"
+        f"answers fall where it is above {number(found.bound)}. Its balanced accuracy is "
+        f"{number(found.right(made_from))} on these cells (.5 is chance)"
     )
     if after.empty:
         return page.note(f"{said}; there are no others to try it on.", "verdict")
     ranks = correlation(spearman(after[found.name], after["fell"]))
     return page.note(
-        f"{said}, and in {percent(mean(found.right(after)))} of the {count(len(after), 'cell')} after SFT, from which "
-        f"it was not made (Spearman there {ranks}).",
+        f"{said}, and {number(found.right(after))} on the {count(len(after), 'cell')} after SFT, from which it was not "
+        f"made (Spearman there {ranks}).",
         "verdict",
     )
 
@@ -186,7 +189,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """One panel a start; one row a source and winner; a point a run, its colour the rate."""
     figure, all_axes = panels(len(STARTS), height=4.2, width=10.5)
     names = [(source, winner) for source in SOURCES for winner in WINNERS]
-    colours = dict(zip(sorted(table["rate"].unique()), (CHOSEN, REJECTED, DARK)))
+    colours = dict(zip(sorted(table["rate"].unique()), CYCLE))
     for axes, (start, said) in zip(all_axes, STARTS.items()):
         for y, (source, winner) in enumerate(names):
             for k, (rate, colour) in enumerate(colours.items()):
@@ -216,6 +219,14 @@ def draw_rule(table: pd.DataFrame, law: Rule) -> Figure:
     return figure
 
 
+def _balanced(table: pd.DataFrame, name: str, bound: float) -> float:
+    known = table.loc[table[name].notna() & table["fell"].notna()]
+    said, most = (known[name] > bound).to_numpy(), (known["fell"] > MOST).to_numpy()
+    return (
+        math.nan if math.isnan(bound) or most.all() or not most.any() else (mean(said[most]) + mean(~said[~most])) / 2
+    )
+
+
 def _difference(table: pd.DataFrame, name: str, one: object, other: object) -> pd.Series:
     """By seed: mean share that fell where a label has one value, less where it has the other."""
     one_side, other_side = (where(table, **{name: value}).groupby("seed")["fell"].mean() for value in (one, other))
@@ -233,7 +244,7 @@ def _outcome(rows: pd.DataFrame) -> dict[str, float]:
         change = (1 - share) * steps[at - 1]["chosen_change"] + share * steps[at]["chosen_change"]
     return {
         "n": len(change),
-        "fell": mean(outcomes.fell(change, steps[-1]["noise"])),
+        "fell": math.nan if at is None else mean(outcomes.fell(change, steps[-1]["noise"])),
         "fell_end": mean(outcomes.fell(steps[-1]["chosen_change"], steps[-1]["noise"])),
         "chosen": mean(steps[-1]["chosen_change"]),
         "margin": margins[-1],

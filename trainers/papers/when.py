@@ -7,7 +7,9 @@ is kept beside it, so that a rule can be made on the cells from the model as it 
 which it was not made. The model is given: a folder or a hub id.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pandas as pd
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.flag.flagging import flag
+from diagnostics.manifest import file_hash
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_frame
 from diagnostics.tables import Field
@@ -23,7 +26,7 @@ from trainers.models import load_to_device, load_tokenizer, model_limit
 from trainers.papers import PAIR, RUNS, SEED, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM
 from trainers.studies.paper_cost import Work, plain_rows, tokens_of
-from trainers.studies.paper_runs import Order, Trial, finished, measured, train, worlds, write_data
+from trainers.studies.paper_runs import Order, Trial, finished, in_form, measured, train, worlds, write_data
 from trainers.worlds.sourced_pairs import SOURCES, WINNERS, build
 
 SEEDS = 2
@@ -36,8 +39,8 @@ SETTINGS = (
     Setting("pairs", None, "ours", 16, "of each cell; the same prompts in all of a seed"),
     Setting("updates", None, "ours", 6, "one pass and a half over the pairs"),
     Setting("batch", None, "ours", 4, "a laptop, and more updates of as many pairs"),
-    Setting("rates", None, "ours", [1e-5, 5e-5], "usual for the size, and at which a real model was seen to displace"),
-    Setting("rates after SFT", None, "ours", [5e-5], "the higher one: cells that no rule was made from"),
+    Setting("rates", None, "ours", [5e-6, 2e-5], "both usual for the size"),
+    Setting("rates after SFT", None, "ours", [2e-5], "the higher one: cells that no rule was made from"),
     Setting("rows of SFT", None, "ours", 32, "chosen answers of the data, those of the pairs among them"),
     Setting("passes of SFT", None, "ours", 2.0, "the answers are to become the model's own"),
     Setting("rate of SFT", None, "ours", 5e-5, "as above"),
@@ -68,7 +71,7 @@ TABLES = {
     },
 }
 _LIGHT = PLAIN_ADAM | {
-    "append_eos": False,  # answers that the model drew are cut: their end is not its own
+    "append_eos": False,  # the model's own answers are first sentences: it would have gone on
     "heldout_pairs": 0,
     "response_types": 0,
     "tokens": "none",
@@ -82,6 +85,7 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Train on chosen answers, draw the pairs of either start, score them, train every cell."""
     if not order.data:
         raise UserError("paper when: give --data, preference pairs whose prompts the model answers.")
+    order = replace(order, data=in_form(order, order.data, None, str(order.model))["data"])
     rows = _short(order, settings)
     taught = train(order, [_sft(order, settings, seed, rows[seed]) for seed in order.numbers])
     models = {("instruct", seed): str(order.model) for seed in order.numbers}
@@ -126,6 +130,11 @@ def _tokens(tokenizer: Any, text: Any) -> int:
     return len(tokenizer(said)["input_ids"])
 
 
+def _content(order: Order) -> str:
+    """The data's content, short: a file of the same name may hold other rows."""
+    return (file_hash(str(order.data)) or str(order.data))[-12:]
+
+
 def _sft(order: Order, settings: Mapping[str, Any], seed: int, rows: list[int]) -> Trial:
     table = {pair.source_row: pair for pair in read_pairs(str(order.data)).pairs}
     taken = [table[row] for row in rows[: settings["rows of SFT"]]]
@@ -135,7 +144,7 @@ def _sft(order: Order, settings: Mapping[str, Any], seed: int, rows: list[int]) 
         "reference": "none",
         "log_kl": False,
         "model": str(order.model),
-        "data": write_data(order, f"when-sft-{Path(str(order.data)).stem}-{len(taken)}-seed{seed}", lines),
+        "data": write_data(order, f"when-sft-{len(taken)}-seed{seed}-{_content(order)}", lines),
         "learning_rate": settings["rate of SFT"],
         "num_train_epochs": settings["passes of SFT"],
         "per_device_train_batch_size": settings["batch"],
@@ -161,10 +170,10 @@ def _pairs(
     count, found = settings["pairs"], dict[tuple[str, int], str]()
     wanted = {}
     for (start, seed), model in models.items():
-        made_by = Path(model).parent.name if start == "sft" else Path(model).name
-        name = f"when-{Path(str(order.data)).stem}-{made_by}-{count}-seed{seed}"
+        made_from = hashlib.sha256(f"{model.replace(str(order.out), '')} {_content(order)}".encode()).hexdigest()[:12]
+        name = f"when-{Path(str(order.data)).stem}-{start}-{count}-seed{seed}-{made_from}"
         found[start, seed] = name
-        wanted[name] = (build, (model, str(order.data), rows[seed][: 4 * count], count, seed))
+        wanted[name] = (build, (model, str(order.data), rows[seed][: 5 * count], count, seed))
     places = worlds(order, wanted)
     return {key: places[name] for key, name in found.items()}
 
@@ -191,7 +200,7 @@ def _trials(
         "per_device_train_batch_size": settings["batch"],
         "max_steps": settings["updates"],
         "probe_pairs": settings["pairs"],
-        "probe_every": max(1, settings["updates"] // 3),
+        "probe_every": 1,
     }
     rates = settings["rates after SFT" if start == "sft" else "rates"]
     return [

@@ -1,12 +1,13 @@
 """Pairs on the same prompts whose answers come from different places, each once with a winner that can be learned and
 once with one by a coin: what a map of when chosen answers fall is made of (trainers/papers/when.py).
 
-    own    two answers that the model draws itself: on-policy, and unlike each other
+    own    first sentences of two answers that the model draws itself: on-policy, and unlike each other
     near   one of them beside itself with one word more: on-policy, and alike
     given  the data's own two answers: off-policy
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from trainers.models import load_to_device, load_tokenizer
 
 SOURCES = ("own", "near", "given")
 WINNERS = ("learnable", "random")
-TOKENS = 24  # of an answer that the model draws
+TOKENS = 40  # of an answer that the model draws, of which the first sentence is kept
+SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
 MORE = "really"  # the word that near puts in
 
 
@@ -28,7 +30,8 @@ def build(folder: Path, model: str, data: str, rows: Sequence[int], count: int, 
     """Write folder/<source>-<winner>.jsonl, `count` pairs each, on the first prompts that have all six.
 
     model: a folder or hub id, which answers at temperature 1; data: pairs; rows: which of its source rows, in order.
-    Learnable: of own the shorter answer wins, of near the one without the word, of given the chosen one.
+    Learnable: of own the answer of fewer tokens wins, of near the one without the word, of given the chosen one. An
+    answer of which no sentence ended within TOKENS is left out: cut, its end would not be the model's own.
     """
     table = {pair.source_row: pair for pair in read_pairs(data).pairs}
     pairs = [table[row] for row in rows]
@@ -40,8 +43,11 @@ def build(folder: Path, model: str, data: str, rows: Sequence[int], count: int, 
     for pair, one, other in zip(pairs, *drawn, strict=True):
         if len(found.get("own-random", [])) == count:
             break
-        answered = _answered(pair, one.strip(), other.strip(), rng)
-        if all(chosen and rejected and chosen != rejected for chosen, rejected in answered.values()):
+        said = [(_first(text), len(tokenizer(_first(text))["input_ids"])) for text in (one, other)]
+        answered = _answered(pair, said, rng)
+        if said[0][1] != said[1][1] and all(
+            chosen and rejected and chosen != rejected for chosen, rejected in answered.values()
+        ):
             _add(found, pair, answered, rng)
     if len(found.get("own-random", [])) < count:
         raise DataError(
@@ -52,11 +58,20 @@ def build(folder: Path, model: str, data: str, rows: Sequence[int], count: int, 
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def _answered(pair: PreferencePair, one: str, other: str, rng: np.random.Generator) -> dict[str, tuple[str, str]]:
-    """By source: the winner that can be learned, and the loser."""
+def _first(text: str) -> str:
+    """The first sentence; empty where none ended, or a character was cut."""
+    found = SENTENCE.match(text.strip())
+    return found.group() if found and "\ufffd" not in found.group() else ""
+
+
+def _answered(
+    pair: PreferencePair, said: Sequence[tuple[str, int]], rng: np.random.Generator
+) -> dict[str, tuple[str, str]]:
+    """By source: the winner that can be learned, and the loser. said: two own answers, each with its tokens."""
+    one = said[0][0]
     words = one.split(" ")
-    place = int(rng.integers(len(words) + 1))
-    short, long = sorted((one, other), key=len)
+    place = int(rng.integers(len(words)))
+    (short, _), (long, _) = sorted(said, key=lambda each: each[1])
     return {
         "own": (short, long),
         "near": (one, " ".join([*words[:place], MORE, *words[place:]])),
