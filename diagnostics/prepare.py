@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -30,9 +31,9 @@ from diagnostics.packing import windows_seen
 from diagnostics.sequences import pair_of
 from diagnostics.token_ids import TokenIds
 
-# glibc's number of each setting (malloc.h), and its value in bytes: blocks up to the first are kept, and as much free
-# memory as the second
-_MALLOPT = {"MALLOC_MMAP_THRESHOLD_": (-3, 128 << 20), "MALLOC_TRIM_THRESHOLD_": (-1, 512 << 20)}
+# glibc's numbers (malloc.h) of the size of a block, in bytes, up to which its memory is kept, and of how much is kept
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
 def prepare(model: nn.Module) -> Engine:
@@ -68,13 +69,15 @@ def keep_memory() -> None:
     """Let the C library keep memory that was freed for what comes next, where it would give it back to the system.
 
     Measured with 135 million weights: a forward pass spent a fifth of its time on getting the same memory again, layer
-    by layer, page by page. Only glibc has these settings; a user's own in the environment have the last word.
+    by layer, page by page. Only glibc has these settings, old ones with a lower limit; a user's own in the environment
+    have the last word.
     """
+    if sys.platform != "linux" or any(name in os.environ for name in _OWN):
+        return
     with suppress(OSError, AttributeError):
-        settings = ctypes.CDLL(None).mallopt
-        for name, (number, size) in _MALLOPT.items():
-            if name not in os.environ:
-                settings(number, size)
+        mallopt = ctypes.CDLL(None).mallopt
+        if any(mallopt(_MMAP_THRESHOLD, size) for size in (128 << 20, 32 << 20)):
+            mallopt(_TRIM_THRESHOLD, 512 << 20)
 
 
 def check_causal(model: nn.Module) -> None:

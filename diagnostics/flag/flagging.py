@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +136,10 @@ def flag(
         likelihood.prepare(model)
         budget, done = share(start)
         if done is not None:
-            if further:
+            if further and not done:
                 tell(f"{forecast.cost(further)}.")
             if forecast.takes_gradient(further):
-                with _saving(parts, done) as save:
-                    forecast.sum_set(job(), save)
+                forecast.sum_set(job(), _scored, partial(_saving, parts, done))
                 done = share(parts.done)
             agree(lambda: _score(model, pairs, parts, done, budget, likelihood))
             forecast.measure(job(), further, probe_rows)
@@ -242,15 +242,15 @@ def _about(model: Any, hashes: dict[str, str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _saving(parts: Parts, done: Collection[str]) -> Iterator[Callable[[Sequence[Example], PairStats], None]]:
+def _saving(parts: Parts, done: Collection[str]) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """A function that puts a batch's scores on disk, but of pairs that are done."""
     with parts.writer(processes().process_index) as write:
+        yield lambda found: write([row for row in found if row["pair_id"] not in done])
 
-        def save(pairs: Sequence[Example], stats: PairStats) -> None:
-            found = [{k: row[k] for k in COLUMNS} for row in rows(pairs, stats, (*MEASURES, *SHOWN))]
-            write([row for row in found if row["pair_id"] not in done])
 
-        yield save
+def _scored(pairs: Sequence[Example], stats: PairStats) -> list[dict[str, Any]]:
+    """A row of scores a pair."""
+    return [{k: row[k] for k in COLUMNS} for row in rows(pairs, stats, (*MEASURES, *SHOWN))]
 
 
 def _score(
@@ -266,7 +266,7 @@ def _score(
         Progress("scoring", todo, before=before, show=me.is_main_process) as bar,
     ):
         for scored in score_batches(model, mine, likelihood=likelihood):
-            save(scored.pairs, scored.stats)
+            save(_scored(scored.pairs, scored.stats))
             bar.add(scored.pairs)
 
 

@@ -14,6 +14,7 @@ are the same whatever the number of processes up to rounding.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,6 +102,10 @@ COLUMNS = {
 CLOSED = ("unembedding_rate", "hidden_rate", "features_rate")
 SET = ("set_rate", "set_rate_sign")
 NEEDS = dict.fromkeys((*CLOSED, "last_layer_set_rate"), ("hidden", "tokens")) | {"own_answer_gap": ("tokens",)}
+Rated = list[dict[str, Any]]  # a row a pair
+Score = Callable[[Sequence[Example], PairStats], Rated]
+Saving = Callable[[], AbstractContextManager[Callable[[Rated], None]]]
+
 # CPU time of each pass beyond the scoring pass, in epochs of DPO on the same pairs (a forward and a backward pass and
 # AdamW); measured on a chat model of 135 million weights and pairs of 85 tokens, others differ by their shape
 EPOCHS = {
@@ -112,6 +117,7 @@ EPOCHS = {
     **dict.fromkeys(SET, 0.35),
     "probe_influence": 0.45,
 }
+ENDS = ("-ahead", "-back")  # passes at either end of a step, by the name of the step's column
 NO_WEIGHTS = (*CLOSED, "last_layer_set_rate", "own_answer_gap")  # taken from forward passes alone
 
 
@@ -183,10 +189,10 @@ def takes_gradient(names: Collection[str]) -> bool:
     return bool(set(names) & set(SET))
 
 
-def sum_set(job: Job, save: Callable[[Sequence[Example], PairStats], None]) -> None:
-    """The gradient of the whole data set; each batch's stats, which its forward pass gives too, are handed to save.
-    Called by all processes together."""
-    _total(job, "set", job.pairs, lambda job, groups: _differences(job, groups, save))
+def sum_set(job: Job, score: Score, saving: Saving) -> None:
+    """The gradient of the whole data set. Each batch's stats, which its forward pass gives too, become rows by `score`,
+    and go where `saving` says. Called by all processes together."""
+    _total(job, "set", job.pairs, lambda job, groups: _differences(job, groups, score, saving))
 
 
 def measure(job: Job, names: Sequence[str], probe: Sequence[Example] = ()) -> None:
@@ -218,7 +224,7 @@ def read(job: Job, names: Sequence[str]) -> pd.DataFrame:
         found = found.merge(job.parts.phase(name).read(), on="pair_id") if name in _passes(names) else found
     for name in names:
         if COLUMNS[name].float32:
-            plus, minus = (job.parts.phase(f"{name}{end}").read().set_index("pair_id").loc[ids] for end in "+-")
+            plus, minus = (job.parts.phase(name + end).read().set_index("pair_id").loc[ids] for end in ENDS)
             found[name] = rates.slope(plus["value"], minus["value"], plus["length"]).to_numpy()
     return found.loc[:, ["pair_id", *names]]
 
@@ -294,7 +300,7 @@ def _along(job: Job, name: str, direction: rates.Weights) -> None:
     """Log-probs at both ends of a step of rates.LENGTH along a direction."""
     weights, length = rates.weights_of(job.model, job.parameters), rates.norm(direction)
     step = rates.LENGTH / length if length else 0.0
-    for end, signed in (("+", step), ("-", -step)):
+    for end, signed in zip(ENDS, (step, -step)):
         with rates.moved(weights, direction, signed):
             _rows(job, name + end, lambda groups: _values(job, groups, length, margin=name == "probe_influence"))
 
@@ -344,17 +350,19 @@ def _sums(job: Job, name: str) -> Sums:
     return Sums(job.parts.phase(name).folder)
 
 
-def _differences(job: Job, groups: Groups, save: Callable[[Sequence[Example], PairStats], None]) -> Adds:
+def _differences(job: Job, groups: Groups, score: Score, saving: Saving) -> Adds:
     weights = rates.weights_of(job.model, job.parameters)
 
-    def work(part: Sequence[Example]) -> tuple[PairStats, rates.Weights]:
+    def work(part: Sequence[Example]) -> tuple[Rated, rates.Weights]:
         batch = job.collate(part)
         stats = pair_stats(job.likelihood, batch, job.likelihood.run(job.model, batch))
-        return stats, rates.difference(stats, weights)
+        values = rates.difference(stats, weights)
+        return score(part, stats), values
 
-    for part, (stats, values) in fitting(job.model, groups, work, likelihood=job.likelihood):
-        save(part, stats)
-        yield part, values
+    with saving() as save:
+        for part, (rows, values) in fitting(job.model, groups, work, likelihood=job.likelihood):
+            save(rows)
+            yield part, values
 
 
 def _answers(job: Job, groups: Groups) -> Adds:

@@ -487,7 +487,7 @@ def _shares(module: nn.Module, head: nn.Module) -> bool:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.flatten(), b.flatten()).to(wide(a.device))
+    return torch.linalg.vecdot(a, b).sum(dtype=wide(a.device))
 
 
 _CONTRIBUTE = {"linear": _linear, "norm": _norm, "embedding": _embedding}

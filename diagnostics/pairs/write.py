@@ -33,6 +33,9 @@ def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -
             else:
                 _write(table.raw, source_rows, kind, plain)
         os.replace(part, dest)
+    except UnicodeEncodeError:
+        part.unlink(missing_ok=True)
+        raise
     except OSError as error:
         raise DataError(f"{dest}: cannot write ({error.strerror}). Free some space or choose another place.") from None
 

@@ -34,7 +34,7 @@ from diagnostics.runlog import read_json, read_run, write_json
 from trainers import objectives
 from trainers.check import check
 from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, read_config
-from trainers.run import train
+from trainers.run import START, train
 from trainers.studies.demo import one_thread
 from trainers.studies.demo_runs import PLAIN_ADAM
 from trainers.worlds import facts
@@ -252,6 +252,7 @@ def _train(run: TrainConfig, checkpoints: bool = True) -> str | None:
         return f"{folder.name}: {error}"
     if not checkpoints:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / START).unlink(missing_ok=True)  # nothing to go on from
     took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
     took = {} if begun else took  # of a run in two halves only one was timed
     write_json(folder / RECORD, {"steps": _last_step(folder)} | took)

@@ -157,6 +157,24 @@ def test_the_set_gradients_pass_scores_the_pairs_as_the_scoring_pass_does(go, mo
         assert scores[name].tolist() == pytest.approx(plain[name].tolist(), rel=1e-5, abs=1e-5), name
 
 
+def test_passes_of_the_version_before_are_not_taken_for_ours(go, model, lm_folder, tmp_path):
+    """A job that it had begun holds rows of other columns under set_rate+ and set_rate-: they are measured anew."""
+    whole, _ = go(name="whole", by="set_rate")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecast, "_along", stop)
+        with pytest.raises(KeyboardInterrupt):
+            go(by="set_rate")
+    old = forecast.Parts(tmp_path / "job", "set_rate+")
+    with old.writer(0) as write:
+        write([{"pair_id": i, "chosen_logps": -1.0, "rejected_logps": -2.0, "length": 1.0} for i in whole["pair_id"]])
+    scores, _ = go(by="set_rate")
+    assert scores["set_rate"].tolist() == pytest.approx(whole["set_rate"].tolist(), rel=1e-6)
+
+
 def test_the_cost_is_said_before_it_is_paid(go, capsys):
     go(by="self_rate")
     assert "the forecast takes about as long as 1.1 epochs of DPO (self_rate 1.1)." in capsys.readouterr().out
