@@ -160,6 +160,8 @@ def _state_words(states: Mapping[str, str]) -> str:
 def _worth_saying(finding: Finding, fell: bool) -> bool:
     if finding.name == "eos/chosen":
         return fell and abs(finding.value) >= EOS_MOVED
+    if finding.name == "parity":
+        return finding.passed is False
     if finding.name == "weights_moved":
         return finding.n > 0 and finding.value < FEW_MOVED
     return finding.n > 0 and (finding.name == "kl/chosen" or (fell and finding.name in ("mass/gained", "onset")))
@@ -278,14 +280,26 @@ def _weights(run: RunLog) -> Finding:
 
 
 def _parity(run: RunLog) -> Finding:
-    parity: Any = run.manifest.get("parity") or {}
+    """As the run measured it before its first step; else, where another model was its reference, from the probe."""
+    parity: Any = run.manifest.get("parity") or _apart(runs.rows(run, "probe"))
     noise, largest = (_float(parity.get(key)) for key in ("noise_floor", "max_difference"))
     n = int(_float(parity.get("n") or 0))
     sentence = f"policy and reference differ by at most {number(largest)} nats at step 0"
     if math.isnan(largest):
         sentence = f"difference of policy and reference at step 0: {ABSENT}"
     passed = parity.get("passed")
+    if passed is False:
+        sentence += ": the reference is not the model that training began from"
     return Finding("parity", largest, n, None, None if math.isnan(noise) else noise, passed, sentence)
+
+
+def _apart(rows: pd.DataFrame) -> dict[str, Any]:
+    """How far the chosen log-probs of policy and reference lay apart at step 0; empty where either was not measured."""
+    start = rows.loc[rows["step"] == 0]
+    gap = (runs.column(start, "chosen_logps") - runs.column(start, "ref_chosen_logps")).abs().dropna()
+    if gap.empty:
+        return {}
+    return {"max_difference": float(gap.max()), "n": len(gap), "passed": bool(gap.max() <= outcomes.least())}
 
 
 def _float(value: object) -> float:

@@ -84,6 +84,19 @@ def test_rounding_is_no_displacement(noise):
     assert first.value == 0.0
 
 
+def test_another_reference_is_said_first():
+    """Nothing in the manifest says so: a reference that was named is not held to parity. At step 0 it is 3 nats away."""
+    log = run([2.0] * 9)
+    log.pairs["ref_chosen_logps"] = -17.0
+    parity = verdict.by_name(verdict.judge(log), "parity")
+    assert (parity.value, parity.n, parity.passed) == (3.0, 9, False)
+    said = "differ by at most 3.00 nats at step 0: the reference is not the model that training began from"
+    assert said in verdict.judge(log)[0].meaning
+    log.pairs["ref_chosen_logps"] = -20.0 + 1e-5  # the same model, rounded
+    assert verdict.by_name(verdict.judge(log), "parity").passed
+    assert "step 0" not in verdict.judge(log)[0].meaning
+
+
 def test_noise_above_the_changes_hides_them_and_is_named():
     log = run([-0.3] * 9, manifest={"parity": {"noise_floor": 0.5, "max_difference": 0.1}})
     log.pairs["rejected_logps"] = -9.0
