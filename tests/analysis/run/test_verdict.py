@@ -85,7 +85,7 @@ def test_rounding_is_no_displacement(noise):
 
 
 def test_another_reference_is_said_first():
-    """Nothing in the manifest says so: a reference that was named is not held to parity. At step 0 it is 3 nats away."""
+    """Nothing in the manifest says so: a reference that was named is not held to parity. It starts 3 nats away."""
     log = run([2.0] * 9)
     log.pairs["ref_chosen_logps"] = -17.0
     parity = verdict.by_name(verdict.judge(log), "parity")
