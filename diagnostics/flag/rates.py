@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from diagnostics.engine import head_of
 from diagnostics.errors import UserError
-from diagnostics.forward import run_sides
-from diagnostics.gradients.pairs import FAST, Activations, choose_way, from_activations
+from diagnostics.gradients.pairs import FAST, all_alone, choose_way
 from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.stats import PairStats, wide
 
@@ -70,10 +69,7 @@ def takes_all(likelihood: Likelihood, model: nn.Module, weights: Mapping[str, Te
 
 def self_rates(model: nn.Module, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
     """`self_rate` of every pair of a batch by one forward and two backward passes; (B,) float64."""
-    seen = Activations(model, list(weights.values()))
-    with seen.watch():
-        sides = run_sides(model, batch)
-    found, _ = from_activations(sides, seen, list(weights.values()), None, keep=False)
+    found = all_alone(model, batch, list(weights.values()))
     return found.chosen_norm**2 - found.inner
 
 

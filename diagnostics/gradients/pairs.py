@@ -144,7 +144,7 @@ def choose_way(model: nn.Module, parameters: Sequence[Tensor], *, head: bool) ->
     """FAST where it gives, on a small random batch, what plain autograd gives; else SLOW."""
     batch = trial(innermost(model))
     try:
-        fast = from_head(model, run_sides(model, batch).out) if head else _fast_alone(model, batch, parameters)
+        fast = from_head(model, run_sides(model, batch).out) if head else all_alone(model, batch, parameters)
         slow = one_by_one(model, batch, parameters, head=head)
     except Exception:  # a kind of module that the fast way does not know
         return SLOW
@@ -459,7 +459,8 @@ def _single(batch: Batch, i: int) -> Batch:
     return replace(batch, **values, pair_ids=(batch.pair_ids[i],), lengths=lengths, first=((0, 0), (0, 1)))
 
 
-def _fast_alone(model: nn.Module, batch: Batch, parameters: Sequence[Tensor]) -> PairGradients:
+def all_alone(model: nn.Module, batch: Batch, parameters: Sequence[Tensor]) -> PairGradients:
+    """All pairs' gradients by one forward and two backward passes, where `choose_way` says FAST."""
     seen = Activations(model, parameters)
     with seen.watch():
         sides = run_sides(model, batch)

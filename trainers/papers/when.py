@@ -4,7 +4,8 @@ coin, the learning rate, and whether the model was first trained on the chosen a
 
 Every cell is one short DPO run on as many pairs, on prompts of the data. What the start model says of the pairs before
 is kept beside it, so that a rule can be made on the cells from the model as it is, and tried on those after SFT, from
-which it was not made. The model is given: a folder or a hub id.
+which it was not made. That alike answers displace is a claim of arXiv:2410.08847 (section 5); the rest is asked here.
+The model is given: a folder or a hub id.
 """
 
 import hashlib
