@@ -15,9 +15,10 @@ TOP = 0.1  # the share of the pairs, most prone first, that two measures are com
 RATES = ("set_rate", "set_rate_sign", "last_layer_set_rate", "self_rate", "hidden_rate", "unembedding_rate")
 RATES += ("features_rate",)
 LIMIT = (
-    "A rate is a first-order forecast: it holds for short training. On HH-RLHF pairs and a tiny model set_rate told "
-    "the chosen answers that fell from those that rose with AUROC .86 where 33 % fell, but .68 where 84 % fell. At "
-    "learning rates at which nearly every chosen answer falls, trust it less; the run report says how far to trust it."
+    "A rate is a first-order forecast: it holds for short training. On a chat model of 135 million weights "
+    "three runs on pairs of two refusals gave set_rate AUROC 1.00, .45 and .99, and two on hh-rlhf a Spearman of .62 and .16; "
+    "on tiny models set_rate told who fell with AUROC .86 where 33 % fell, but .68 where 84 % fell. The scorecard says "
+    "after training how far to trust it on your data."
 )
 WHOLE_SET = ("set_rate", "set_rate_sign", "last_layer_set_rate")
 
@@ -89,8 +90,6 @@ def forecast_words(scored: pd.DataFrame) -> list[str]:
     row = table.loc[names[0]]
     words = f"By {names[0]}, the first step on the whole data lowers the chosen answer in {percent(row['falls'])} of "
     words += f"{row['n']:,.0f} pairs (95 % interval {span((row['low'], row['high']), percent)})."
-    if row["falls"] > 0.5:
-        words += " That is more than half: here the forecast is least sure (see below)."
     return [words, LIMIT]
 
 
