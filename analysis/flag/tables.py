@@ -15,10 +15,11 @@ TOP = 0.1  # the share of the pairs, most prone first, that two measures are com
 RATES = ("set_rate", "set_rate_sign", "last_layer_set_rate", "self_rate", "hidden_rate", "unembedding_rate")
 RATES += ("features_rate",)
 LIMIT = (
-    "A rate is a first-order forecast: it holds for short training. On a chat model of 135 million weights set_rate told "
-    "who fell with AUROC 1.00, .45 and .99 in three runs on pairs of two refusals, and ranked the nats lost with Spearman "
-    ".62 and .16 in two on hh-rlhf: a guess, which the first probe in training turns into a measurement. On tiny models "
-    "its AUROC was .86 where 33 % fell, but .68 where 84 % fell. The scorecard says how far to trust it on your data."
+    "A rate is a first-order forecast: it holds for short training. On a chat model of 135 million weights set_rate "
+    "told who fell with AUROC 1.00, .45 and .99 in three runs on pairs of two refusals, and ranked the nats lost with "
+    "Spearman .62 and .16 in two on hh-rlhf: a guess, which the first probe in training turns into a measurement. On "
+    "tiny models its AUROC was .86 where 33 % fell, but .68 where 84 % fell. The scorecard says how far to trust it on "
+    "your data."
 )
 WHOLE_SET = ("set_rate", "set_rate_sign", "last_layer_set_rate")
 
