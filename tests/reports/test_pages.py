@@ -200,7 +200,7 @@ def test_flag_page_says_what_the_forecast_is_and_where_it_fails(make_flags):
     assert np.isnan(table.loc["self_rate", "falls"])  # no data is no share
     html = flag_page.summary(found).html
     assert f"{100 * falls / 39:.0f} % of 39 pairs" in html
-    assert "more than half" in html
+    assert "a guess, which the first probe in training turns into a measurement" in html
     assert ".68 where 84 % fell" in html
     assert tables.ordering(scored) == "set_rate"
     first = flag_page.extremes(found, 1).html
