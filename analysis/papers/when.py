@@ -18,6 +18,7 @@ from analysis.tables.intervals import mean, share_interval, spearman
 from diagnostics import outcomes
 
 MARGIN = 4.0  # nats by which the mean margin has grown where the cells are compared
+CHANCE = 0.5  # balanced accuracy of what always says the same
 MOST = 0.5  # a cell displaces where more than this share of its chosen answers fell
 STARTS = {"instruct": "the model as it is", "sft": "after SFT on chosen answers"}
 SOURCES = {"own": "two own answers", "near": "own answer, one word more", "given": "the data's answers"}
@@ -106,13 +107,13 @@ class Rule:
 @once
 def rule(paper: Paper) -> Rule:
     """The predictor of the highest rank correlation over the cells of the model as it is, and the bound of the highest
-    balanced accuracy there; no bound where in none of them, or in all, more than MOST fell."""
+    balanced accuracy there; no bound where none is above chance, or in no cell, or in all, more than MOST fell."""
     made_from = where(cells(paper), start="instruct")
     rhos = {name: spearman(made_from[name], made_from["fell"]) for name in PREDICTORS}
     name = max(rhos, key=lambda n: rhos[n] if math.isfinite(rhos[n]) else -2)
     values = np.sort(made_from[name].dropna().unique())
     scored = {float(bound): _balanced(made_from, name, bound) for bound in (values[1:] + values[:-1]) / 2}
-    known = {bound: score for bound, score in scored.items() if math.isfinite(score)}
+    known = {bound: score for bound, score in scored.items() if score > CHANCE}
     return Rule(name, max(known, key=lambda bound: known[bound]) if known else math.nan, rhos[name])
 
 
@@ -121,12 +122,11 @@ def law(paper: Paper) -> Block:
     found, after = rule(paper), where(cells(paper), start="sft")
     made_from = where(cells(paper), start="instruct")
     if math.isnan(found.bound):
-        kind = "all" if mean(made_from["fell"]) > MOST else "none"
         words = (
-            f"There is no rule: in {kind} of the cells of the model as it is more than {percent(MOST)} fell. The best"
+            f"There is no rule: nothing known before tells the cells in which more than {percent(MOST)} fell. The best"
         )
         rho = correlation(found.rho)
-        return page.note(f"{words} predictor there is {PREDICTORS[found.name]} (Spearman {rho}).", "verdict")
+        return page.note(f"{words} predictor is {PREDICTORS[found.name]} (Spearman {rho}).", "verdict")
     said = (
         f"Best of {len(PREDICTORS)} on the {count(len(made_from), 'cell')} of the model as it is: "
         f"{PREDICTORS[found.name]} (Spearman {correlation(found.rho)}). Rule: more than {percent(MOST)} of the chosen "
