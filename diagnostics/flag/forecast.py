@@ -107,7 +107,8 @@ Score = Callable[[Sequence[Example], PairStats], Rated]
 Saving = Callable[[], AbstractContextManager[Callable[[Rated], None]]]
 
 # CPU time of each pass beyond the scoring pass, in epochs of DPO on the same pairs (a forward and a backward pass and
-# AdamW); measured on a chat model of 135 million weights and pairs of 85 tokens, others differ by their shape
+# AdamW); measured on a chat model of 135 million weights and pairs of 85 tokens, others differ by their shape. That of
+# probe_influence is reckoned: two forward passes over both answers
 EPOCHS = {
     "closed forms": 0.33,
     "sum of the head's gradient": 0.28,

@@ -43,11 +43,11 @@ def build_facts(folder: Path, model: str, data: str, seed: int) -> None:
     hot = [said(HOT, DRAWS + k) for k in range(DRAWS)]
     rows = []
     for k, row in enumerate(given):
-        (true,) = stated(_content(row["chosen"]))
+        (true,) = stated(content(row["chosen"]))
         chosen = next((said[k] for said in calm if stated(said[k]) == {true}), None)
         rejected = next((said[k] for said in hot if len(stated(said[k])) == 1 and true not in stated(said[k])), None)
         if chosen and rejected:
-            rows.append(row | {"chosen": _like(row["chosen"], chosen), "rejected": _like(row["chosen"], rejected)})
+            rows.append(row | {"chosen": like(row["chosen"], chosen), "rejected": like(row["chosen"], rejected)})
     _write(folder, rows)
 
 
@@ -63,8 +63,8 @@ def build_hinted(folder: Path, model: str, data: str, split: str | None, count: 
         {
             "pair_id": pair.pair_id,
             "prompt": pair.prompt,
-            "chosen": _like(pair.chosen, one),
-            "rejected": _like(pair.chosen, other),
+            "chosen": like(pair.chosen, one),
+            "rejected": like(pair.chosen, other),
         }
         for pair, one, other in zip(pairs, chosen, rejected, strict=True)
         if one.strip() and other.strip() and one != other
@@ -79,19 +79,20 @@ def stated(answer: str) -> set[str]:
 
 def hinted(pair: PreferencePair) -> Text:
     """The prompt with the chosen answer as a hint before its last message."""
-    hint = _content(pair.chosen)
+    hint = content(pair.chosen)
     if isinstance(pair.prompt, str):
         return HINT.format(hint=hint, prompt=pair.prompt)
     last = pair.prompt[-1]
     return [*pair.prompt[:-1], last | {"content": HINT.format(hint=hint, prompt=last["content"])}]
 
 
-def _like(text: Text, answer: str) -> Text:
+def like(text: Text, answer: str) -> Text:
     """An answer in the form of another one."""
     return answer if isinstance(text, str) else [{"role": "assistant", "content": answer}]
 
 
-def _content(text: Text) -> str:
+def content(text: Text) -> str:
+    """A text, or what the last of its messages says."""
     return text if isinstance(text, str) else str(text[-1]["content"])
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from diagnostics.errors import DataError
-from diagnostics.pairs import PreferencePair, Text, read_pairs
+from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.sampling import answers
 from trainers.models import load_to_device, load_tokenizer
+from trainers.worlds.self_pairs import content, like
 
 SOURCES = ("own", "near", "given")
 WINNERS = ("learnable", "random")
@@ -75,7 +76,7 @@ def _answered(
     return {
         "own": (short, long),
         "near": (one, " ".join([*words[:place], MORE, *words[place:]])),
-        "given": (_content(pair.chosen), _content(pair.rejected)),
+        "given": (content(pair.chosen).strip(), content(pair.rejected).strip()),
     }
 
 
@@ -89,19 +90,10 @@ def _add(
         for winner in WINNERS:
             swap = winner == "random" and rng.random() < 0.5
             chosen, rejected = both[::-1] if swap else both
-            row = {"pair_id": pair.pair_id, "prompt": pair.prompt, **_as(pair.prompt, chosen, rejected)}
+            row = {
+                "pair_id": pair.pair_id,
+                "prompt": pair.prompt,
+                "chosen": like(pair.prompt, chosen),
+                "rejected": like(pair.prompt, rejected),
+            }
             found.setdefault(f"{source}-{winner}", []).append(row)
-
-
-def _as(prompt: Text, chosen: str, rejected: str) -> dict[str, Any]:
-    """Both answers in the prompt's form: text, or a turn of the assistant."""
-    if isinstance(prompt, str):
-        return {"chosen": chosen, "rejected": rejected}
-    return {
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
-
-
-def _content(text: Text) -> str:
-    return text.strip() if isinstance(text, str) else str(text[-1]["content"]).strip()
