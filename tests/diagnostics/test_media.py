@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from diagnostics.media import Media, of_frames
 
 
