@@ -84,7 +84,9 @@ def cost_of(engine: Engine) -> Callable[[Example, int], int]:
 
     def tokens(example: Example, longest: int) -> int:
         if engine.packed and (engine.longest is None or longest <= engine.longest) and not engine.regime(longest):
-            return len(example.prompt_ids) + sum(len(row.completion_ids) - 1 for row in example.rows.values())
+            prompt, rows = example.prompt_ids, example.rows.values()
+            others = sum(len(row.prompt_ids) for row in rows if row.prompt_ids != prompt)
+            return len(prompt) + others + sum(len(row.completion_ids) - 1 for row in rows)
         return padded(example, longest)
 
     return tokens

@@ -17,7 +17,7 @@ from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.logits import collisions
 from diagnostics.row_stats import spread
 from diagnostics.sequences import Example
-from diagnostics.stats import PairStats, SequenceStats, wide
+from diagnostics.stats import PAIR, PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
 from trainers import objectives
 
@@ -54,6 +54,8 @@ class Ingredients:
         reward_model: Callable[[Any], Any] | None = None,
     ) -> None:
         self.needs = frozenset(objectives.needs(objective))
+        pairs = with_rows(objective, pairs)
+        self.further = tuple(name for name in next((p.rows for p in pairs), ()) if name not in PAIR)
         self.pairs = {p.pair_id: p for p in pairs}
         self.given, self.reward_model, self.likelihood = given or Given(), reward_model, likelihood
         self.groups = by_prompt(pairs) if "lists" in self.needs else [[p] for p in pairs]
@@ -67,7 +69,7 @@ class Ingredients:
         columns = self._columns(pairs, batch.completion_mask.device)
         if "mismatched" in self.needs and reference is not None:
             columns["mismatched_logratios"] = self._mismatched(pairs, model, reference)
-        stats = replace(stats, columns=columns, extra=self._extra(pairs, batch, model))
+        stats = replace(stats, columns=columns, extra=stats.extra | self._extra(pairs, batch, model))
         sides: dict[str, list[Tensor]] = {}
         if "collision" in self.needs:
             sides["per_token_collision"] = list(spread(batch, policy, collisions(policy)))
@@ -79,6 +81,10 @@ class Ingredients:
             sides["step_similarity"] = list(spread(batch, policy, similarity))
         both = [{name: halves[i] for name, halves in sides.items()} for i in (0, 1)]
         return replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
+
+    def part(self, batch: Any, names: Sequence[str]) -> Any:
+        """Some of the rows of a batch, as a batch of their own."""
+        return self._collate([self.pairs[i].only(names) for i in batch.pair_ids], batch.completion_mask.device)
 
     def _columns(self, pairs: Sequence[Example], device: torch.device) -> dict[str, Tensor]:
         """(B,) or (B, K) float64 each."""
@@ -107,6 +113,22 @@ class Ingredients:
 
     def _collate(self, pairs: Sequence[Example], device: torch.device) -> Any:
         return self.likelihood.collate(pairs).to(device)
+
+
+def with_rows(objective: str, pairs: Sequence[Example]) -> list[Example]:
+    """The pairs with the rows that the objective reads, and no others: chosen and rejected first. UserError where a pair
+    lacks one, or where some pairs alone have a row that is read where it is there."""
+    optional = [n for n in objectives.optional_rows(objective) if any(n in p.rows for p in pairs)]
+    meanings = objectives.rows(objective) | objectives.optional_rows(objective)
+    wanted = (*PAIR, *objectives.rows(objective), *optional)
+    for pair in pairs:
+        for name in wanted:
+            if name not in pair.rows:
+                raise UserError(
+                    f"pair_id {pair.pair_id}: objective '{objective}' reads the row '{name}' of every example "
+                    f"({meanings.get(name, 'one of the two answers')}), which this one does not have."
+                )
+    return [pair.only(wanted) for pair in pairs]
 
 
 def by_prompt(pairs: Sequence[Example]) -> list[list[Example]]:
@@ -149,11 +171,12 @@ def mismatched(pairs: Sequence[Example]) -> dict[str, Example]:
 
 def marked(batch: Batch, marks: dict[str, Marks]) -> tuple[Tensor, Tensor]:
     """(B, T) each: the numbers of chosen and rejected tokens where those tokens stand in the batch, 0 elsewhere."""
-    numbers = [n for side in (0, 1) for pair_id in batch.pair_ids for n in marks[pair_id][side]]
-    table = torch.zeros_like(batch.completion_mask)
-    table[batch.completion_mask.bool()] = torch.tensor(numbers, device=table.device)
-    half = len(batch.pair_ids)
-    return table[:half], table[half:]
+    sides = [batch.completion_mask[batch.rows[name]] for name in PAIR]
+    for i, mask in enumerate(sides):
+        numbers = [n for pair_id in batch.pair_ids for n in marks[pair_id][i]]
+        sides[i] = torch.zeros_like(mask)
+        sides[i][mask.bool()] = torch.tensor(numbers, device=mask.device, dtype=mask.dtype)
+    return sides[0], sides[1]
 
 
 def step_similarity(stats: PairStats, policy: Outputs, step_ids: Tensor) -> Tensor:
