@@ -7,7 +7,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-
 PAIR = ("chosen", "rejected")  # the rows of a pair; whatever else an example holds are further rows
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics import templates
+from diagnostics import sequences, templates
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
 from diagnostics.phrases import from_diff, from_tags, mark
-from diagnostics.sequences import Example, Sequence as Row
+from diagnostics.sequences import Example
 from diagnostics.tokenized import RenderedPair, render_pair, token_offsets, tokenize_pair
 from trainers import objectives
 from trainers.loop.ingredients import Given, Marks
@@ -75,8 +75,8 @@ def further_rows(
     settings: dict[str, Any],
 ) -> list[Example]:
     """The kept pairs with the further rows that the objective reads, from the text columns of their names: an answer to
-    the pair's prompt, or to the text in `<row>_prompt` where that column is there. A further row is never cut. DataError
-    naming the row and the column where one is missing or does not fit."""
+    the pair's prompt, or to the text in `<row>_prompt` where that column is there. A further row is never cut.
+    DataError naming the row and the column where one is missing or does not fit."""
     by_row = {p.source_row: p for p in table.pairs}
     optional = [n for n in objectives.optional_rows(objective) if any(_is_there(p, n) for p in by_row.values())]
     meanings = objectives.rows(objective) | {n: objectives.optional_rows(objective)[n] for n in optional}
@@ -239,14 +239,14 @@ def _row(
     tokenizer: PreTrainedTokenizerBase,
     where: str,
     settings: dict[str, Any],
-) -> Row:
+) -> sequences.Sequence:
     """One further row: the text column `name`, after the pair's prompt or that of `<name>_prompt`."""
     chat = not isinstance(row.prompt, str)
     answer, asked = row.columns.get(name), row.columns.get(f"{name}_prompt")
     if not isinstance(answer, str) or not isinstance(asked, str | None):
         raise DataError(
-            f"{where} reads the row '{name}' ({meaning}): give its answer as the text column '{name}' in every row, and "
-            f"its prompt as the text column '{name}_prompt' where it is not the pair's."
+            f"{where} reads the row '{name}' ({meaning}): give its answer as the text column '{name}' in every row, "
+            f"and its prompt as the text column '{name}_prompt' where it is not the pair's."
         )
     other = next(text for text in (row.rejected, row.chosen) if _content(text) != answer)
     made = replace(row, chosen=[{"role": "assistant", "content": answer}] if chat else answer, rejected=other)

@@ -116,8 +116,8 @@ class Ingredients:
 
 
 def with_rows(objective: str, pairs: Sequence[Example]) -> list[Example]:
-    """The pairs with the rows that the objective reads, and no others: chosen and rejected first. UserError where a pair
-    lacks one, or where some pairs alone have a row that is read where it is there."""
+    """The pairs with the rows that the objective reads, and no others: chosen and rejected first. UserError where a
+    pair lacks one, or where some pairs alone have a row that is read where it is there."""
     optional = [n for n in objectives.optional_rows(objective) if any(n in p.rows for p in pairs)]
     meanings = objectives.rows(objective) | objectives.optional_rows(objective)
     wanted = (*PAIR, *objectives.rows(objective), *optional)

@@ -30,10 +30,10 @@ def dpa(pair: PairStats, *, alpha: float = 0.4, statistics: dict[str, float] | N
     authors log was not found.
     The contrast was read in the authors' code; there it runs up to the largest number of phrases in the batch, so that
     the phrases that a pair lacks dilute it with log 2, and here these are masked. Their KL is over a separate data
-    set of reference answers, which is the row kl_reference: one to a pair, with a prompt of its own. Without it the KL is
-    over the chosen answers, a reconstruction: the authors of RRPO (arXiv 2504.12083), who had one data set, presumably
-    ran it so. alpha 0.4 is theirs for 7B models (13B 0.5, VILA-13B 0.2). The KL limits displacement of the answers it is
-    taken on; the contrast alone does not.
+    set of reference answers, which is the row kl_reference: one to a pair, with a prompt of its own. Without it the KL
+    is over the chosen answers, a reconstruction: the authors of RRPO (arXiv 2504.12083), who had one data set,
+    presumably ran it so. alpha 0.4 is theirs for 7B models (13B 0.5, VILA-13B 0.2). The KL limits displacement of the
+    answers it is taken on; the contrast alone does not.
     """
     require_not_negative(alpha=alpha)
     values, there = _contrasts(pair)

@@ -1,4 +1,4 @@
-"""One preference for the right context, picture and answer over seven wrong combinations. arXiv 2510.00647 (MCM-DPO)."""
+"""One preference for the right context, picture and answer over seven wrong ones. arXiv 2510.00647 (MCM-DPO)."""
 
 from torch.nn.functional import logsigmoid
 
@@ -30,8 +30,8 @@ def mcm_dpo(pair: PairStats, *, beta: float = 0.1) -> ObjectiveOutput:
     """DPO whose margin is a weighted mean over seven wrong contexts, pictures and answers. arXiv 2510.00647 (MCM-DPO).
 
     losses = -log sigmoid(beta * z), z = (sum over k of r_k * (h(c_w, m_w, y_w) - h(k))) / (sum of r_k); (B,), lower is
-    better, log 2 where policy = reference. h(c, m, y) is the log-ratio (policy - reference, nats, summed over completion
-    tokens) of answer y to question c before picture m. Rows k and weights r_k, which sum to 2.8: rejected
+    better, log 2 where policy = reference. h(c, m, y) is the log-ratio (policy - reference, nats, summed over
+    completion tokens) of answer y to question c before picture m. Rows k and weights r_k, which sum to 2.8: rejected
     (c_w, m_w, y_l) 1; other_visual_chosen (c_w, m_l, y_w) and other_context_chosen (c_l, m_w, y_w) 0.5;
     other_context_rejected (c_l, m_w, y_l), other_visual_rejected (c_w, m_l, y_l), other_both_chosen (c_l, m_l, y_w) and
     other_both_rejected (c_l, m_l, y_l) 0.2. Where all seven have one log-ratio it is dpo.

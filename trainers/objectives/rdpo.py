@@ -20,7 +20,7 @@ def rdpo(pair: PairStats, *, beta: float = 0.1) -> ObjectiveOutput:
     retrieved_chosen (m_r, y_w). Where the retrieved picture is the picture it is dpo + log 2.
     rewards = beta * h(m, y_w) and beta * h(m, y_l).
     The published formula, which the authors' code has too, but for its log-probs: there the rejected and the retrieved
-    row are scored with the model's own best token in place of the answer's, which is another loss and is not built here.
+    row are scored with the model's own best token in place of the answer's, which is another loss; it is not built.
     beta 0.1 is theirs, with a learning rate of 1e-6. It does not stop displacement: both margins can grow while the
     chosen answer falls.
     """

@@ -12,8 +12,8 @@ from trainers.objectives.dpo import dpo
 NEEDS = ("reference",)
 ROWS = {"noisy_chosen": "h~(m_noise, y_w): the chosen row, perturbed as it is there, with a noisy picture"}
 OPTIONAL_ROWS = {
-    "clean_chosen": "y_w without perturbed tokens: only its embeddings are read, under the reference (spectral above 0)",
-    "clean_rejected": "y_l without perturbed tokens: only its embeddings are read, under the reference (spectral above 0)",
+    "clean_chosen": "y_w without perturbed tokens, for its embeddings under the reference (spectral above 0)",
+    "clean_rejected": "y_l without perturbed tokens, for its embeddings under the reference (spectral above 0)",
 }
 PROVENANCE = "code"
 
