@@ -34,7 +34,7 @@ class SequenceStats:
     step_similarity: (B, T) cosine of the mean hidden vector of a token's step with that of the same step in the best
         answer to the prompt. No gradient.
     embeddings: (B, S, D) what the first layer reads at each of a row's tokens, prompt included; NaN where a row has no
-        token. The trainer gives none.
+        token.
     per_token_top_entropy, per_token_top_mass: (B, T) H_k in nats and M_k in [0, 1] of the most likely tokens where
         token t is predicted (see logits.top_tokens). No gradient.
     """

@@ -156,9 +156,10 @@ def standard_pair(chosen: float, rejected: float, *, lengths: tuple[int, int] = 
     """COPIES rows of one pair whose log-ratios are `chosen` and `rejected` nats, spread evenly over the tokens.
 
     The reference gives either side a mean log-prob of -1 (tokens from -0.7 to -1.3). All else an objective may read
-    is there and neutral: all tokens are one phrase and one step, KL is 0, the reward policy is the reference, the gold
-    answer and every further row are as likely as the reference's chosen answer, squared probabilities sum to e^-1, data
-    columns are as in COLUMNS. Rows that are read only where the data has them are not there.
+    is there and neutral: all tokens are one phrase and one step, their embeddings are all 1, KL is 0, the reward policy
+    is the reference, the gold answer and every further row are as likely as the reference's chosen answer, squared
+    probabilities sum to e^-1, data columns are as in COLUMNS. Rows that are read only where the data has them are not
+    there.
     """
     first, second = (_side(n) for n in lengths)
     rows = sorted({row for name in objectives.names() for row in objectives.rows(name)})
@@ -192,6 +193,7 @@ def _side(tokens: int, logratio: float = 0.0) -> SequenceStats:
         phrase_mask=ones,
         step_ids=ones,
         step_similarity=zeros,
+        embeddings=ones[..., None].double(),
     )
 
 

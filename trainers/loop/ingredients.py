@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diagnostics.batch import Batch
 from diagnostics.errors import UserError
-from diagnostics.forward import Outputs
+from diagnostics.forward import Outputs, embeddings
 from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.logits import collisions
 from diagnostics.row_stats import spread
@@ -20,6 +20,7 @@ from diagnostics.sequences import Example
 from diagnostics.stats import PAIR, PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
 from trainers import objectives
+from trainers.loop.reference import LiveReference
 
 Marks = tuple[tuple[int, ...], tuple[int, ...]]  # a number for each token of chosen and of rejected
 
@@ -80,7 +81,8 @@ class Ingredients:
             similarity = step_similarity(stats, policy, torch.cat(sides["step_ids"]))
             sides["step_similarity"] = list(spread(batch, policy, similarity))
         both = [{name: halves[i] for name, halves in sides.items()} for i in (0, 1)]
-        return replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
+        stats = replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
+        return self._embedded(stats, pairs, model, reference) if "embeddings" in self.needs else stats
 
     def part(self, batch: Any, names: Sequence[str]) -> Any:
         """Some of the rows of a batch, as a batch of their own."""
@@ -101,6 +103,22 @@ class Ingredients:
             both, _ = self.likelihood.stats(batch, self.reward_model(batch))
             extra |= {f"reward_{name}": stats for name, stats in both.items()}
         return extra
+
+    def _embedded(self, stats: PairStats, pairs: Sequence[Example], model: nn.Module, reference: Any) -> PairStats:
+        """The same stats with the token embeddings of every row, where all rows are text alone; those of the reference
+        where it is live."""
+        if any(row.media is not None for pair in pairs for row in pair.rows.values()):
+            return stats
+        batch = self._collate(pairs, next(model.parameters()).device)
+        own = embeddings(model, batch)
+        sides = {name: replace(getattr(stats, name), embeddings=own[name]) for name in PAIR}
+        extra = {name: replace(side, embeddings=own.get(name)) for name, side in stats.extra.items()}
+        stats = replace(stats, **sides, extra=extra)
+        if not isinstance(reference, LiveReference):
+            return stats
+        ref = reference.embeddings(batch)
+        further = {name: replace(side, embeddings=ref[name]) for name, side in stats.ref_extra.items()}
+        return replace(stats, ref_extra=further)
 
     def _mismatched(self, pairs: Sequence[Example], model: nn.Module, reference: Callable[..., Any]) -> Tensor:
         """(B,) nats: log-ratio of each prompt with another prompt's answers, mean of its two answers; no gradient."""

@@ -42,7 +42,7 @@ from trainers.loop.recorder import Recorder
 from trainers.objectives import ObjectiveOutput
 
 # which part of a likelihood the needs of objectives are taken from
-OF = {"kl": "kl", "collision": "tokens", "phrases": "tokens", "steps": "hidden"}
+OF = {"kl": "kl", "collision": "tokens", "embeddings": "tokens", "phrases": "tokens", "steps": "hidden"}
 
 
 class PairDataset(Dataset):

@@ -45,6 +45,7 @@ WORDS = {
     "reward model": "per-token log-probs of a second, already trained policy (key reward_model)",
     "lists": "whole lists: the rows that share a prompt stand in one batch",
     "steps": "reasoning steps: answers given as lists of texts",
+    "embeddings": "token embeddings of rows of text alone, under the policy (with gradient) and the reference",
     "no eos": "completions without EOS",
     "prefix": "the text field 'prefix', put behind the prompt",
     "whole batch": "the whole batch at once: gradient accumulation and processes change its numbers",

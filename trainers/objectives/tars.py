@@ -9,12 +9,12 @@ from diagnostics.stats import PairStats, SequenceStats, wide
 from trainers.objectives import ObjectiveOutput, logratio, logratios, reference_row, require_not_negative
 from trainers.objectives.dpo import dpo
 
-NEEDS = ("reference",)
-ROWS = {"noisy_chosen": "h~(m_noise, y_w): the chosen row, perturbed as it is there, with a noisy picture"}
-OPTIONAL_ROWS = {
-    "clean_chosen": "y_w without perturbed tokens, for its embeddings under the reference (spectral above 0)",
-    "clean_rejected": "y_l without perturbed tokens, for its embeddings under the reference (spectral above 0)",
+NEEDS = ("reference", "embeddings")
+CLEAN = {
+    "clean_chosen": "(m, y_w) without perturbed tokens, for its embeddings under the reference",
+    "clean_rejected": "(m, y_l) without perturbed tokens, for its embeddings under the reference",
 }
+ROWS = {"noisy_chosen": "(m_noise, y_w): the chosen row, perturbed as it is there, with a noisy picture"} | CLEAN
 PROVENANCE = "code"
 
 
@@ -28,8 +28,9 @@ def tars(pair: PairStats, *, beta: float = 0.1, spectral: float = 0.1, margin: f
     place in completion_mask. D is the mean squared difference of two rows' |FFT| along the tokens, of what the first
     layer reads (`embeddings`, prompt included): p of the perturbed chosen row under the policy, c and r of clean_chosen
     and clean_rejected under the reference. Rows of other lengths are filled with zeros to the longest of the three.
-    spectral 0: no embeddings and no clean rows are read. The trainer gives no embeddings, so it trains with spectral 0
-    alone; and no row that it makes of data leaves a token of an answer out.
+    The trainer gives embeddings to rows of text alone, those of the tokens without positions, where the reference is
+    live; with spectral 0 none are read, which is how rows with pictures train. No row that it makes of data leaves a
+    token of an answer out yet: replaced tokens belong into the prompt there.
     rewards = beta * h(m, y_w) and beta * h(m, y_l).
     Read in the authors' code, whose defaults these are (learning rate 5e-7, 5 % of the tokens replaced, noise at step
     500). There S is that of the first pair of a batch alone, at the batch's width; here each pair has its own. Their
@@ -48,7 +49,7 @@ def tars(pair: PairStats, *, beta: float = 0.1, spectral: float = 0.1, margin: f
 def _alignment(pair: PairStats, margin: float) -> Tensor:
     """(B,) S: how much less than margin the perturbed row's spectrum is nearer to the clean chosen one's."""
     perturbed = _embeddings(pair.chosen)
-    clean = [_embeddings(reference_row(pair, name)) for name in OPTIONAL_ROWS]
+    clean = [_embeddings(reference_row(pair, name)) for name in CLEAN]
     near = []
     for rows in zip(perturbed, *clean, strict=True):
         width = max(map(len, rows))
@@ -60,6 +61,9 @@ def _alignment(pair: PairStats, margin: float) -> Tensor:
 def _embeddings(side: SequenceStats) -> list[Tensor]:
     """(S_i, D) of each row, without padding."""
     if side.embeddings is None:
-        raise UserError("this objective reads embeddings, which was not measured: set spectral to 0 to leave them out.")
+        raise UserError(
+            "this objective reads embeddings, which are measured of rows of text alone with a live reference: set "
+            "spectral to 0 to leave them out."
+        )
     values = side.embeddings.to(wide(side.embeddings.device))
     return [each[~each.isnan().any(-1)] for each in values]

@@ -91,9 +91,12 @@ def test_wrong_hyperparameters_and_what_is_missing_are_refused_by_name(noisy, wo
             tars(noisy, **wrong)
     with pytest.raises(UserError, match="the row 'noisy_chosen', which the data does not have"):
         tars(worked, spectral=0)
-    with pytest.raises(UserError, match="embeddings, which was not measured: set spectral to 0"):
+    with pytest.raises(UserError, match=r"embeddings, .* with a live reference: set spectral to 0"):
         tars(noisy)
     whole = embed(noisy, [[1.0]], [[1.0]], [[2.0]])
+    bare = {n: replace(side, embeddings=None) for n, side in whole.ref_extra.items()}
+    with pytest.raises(UserError, match="with a live reference"):
+        tars(replace(whole, ref_extra=bare))
     with pytest.raises(UserError, match="the row 'clean_rejected'"):
         tars(replace(whole, extra={n: s for n, s in whole.extra.items() if n != "clean_rejected"}))
     with pytest.raises(UserError, match="'reference'"):
