@@ -4,6 +4,7 @@ They are made ready from the data before training (`trainers.loop.given`) and pu
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from diagnostics.stats import PAIR, PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
 from trainers import objectives
 from trainers.loop.reference import LiveReference
+from trainers.models import adapter_off
 
 Marks = tuple[tuple[int, ...], tuple[int, ...]]  # a number for each token of chosen and of rejected
 
@@ -116,7 +118,8 @@ class Ingredients:
         stats = replace(stats, **sides, extra=extra)
         if not isinstance(reference, LiveReference):
             return stats
-        ref = reference.embeddings(batch)
+        with torch.no_grad(), adapter_off(reference.model) if reference.adapter else nullcontext():
+            ref = embeddings(reference.model, batch)
         further = {name: replace(side, embeddings=ref[name]) for name, side in stats.ref_extra.items()}
         return replace(stats, ref_extra=further)
 

@@ -7,7 +7,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from torch import nn
 
 from diagnostics.engine import engine_of, innermost
 from diagnostics.errors import DataError
-from diagnostics.forward import embeddings
 from diagnostics.likelihood import Likelihood
 from diagnostics.processes import share, tell
 from diagnostics.progress import Progress
@@ -61,11 +59,6 @@ class LiveReference:
                     return self.likelihood.run(self.model, batch)
         finally:
             self.model.train(training and self.adapter)
-
-    def embeddings(self, batch: Any) -> dict[str, torch.Tensor]:
-        """The reference's token embeddings of each row, without gradient (see forward.embeddings)."""
-        with torch.no_grad(), adapter_off(self.model) if self.adapter else nullcontext():
-            return embeddings(self.model, batch)
 
     def same(self, model: nn.Module) -> bool:
         """Whether running this model is running the reference: it is the same one, or it agreed at the start to the
