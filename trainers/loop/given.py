@@ -253,16 +253,19 @@ def _row(
     if asked is not None:
         asking = [{"role": "user", "content": asked}]
         made = replace(made, prompt=asking if chat else asked, chat_prompt=asking if row.chat_prompt else None)
-    found = tokenize_pair(made, tokenizer, **settings | {"max_length": None})
+    uncut: dict[str, Any] = settings | {"max_length": None}
+    found = tokenize_pair(made, tokenizer, **uncut)
     if not isinstance(found, Example):
         raise DataError(f"{where}: the row '{name}' cannot be used ({found.reason}). Correct the column '{name}'.")
-    made = found.chosen if asked is not None else replace(found.chosen, prompt_ids=pair.prompt_ids)
-    if (most := settings["max_length"]) is not None and len(made) > most:
+    said = found.chosen
+    if asked is None:  # after the pair's own prompt, cut or not, with what is shown beside it
+        said = replace(pair.chosen, completion_ids=said.completion_ids, has_eos=said.has_eos)
+    if (most := settings["max_length"]) is not None and len(said) > most:
         raise DataError(
-            f"{where}: the row '{name}' has {len(made)} tokens, over max_length {most}, and further rows are not cut. "
+            f"{where}: the row '{name}' has {len(said)} tokens, over max_length {most}, and further rows are not cut. "
             "Shorten it, or raise max_length."
         )
-    return made
+    return said
 
 
 def _gold(row: PreferencePair, tokenizer: PreTrainedTokenizerBase, place: str, settings: dict[str, Any]) -> Example:

@@ -1,5 +1,6 @@
 """One preference for the right context, picture and answer over seven wrong ones. arXiv 2510.00647 (MCM-DPO)."""
 
+import torch
 from torch.nn.functional import logsigmoid
 
 from diagnostics.stats import PairStats
@@ -43,5 +44,6 @@ def mcm_dpo(pair: PairStats, *, beta: float = 0.1) -> ObjectiveOutput:
     require_positive(beta=beta)
     chosen, rejected = logratios(pair)
     lost = {"rejected": rejected} | {name: logratio(pair, name) for name in ROWS}
-    margin = sum(weight * (chosen - lost[name]) for name, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
+    margins = torch.stack([weight * (chosen - lost[name]) for name, weight in WEIGHTS.items()])
+    margin = margins.sum(0) / sum(WEIGHTS.values())
     return rewarded(-logsigmoid(beta * margin), beta * chosen, beta * rejected)
