@@ -108,13 +108,6 @@ def run_sides(model: nn.Module, batch: Batch) -> Sides:
     return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, tuple(found), (passes[0], passes[1]))
 
 
-def embeddings(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """(B, T, D) what the embedding layer gives the tokens of each row, by its name; NaN on padding."""
-    values = innermost(model).get_input_embeddings()(batch.input_ids)
-    values = torch.where(batch.attention_mask.bool()[..., None], values, torch.nan)
-    return {name: values[at] for name, at in batch.rows.items()}
-
-
 def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, Any]:
     """(B, V) logits of the token after each row, and the cache that saves the next call the rows so far (or None).
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.batch import Batch
+from diagnostics.engine import innermost
 from diagnostics.errors import UserError
-from diagnostics.forward import Outputs, embeddings
+from diagnostics.forward import Outputs
 from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.logits import collisions
 from diagnostics.row_stats import spread
@@ -198,6 +199,13 @@ def marked(batch: Batch, marks: dict[str, Marks]) -> tuple[Tensor, Tensor]:
         sides[i] = torch.zeros_like(mask)
         sides[i][mask.bool()] = torch.tensor(numbers, device=mask.device, dtype=mask.dtype)
     return sides[0], sides[1]
+
+
+def embeddings(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """(B, T, D) what the embedding layer gives the tokens of each row, by its name; NaN on padding."""
+    values = innermost(model).get_input_embeddings()(batch.input_ids)
+    values = torch.where(batch.attention_mask.bool()[..., None], values, torch.nan)
+    return {name: values[at] for name, at in batch.rows.items()}
 
 
 def step_similarity(stats: PairStats, policy: Outputs, step_ids: Tensor) -> Tensor:
