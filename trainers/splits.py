@@ -98,9 +98,8 @@ def _data(
     )
     train = further_rows(table, train, tokenizer, config.objective, settings)
     if further := [name for name in (train[0].rows if train else ()) if name not in PAIR]:
-        tell(
-            f"{config.data}: '{config.objective}' reads further rows, from columns of their names: {', '.join(further)}."
-        )
+        names = ", ".join(further)
+        tell(f"{config.data}: '{config.objective}' reads further rows, from columns of their names: {names}.")
     gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
     return Splits(train, probe, heldout, given, gaps, audit.record()), audits, hashes
 

@@ -143,8 +143,8 @@ def test_an_objective_gets_its_rows_and_no_others(make_pairs):
 
 
 def test_symmpo_trains_logs_its_own_formula_and_resumes(go, capsys):
-    """What is read is said. The first update's losses are the formula on the rows as the data gives them; a run that was stopped ends as one
-    that was not; training and probe rows are those of the pair."""
+    """What is read is said. The first update's losses are the formula's, as policy = reference; a run that was stopped
+    ends as one that was not; training and probe rows are those of the pair."""
     log = go(save_strategy="steps", save_steps=2)
     assert f"'symmpo' reads further rows, from columns of their names: {', '.join(ROWS)}." in capsys.readouterr().out
     trained, probed = (log.pairs[log.pairs["split"] == name] for name in ("train", "probe"))
