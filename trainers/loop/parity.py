@@ -37,8 +37,25 @@ def check_parity(
     """
     if reference is None or config.reference_model or config.parity == "off":
         return math.nan
-    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
-    eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
+    eps = rounding(getattr(torch, config.dtype), arguments)
+    parity, said = look(model, reference, pairs, likelihood, run, eps=eps)
+    if parity["passed"]:
+        tell(said)
+        return outcomes.noise(parity)
+    why = (
+        f"{said} They should be the same model: check reference_model, dtype, the adapter, and the cached log-probs "
+        "(delete reference_cache to score them again), or set parity: warn."
+    )
+    if config.parity == "stop":
+        raise DataError(why)
+    tell(f"warning: {why}")
+    return outcomes.noise(parity)
+
+
+def look(
+    model: nn.Module, reference: Any, pairs: Sequence[Example], likelihood: Likelihood, run: RunFolder, *, eps: float
+) -> tuple[dict[str, Any], str]:
+    """The parity of a few pairs, also into the manifest, and the sentence that says it."""
     parity = measure_parity(model, reference, pairs[:PARITY_PAIRS], likelihood, eps=eps)
     if isinstance(reference, LiveReference):
         reference.exact = parity["max_difference"] == 0
@@ -48,18 +65,14 @@ def check_parity(
         f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
     )
-    if parity["passed"]:
-        tell(said)
-        return outcomes.noise(parity)
-    why = (
-        f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
-        "check reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them "
-        "again), or set parity: warn."
-    )
-    if config.parity == "stop":
-        raise DataError(why)
-    tell(f"warning: {why}")
-    return outcomes.noise(parity)
+    worst = f"; worst is the {parity['side']} side of pair_id {parity['pair_id']}."
+    return parity, said if parity["passed"] else said + worst
+
+
+def rounding(weights: torch.dtype, arguments: TrainingArguments) -> float:
+    """One rounding step of what is computed with: of the weights, or of the mixed precision where that is coarser."""
+    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else weights
+    return max(torch.finfo(weights).eps, torch.finfo(cast).eps)
 
 
 def measure_parity(
