@@ -60,8 +60,8 @@ class DisplacementCallback(TrainerCallback):
     steps and at the end, and writes a run folder for `chesboard report` and `gate`.
 
     out: the run folder, of its own. every: steps between two probes, 0 for none between start and end. pairs, heldout:
-    pairs to measure (file, hub id, list of rows or data set) where the trainer's data sets are not pairs of token ids, as
-    those of TRL's DPOTrainer are. probe_pairs, heldout_pairs: how many. tokenizer: where the trainer has none.
+    pairs to measure (file, hub id, list of rows or data set) where the trainer's data sets are not pairs of token ids,
+    as those of TRL's DPOTrainer are. probe_pairs, heldout_pairs: how many. tokenizer: where the trainer has none.
     alarm, alarm_action: as in `chesboard train`, `displacement/frac > 0.8 for 3` and warn or stop.
 
     The reference is the trainer's own: its ref_model, the adapter named ref, the adapter off, or precomputed sums; in a
@@ -144,7 +144,7 @@ class DisplacementCallback(TrainerCallback):
         self._write(state, row)
 
     def on_epoch_end(self, args, state, control, **kwargs) -> None:
-        """Where the training ends before its time: the last probe, while the weights are still those of its last step."""
+        """Where the training ends before its time: the last probe, with the weights of its last step."""
         if control.should_training_stop and self.schedule.probed < state.global_step:
             row = self._probe(state, last=True)
             self._write(state, row | sounded(self.alarms, {"step": state.global_step} | row, main=self._main))
@@ -302,9 +302,9 @@ class DisplacementCallback(TrainerCallback):
             reading={"said": _said(self.probed, self.heldout)},
             columns=described(EVERY),
             pairs={"train": self.probed.rows, "probe": len(self.probed.pairs), "eval": len(self.heldout.pairs)},
-            steps="loss, grad_norm, learning_rate, rewards/*, logps/* and whatever else stands without probe/ or eval/ is "
-            "the trainer's own log, under its names; it may be a mean over several updates (logging_steps), and of means over "
-            "batches. grad_norm/<layer group> is before clipping, on the steps that are probed and logged.",
+            steps="loss, grad_norm, learning_rate, rewards/*, logps/* and all else that stands without probe/ or eval/ "
+            "is the trainer's own log, under its names: it may be a mean over several updates (logging_steps), and of "
+            "means over batches; grad_norm/<layer group> is before clipping, on steps that are probed and logged",
         )
 
 

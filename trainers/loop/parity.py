@@ -17,9 +17,10 @@ from diagnostics.run_folder import RunFolder
 from diagnostics.scoring import likelihoods, score
 from diagnostics.sequences import Example
 from trainers.config import TrainConfig
-from trainers.loop.reference import LiveReference
+from trainers.loop.reference import LiveReference, SummedReference
 
 PARITY_PAIRS = 8
+SUM_EPS = torch.finfo(torch.float32).eps
 
 
 def check_parity(
@@ -82,7 +83,8 @@ def measure_parity(
 
     noise is four times what the two ways differ by, or one rounding step (eps) of an answer's tokens, as independent
     errors of its mean log-prob a token, where that is more (both ways may round alike); the floor is that, and never
-    below one rounding step of the largest log-prob. A difference of the two ways of more than the square root of eps,
+    below one rounding step of the largest log-prob; where the reference is sums that another program took in float32,
+    nor below what adding up in it may lose. A difference of the two ways of more than the square root of eps,
     in nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
     together = _logps(model, pairs, likelihood, reference)
@@ -104,6 +106,8 @@ def measure_parity(
     steps = [eps * abs(p) / tokens[k] ** 0.5 for k, (p, _) in together.items()]
     noise = max(*steps, *(4 * abs(together[k][0] - alone[k]) for k in together))
     floor = max(noise, eps * max(abs(p) for p, _ in together.values()))
+    if isinstance(reference, SummedReference):
+        floor = max(floor, *(SUM_EPS * tokens[k] * abs(p) for k, (p, _) in together.items()))
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
     return {
