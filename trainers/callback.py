@@ -274,7 +274,7 @@ class DisplacementCallback(TrainerCallback):
 
     def _hashes(self) -> dict[str, str]:
         pairs = [*self.probed.pairs, *self.heldout.pairs]
-        return {"tokenizer": tokenizer_hash(self.tokenizer), "rendered": rendered_hash(pairs)}
+        return {"tokenizer": tokenizer_hash(self.tokenizer), "pairs": rendered_hash(pairs)}
 
     def _settings(self, args: Any) -> dict[str, Any]:
         """config.json: the trainer's arguments, and this callback's."""
