@@ -107,7 +107,8 @@ def make(
     data = token_rows(tokenizer, texts)
     for name, values in (sums or {}).items():
         data = data.add_column(name, values)
+    arguments = TrainingArguments(str(out), **(KEYS | keys))
     return PairTrainer(
-        policy, None if wrap or sums else frozen.eval(), TrainingArguments(str(out), **(KEYS | keys)), train_dataset=data,
+        policy, None if wrap or sums else frozen.eval(), arguments, train_dataset=data,
         eval_dataset=token_rows(tokenizer, held) if held else None, processing_class=tokenizer,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from diagnostics.errors import UserError
 from diagnostics.folder import release
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_run
-from trainers.callback import DisplacementCallback
+from trainers.callback import DisplacementCallback, random_states_kept
 
 disable_progress_bars()
 ROOT = Path(__file__).parents[2]
@@ -70,8 +70,12 @@ def outcome(trainer):
         "modes": [m.training for m in trainer.model.modules()],
         "reference": [m.training for m in trainer.ref_model.modules()] if trainer.ref_model else [],
         "log": own,
-        "random": (random.random(), np.random.random(), float(torch.rand(1))),  # noqa: NPY002
+        "random": draws(),
     }
+
+
+def draws():
+    return random.random(), np.random.random(), float(torch.rand(1))  # noqa: NPY002
 
 
 def assert_same(one, other):
@@ -86,7 +90,7 @@ class Draws(TrainerCallback):
     """Someone who draws from every random state in each step, as data loaders and dropout do."""
 
     def on_step_begin(self, args, state, control, **kwargs):
-        random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
+        draws()
 
 
 WAYS = {
@@ -173,6 +177,27 @@ def test_the_log_is_one_that_the_pages_read(measured, lm_folder, pairs_file):
     assert not (log.path / "lock.json").exists()
 
 
+def test_what_is_not_trained_stays_untrained(make, tmp_path):
+    """peft makes all of an adapter trainable on its way back from being off."""
+    trainer = make(wrap=lora, max_steps=1)
+    frozen = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n).requires_grad_(False)
+    before = outcome(trainer)["trained"]
+    trainer.add_callback(DisplacementCallback(trainer, tmp_path / "run", every=1))
+    trainer.train()
+    assert not frozen.requires_grad
+    assert outcome(trainer)["trained"] == before
+
+
+def test_random_states_are_kept():
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    wanted = draws()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    with pytest.raises(KeyError), random_states_kept():
+        draws()
+        raise KeyError
+    assert draws() == wanted
+
+
 def test_precomputed_sums_are_the_reference_and_there_is_no_kl(make, measured):
     first = make()
     batch = first.collate([first.train_dataset[i] for i in range(16)])
@@ -239,7 +264,7 @@ def test_alarms_of_the_probe_and_of_the_trainers_log(measured, capsys):
     said = f"probe/kl/chosen >= 0 (step 2: {row['probe/kl/chosen']:.4g})"
     assert row["alarm"] == f"{said}; rewards/chosen < 9 for 2 (step 2: {row['rewards/chosen']:.4g})"
     assert log.steps["step"].max() == 4
-    assert "alarm 'slack/mean > 0' could not set in" in capsys.readouterr().err
+    assert "alarm 'slack/mean > 0' could not set in" in capsys.readouterr().out
     _, log = measured({"alarm": "loss > 0 for 3", "alarm_action": "stop"})
     assert log.steps["step"].max() == 3
     assert "finished" not in log.manifest

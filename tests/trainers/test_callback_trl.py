@@ -7,11 +7,12 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import peft
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from diagnostics.errors import UserError
 from diagnostics.runlog import read_run
@@ -57,7 +58,7 @@ def texts(pairs_file):
     return [json.loads(line) for line in Path(pairs_file).read_text().splitlines()]
 
 
-def train(lm_folder, texts, place, *, callback, wrap=None, peft_config=None, **keys):
+def train(lm_folder, texts, place, *, callback, wrap=None, peft_config=None, also=None, resume=None, **keys):
     """A DPOTrainer of 16 pairs, the other 8 held out, after its training."""
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
     model = AutoModelForCausalLM.from_pretrained(lm_folder, dtype=torch.float32)
@@ -67,9 +68,11 @@ def train(lm_folder, texts, place, *, callback, wrap=None, peft_config=None, **k
         train_dataset=Dataset.from_list(texts[:16]), eval_dataset=Dataset.from_list(texts[16:]),
         processing_class=AutoTokenizer.from_pretrained(lm_folder),
     )  # fmt: skip
+    if also:
+        trainer.add_callback(also)
     if callback:
         trainer.add_callback(DisplacementCallback(trainer, place / "run", every=1))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -125,6 +128,28 @@ def test_a_dpo_trainer(lm_folder, texts, tmp_path, keys, kind):
     assert max(found.values()) <= limit, found
     doubts = set(";".join(log.audit["doubts"]).replace(" ", "").split(";")) - {""}
     assert ("completion_truncated" in doubts) == ("max_length" in keys)
+
+
+class Breaks(TrainerCallback):
+    """A training that is stopped in the middle."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_dpo_trainer_that_resumes(lm_folder, texts, tmp_path):
+    kept = {"save_strategy": "steps", "save_steps": 2, "callback": True}
+    (tmp_path / "whole").mkdir()
+    train(lm_folder, texts, tmp_path / "whole", **kept)
+    with pytest.raises(KeyboardInterrupt):
+        train(lm_folder, texts, tmp_path, also=Breaks(), **kept)
+    train(lm_folder, texts, tmp_path, resume=str(tmp_path / "theirs" / "checkpoint-2"), **kept)
+    log, whole = read_run(tmp_path / "run"), read_run(tmp_path / "whole" / "run")
+    pd.testing.assert_frame_equal(log.pairs, whole.pairs)
+    pd.testing.assert_frame_equal(log.mass, whole.mass)
+    columns = [name for name in whole.steps if name != "num_tokens"]  # TRL counts these anew
+    pd.testing.assert_frame_equal(log.steps[columns], whole.steps[columns])
 
 
 def sft(model, arguments, texts, tokenizer):

@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
+from diagnostics.errors import DataError
+from diagnostics.likelihood import pair_stats
+from diagnostics.measures.logratios import chosen_logratios
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.loop import reference
-from trainers.loop.reference import precompute
+from trainers.loop.reference import SummedReference, keep_start, precompute
 
 TOKENS = TokenLikelihood(0)
 
@@ -177,3 +180,30 @@ def test_a_process_that_comes_late_does_not_take_the_others_rows_for_an_old_cach
     done = forks.run(driver, pairs_file, lm_folder, tmp_path / "cache", ranks=2)
     assert done.returncode == 0, done.stderr
     assert sorted(len(pd.read_parquet(path)) for path in (tmp_path / "cache").glob("*.parquet")) == [12, 12]
+
+
+def test_sums_are_known_and_tokens_are_not(make_model, make_pairs, make_batch):
+    pairs = make_pairs(3)
+    logps = {pair.pair_id: (-1.5 - i, -20.25 - i) for i, pair in enumerate(pairs)}
+    model, batch = make_model("llama"), make_batch(pairs[::-1])
+    with torch.no_grad():
+        stats = pair_stats(TOKENS, batch, TOKENS.run(model, batch), SummedReference(logps)(batch))
+    assert stats.ref_chosen.logps.tolist() == [-3.5, -2.5, -1.5]
+    assert stats.ref_rejected.logps.tolist() == [-22.25, -21.25, -20.25]
+    assert stats.ref_chosen.per_token_logps.isnan().all()
+    assert stats.chosen.per_token_kl is None
+    assert torch.equal(chosen_logratios(stats), stats.chosen.logps - stats.ref_chosen.logps)
+
+
+def test_the_start_is_the_reference_of_a_run_that_goes_on(make_model, make_pairs, tmp_path):
+    pairs, path = make_pairs(5), tmp_path / "start.parquet"
+    model, later = make_model("llama"), make_model("llama", seed=1)
+    start = keep_start(model, pairs, likelihood=TOKENS, path=path, resumed=False)
+    again = keep_start(later, pairs, likelihood=TOKENS, path=path, resumed=True)
+    assert again.logps == start.logps
+    for missing in (make_pairs(5, seed=3), [*pairs, *make_pairs(6, seed=9)]):
+        with pytest.raises(DataError, match="does not hold the log-probs that the model gave these pairs at step 0"):
+            keep_start(later, missing, likelihood=TOKENS, path=path, resumed=True)
+    path.unlink()
+    with pytest.raises(DataError, match="Restore this file, or start anew"):
+        keep_start(later, pairs, likelihood=TOKENS, path=path, resumed=True)
