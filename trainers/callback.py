@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from diagnostics import folder, outcomes
@@ -107,7 +108,7 @@ class DisplacementCallback(TrainerCallback):
         """Step 0: folder, reference, parity and the first probe; of a trainer that resumes, the log's end."""
         step = state.global_step
         share(lambda: self._open(args, step))
-        with random_states_kept():
+        with left_alone(*self._models()):
             self._start(args, step)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
@@ -126,7 +127,7 @@ class DisplacementCallback(TrainerCallback):
         row |= sounded(self.alarms, {"step": step} | row, main=self._main)
         if "alarm" in row and self.alarms.stop and not last:
             self._stop(row["alarm"], control)
-            with random_states_kept():
+            with left_alone(*self._models()):
                 row |= self.schedule.end(self._model(), step, _epoch(state))
         self._write(state, row)
 
@@ -160,6 +161,11 @@ class DisplacementCallback(TrainerCallback):
     def _model(self) -> Any:
         """The model to run: a sharded one as it is wrapped, on all processes at once; any other without wrapping."""
         return self.trainer.model_wrapped if self.sharded else unwrap(self.trainer.model)
+
+    def _models(self) -> list[Any]:
+        """What a probe runs."""
+        frozen = getattr(self.trainer, "ref_model", None)
+        return [self._model(), *([frozen] if frozen is not None else [])]
 
     def _open(self, args: Any, step: int) -> None:
         """Hold the folder, and begin the log or take it back to the step from which the trainer goes on."""
@@ -234,7 +240,7 @@ class DisplacementCallback(TrainerCallback):
         return "start", keep_start(model, everything, likelihood=tokens, path=path, resumed=resumed)
 
     def _probe(self, state: Any, *, last: bool) -> dict[str, Any]:
-        with random_states_kept():
+        with left_alone(*self._models()):
             return self.schedule.at(self._model(), state.global_step, _epoch(state), last=last)
 
     def _stop(self, alarm: str, control: Any) -> None:
@@ -306,6 +312,18 @@ class DisplacementCallback(TrainerCallback):
             "is the trainer's own log, under its names: it may be a mean over several updates (logging_steps), and of "
             "means over batches; grad_norm/<layer group> is before clipping, on steps that are probed and logged",
         )
+
+
+@contextmanager
+def left_alone(*models: Any) -> Iterator[None]:
+    """Random states as they were, and the weights of sharded models (FSDP2) in parts again."""
+    with random_states_kept():
+        try:
+            yield
+        finally:
+            for module in (m for model in models for m in model.modules()):
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
 
 @contextmanager

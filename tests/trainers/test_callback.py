@@ -382,6 +382,55 @@ def test_two_processes_write_the_log_of_one(lm_folder, pairs_file, tmp_path):
     pd.testing.assert_frame_equal(one.pairs, two.pairs, rtol=1e-5, atol=1e-5)
 
 
+SHARDED = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import their_trainer
+from accelerate import PartialState
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from chesboard import DisplacementCallback
+folder, pairs, place, ranks = sys.argv[1:]
+texts = [json.loads(line) for line in Path(pairs).read_text().splitlines()]
+trainer = their_trainer.make(folder, texts[:16], Path(place) / f"theirs{ranks}", held=texts[16:])
+with torch.no_grad():
+    for parameter in trainer.model.parameters():
+        parameter.mul_(1.25)
+if int(ranks) > 1:  # as accelerate does it on GPUs; on CPUs it does not
+    for model in (trainer.model, trainer.ref_model):
+        for part in (*model.model.layers, model):
+            fully_shard(part)
+    trainer.is_fsdp_enabled, trainer.model_wrapped = True, trainer.model
+callback = DisplacementCallback(trainer, Path(place) / f"run{ranks}")
+trainer.state.max_steps = 1
+given = trainer.args, trainer.state, trainer.control
+callback.on_train_begin(*given)
+trainer.state.global_step = 1
+callback.on_step_end(*given)
+callback.on_train_end(*given)
+for model in (trainer.model, trainer.ref_model) if int(ranks) > 1 else ():
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+PartialState().wait_for_everyone()
+PartialState().destroy_process_group()
+"""
+
+
+def test_a_sharded_model_is_measured_by_all_processes_at_once(lm_folder, pairs_file, tmp_path):
+    """Policy and reference sharded by FSDP2; the policy is another model than the reference."""
+    script = tmp_path / "driver.py"
+    script.write_text(SHARDED)
+    logs = []
+    for ranks in (1, 2):
+        done = forks.run(script, lm_folder, pairs_file, tmp_path, ranks, ranks=ranks)
+        assert done.returncode == 0, done.stdout
+        logs.append(read_run(tmp_path / f"run{ranks}"))
+    pd.testing.assert_frame_equal(logs[0].pairs, logs[1].pairs, rtol=1e-4, atol=1e-5)
+    assert logs[0].pairs["chosen_kl"].min() > 1e-3
+    assert logs[1].manifest["engine"].startswith("padded rows; head at once")
+
+
 def test_it_is_named_at_the_front_door_which_stays_light():
     code = (
         "import sys, chesboard\n"
