@@ -49,6 +49,7 @@ SLOW = (
     "trainers/loop/test_reference.py",
     "trainers/loop/test_responses.py",
     "trainers/studies/",
+    "trainers/test_callback",
     "trainers/test_likelihood.py",
     "trainers/test_resume.py",
     "trainers/test_run.py",

@@ -83,7 +83,8 @@ class DisplacementCallback(TrainerCallback):
         alarm: Any = None,
         alarm_action: Literal["warn", "stop"] = "warn",
     ) -> None:
-        self.trainer, self.run, self.every = trainer, RunFolder(out), every
+        self.trainer: Any = trainer
+        self.run, self.every = RunFolder(out), every
         _check(trainer, self.run.path, every, probe_pairs, alarm_action)
         self.alarms = Alarms(parse(alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS), stop=alarm_action == "stop")
         self.tokenizer = tokenizer or _tokenizer(trainer)
@@ -137,7 +138,9 @@ class DisplacementCallback(TrainerCallback):
         if not logs or "loss" not in logs or step <= self._logged or self.schedule is None:
             return
         self._logged = step
-        row = {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
+        row: dict[str, Any] = {
+            k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k not in ("step", "epoch")
+        }
         row |= self._unclipped(step, row.get("grad_norm", float("nan")))
         row |= sounded(self.alarms, {"step": step} | row, main=self._main)
         if "alarm" in row and self.alarms.stop and not self.stopped and step < state.max_steps:
@@ -221,7 +224,7 @@ class DisplacementCallback(TrainerCallback):
 
     def _reference(self, model: Any, tokens: TokenLikelihood, *, resumed: bool) -> tuple[str, Any]:
         """The trainer's own reference, and which of KINDS it is."""
-        trainer: Any = self.trainer
+        trainer = self.trainer
         everything, inner = [*self.probed.pairs, *self.heldout.pairs], unwrap(model)
         if (frozen := getattr(trainer, "ref_model", None)) is not None:
             frozen = frozen if self.sharded else unwrap(frozen)
