@@ -86,7 +86,8 @@ class DisplacementCallback(TrainerCallback):
         self.trainer: Any = trainer
         self.run, self.every = RunFolder(out), every
         _check(trainer, self.run.path, every, probe_pairs, alarm_action)
-        self.alarms = Alarms(parse(alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS), stop=alarm_action == "stop")
+        conditions = parse(alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
+        self._alarms = partial(Alarms, conditions, stop=alarm_action == "stop")
         self.tokenizer = tokenizer or _tokenizer(trainer)
         with random_states_kept():
             self.probed = read_set(trainer, pairs, trainer.train_dataset, self.tokenizer, probe_pairs)
@@ -99,15 +100,20 @@ class DisplacementCallback(TrainerCallback):
                 "to measure: pairs= a file, a hub id, or rows with prompt, chosen and rejected."
             )
         self.sharded = bool(_has(trainer, "is_fsdp_enabled") or _has(trainer, "is_deepspeed_enabled"))
+        self._begin(0)
+
+    def _begin(self, step: int) -> None:
+        """Nothing is known yet of a training that starts or goes on here."""
         self.schedule: Any = None
-        self.stopped = ""  # the alarm that ended the training
-        self._logged = self._written = -1  # the last step whose log was kept, and that has a line of any kind
+        self.alarms, self.stopped = self._alarms(), ""  # stopped: by which of them
+        self._logged = self._written = step or -1  # the last step whose log was kept, and that has a line of any kind
         self._norms: tuple[int, dict[str, float]] = (-1, {})
         self._before: dict[str, torch.Tensor] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Step 0: folder, reference, parity and the first probe; of a trainer that resumes, the log's end."""
         step = state.global_step
+        self._begin(step)
         share(lambda: self._open(args, step))
         with left_alone(*self._models()):
             self._start(args, step)

@@ -81,6 +81,10 @@ def _own(trainer: Any, datasets: Sequence[Any], tokenizer: Any, n: int, name: st
     counts = Counter(code for pair in pairs for code in pair.doubts) + Counter(why.split(":")[0] for *_, why in skipped)
     doubts = f" ({', '.join(f'{k} {code}' for code, k in counts.items())})" if counts else ""
     said = f"{len(pairs)} pairs drawn from the trainer's own data set, token ids as its collator cuts them{doubts}."
+    more = sum(any(_goes_on(side, ends) for side in pair.rows.values()) for pair in pairs)
+    said += f" In {more} of them tokens follow the end of an answer, which the trainer counts, so they count." * bool(
+        more
+    )
     total = [len(one) if hasattr(one, "__len__") else None for one in datasets]
     return PairSet(pairs, frame_of(rows), said, None if None in total else sum(t for t in total if t), sums)
 
@@ -131,6 +135,11 @@ def _cuts(row: Mapping[str, Any], sides: Mapping[str, sequences.Sequence]) -> tu
             found.append("completion_truncated" if whole else "prompt_truncated")
     found += ["eos_one_side"] if len({side.has_eos for side in sides.values()}) == 2 else []
     return tuple(dict.fromkeys(found))
+
+
+def _goes_on(side: sequences.Sequence, ends: set[int]) -> bool:
+    """Whether tokens follow the first end token of an answer."""
+    return not ends.isdisjoint(side.completion_ids[:-1])
 
 
 def _ids(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[str]:

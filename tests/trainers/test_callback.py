@@ -229,6 +229,15 @@ def test_a_new_training_sets_the_old_log_aside(measured, tmp_path):
     assert read_run(tmp_path / "run" / "aside-1").steps["step"].max() == 4
 
 
+def test_a_trainer_that_trains_twice_writes_two_logs(measured, tmp_path):
+    trainer, first = measured({"alarm": "loss > 0"})
+    trainer.train()
+    log = read_run(tmp_path / "run")
+    assert log.steps["loss"].notna().tolist() == first.steps["loss"].notna().tolist() == [False, True, True, True, True]
+    assert log.steps["alarm"].notna().tolist() == first.steps["alarm"].notna().tolist()
+    assert log.pairs["chosen_logps"].iloc[0] != first.pairs["chosen_logps"].iloc[0]
+
+
 class StopsAtThree(TrainerCallback):
     """A training that ends before its time."""
 
@@ -276,6 +285,18 @@ def test_sequences_are_those_that_the_trainer_trains_on(make, tmp_path):
         assert pair.chosen.has_eos is (keep == "end")
         assert pair.doubts[0] in found.frame.set_index("source_row").loc[long, "doubts"]
         assert pair.doubts[0] in found.said
+
+
+def test_what_follows_the_end_of_an_answer_is_said(make, tmp_path):
+    """As behind the end of a turn, where a chat template breaks the line."""
+    trainer = make()
+    rows = [row | {"chosen_ids": [*row["chosen_ids"], 7]} for row in trainer.train_dataset.to_list()]
+    trainer.train_dataset = trainer.train_dataset.from_list(rows)
+    found = DisplacementCallback(trainer, tmp_path / "run").probed
+    assert "In 16 of them tokens follow the end of an answer, which the trainer counts" in found.said
+    assert {pair.chosen.has_eos for pair in found.pairs} == {False}
+    assert all(pair.chosen.completion_ids[-1] == 7 for pair in found.pairs)
+    assert "follow" not in DisplacementCallback(make(), tmp_path / "run").probed.said
 
 
 def sft(lm_folder, texts, out, **keys):
