@@ -47,6 +47,15 @@ app = typer.Typer(
 )
 
 
+def __getattr__(name: str) -> Any:
+    """`from chesboard import DisplacementCallback`, which loads torch and transformers only then."""
+    if name != "DisplacementCallback":
+        raise AttributeError(f"module 'chesboard' has no attribute {name!r}")
+    from trainers.callback import DisplacementCallback
+
+    return DisplacementCallback
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(printable(f"chesboard {importlib.metadata.version('chesboard')}"))

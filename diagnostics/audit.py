@@ -157,7 +157,7 @@ def audit_pairs(
                 found |= {"sides_swapped"} if agree is False else set()
                 doubts = "; ".join(code for code in DOUBTS if code in found)
             rows.append(_pair_row(pair, text, result, doubts))
-    frame = _frame(sorted(rows, key=lambda row: row["source_row"]))
+    frame = frame_of(sorted(rows, key=lambda row: row["source_row"]))
     return Audit(table, frame, kept, _count(frame), scored, disagree, templated)
 
 
@@ -328,7 +328,8 @@ def _pair_row(
     return row | dict(zip(("prompt_length", "chosen_length", "rejected_length"), lengths))
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The columns of audit.parquet, each of its type."""
     lengths = ("prompt_length", "chosen_length", "rejected_length")
     ends = ("chosen_has_eos", "rejected_has_eos")
     frame = pd.DataFrame(rows, columns=[*_COLUMNS, *lengths, *ends])

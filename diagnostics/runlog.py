@@ -230,6 +230,10 @@ def read_steps(path: str | Path) -> dict[int, dict[str, Any]]:
         if row is None:
             continue
         before = rows.setdefault(row["step"], row)
+        for key in _TEXTS:
+            said = dict.fromkeys(r[key] for r in (before, row) if r.get(key))
+            row |= {key: "; ".join(said)} if said else {}
+            before |= {key: row[key]} if said else {}
         for key, value in row.items():
             if before.get(key) is not None and value is not None and before[key] != value:
                 raise DataError(

@@ -37,6 +37,7 @@ class SequenceStats:
         token.
     per_token_top_entropy, per_token_top_mass: (B, T) H_k in nats and M_k in [0, 1] of the most likely tokens where
         token t is predicted (see logits.top_tokens). No gradient.
+    summed: (B,) nats, the sum of log-probs where only that is known; per_token_logps are NaN then.
     """
 
     per_token_logps: Tensor
@@ -53,6 +54,7 @@ class SequenceStats:
     per_token_top_entropy: Tensor | None = None
     per_token_top_mass: Tensor | None = None
     embeddings: Tensor | None = None
+    summed: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.per_token_logps.ndim != 2 or self.per_token_logps.shape != self.completion_mask.shape:
@@ -68,7 +70,7 @@ class SequenceStats:
     @property
     def logps(self) -> Tensor:
         """(B,) nats: sum of per-token log-probs over completion tokens, float64."""
-        return self.masked_sum(self.per_token_logps)
+        return self.summed if self.summed is not None else self.masked_sum(self.per_token_logps)
 
     @property
     def lengths(self) -> Tensor:

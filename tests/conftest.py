@@ -50,6 +50,7 @@ SLOW = (
     "trainers/loop/test_responses.py",
     "trainers/loop/test_rows.py",
     "trainers/studies/",
+    "trainers/test_callback",
     "trainers/test_likelihood.py",
     "trainers/test_resume.py",
     "trainers/test_run.py",

@@ -31,6 +31,7 @@ from transformers import (
 )  # fmt: skip
 from transformers.utils.hub import cached_file
 
+from diagnostics.engine import unwrap
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash as tokenizer_hash
 from diagnostics.fingerprint import weights_hash as weights_hash
@@ -286,6 +287,27 @@ def adapter_off(model: Any) -> Iterator[None]:
     """The base model, for the time being."""
     with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
         yield
+
+
+@contextmanager
+def adapter_switched(model: Any, to: bool | str) -> Iterator[None]:
+    """The policy's reference weights, for the time being: its adapter off (True), or the one of that name in its place.
+    Which weights are trained stays as it was, which peft changes on its way back."""
+    inner = unwrap(model)
+    trained = [(p, p.requires_grad) for p in inner.parameters()]
+    active = inner.base_model.active_adapter
+    try:
+        if to is True:
+            with inner.disable_adapter():
+                yield
+        else:
+            inner.base_model.set_adapter(to)
+            yield
+    finally:
+        if to is not True:
+            inner.base_model.set_adapter(active)
+        for parameter, before in trained:
+            parameter.requires_grad_(before)
 
 
 def quiet() -> None:

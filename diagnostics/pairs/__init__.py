@@ -8,8 +8,8 @@ have. write.py writes rows back in the source's own format.
 from diagnostics.pairs.messages import Message, SkipRow, Text
 from diagnostics.pairs.pair import PairTable, PreferencePair, Reading, RowProblem
 from diagnostics.pairs.rows import RawRows
-from diagnostics.pairs.table import read_pairs
+from diagnostics.pairs.table import pairs_of, read_pairs
 from diagnostics.pairs.write import write_rows
 
 __all__ = ["Message", "PairTable", "PreferencePair", "RawRows", "Reading", "RowProblem", "SkipRow", "Text"]
-__all__ += ["read_pairs", "write_rows"]
+__all__ += ["pairs_of", "read_pairs", "write_rows"]

@@ -42,7 +42,11 @@ def read_pairs(source: str | Path, *, split: str | None = None) -> PairTable:
     be used: missing, empty, damaged, of no known shape, with a column that holds a prompt and is not used, or without
     one usable row.
     """
-    name, raw = str(source), read_rows(source, split)
+    return pairs_of(str(source), read_rows(source, split))
+
+
+def pairs_of(name: str, raw: RawRows) -> PairTable:
+    """The same from rows that are read already; name: what errors call them."""
     if not raw.rows:
         raise DataError(f"{name}: holds no rows. Give a data set with at least one preference pair.")
     views = [_view(row, raw.padded) for row in raw.rows]

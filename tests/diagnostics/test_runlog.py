@@ -424,3 +424,10 @@ def test_a_measure_that_is_no_number_is_refused(tmp_path, value):
     (tmp_path / "manifest.json").unlink(missing_ok=True)  # as without checksums
     with pytest.raises(DataError, match="the column chosen_logps holds no numbers"):
         read_table(tmp_path, "pairs")
+
+
+def test_two_alarms_of_one_step_are_read_as_both(writer):
+    """A step may have several lines; only an alarm may stand in more than one of them with other words."""
+    writer.append_step({"step": 1, "loss": 0.5, "alarm": "a"})
+    writer.append_step({"step": 1, "grad": 2.0, "alarm": "b"})
+    assert read_steps(writer.path)[1] == {"step": 1, "loss": 0.5, "alarm": "a; b", "grad": 2.0}

@@ -389,6 +389,20 @@ def test_every_probe_reaches_the_viewers(go, monkeypatch):
     assert any("kl/chosen" in entry and "loss" in entry for entry in seen)
 
 
+def test_a_probe_takes_no_log_from_the_viewers(go, monkeypatch):
+    """At a step that is probed and logged, both reach them."""
+    from trainers.loop.trainer import Trainer
+
+    seen, plain = [], Trainer.log
+    monkeypatch.setattr(
+        Trainer, "log", lambda self, logs, *a: (seen.append((self.state.global_step, set(logs))), plain(self, logs, *a))
+    )
+    go(probe_every=1, logging_steps=1)
+    steps = {step for step, _ in seen}
+    assert {step for step, keys in seen if "loss" in keys} == steps - {0}
+    assert {step for step, keys in seen if "probe/n" in keys} == steps
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_in_plain_words(go, monkeypatch):
     """A loss of 1e38 is finite; its gradient overflows, and clipping would make every update 0."""
     import trainers.objectives.dpo as dpo_file

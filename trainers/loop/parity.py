@@ -17,9 +17,10 @@ from diagnostics.run_folder import RunFolder
 from diagnostics.scoring import likelihoods, score
 from diagnostics.sequences import Example
 from trainers.config import TrainConfig
-from trainers.loop.reference import LiveReference
+from trainers.loop.reference import LiveReference, SummedReference
 
 PARITY_PAIRS = 8
+SUM_EPS = torch.finfo(torch.float32).eps
 
 
 def check_parity(
@@ -37,8 +38,25 @@ def check_parity(
     """
     if reference is None or config.reference_model or config.parity == "off":
         return math.nan
-    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else getattr(torch, config.dtype)
-    eps = max(torch.finfo(getattr(torch, config.dtype)).eps, torch.finfo(cast).eps)
+    eps = rounding(getattr(torch, config.dtype), arguments)
+    parity, said = look(model, reference, pairs, likelihood, run, eps=eps)
+    if parity["passed"]:
+        tell(said)
+        return outcomes.noise(parity)
+    why = (
+        f"{said} They should be the same model: check reference_model, dtype, the adapter, and the cached log-probs "
+        "(delete reference_cache to score them again), or set parity: warn."
+    )
+    if config.parity == "stop":
+        raise DataError(why)
+    tell(f"warning: {why}")
+    return outcomes.noise(parity)
+
+
+def look(
+    model: nn.Module, reference: Any, pairs: Sequence[Example], likelihood: Likelihood, run: RunFolder, *, eps: float
+) -> tuple[dict[str, Any], str]:
+    """The parity of a few pairs, also into the manifest, and the sentence that says it."""
     parity = measure_parity(model, reference, pairs[:PARITY_PAIRS], likelihood, eps=eps)
     if isinstance(reference, LiveReference):
         reference.exact = parity["max_difference"] == 0
@@ -48,18 +66,14 @@ def check_parity(
         f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
     )
-    if parity["passed"]:
-        tell(said)
-        return outcomes.noise(parity)
-    why = (
-        f"{said}; worst is the {parity['side']} side of pair_id {parity['pair_id']}. They should be the same model: "
-        "check reference_model, dtype, the adapter, and the cached log-probs (delete reference_cache to score them "
-        "again), or set parity: warn."
-    )
-    if config.parity == "stop":
-        raise DataError(why)
-    tell(f"warning: {why}")
-    return outcomes.noise(parity)
+    worst = f"; worst is the {parity['side']} side of pair_id {parity['pair_id']}."
+    return parity, said if parity["passed"] else said + worst
+
+
+def rounding(weights: torch.dtype, arguments: TrainingArguments) -> float:
+    """One rounding step of what is computed with: of the weights, or of the mixed precision where that is coarser."""
+    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else weights
+    return max(torch.finfo(weights).eps, torch.finfo(cast).eps)
 
 
 def measure_parity(
@@ -69,7 +83,8 @@ def measure_parity(
 
     noise is four times what the two ways differ by, or one rounding step (eps) of an answer's tokens, as independent
     errors of its mean log-prob a token, where that is more (both ways may round alike); the floor is that, and never
-    below one rounding step of the largest log-prob. A difference of the two ways of more than the square root of eps,
+    below one rounding step of the largest log-prob; where the reference is sums that another program took in float32,
+    nor below what adding up in it may lose. A difference of the two ways of more than the square root of eps,
     in nats a token of a side, is no rounding: then no log-prob of this model is its own.
     """
     together = _logps(model, pairs, likelihood, reference)
@@ -91,6 +106,8 @@ def measure_parity(
     steps = [eps * abs(p) / tokens[k] ** 0.5 for k, (p, _) in together.items()]
     noise = max(*steps, *(4 * abs(together[k][0] - alone[k]) for k in together))
     floor = max(noise, eps * max(abs(p) for p, _ in together.values()))
+    if isinstance(reference, SummedReference):
+        floor = max(floor, *(SUM_EPS * tokens[k] * abs(p) for k, (p, _) in together.items()))
     differences = {k: abs(p - r) for k, (p, r) in together.items()}
     worst = max(differences, key=lambda k: differences[k])
     return {

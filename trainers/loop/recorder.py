@@ -1,7 +1,7 @@
 """The recorder: turns what the trainer sees into rows of the run log."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -88,7 +88,7 @@ class Recorder(TrainerCallback):
         summary = self.flush(step, epoch)
         last = step >= state.max_steps
         summary |= self.schedule.at(self.model, step, epoch, last=last)
-        summary |= self._alarm(summary)
+        summary |= sounded(self.alarms, summary, main=self.main)
         if "alarm" in summary and self.alarms.stop and not last:
             self.stopped = summary["alarm"]
             control.should_training_stop = control.should_save = True
@@ -104,10 +104,9 @@ class Recorder(TrainerCallback):
         if self.schedule.probed < state.global_step:
             probed = self.schedule.at(self.model, state.global_step, float(state.epoch or 0.0), last=True)
             end = {"step": state.global_step, "epoch": state.epoch} | probed
-            self._write_step(end | self._alarm(end))
+            self._write_step(end | sounded(self.alarms, end, main=self.main))
         if self.main and state.global_step:
-            for unseen in self.alarms.unseen():
-                tqdm.write(printable(f"alarm '{unseen}' could not set in: its key was never measured."))
+            say_unseen(self.alarms)
 
     def close(self) -> None:
         """The end of the progress, also of a run that broke off."""
@@ -129,17 +128,24 @@ class Recorder(TrainerCallback):
         noise = math.inf if step == 1 and not math.isnan(noise) else noise
         return summary | means(everywhere, noise) | gradients | self.notes | {"n": len(everywhere)}
 
-    def _alarm(self, row: dict[str, Any]) -> dict[str, str]:
-        """The alarms that set in at this row, said and ready to be logged; the first process decides for all."""
-        found = share(lambda: self.alarms.judge(row)) if self.alarms.counts else []
-        if not found:
-            return {}
-        text = "; ".join(found)
-        if self.main:
-            tqdm.write(printable(f"alarm: {text}"))
-        return {"alarm": text}
-
     def _write_step(self, summary: dict[str, Any]) -> None:
         self.last_step = summary
         if self.main:
             self.writer.append_step(summary)
+
+
+def sounded(alarms: Alarms, row: Mapping[str, Any], *, main: bool) -> dict[str, str]:
+    """The alarms that set in at this row, said and ready to be logged; the first process decides for all."""
+    found = share(lambda: alarms.judge(row)) if alarms.counts else []
+    if not found:
+        return {}
+    text = "; ".join(found)
+    if main:
+        tqdm.write(printable(f"alarm: {text}"))
+    return {"alarm": text}
+
+
+def say_unseen(alarms: Alarms) -> None:
+    """The alarms that could never set in."""
+    for unseen in alarms.unseen():
+        tqdm.write(printable(f"alarm '{unseen}' could not set in: its key was never measured."))

@@ -6,7 +6,8 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from diagnostics.engine import engine_of, innermost
+from diagnostics.engine import engine_of, evaluating, innermost
 from diagnostics.errors import DataError
 from diagnostics.likelihood import Likelihood
 from diagnostics.processes import share, tell
@@ -25,8 +26,8 @@ from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
 from diagnostics.scoring import Scored, score
 from diagnostics.sequences import Example
-from diagnostics.stats import PAIR, SequenceStats
-from trainers.models import adapter_off
+from diagnostics.stats import PAIR, SequenceStats, wide
+from trainers.models import adapter_switched
 
 Logps = dict[str, list[float]]  # per-token log-probs in nats, by the name of a row
 Rows = dict[str, Logps]  # by content_key
@@ -37,28 +38,22 @@ SECONDS = 10.0  # between two parts on disk
 
 @dataclass
 class LiveReference:
-    """A model that is run beside the policy. adapter=True: the policy itself with its LoRA adapter off.
+    """A model that is run beside the policy. adapter: the policy itself with its LoRA adapter off (True), or with the
+    adapter of that name.
 
     exact: at the start of the run its log-probs were the policy's to the last bit (see parity.py).
     """
 
     model: nn.Module
     likelihood: Likelihood
-    adapter: bool = False
+    adapter: bool | str = False
     exact: bool = False
 
     def __call__(self, batch: Any) -> Any:
         """The reference's outputs on a batch, without gradient and in eval mode."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                if not self.adapter:
-                    return self.likelihood.run(self.model, batch)
-                with adapter_off(self.model):
-                    return self.likelihood.run(self.model, batch)
-        finally:
-            self.model.train(training and self.adapter)
+        switched = adapter_switched(self.model, self.adapter) if self.adapter else nullcontext()
+        with torch.no_grad(), evaluating(self.model), switched:
+            return self.likelihood.run(self.model, batch)
 
     def same(self, model: nn.Module) -> bool:
         """Whether running this model is running the reference: it is the same one, or it agreed at the start to the
@@ -84,6 +79,44 @@ class StoredReference:
         flat = torch.tensor(known, device=values.device, dtype=values.dtype)
         values[batch.completion_mask.bool()] = flat
         return SequenceStats(per_token_logps=values, completion_mask=batch.completion_mask)
+
+
+@dataclass(frozen=True)
+class SummedReference:
+    """Sums of log-probs by pair_id, (chosen, rejected) in nats, where nothing is known of single tokens."""
+
+    logps: Mapping[str, tuple[float, float]]
+
+    def __call__(self, batch: Any) -> SequenceStats:
+        """SequenceStats of all 2B rows, their sums only."""
+        mask = batch.completion_mask
+        sums = [self.logps[i][side] for side in (0, 1) for i in batch.pair_ids]
+        return SequenceStats(
+            per_token_logps=torch.full(mask.shape, torch.nan, device=mask.device),
+            completion_mask=mask,
+            summed=torch.tensor(sums, device=mask.device, dtype=wide(mask.device)),
+        )
+
+
+def keep_start(
+    model: nn.Module, pairs: Sequence[Example], *, likelihood: Likelihood, path: Path, resumed: bool
+) -> StoredReference:
+    """The model as it is now, as the reference of the whole run: its log-probs of the pairs, kept in a file for a run
+    that goes on. DataError where that is gone then: the model is another by now."""
+    if not resumed:
+        rows = _live(model, pairs, likelihood)
+        if PartialState().is_main_process:
+            write_frame(path, pd.DataFrame([{"key": k, "chosen": c, "rejected": r} for k, (c, r) in rows.items()]))
+    else:
+        frame = read_frame(path)
+        known = () if frame.empty else frame[["key", "chosen", "rejected"]].itertuples(index=False)
+        rows = {str(k): (list(c), list(r)) for k, c, r in known}
+    if any(content_key(p) not in rows for p in pairs):
+        raise DataError(
+            f"{path}: does not hold the log-probs that the model gave these pairs at step 0, and without them nothing "
+            "can be compared with the start. Restore this file, or start anew in another folder."
+        )
+    return StoredReference({p.pair_id: rows[content_key(p)] for p in pairs})
 
 
 def precompute(

@@ -39,6 +39,7 @@ from trainers.loop.gradient_log import GradientLog
 from trainers.loop.ingredients import Ingredients
 from trainers.loop.recipes import Ordered, Recipe, Renewal
 from trainers.loop.recorder import Recorder
+from trainers.loop.viewers import show
 from trainers.objectives import ObjectiveOutput
 
 # which part of a likelihood the needs of objectives are taken from
@@ -112,7 +113,7 @@ class PreferenceTrainer(Trainer):
         say_missing(likelihood)
         self.reference, self.recorder, self.log_kl = reference, recorder, log_kl
         self.recipe, self.renewal = recipe or Recipe(), renewal
-        recorder.schedule.report = lambda values: Trainer.log(self, dict(values))  # the probe, to every viewer
+        recorder.schedule.report = partial(show, self)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the update's pairs itself
         self.loss_is_scaled_for_ga = True
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import forks
 import pandas as pd
+import peft
 import pytest
 import torch
 
+from diagnostics.errors import DataError
+from diagnostics.likelihood import pair_stats
+from diagnostics.measures.logratios import chosen_logratios
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers.loop import reference
-from trainers.loop.reference import precompute
+from trainers.loop.reference import LiveReference, SummedReference, keep_start, precompute
 
 TOKENS = TokenLikelihood(0)
 
@@ -177,3 +181,55 @@ def test_a_process_that_comes_late_does_not_take_the_others_rows_for_an_old_cach
     done = forks.run(driver, pairs_file, lm_folder, tmp_path / "cache", ranks=2)
     assert done.returncode == 0, done.stderr
     assert sorted(len(pd.read_parquet(path)) for path in (tmp_path / "cache").glob("*.parquet")) == [12, 12]
+
+
+@pytest.mark.parametrize("adapter", [True, "ref"])
+def test_an_adapter_that_is_switched_is_as_before(make_model, make_pairs, make_batch, adapter):
+    """peft makes all of an adapter trainable on its way back. The reference is the base, or the adapter `ref`."""
+    plain, batch = make_model("llama"), make_batch(make_pairs(3))
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = peft.get_peft_model(make_model("llama"), settings)
+    model.add_adapter("ref", settings)
+    frozen = [p for name, p in model.named_parameters() if "lora_A.default" in name]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    model.train()
+    before = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()], model.active_adapter
+    stats = {}
+    for name, run in (("policy", TOKENS.run), ("reference", LiveReference(model, TOKENS, adapter=adapter))):
+        out = run(model, batch) if name == "policy" else run(batch)
+        stats[name] = pair_stats(TOKENS, batch, out).chosen.logps
+    assert before == (
+        [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()], model.active_adapter,
+    )  # fmt: skip
+    model.set_adapter("ref")
+    wanted = pair_stats(TOKENS, batch, TOKENS.run(plain if adapter is True else model, batch)).chosen.logps
+    torch.testing.assert_close(stats["reference"], wanted)
+    assert (stats["policy"] - stats["reference"]).abs().min() > 1e-3
+
+
+def test_sums_are_known_and_tokens_are_not(make_model, make_pairs, make_batch):
+    pairs = make_pairs(3)
+    logps = {pair.pair_id: (-1.5 - i, -20.25 - i) for i, pair in enumerate(pairs)}
+    model, batch = make_model("llama"), make_batch(pairs[::-1])
+    with torch.no_grad():
+        stats = pair_stats(TOKENS, batch, TOKENS.run(model, batch), SummedReference(logps)(batch))
+    assert stats.ref_chosen.logps.tolist() == [-3.5, -2.5, -1.5]
+    assert stats.ref_rejected.logps.tolist() == [-22.25, -21.25, -20.25]
+    assert stats.ref_chosen.per_token_logps.isnan().all()
+    assert stats.chosen.per_token_kl is None
+    assert torch.equal(chosen_logratios(stats), stats.chosen.logps - stats.ref_chosen.logps)
+
+
+def test_the_start_is_the_reference_of_a_run_that_goes_on(make_model, make_pairs, tmp_path):
+    pairs, path = make_pairs(5), tmp_path / "start.parquet"
+    model, later = make_model("llama"), make_model("llama", seed=1)
+    start = keep_start(model, pairs, likelihood=TOKENS, path=path, resumed=False)
+    again = keep_start(later, pairs, likelihood=TOKENS, path=path, resumed=True)
+    assert again.logps == start.logps
+    for missing in (make_pairs(5, seed=3), [*pairs, *make_pairs(6, seed=9)]):
+        with pytest.raises(DataError, match="does not hold the log-probs that the model gave these pairs at step 0"):
+            keep_start(later, missing, likelihood=TOKENS, path=path, resumed=True)
+    path.unlink()
+    with pytest.raises(DataError, match="Restore this file, or start anew"):
+        keep_start(later, pairs, likelihood=TOKENS, path=path, resumed=True)

@@ -1,0 +1,393 @@
+"""DisplacementCallback: the run log of `chesboard train`, written while somebody else's trainer trains.
+
+    trainer = trl.DPOTrainer(...)
+    trainer.add_callback(DisplacementCallback(trainer, out="runs/x", every=50))
+    trainer.train()
+
+Any Trainer of transformers will do. Nothing of it is changed: weights, gradients, modes, attention, random states, what
+it logs and when. It is asked for its attributes only, so TRL need not be there.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from diagnostics import folder, outcomes
+from diagnostics.columns import described
+from diagnostics.engine import check_ids, device_of, engine_of, unwrap
+from diagnostics.errors import UserError
+from diagnostics.fingerprint import rendered_hash, tokenizer_hash, weights_hash
+from diagnostics.flag.flagging import EVERY
+from diagnostics.processes import share, tell
+from diagnostics.run_folder import RunFolder
+from diagnostics.token_likelihood import TokenLikelihood
+from trainers.loop.alarm import Alarms, parse
+from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+from trainers.loop.moved import moved, sample
+from trainers.loop.parity import look, rounding
+from trainers.loop.probe import Probe
+from trainers.loop.recorder import say_unseen, sounded
+from trainers.loop.reference import LiveReference, SummedReference, keep_start
+from trainers.loop.schedule import ProbeSchedule
+from trainers.loop.trainer import group_norms
+from trainers.loop.viewers import show
+from trainers.theirs import IDS, PairSet, read_set
+
+RESPONSES = 16  # pairs of which further answers are followed
+START, START_LOGPS = "probe_start.safetensors", "start_logps.parquet"  # what a run that goes on compares with
+
+KINDS = {
+    "ref_model": "the trainer's ref_model",
+    "moving": "the trainer's ref_model, which sync_ref_model moves: log-ratios and KL are to where it stands then",
+    "ref": "the policy with its adapter named ref",
+    "off": "the policy with its adapter off",
+    "sums": "the trainer's precomputed sums of log-probs, so there is no KL",
+    "start": "the policy as it was at step 0, by its log-probs then, so there is no KL",
+}
+
+
+class DisplacementCallback(TrainerCallback):
+    """Measures probe pairs (of the trainer's train set) and held-out pairs (of its eval set) at step 0, every so many
+    steps and at the end, and writes a run folder for `chesboard report` and `gate`.
+
+    out: the run folder, of its own. every: steps between two probes, 0 for none between start and end. pairs, heldout:
+    pairs to measure (file, hub id, list of rows or data set) where the trainer's data sets are not pairs of token ids,
+    as those of TRL's DPOTrainer are. probe_pairs, heldout_pairs: how many. tokenizer: where the trainer has none.
+    alarm, alarm_action: as in `chesboard train`, `displacement/frac > 0.8 for 3` and warn or stop.
+
+    The reference is the trainer's own: its ref_model, the adapter named ref, the adapter off, or precomputed sums; in a
+    trainer without one, the policy at step 0. A trainer that resumes from a checkpoint goes on in the same folder.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        out: str | Path,
+        *,
+        every: int = 50,
+        pairs: Any = None,
+        heldout: Any = None,
+        probe_pairs: int = 64,
+        heldout_pairs: int = 64,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        alarm: Any = None,
+        alarm_action: Literal["warn", "stop"] = "warn",
+    ) -> None:
+        self.trainer: Any = trainer
+        self.run, self.every = RunFolder(out), every
+        _check(trainer, self.run.path, every, probe_pairs, alarm_action)
+        conditions = parse(alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
+        self._alarms = partial(Alarms, conditions, stop=alarm_action == "stop")
+        self.tokenizer = tokenizer or _tokenizer(trainer)
+        with random_states_kept():
+            self.probed = read_set(trainer, pairs, trainer.train_dataset, self.tokenizer, probe_pairs)
+            self.heldout = read_set(
+                trainer, heldout, trainer.eval_dataset, self.tokenizer, heldout_pairs, name="heldout/"
+            )
+        if not self.probed.pairs:
+            raise UserError(
+                f"{type(trainer).__name__}'s train set holds no pairs as token ids ({', '.join(IDS)}). Give the pairs "
+                "to measure: pairs= a file, a hub id, or rows with prompt, chosen and rejected."
+            )
+        self.sharded = bool(_has(trainer, "is_fsdp_enabled") or _has(trainer, "is_deepspeed_enabled"))
+        self._begin(0)
+
+    def _begin(self, step: int) -> None:
+        """Nothing is known yet of a training that starts or goes on here."""
+        self.schedule: Any = None
+        self.alarms, self.stopped = self._alarms(), ""  # stopped: by which of them
+        self._logged = self._written = step or -1  # the last step whose log was kept, and that has a line of any kind
+        self._norms: tuple[int, dict[str, float]] = (-1, {})
+        self._before: dict[str, torch.Tensor] | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Step 0: folder, reference, parity and the first probe; of a trainer that resumes, the log's end."""
+        step = state.global_step
+        self._begin(step)
+        share(lambda: self._open(args, step))
+        with left_alone(*self._models()):
+            self._start(args, step)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Gradient norms of the layer groups on the steps that are probed. They are clipped by now: what the trainer
+        logs as grad_norm, which is before clipping, says by how much."""
+        step = state.global_step + 1
+        if not self.sharded and self.every and step % self.every == 0:
+            self._norms = (step, group_norms(self._model()))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Probe where it is time, judge the alarms, and stop where one of them says so."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        row = self._probe(state, last=last)
+        if not row:
+            return
+        row |= sounded(self.alarms, {"step": step} | row, main=self._main)
+        if "alarm" in row and self.alarms.stop and not last:
+            self._stop(row["alarm"], control)
+            with left_alone(*self._models()):
+                row |= self.schedule.end(self._model(), step, _epoch(state))
+        self._write(state, row)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """What the trainer logs of its training, under its own names and of its own meaning, once a step."""
+        step = state.global_step
+        if not logs or "loss" not in logs or step <= self._logged or self.schedule is None:
+            return
+        self._logged = step
+        row: dict[str, Any] = {
+            k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k not in ("step", "epoch")
+        }
+        row |= self._unclipped(step, row.get("grad_norm", float("nan")))
+        row |= sounded(self.alarms, {"step": step} | row, main=self._main)
+        if "alarm" in row and self.alarms.stop and not self.stopped and step < state.max_steps:
+            self._stop(row["alarm"], control)
+        self._write(state, row)
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        """Where the training ends before its time: the last probe, with the weights of its last step."""
+        if control.should_training_stop and self.schedule.probed < state.global_step:
+            row = self._probe(state, last=True)
+            self._write(state, row | sounded(self.alarms, {"step": state.global_step} | row, main=self._main))
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Close the log."""
+        share(lambda: self._close(args, state.global_step))
+
+    @property
+    def _main(self) -> bool:
+        return PartialState().is_main_process
+
+    def _model(self) -> Any:
+        """The model to run: a sharded one as it is wrapped, on all processes at once; any other without wrapping."""
+        return self.trainer.model_wrapped if self.sharded else unwrap(self.trainer.model)
+
+    def _models(self) -> list[Any]:
+        """What a probe runs."""
+        frozen = getattr(self.trainer, "ref_model", None)
+        return [self._model(), *([frozen] if frozen is not None else [])]
+
+    def _open(self, args: Any, step: int) -> None:
+        """Hold the folder, and begin the log or take it back to the step from which the trainer goes on."""
+        run = self.run
+        folder.release(run.path)  # of a training that broke off in this process
+        folder.take(run.path, "callback")
+        if not run.empty and (not run.is_run or run.config.get("command") != "callback"):
+            raise UserError(f"{run.path}: holds something else than a log of this callback. Choose another `out`.")
+        if step:
+            if run.empty:
+                raise UserError(
+                    f"the trainer goes on from step {step}, but {run.path} holds no log of its start. Give the `out` "
+                    "that the run was started with, or measure its checkpoints with `chesboard trace`."
+                )
+            run.go_on(step, self._hashes())
+            return
+        if not run.empty:
+            tell(f"{run.path}: the log of an earlier training is set aside.")
+        run.begin(self._settings(args), {"audit.parquet": self.probed.frame} | self._heldout_audit())
+
+    def _heldout_audit(self) -> dict[str, Any]:
+        return {"audit_heldout.parquet": self.heldout.frame} if self.heldout.pairs else {}
+
+    def _start(self, args: Any, step: int) -> None:
+        """Everything up to the first probe, which a run that goes on has made already."""
+        model, tokens, pairs = self._model(), TokenLikelihood.of(self.tokenizer), self.probed.pairs
+        everything = [*pairs, *self.heldout.pairs]
+        check_ids(model, everything)
+        if not self.sharded:
+            tokens.prepare(model)
+            self._before = None if step else sample(model)
+        kind, reference = self._reference(model, tokens, resumed=step > 0)
+        if self._main and not step:
+            self._describe(args, model, kind)
+        probe = Probe(
+            {"probe": pairs, "eval": self.heldout.pairs}, self.tokenizer, likelihood=tokens, reference=reference,
+            track=None, start=self.run.path / START, resumed=step > 0, responses=RESPONSES, seed=args.seed,
+        )  # fmt: skip
+        self.schedule = ProbeSchedule(self.run.writer(), probe, every=self.every, tokens="ends", main=self._main)
+        self.schedule.report = partial(show, self.trainer)
+        if step:
+            self.schedule.noise, self.schedule.probed = self.run.noise, step
+            return
+        floats = (p.dtype for p in unwrap(model).parameters() if p.is_floating_point())
+        eps = rounding(next(floats, torch.float32), args)
+        parity, said = look(model, reference, pairs, tokens, self.run, eps=eps)
+        warning = "" if parity["passed"] else "warning: the reference is not the model that this training starts from. "
+        tell(f"{warning}{said.removesuffix('.')}. The reference is {KINDS[kind]}.")
+        self.schedule.noise = outcomes.noise(parity)
+        row = self.schedule.at(model, 0, 0.0)
+        self._write(self.trainer.state, row)
+        self.alarms.require({"step": 0} | row)
+
+    def _reference(self, model: Any, tokens: TokenLikelihood, *, resumed: bool) -> tuple[str, Any]:
+        """The trainer's own reference, and which of KINDS it is."""
+        trainer = self.trainer
+        everything, inner = [*self.probed.pairs, *self.heldout.pairs], unwrap(model)
+        if (frozen := getattr(trainer, "ref_model", None)) is not None:
+            frozen = frozen if self.sharded else unwrap(frozen)
+            if not self.sharded:
+                tokens.prepare(frozen)
+            kind = "moving" if _has(trainer.args, "sync_ref_model") else "ref_model"
+            return kind, LiveReference(frozen, tokens)
+        if hasattr(trainer, "ref_model") and hasattr(inner, "disable_adapter"):
+            named = "ref" in inner.peft_config
+            return "ref" if named else "off", LiveReference(model, tokens, adapter="ref" if named else True)
+        sums = self.probed.sums | self.heldout.sums
+        # ld_alpha weighs the tokens, so that its sums are no log-probs
+        if not _has(trainer, "ld_alpha") and all(p.pair_id in sums for p in everything):
+            return "sums", SummedReference(sums)
+        path = self.run.path / START_LOGPS
+        return "start", keep_start(model, everything, likelihood=tokens, path=path, resumed=resumed)
+
+    def _probe(self, state: Any, *, last: bool) -> dict[str, Any]:
+        with left_alone(*self._models()):
+            return self.schedule.at(self._model(), state.global_step, _epoch(state), last=last)
+
+    def _stop(self, alarm: str, control: Any) -> None:
+        self.stopped = alarm
+        control.should_training_stop = control.should_save = True
+
+    def _unclipped(self, step: int, logged: float) -> dict[str, float]:
+        """The layer groups' norms before clipping: as they stood, times the logged norm over the one that they have."""
+        taken, groups = self._norms
+        total = sum(v * v for v in groups.values()) ** 0.5
+        if taken != step or not total > 0 or not np.isfinite(logged):
+            return {}
+        return {f"grad_norm/{name}": norm * logged / total for name, norm in groups.items()}
+
+    def _write(self, state: Any, row: Mapping[str, Any]) -> None:
+        """A line of steps.jsonl; the reader puts the lines of one step together."""
+        step = state.global_step
+        head = {"step": step} if step == self._written else {"step": step, "epoch": _epoch(state)}
+        self._written = step
+        if self._main:
+            self.schedule.writer.append_step(head | dict(row))
+
+    def _close(self, args: Any, step: int) -> None:
+        self.schedule.writer.close()
+        self.run.compact()
+        if self._before is not None:
+            self.run.note(weights_moved=moved(self._before, unwrap(self.trainer.model)))
+        if self.stopped:
+            tell(f"stopped by its alarm: {self.stopped}. The log is whole.")
+        else:
+            self.run.note(finished={"step": step})
+        if not any(Path(args.output_dir).glob("checkpoint-*")):  # nothing to go on from
+            (self.run.path / START).unlink(missing_ok=True)
+            (self.run.path / START_LOGPS).unlink(missing_ok=True)
+        say_unseen(self.alarms)
+        folder.release(self.run.path)
+
+    def _hashes(self) -> dict[str, str]:
+        pairs = [*self.probed.pairs, *self.heldout.pairs]
+        return {"tokenizer": tokenizer_hash(self.tokenizer), "pairs": rendered_hash(pairs)}
+
+    def _settings(self, args: Any) -> dict[str, Any]:
+        """config.json: the trainer's arguments, and this callback's."""
+        theirs = json.loads(json.dumps(args.to_dict(), default=str))
+        if not isinstance(theirs.get("beta"), int | float):
+            theirs.pop("beta", None)
+        own = {"command": "callback", "trainer": type(self.trainer).__name__, "objective": _objective(self.trainer)}
+        own |= {"model": _name(self.trainer.model), "output_dir": str(self.run.path)}
+        own |= {"trainer_output_dir": str(args.output_dir), "probe_every": self.every}
+        return theirs | own | {"probe_pairs": len(self.probed.pairs), "heldout_pairs": len(self.heldout.pairs)}
+
+    def _describe(self, args: Any, model: Any, kind: str) -> None:
+        hashes = self._hashes() | ({} if self.sharded else {"model": weights_hash(model)})
+        cast = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in unwrap(model).parameters()}
+        beta = getattr(self.trainer, "beta", None)
+        self.run.describe(
+            device=str(device_of(model)),
+            dtypes={"weights": ", ".join(sorted(dtypes)), "autocast": cast, "reductions": "float64"},
+            engine=engine_of(model).name,
+            seeds={"seed": args.seed},
+            hashes=hashes,
+            reference={"kind": kind, "said": KINDS[kind]},
+            objective={"name": _objective(self.trainer)} | ({"beta": beta} if isinstance(beta, int | float) else {}),
+            reading={"said": _said(self.probed, self.heldout)},
+            columns=described(EVERY),
+            pairs={"train": self.probed.rows, "probe": len(self.probed.pairs), "eval": len(self.heldout.pairs)},
+            steps="loss, grad_norm, learning_rate, rewards/*, logps/* and all else that stands without probe/ or eval/ "
+            "is the trainer's own log, under its names: it may be a mean over several updates (logging_steps), and of "
+            "means over batches; grad_norm/<layer group> is before clipping, on steps that are probed and logged",
+        )
+
+
+@contextmanager
+def left_alone(*models: Any) -> Iterator[None]:
+    """Random states as they were, and the weights of sharded models (FSDP2) in parts again."""
+    with random_states_kept():
+        try:
+            yield
+        finally:
+            for module in (m for model in models for m in model.modules()):
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Python's, NumPy's and torch's random states are afterwards what they were, on the CPU and on every GPU."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global state is what must stay)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _check(trainer: Trainer, out: Path, every: int, probe_pairs: int, alarm_action: str) -> None:
+    theirs = Path(str(trainer.args.output_dir)).resolve()
+    if out.resolve() in (theirs, *theirs.parents):
+        raise UserError(
+            f"{out}: the trainer writes into this folder. Give an `out` of its own, {theirs / 'chesboard'}."
+        )
+    if every < 0 or probe_pairs < 1:
+        raise UserError("every is 0 or more, and probe_pairs is 1 or more.")
+    if alarm_action not in ("warn", "stop"):
+        raise UserError(f"alarm_action is {alarm_action!r}. Give warn or stop.")
+
+
+def _tokenizer(trainer: Any) -> PreTrainedTokenizerBase:
+    found = getattr(trainer, "processing_class", None)
+    found = getattr(found, "tokenizer", found)
+    if not isinstance(found, PreTrainedTokenizerBase):
+        raise UserError("the trainer has no tokenizer. Give it: DisplacementCallback(..., tokenizer=tokenizer).")
+    return found
+
+
+def _said(probed: PairSet, heldout: PairSet) -> str:
+    return f"Probe: {probed.said}" + (f" Held out: {heldout.said}" if heldout.pairs else "")
+
+
+def _objective(trainer: Any) -> str:
+    """The trainer's class and what it says of its loss."""
+    kinds = getattr(trainer.args, "loss_type", None) or []
+    return " ".join(
+        [type(trainer).__name__, "+".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds)]
+    ).strip()
+
+
+def _name(model: Any) -> str:
+    return str(getattr(getattr(unwrap(model), "config", None), "_name_or_path", "") or type(unwrap(model)).__name__)
+
+
+def _epoch(state: Any) -> float:
+    return float(state.epoch or 0.0)
+
+
+def _has(owner: Any, name: str) -> bool:
+    """Whether an attribute is there and set."""
+    return getattr(owner, name, None) not in (None, False)
