@@ -106,11 +106,11 @@ def keep_start(
     if not resumed:
         rows = _live(model, pairs, likelihood)
         if PartialState().is_main_process:
-            write_frame(path, pd.DataFrame([{"key": k, "chosen": c, "rejected": r} for k, (c, r) in rows.items()]))
+            write_frame(path, pd.DataFrame([{"key": key} | row for key, row in rows.items()]))
     else:
         frame = read_frame(path)
-        known = () if frame.empty else frame[["key", "chosen", "rejected"]].itertuples(index=False)
-        rows = {str(k): (list(c), list(r)) for k, c, r in known}
+        known = () if frame.empty else frame[["key", *PAIR]].itertuples(index=False)
+        rows = {str(key): {name: list(x) for name, x in zip(PAIR, found, strict=True)} for key, *found in known}
     if any(content_key(p) not in rows for p in pairs):
         raise DataError(
             f"{path}: does not hold the log-probs that the model gave these pairs at step 0, and without them nothing "
