@@ -48,8 +48,13 @@ def family_of(config: Any, folder: str | None = None) -> "Family | None":
 
     folder: where its processor files are; by default where the config was read.
     """
-    family = _FAMILIES.get(getattr(config, "model_type", ""))
+    family = family_class(config)
     return family(config, settings_of(folder or getattr(config, "_name_or_path", ""))) if family else None
+
+
+def family_class(config: Any) -> Any:
+    """The class of a model's family; None as in family_of."""
+    return FAMILIES.get(getattr(config, "model_type", ""))
 
 
 def settings_of(name: str) -> dict[Kind, Settings]:
@@ -352,7 +357,7 @@ def _in_words(number: int) -> str:
     return str(number)
 
 
-_FAMILIES: dict[str, Any] = {
+FAMILIES: dict[str, Any] = {  # by model_type
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), Qwen),
     "llava_onevision": LlavaOnevision,
     "internvl": InternVL,
