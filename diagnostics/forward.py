@@ -28,7 +28,7 @@ from diagnostics.engine import (
     packed_attention,
 )
 from diagnostics.packing import Part, pack, pack_apart
-from diagnostics.vision.encode import Features, encode, inputs, positions, taken
+from diagnostics.vision.encode import Features, Seen, encode, inputs, positions, taken
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
 GPU_TILE_BYTES = 512 << 20  # the same on a GPU, which small products leave idle (a plain choice, not measured)
@@ -111,18 +111,24 @@ def run_sides(model: nn.Module, batch: Batch) -> Sides:
     return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, tuple(found), (passes[0], passes[1]))
 
 
-def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+def decode(
+    model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None, seen: Seen | None = None
+) -> tuple[Tensor, Any]:
     """(B, V) logits of the token after each row, and the cache that saves the next call the rows so far (or None).
 
     ids: (B, T) the tokens that past has not seen, ending at the last column; mask: (B, all so far), 0 on padding, which
     stands on the left. For a model that keeps no such cache, past is None and ids are all tokens, without padding.
+    seen: what the rows are shown.
     """
     height, width = ids.shape
     last = torch.arange(height, device=ids.device) * width + width - 1
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]}
+    counted = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": counted}
+    if seen is not None:
+        given |= seen.inputs(model, ids, mask, counted, first=past is None)
     cache = {"past_key_values": past, "use_cache": True} if caches(model) else {}
     with _select(head_of(model), last, True), fresh_factors(model):
-        output = model(**(accepted(model, inputs) | cache))
+        output = model(**(accepted(model, given) | cache))
     return output.logits.flatten(0, 1), output.past_key_values if cache else None
 
 

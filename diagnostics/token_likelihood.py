@@ -18,7 +18,7 @@ from diagnostics.prepare import prepare
 from diagnostics.row_stats import row_stats
 from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
-from diagnostics.vision.placeholders import FAMILIES, family_of
+from diagnostics.vision.placeholders import FAMILIES
 
 CPU_TOKENS = 2048  # tokens of one batch on a CPU: more is slower where what a layer makes leaves the cache
 GPU_TOKENS = (2048, 65536)  # fewest and most tokens of one batch on a GPU: more than that is not faster
@@ -36,10 +36,10 @@ class TokenLikelihood:
     gives = frozenset(GIVES)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> "TokenLikelihood":
-        """With the padding of a tokenizer; with a model, rows may have the media that it is shown."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TokenLikelihood":
+        """With the padding of a tokenizer, and the family that `load_tokenizer` noted at it."""
         pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-        return cls(pad, family=None if model is None else family_of(innermost(model).config))
+        return cls(pad, family=getattr(tokenizer, "family", None))
 
     def prepare(self, model: nn.Module) -> Engine:
         """The fastest way that gives the model's plain results (see prepare.prepare)."""
@@ -93,13 +93,9 @@ def cost_of(engine: Engine) -> Callable[[Example, int], int]:
     """What an example adds to a batch as this engine lays it out."""
 
     def tokens(example: Example, longest: int) -> int:
+        fits = (engine.longest is None or longest <= engine.longest) and not engine.regime(longest)
         shown = any(row.media for row in example.rows.values())
-        if (
-            engine.packed
-            and (engine.shown or not shown)
-            and (engine.longest is None or longest <= engine.longest)
-            and not engine.regime(longest)
-        ):
+        if engine.packed and fits and (engine.shown or not shown):
             return len(example.prompt_ids) + sum(len(row.completion_ids) - 1 for row in example.rows.values())
         return padded(example, longest)
 

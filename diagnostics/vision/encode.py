@@ -32,9 +32,7 @@ class Encoded:
 def encode(model: nn.Module, visual: Visual) -> Features:
     """What the model makes of each image or clip, with its gradient where there is one."""
     if type(model).__name__ == "FullyShardedDataParallel":
-        raise UserError(
-            "images and clips cannot be trained on with FSDP, which has whole weights only inside a forward."
-        )
+        raise UserError("images and clips cannot be used with FSDP, whose weights are whole only inside a forward.")
     inner = innermost(model)
     made = _ENCODE[family_class(inner.config)]
     found: dict[int, tuple[Tensor, ...]] = {}
@@ -78,6 +76,24 @@ def positions(model: nn.Module, ids: Tensor, mask: Tensor, visual: Visual) -> Te
         seconds = inner.config.vision_config.temporal_patch_size / Qwen.fps
         given["second_per_grid_ts"] = [seconds] * len(grids["video"])
     return rule(ids, mm_token_type_ids=types, attention_mask=mask, **given)[0]
+
+
+class Seen:
+    """What prompts are shown while they are answered token by token; encoded once."""
+
+    def __init__(self, model: nn.Module, visual: Visual) -> None:
+        self.visual, self.features = visual, encode(model, visual)
+        self.later: Tensor | None = None  # (B, 1): by how much the positions of an answer differ from the tokens' count
+
+    def inputs(self, model: nn.Module, ids: Tensor, mask: Tensor, counted: Tensor, *, first: bool) -> dict[str, Any]:
+        """What a pass takes beside ids (B, T) and mask. counted: (B, T) positions that count tokens; first: whether ids
+        begin with the prompts."""
+        if not first:
+            return {} if self.later is None else {"position_ids": (counted + self.later).expand(3, -1, -1)}
+        given = inputs(model, ids, mask, self.visual, self.features)
+        if "position_ids" in given:
+            self.later = given["position_ids"].amax((0, 2))[:, None] - counted[:, -1:]
+        return given
 
 
 _GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}

@@ -57,6 +57,12 @@ def family_class(config: Any) -> Any:
     return FAMILIES.get(getattr(config, "model_type", ""))
 
 
+def placeholder_ids(family: Any) -> list[int]:
+    """The token ids that stand for images and clips in a family's prompts."""
+    found = (getattr(family.config, f"{kind}_token_id", None) for kind in ("image", "video"))
+    return [i for i in found if isinstance(i, int)]
+
+
 def settings_of(name: str) -> dict[Kind, Settings]:
     """What the processor files of a model folder or hub id (one that was fetched) say of images and of clips."""
     whole, images, videos = (_read(name, leaf) for leaf in FILES)
@@ -300,12 +306,12 @@ def alone(item: Media, media: Sequence[Media]) -> bool:
     return sum(m.kind == item.kind for m in media) == 1
 
 
-def _expand(text: str, media: Sequence[Media], tags: Mapping[Kind, str], written: Any) -> str:
+def _expand(text: str, media: Sequence[Media], tags: dict[Kind, str], written: Any) -> str:
     """The text with what is written for each of the media in place of its tag."""
     kinds: dict[str, Kind] = {tag: kind for kind, tag in tags.items()}
     parts = re.split(f"({'|'.join(map(re.escape, kinds))})", text)
-    found = [kinds[tag] for tag in parts[1::2]]
-    wanted = [item.kind for item in media]
+    found: list[Kind] = [kinds[tag] for tag in parts[1::2]]
+    wanted: list[Kind] = [item.kind for item in media]
     if found != wanted:
         raise DataError(
             f"its prompt has placeholders for {_named(found)}, but its media are {_named(wanted)}. Write one "
@@ -315,7 +321,7 @@ def _expand(text: str, media: Sequence[Media], tags: Mapping[Kind, str], written
     return "".join(parts)
 
 
-def _named(kinds: Sequence[Kind]) -> str:
+def _named(kinds: Sequence[str]) -> str:
     return ", ".join(kinds) or "none"
 
 

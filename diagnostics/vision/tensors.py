@@ -147,7 +147,7 @@ def resized(frames: np.ndarray, size: Size, how: Image.Resampling) -> np.ndarray
 def normal(frames: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(T, 3, H, W) float32: values of 0..1, less the mean, over the standard deviation of each channel."""
     scaled = frames.astype(np.float32) / np.float32(255)
-    return ((scaled - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2)
+    return ((scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).transpose(0, 3, 1, 2)
 
 
 def _square(
