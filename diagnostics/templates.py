@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diagnostics.errors import DataError
+from diagnostics.media import Media
 from diagnostics.pairs import Message, PreferencePair, SkipRow
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Turn:
     generation prompt, None where it writes something else instead of that. end: what closes the answer, up to and
     including its end token; rest: what is written behind.
     tokens: finds the tokens of the vocabulary that are no ordinary text (as <|im_end|>).
+    parts: it takes contents as lists of parts, as the templates of vision-language models do.
     """
 
     header: str = ""
@@ -48,6 +50,7 @@ class Turn:
     rest: str = ""
     tokens: re.Pattern[str] | None = None
     known: bool = False
+    parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class RenderedPair:
 
     ends: what closes chosen and rejected, a part of these texts; "" where nothing does, and EOS has to.
     doubts: codes (diagnostics.audit.DOUBTS). notes: in words, what of the row, or of what the template writes, was left
-    out of these texts.
+    out of these texts. media: what the model is shown; the prompt has one placeholder for each of them, and `expanded`
+    is the prompt that is tokenized then, with as many as the model wants, of which `lead` characters stand before the
+    first.
     """
 
     prompt: str
@@ -66,6 +71,9 @@ class RenderedPair:
     ends: tuple[str, str] = ("", "")
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    media: tuple[Media, ...] = ()
+    expanded: str = ""
+    lead: int = 0
 
 
 def find_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
