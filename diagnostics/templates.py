@@ -95,7 +95,20 @@ def find_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
     header = before[len(bare) :] if before.startswith(bare) else ""
     lacks = prompt == bare and bool(header.strip())
     opened = before[len(prompt) :] if before.startswith(prompt) else None
-    return Turn(header, lacks, opened, end, tail[len(end) :], tokens, True)
+    return Turn(header, lacks, opened, end, tail[len(end) :], tokens, True, _takes_parts(tokenizer, bare))
+
+
+def _takes_parts(tokenizer: "PreTrainedTokenizerBase", bare: str) -> bool:
+    """Whether the template writes a content of text parts as it writes their text."""
+    try:
+        return apply_template(tokenizer, [{"role": "user", "content": as_parts(_ASKED)}]) == bare
+    except SkipRow:
+        return False
+
+
+def as_parts(said: Any) -> list[dict[str, Any]]:
+    """A content as parts."""
+    return [{"type": "text", "text": said}] if isinstance(said, str) else said
 
 
 def _tail_within(tokenizer: "PreTrainedTokenizerBase", answered: list[Message], asked: list[Message]) -> str:
@@ -212,7 +225,10 @@ def _answer(name: str, messages: Any, notes: list[str]) -> Message:
 
 
 def _continued(prompt: Sequence[Message], answer: Message) -> list[Message]:
-    return [*prompt[:-1], {**prompt[-1], **answer, "content": content(prompt[-1]) + content(answer)}]
+    said: Any = content(prompt[-1]) + content(answer)
+    if isinstance(prompt[-1].get("content"), list):
+        said = [part for part in prompt[-1]["content"] if part["type"] != "text"] + as_parts(said)
+    return [*prompt[:-1], {**prompt[-1], **answer, "content": said}]
 
 
 def _cut_end(completion: str, turn: Turn, eos: str) -> tuple[str, str, str]:
