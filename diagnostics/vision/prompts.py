@@ -1,4 +1,4 @@
-"""A pair with images or clips as text: a placeholder for each in the prompt, then as many as the model wants. No torch."""
+"""A pair with images or clips as text: a placeholder for each in its prompt, or as many as a model wants. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,6 +59,12 @@ def expanded(text: RenderedPair, pair: PreferencePair, family: Family) -> Render
         return text
     lead = min(place for tag in tags if (place := text.prompt.find(tag)) >= 0)
     return replace(text, media=pair.media, expanded=whole, lead=lead)
+
+
+def written(text: RenderedPair, family: Family) -> list[str]:
+    """What the family writes for each of the media, in order."""
+    tags = [family.tags[m.kind] for m in text.media]
+    return family.expand("\0".join(tags), text.media).split("\0") if tags else []
 
 
 def _tagged(prompt: str, pair: PreferencePair, family: Family) -> str:
