@@ -84,7 +84,8 @@ def open_media(items: Sequence[Item], kind: Kind, *, most: int = FRAMES, source:
         one, other = list(dict.fromkeys(sizes))[:2]
         said = f"frames of {one[1]} x {one[0]} and of {other[1]} x {other[0]} pixels; a clip has frames of one size"
         raise MediaError("media_unreadable", f"{source}: {said}")
-    view = (f"frames {', '.join(map(str, taken))} of {total}",) if len(taken) < total else ()
+    word = "frames" if len(taken) > 1 else "frame"
+    view = (f"{word} {', '.join(map(str, taken))} of {total}",) if len(taken) < total else ()
     frames = Frames(shown, tuple(taken) if len(shown) == 1 else (0,))
     return Media(kind, _digest(shown), view, source, frames, (len(taken), *sizes[0]))
 

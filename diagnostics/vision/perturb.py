@@ -99,7 +99,8 @@ def draw_augmentation(height: int, width: int, seed: int) -> Augmentation:
     jittered, grey = draw.random() < JITTERED, bool(draw.random() < GREYED)
     middle = {name: 0.0 if name == "hue" else 1.0 for name in JITTER}
     factors = {
-        n: float(draw.uniform(middle[n] - JITTER[n], middle[n] + JITTER[n])) for n in draw.permutation([*JITTER])
+        n: float(draw.uniform(middle[n] - JITTER[n], middle[n] + JITTER[n]))
+        for n in map(str, draw.permutation([*JITTER]))
     }
     return Augmentation(
         box, factors if jittered else {}, grey, float(draw.uniform(*BLUR)), bool(draw.random() < FLIPPED)
