@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from diagnostics.errors import DataError
@@ -40,7 +40,7 @@ class Turn:
     generation prompt, None where it writes something else instead of that. end: what closes the answer, up to and
     including its end token; rest: what is written behind.
     tokens: finds the tokens of the vocabulary that are no ordinary text (as <|im_end|>).
-    parts: it takes contents as lists of parts, as the templates of vision-language models do.
+    parts: it takes contents as lists of parts, as the templates of vision-language models do; wants_parts: no others.
     """
 
     header: str = ""
@@ -51,6 +51,7 @@ class Turn:
     tokens: re.Pattern[str] | None = None
     known: bool = False
     parts: bool = False
+    wants_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,17 @@ class RenderedPair:
 
 def find_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
     """What the template writes around an answer, seen in a conversation of two made-up turns."""
+    found = _find_turn(tokenizer, _ASKED, _ANSWER)
+    if found.known:
+        return found
+    of_parts = _find_turn(tokenizer, as_parts(_ASKED), as_parts(_ANSWER))
+    return replace(of_parts, parts=True, wants_parts=True) if of_parts.known else found
+
+
+def _find_turn(tokenizer: "PreTrainedTokenizerBase", question: Any, answer: Any) -> Turn:
     tokens = _tokens(tokenizer)
-    asked = [{"role": "user", "content": _ASKED}]
-    answered = [*asked, {"role": "assistant", "content": _ANSWER}]
+    asked = [{"role": "user", "content": question}]
+    answered = [*asked, {"role": "assistant", "content": answer}]
     try:
         bare, prompt, whole = (
             apply_template(tokenizer, messages, add_generation_prompt=ask)
@@ -106,7 +115,7 @@ def _takes_parts(tokenizer: "PreTrainedTokenizerBase", bare: str) -> bool:
         return False
 
 
-def as_parts(said: Any) -> list[dict[str, Any]]:
+def as_parts(said: Any) -> Any:
     """A content as parts."""
     return [{"type": "text", "text": said}] if isinstance(said, str) else said
 
@@ -177,6 +186,11 @@ def _parts(
     prompt: list[Message], answers: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", turn: Turn, options: Any
 ) -> tuple[str, list[str], list[str]]:
     """The prompt as the model is asked, what the template writes behind it for each answer, and doubts about both."""
+    probe: Message = {"role": "assistant", "content": _ANSWER}
+    if turn.wants_parts:
+        prompt, answers, (probe,) = (
+            [m | {"content": as_parts(m["content"])} for m in turns] for turns in (prompt, answers, [probe])
+        )
     if prompt and prompt[-1].get("role") == "assistant":
         asked = apply_template(tokenizer, prompt, continue_final_message=True, **options)
         wholes = [apply_template(tokenizer, _continued(prompt, a), **options) for a in answers]
@@ -190,8 +204,8 @@ def _parts(
     if turn.opened is None:  # it asks in another way than it writes an answer
         asked = apply_template(tokenizer, prompt, **options) + turn.header
         return asked, _behind(asked, wholes), ["generation_prompt_differs"]
-    probe = [*prompt, {"role": "assistant", "content": _ANSWER}]  # it writes the prompt in another way then
-    before = apply_template(tokenizer, probe, **options).rpartition(_ANSWER)[0]
+    answered = [*prompt, probe]  # it writes the prompt in another way then
+    before = apply_template(tokenizer, answered, **options).rpartition(_ANSWER)[0]
     return asked, [turn.opened + text for text in _behind(before, wholes)], ["prompt_differs"]
 
 

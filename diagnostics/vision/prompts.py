@@ -1,6 +1,5 @@
 """A pair with images or clips as text: a placeholder for each in its prompt, or as many as a model wants. No torch."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,7 @@ from diagnostics.errors import DataError, printable
 from diagnostics.pairs import PreferencePair, SkipRow
 from diagnostics.pairs.media import TAG
 from diagnostics.pairs.messages import Message
-from diagnostics.templates import RenderedPair, as_parts
+from diagnostics.templates import RenderedPair
 from diagnostics.vision.placeholders import Family
 
 
@@ -37,10 +36,9 @@ def placed(pair: PreferencePair, family: Family | None, *, chat: bool, parts: bo
         pair = replace(pair, prompt=pair.chat_prompt, chosen=sides[0], rejected=sides[1])
     if pair.media and isinstance(pair.prompt, str):
         return replace(pair, chat_prompt=None)
-    if isinstance(pair.prompt, str):
+    if isinstance(pair.prompt, str) or parts:
         return pair
-    written = _in_parts if parts else lambda turns: [_as_text(turn, family) for turn in turns]
-    return replace(pair, **{name: written(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")})
+    return replace(pair, prompt=[_as_text(turn, family) for turn in pair.prompt])
 
 
 def expanded(text: RenderedPair, pair: PreferencePair, family: Family) -> RenderedPair:
@@ -74,10 +72,6 @@ def _tagged(prompt: str, pair: PreferencePair, family: Family) -> str:
         return "".join(tags) + prompt
     rest = iter(tags)
     return TAG.sub(lambda _: next(rest), prompt)
-
-
-def _in_parts(turns: Sequence[Message]) -> list[Message]:
-    return [turn | {"content": as_parts(turn["content"])} for turn in turns]
 
 
 def _as_text(turn: Message, family: Family) -> Message:
