@@ -35,6 +35,7 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash as tokenizer_hash
 from diagnostics.fingerprint import weights_hash as weights_hash
 from diagnostics.processes import processes, tell
+from diagnostics.vision.placeholders import Family, family_of
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -149,6 +150,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id; a missing pad token becomes EOS (masks rule, not the pad id).
 
     An adapter that was saved without one has its base model's. stops_at: ids at which the model stops beside EOS.
+    family: how the model is shown images and clips (diagnostics.vision), None for one that reads text alone.
     """
     base = adapter_base(name)
     if base is not None and not any(_file(name, leaf) for leaf in _TOKENIZERS):
@@ -165,8 +167,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise DataError(f"{name}: the tokenizer cannot be loaded ({_first_line(error)}).") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.stops_at = _stops_at(name, base)
+    tokenizer.stops_at, tokenizer.family = _stops_at(name, base), _family(name, base)
     return tokenizer
+
+
+def _family(name: str, base: str | None) -> Family | None:
+    """How a model, or the base of an adapter, is shown images and clips."""
+    if base is not None:
+        below = _next_base(name, base)
+        return _family(below, adapter_base(below))
+    said = _read_json(name, "config.json") or {}
+    return family_of(load_config(name), name) if "vision_config" in said else None
 
 
 def _stops_at(name: str, base: str | None) -> tuple[int, ...]:
