@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_vlms
 import pytest
 import vlms
 from PIL import Image
@@ -12,9 +13,14 @@ from PIL import Image
 from diagnostics.flag.flagging import flag
 from diagnostics.media import Media
 from diagnostics.runlog import read_run
+from diagnostics.sampling import answers
+from diagnostics.sequences import Sequence
+from diagnostics.vision.placeholders import FILES
 from trainers.config import make_config
-from trainers.models import load_model, load_tokenizer, model_limit
+from trainers.loop.trainer import layer_group
+from trainers.models import add_lora, load_model, load_tokenizer, model_limit
 from trainers.run import train
+from trainers.trace import trace
 
 CHOSEN, REJECTED, PROMPT = "to the left", "up , then down", "which way {} ?"
 KEYS = {
@@ -60,24 +66,94 @@ def run(folder: Path, data: Path, tmp_path_factory: Any) -> Any:
     return go
 
 
+def prompt(tokenizer: Any, k: int) -> str:
+    return "".join(tokenizer.family.tags[m.kind] for m in shown(k)) + PROMPT.format(k)
+
+
 def plain(model: Any, tokenizer: Any, k: int, answer: str) -> float:
     """Summed log-prob of row k's answer, by transformers' own forward alone."""
-    from plain_vlms import logps
 
-    from diagnostics.sequences import Sequence
-
-    text = "".join(tokenizer.family.tags[m.kind] for m in shown(k)) + PROMPT.format(k)
-    ids = tokenizer(tokenizer.family.expand(text, shown(k)))["input_ids"]
+    ids = tokenizer(tokenizer.family.expand(prompt(tokenizer, k), shown(k)))["input_ids"]
     row = Sequence(ids, [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id], media=shown(k) or None)
-    return float(logps(model, tokenizer.family, row).sum())
+    return float(plain_vlms.logps(model, tokenizer.family, row).sum())
 
 
 def test_scores_are_a_plain_forwards(folder, data, tmp_path):
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     assert model_limit(model) == 512
     scores, _, _ = flag(str(data), model, tokenizer, tmp_path / "f", model_name=str(folder), everything=True)
-    print(scores.T.to_string())
+    assert scores[[c for c in scores if c.endswith("rate")]].notna().all(axis=None)
     exact = load_model(str(folder)).double()
     for row in scores.itertuples():
         assert row.chosen_logps == pytest.approx(plain(exact, tokenizer, row.source_row, CHOSEN), abs=1e-3)
         assert row.rejected_logps == pytest.approx(plain(exact, tokenizer, row.source_row, REJECTED), abs=1e-3)
+
+
+def test_a_run_with_lora_in_the_language_model(run, folder):
+    log = run("lora", objective="rrpo", grad_every=1, lora_r=2, response_types=2)
+    steps = log.steps.set_index("step")
+    assert steps.loc[0, "probe/kl/chosen"] == 0
+    assert steps.loc[2, "probe/kl/chosen"] > 0
+    assert steps.loc[2, "probe/logps/chosen"] > steps.loc[0, "probe/logps/chosen"]
+    assert {c.split("/")[-1] for c in steps if c.startswith("grad_norm/")} == {"layer_00", "layer_01"}
+    assert log.pairs.loc[log.pairs["split"] == "train", "grad_inner"].notna().all()
+    own = log.mass[(log.mass["kind"] == "response") & (log.mass["name"] == "own")]
+    assert len(own) == 4  # two pairs, twice
+    adapted = load_model(str(log.path / "model"))
+    trained = [name for name, _ in adapted.named_parameters() if "lora_" in name]
+    assert len(trained) == 2 * 2 * 7  # A and B of seven linear layers in each of two layers
+    assert all(".language_model.layers." in name for name in trained)
+
+
+def test_a_run_of_all_weights_and_its_saved_model(run, folder, data, tmp_path):
+    log = run("full", objective="tdpo2", grad_every=1, gradient_checkpointing=True, save_strategy="steps", save_steps=1)
+    steps = log.steps.set_index("step")
+    for kind in ("grad_norm", "grad/chosen", "grad/rejected"):
+        groups = {c.removeprefix(f"{kind}/") for c in steps if c.startswith(f"{kind}/")}
+        assert groups == {"embed", "layer_00", "layer_01", "head", "vision", "projector", "other"}
+    whole = steps.loc[1, [c for c in steps if c.startswith("grad_norm/")]].pow(2).sum() ** 0.5
+    assert whole == pytest.approx(steps.loc[1, "grad_norm"], rel=1e-5)
+    saved, checkpoints = log.path / "model", log.path / "checkpoints"
+    for place in (saved, checkpoints / "checkpoint-1"):
+        assert [leaf for leaf in FILES if (place / leaf).exists()] == ["preprocessor_config.json"]
+    again, tokenizer = load_model(str(saved)).double(), load_tokenizer(str(saved))
+    probe = log.pairs[(log.pairs["split"] == "probe") & (log.pairs["step"] == 2)]
+    for row in probe.itertuples():
+        k = int(row.pair_id.removeprefix("row"))
+        assert row.chosen_logps == pytest.approx(plain(again, tokenizer, k, CHOSEN), abs=1e-3)
+    traced = read_run(trace(str(data), [str(checkpoints)], tmp_path / "trace", reference=str(folder), pairs=3))
+    last = traced.pairs[(traced.pairs["step"] == 2)].set_index("pair_id")
+    for row in last.itertuples():
+        k = int(row.Index.removeprefix("row"))
+        assert row.chosen_logps == pytest.approx(plain(again, tokenizer, k, CHOSEN), abs=1e-3)
+
+
+def test_a_reference_from_disk_is_the_live_one(run):
+    live, stored = (run(kind, objective="dpo", reference=kind, max_steps=1).pairs for kind in ("live", "precomputed"))
+    names = ["chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "loss"]
+    np.testing.assert_allclose(live[names], stored[names], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", vlms.NAMES)
+def test_parts_of_a_model(name):
+    model = vlms.model_of(name, vlms.tiny_tokenizer())
+    groups = {layer_group(n) for n, _ in model.named_parameters()}
+    assert groups >= {"embed", "layer_00", "layer_01", "vision", "projector", "other"}
+    inside = [n for n, _ in model.named_parameters() if layer_group(n).startswith("layer_")]
+    assert all("language_model.layers" in n or "text_model.layers" in n for n in inside)
+    for targets in ("all-linear", "q_proj,v_proj"):
+        adapted = add_lora(vlms.model_of(name, vlms.tiny_tokenizer()), r=2, alpha=4, targets=targets)
+        trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
+        assert len(trained) == 2 * 2 * (7 if targets == "all-linear" else 2)
+        assert {layer_group(n) for n in trained} == {"layer_00", "layer_01"}
+
+
+def test_answers_to_texts_with_media(folder):
+    model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+    rows = [0, 6, 7]
+    asked, media = [prompt(tokenizer, k) for k in rows], [shown(k) or None for k in rows]
+    how: dict[str, Any] = {"temperature": 1.0, "limit": 4, "seed": 3}
+    said = answers(model, tokenizer, asked, media=media, **how)
+    assert said == answers(model, tokenizer, asked, media=media, **how)
+    other = [(vlms.media(50, 2),), (vlms.media(51),), None]
+    assert said != answers(model, tokenizer, asked, media=other, **how)
