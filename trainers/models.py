@@ -430,6 +430,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _limit(config: Any) -> int | None:
+    config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(limit) if limit else None
 

@@ -292,8 +292,9 @@ def _reading(
     nulls = sum(_had_nulls(row, taken) for row in raw.rows) if raw.padded else 0
     found += [f"nested nulls, which the file's format adds, were removed in {nulls} rows"] if nulls else []
     found += [f"{repeated} rows share their id with another, so a hash of the content follows it"] if repeated else []
-    chat = any(done.chat_prompt for done in parsed.values())
-    return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found, *([_CHAT] if chat else [])))
+    chats = {bool(done.media) for done in parsed.values() if done.chat_prompt}
+    found += [_CHAT] * (False in chats) + [_CHAT_SHOWN] * (True in chats)
+    return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found))
 
 
 def _say_frames(reading: Reading, pairs: list[PreferencePair], frames: int) -> Reading:
@@ -301,13 +302,16 @@ def _say_frames(reading: Reading, pairs: list[PreferencePair], frames: int) -> R
     cut = len({m.digest for pair in pairs for m in pair.media if m.kind == "video" and m.view})
     if not cut:
         return reading
-    said = f"{cut} clips have more than {frames} frames, of which {frames} are taken, frame floor(k N / {frames}) of N"
+    said = f"clips of more than {frames} frames: {cut}; of their N frames, {frames} are taken, floor(k N / {frames})"
     return replace(reading, notes=(*reading.notes, said))
 
 
 _CHAT = (
     "the prompt is a chat where the chat template ends a turn in a token at which the model stops, else lines of text"
 )
+
+
+_CHAT_SHOWN = "with images or clips, the prompt is a chat where the model has a chat template, else text"
 
 
 def score_columns(columns: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """A pair with images or clips as text: a placeholder for each in its prompt, or as many as a model wants. No torch."""
 
 from dataclasses import replace
+from os.path import commonprefix
 from typing import Any
 
 from diagnostics.errors import DataError, printable
@@ -55,8 +56,14 @@ def expanded(text: RenderedPair, pair: PreferencePair, family: Family) -> Render
         raise SkipRow(getattr(error, "code", "placeholders"), str(error).removesuffix(".")) from None
     if not pair.media:
         return text
-    lead = min(place for tag in tags if (place := text.prompt.find(tag)) >= 0)
-    return replace(text, media=pair.media, expanded=whole, lead=lead)
+    return replace(text, media=pair.media, expanded=whole, lead=_lead(text.prompt, whole, tags))
+
+
+def _lead(prompt: str, whole: str, tags: list[str]) -> int:
+    """Characters before what is written for the first medium, which may take the place of tokens before its tag too."""
+    first = min(place for tag in tags if (place := prompt.find(tag)) >= 0)
+    same = len(commonprefix([prompt[:first], whole]))
+    return first if same == first else max(0, prompt.rfind("<", 0, same + 1))
 
 
 def written(text: RenderedPair, family: Family) -> list[str]:

@@ -224,7 +224,7 @@ def test_a_file_in_many_rows_is_looked_at_once(folder: Path, monkeypatch: pytest
 def test_long_clips_are_cut_and_it_is_said(folder: Path) -> None:
     table = read(folder, {"prompt": "?", "video": "long", **TEXT}, {"prompt": "!", "video": "clip", **TEXT})
     assert greys(table.pairs[0]) == [[k * 40 // 16 for k in range(16)]]
-    assert "1 clips have more than 16 frames, of which 16 are taken" in " ".join(table.reading.notes)
+    assert "clips of more than 16 frames: 1; of their N frames, 16 are taken" in " ".join(table.reading.notes)
     table = read(folder, {"prompt": "?", "video": "long", **TEXT}, frames=2)
     assert greys(table.pairs[0]) == [[0, 20]]
 

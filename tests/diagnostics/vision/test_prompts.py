@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlavaOnevisionConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig
+from transformers import LlavaOnevisionConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from diagnostics.audit import MEANINGS, audit_pairs
 from diagnostics.fingerprint import rendered_hash
@@ -197,6 +197,22 @@ def test_a_cut_spares_the_placeholders(tmp_path: Path) -> None:
         skip = tokenize_pair(pair, QWEN, max_length=room - less, truncation="keep_end")
         assert isinstance(skip, SkippedPair)
         assert skip.code == "media_cut"
+
+
+def test_a_cut_spares_times_that_stand_before_the_placeholders(tmp_path: Path) -> None:
+    fast = build(CHATML, Qwen3VLConfig())
+    pair = read(tmp_path, QUESTION | {"prompt": "A way <video>Sky?", "video": "c"}).pairs[0]
+    whole = tokenize_pair(pair, fast, max_length=None, truncation="drop")
+    assert isinstance(whole, Example)
+    text = fast.decode(list(whole.prompt_ids))
+    kept = fast(text[text.index("<0.") :])["input_ids"]
+    room = len(kept) + len(whole.chosen.completion_ids)
+    cut = tokenize_pair(pair, fast, max_length=room, truncation="keep_end")
+    assert isinstance(cut, Example)
+    assert list(cut.prompt_ids) == kept
+    skip = tokenize_pair(pair, fast, max_length=room - 1, truncation="keep_end")
+    assert isinstance(skip, SkippedPair)
+    assert skip.code == "media_cut"
 
 
 def test_the_audit_names_each(tmp_path: Path) -> None:
