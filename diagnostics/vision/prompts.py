@@ -1,7 +1,6 @@
 """A pair with images or clips as text: a placeholder for each in its prompt, or as many as a model wants. No torch."""
 
 from dataclasses import replace
-from os.path import commonprefix
 from typing import Any
 
 from diagnostics.errors import DataError, printable
@@ -62,7 +61,7 @@ def expanded(text: RenderedPair, pair: PreferencePair, family: Family) -> Render
 def _lead(prompt: str, whole: str, tags: list[str]) -> int:
     """Characters before what is written for the first medium, which may take the place of tokens before its tag too."""
     first = min(place for tag in tags if (place := prompt.find(tag)) >= 0)
-    same = len(commonprefix([prompt[:first], whole]))
+    same = next((i for i, (a, b) in enumerate(zip(prompt[:first], whole)) if a != b), first)
     return first if same == first else max(0, prompt.rfind("<", 0, same + 1))
 
 
