@@ -70,6 +70,11 @@ class Example:
         return max(map(len, self.rows.values()))
 
 
+def answer(example: Example, completion_ids: Iterable[int]) -> Sequence:
+    """Another completion of an example's prompt, shown what its first row is shown."""
+    return replace(next(iter(example.rows.values())), completion_ids=TokenIds(completion_ids), has_eos=True)
+
+
 def pair_of(
     pair_id: str,
     source_row: int,

@@ -48,8 +48,19 @@ def family_of(config: Any, folder: str | None = None) -> "Family | None":
 
     folder: where its processor files are; by default where the config was read.
     """
-    family = _FAMILIES.get(getattr(config, "model_type", ""))
+    family = family_class(config)
     return family(config, settings_of(folder or getattr(config, "_name_or_path", ""))) if family else None
+
+
+def family_class(config: Any) -> Any:
+    """The class of a model's family; None as in family_of."""
+    return FAMILIES.get(getattr(config, "model_type", ""))
+
+
+def placeholder_ids(family: Any) -> list[int]:
+    """The token ids that stand for images and clips in a family's prompts."""
+    found = (getattr(family.config, f"{kind}_token_id", None) for kind in ("image", "video"))
+    return [i for i in found if isinstance(i, int)]
 
 
 def settings_of(name: str) -> dict[Kind, Settings]:
@@ -295,12 +306,12 @@ def alone(item: Media, media: Sequence[Media]) -> bool:
     return sum(m.kind == item.kind for m in media) == 1
 
 
-def _expand(text: str, media: Sequence[Media], tags: Mapping[Kind, str], written: Any) -> str:
+def _expand(text: str, media: Sequence[Media], tags: dict[Kind, str], written: Any) -> str:
     """The text with what is written for each of the media in place of its tag."""
     kinds: dict[str, Kind] = {tag: kind for kind, tag in tags.items()}
     parts = re.split(f"({'|'.join(map(re.escape, kinds))})", text)
-    found = [kinds[tag] for tag in parts[1::2]]
-    wanted = [item.kind for item in media]
+    found: list[Kind] = [kinds[tag] for tag in parts[1::2]]
+    wanted: list[Kind] = [item.kind for item in media]
     if found != wanted:
         raise DataError(
             f"its prompt has placeholders for {_named(found)}, but its media are {_named(wanted)}. Write one "
@@ -310,7 +321,7 @@ def _expand(text: str, media: Sequence[Media], tags: Mapping[Kind, str], written
     return "".join(parts)
 
 
-def _named(kinds: Sequence[Kind]) -> str:
+def _named(kinds: Sequence[str]) -> str:
     return ", ".join(kinds) or "none"
 
 
@@ -352,7 +363,7 @@ def _in_words(number: int) -> str:
     return str(number)
 
 
-_FAMILIES: dict[str, Any] = {
+FAMILIES: dict[str, Any] = {  # by model_type
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), Qwen),
     "llava_onevision": LlavaOnevision,
     "internvl": InternVL,
