@@ -29,7 +29,7 @@ from diagnostics.pairs.context import (
 from diagnostics.pairs.media import MediaReader, media_columns, with_media
 from diagnostics.pairs.messages import SkipRow, text_of, without_nulls
 from diagnostics.pairs.pair import PairTable, PreferencePair, Reading, RowProblem
-from diagnostics.pairs.rows import RawRows, read_rows
+from diagnostics.pairs.rows import RawRows, folder_of, read_rows
 from diagnostics.progress import counted
 
 _ID_FIELDS = ("pair_id", "sample_id", "id")
@@ -53,7 +53,7 @@ def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FR
     views = [_view(row, raw.padded) for row in raw.rows]
     shape = _file_shape(name, raw, views)
     _refuse_numbering(name, views, shape)
-    parsed, problems = _parse_rows(views, shape, MediaReader(_folder(source), frames))
+    parsed, problems = _parse_rows(views, shape, MediaReader(folder_of(source), frames))
     _refuse_unread(name, raw, problems)
     if parsed:
         _refuse_unknown(name, raw, views, parsed, shape)
@@ -67,12 +67,6 @@ def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FR
             "(this is the first of them); correct the data."
         )
     return table
-
-
-def _folder(source: str | Path) -> Path:
-    """Where the data stand; for a hub id, where we are."""
-    path = Path(source)
-    return path if path.is_dir() else path.parent if path.exists() else Path()
 
 
 # --- the shape -------------------------------------------------------------------------------------------------

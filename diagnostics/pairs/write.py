@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs.pair import PairTable
-from diagnostics.pairs.rows import RawRows, kind_of
+from diagnostics.pairs.rows import RawRows, folder_of, kind_of
+from diagnostics.processes import tell
 
 
 def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -> None:
@@ -33,11 +34,20 @@ def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -
             else:
                 _write(table.raw, source_rows, kind, plain)
         os.replace(part, dest)
+        _say_moved(table, dest)
     except UnicodeEncodeError:
         part.unlink(missing_ok=True)
         raise
     except OSError as error:
         raise DataError(f"{dest}: cannot write ({error.strerror}). Free some space or choose another place.") from None
+
+
+def _say_moved(table: PairTable, dest: Path) -> None:
+    """Rows are written as they stand: where they name media by relative paths, it is said from where."""
+    folder = folder_of(table.source)
+    sources = {m.source for pair in table.pairs for m in pair.media if not Path(m.source).is_absolute()}
+    if dest.parent.resolve() != folder.resolve() and any((folder / source).exists() for source in sources):
+        tell(f"{dest}: its rows name images and clips by paths relative to {folder}; keep the file there to use it.")
 
 
 def _target_kind(raw: RawRows, dest: Path) -> str:

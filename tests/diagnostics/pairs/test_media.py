@@ -284,10 +284,14 @@ def test_a_table_of_text_holds_a_list_as_text(folder: Path) -> None:
     assert greys(read_pairs(folder / "a.csv").pairs[0]) == [[1], [0]]
 
 
-def test_rows_are_written_back_as_they_were(folder: Path) -> None:
+def test_rows_are_written_back_as_they_were(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = read(folder, {"prompt": "?", "video": ["clip"], **TEXT}, {"prompt": "!", "video": "a.gif", **TEXT})
-    write_rows(table, [1], folder / "kept.jsonl")
-    assert (folder / "kept.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes().split(b"\n")[1] + b"\n"
+    for place in (folder, folder / "elsewhere"):
+        write_rows(table, [1], place / "kept.jsonl")
+        assert (place / "kept.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes().split(b"\n")[1] + b"\n"
+        said = capsys.readouterr().out
+        assert (f"paths relative to {folder}" in said) == (place != folder)
+    assert greys(read_pairs(folder / "kept.jsonl").pairs[0]) == [[0, 50, 100]]
 
 
 def test_transcripts_and_shared_starts_are_no_chat(folder: Path) -> None:
