@@ -38,10 +38,17 @@ _SCORES = ("score", "rating", "reward", "quality")
 _LOOKED_AT = 1000  # rows by which a column of no known name is judged
 
 
-def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FRAMES) -> PairTable:
+def read_pairs(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    frames: int = FRAMES,
+    media_folder: str | Path | None = None,
+) -> PairTable:
     """Read preference pairs from a .jsonl, .json, .csv or .parquet file (also .gz), a folder, or a hub id.
 
-    frames: most frames that are taken of a clip, evenly spread. Paths of media are relative to the data's own folder.
+    frames: most frames that are taken of a clip, evenly spread. media_folder: what paths of images and clips are
+    relative to; the data's own folder where None.
 
     A row that cannot be used becomes a problem with its reason. Raises DataError where the source as a whole cannot
     be used: missing, empty, damaged, of no known shape, with a column that holds a prompt and is not used, or without
@@ -53,7 +60,7 @@ def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FR
     views = [_view(row, raw.padded) for row in raw.rows]
     shape = _file_shape(name, raw, views)
     _refuse_numbering(name, views, shape)
-    parsed, problems = _parse_rows(views, shape, MediaReader(folder_of(source), frames))
+    parsed, problems = _parse_rows(views, shape, MediaReader(_media_folder(source, media_folder), frames))
     _refuse_unread(name, raw, problems)
     if parsed:
         _refuse_unknown(name, raw, views, parsed, shape)
@@ -67,6 +74,14 @@ def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FR
             "(this is the first of them); correct the data."
         )
     return table
+
+
+def _media_folder(source: str | Path, asked: str | Path | None) -> Path:
+    if asked is None:
+        return folder_of(source)
+    if not Path(asked).is_dir():
+        raise DataError(f"{asked}: no such folder of images and clips. Check media_folder.")
+    return Path(asked)
 
 
 # --- the shape -------------------------------------------------------------------------------------------------

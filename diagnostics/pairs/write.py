@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs.pair import PairTable
 from diagnostics.pairs.rows import RawRows, folder_of, kind_of
-from diagnostics.processes import tell
 
 
 def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -> None:
@@ -34,7 +33,6 @@ def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -
             else:
                 _write(table.raw, source_rows, kind, plain)
         os.replace(part, dest)
-        _say_moved(table, dest)
     except UnicodeEncodeError:
         part.unlink(missing_ok=True)
         raise
@@ -42,12 +40,13 @@ def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -
         raise DataError(f"{dest}: cannot write ({error.strerror}). Free some space or choose another place.") from None
 
 
-def _say_moved(table: PairTable, dest: Path) -> None:
-    """Rows are written as they stand: where they name media by relative paths, it is said from where."""
+def media_left_behind(table: PairTable, dest: str | Path) -> str:
+    """A sentence where rows written to dest, as they stood, name media by paths relative to another folder, else ""."""
     folder = folder_of(table.source)
     sources = {m.source for pair in table.pairs for m in pair.media if not Path(m.source).is_absolute()}
-    if dest.parent.resolve() != folder.resolve() and any((folder / source).exists() for source in sources):
-        tell(f"{dest}: its rows name images and clips by paths relative to {folder}; keep the file there to use it.")
+    if Path(dest).parent.resolve() == folder.resolve() or not any((folder / source).exists() for source in sources):
+        return ""
+    return f"{dest}: its rows name images and clips by paths relative to {folder}; read it with that as media_folder."
 
 
 def _target_kind(raw: RawRows, dest: Path) -> str:

@@ -18,6 +18,7 @@ from diagnostics.errors import DataError
 from diagnostics.fingerprint import data_hash
 from diagnostics.pairs import PairTable, PreferencePair, read_pairs, write_rows
 from diagnostics.pairs import media as media_module
+from diagnostics.pairs.write import media_left_behind
 
 BLUE = [{"role": "assistant", "content": "Blue."}]
 RED = [{"role": "assistant", "content": "Red."}]
@@ -284,14 +285,19 @@ def test_a_table_of_text_holds_a_list_as_text(folder: Path) -> None:
     assert greys(read_pairs(folder / "a.csv").pairs[0]) == [[1], [0]]
 
 
-def test_rows_are_written_back_as_they_were(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_written_back_as_they_were(folder: Path) -> None:
     table = read(folder, {"prompt": "?", "video": ["clip"], **TEXT}, {"prompt": "!", "video": "a.gif", **TEXT})
     for place in (folder, folder / "elsewhere"):
         write_rows(table, [1], place / "kept.jsonl")
         assert (place / "kept.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes().split(b"\n")[1] + b"\n"
-        said = capsys.readouterr().out
-        assert (f"paths relative to {folder}" in said) == (place != folder)
+        assert bool(media_left_behind(table, place / "kept.jsonl")) == (place != folder)
     assert greys(read_pairs(folder / "kept.jsonl").pairs[0]) == [[0, 50, 100]]
+    moved = folder / "elsewhere" / "kept.jsonl"
+    assert greys(read_pairs(moved, media_folder=folder).pairs[0]) == [[0, 50, 100]]
+    with pytest.raises(DataError, match=r"a\.gif is not there"):
+        read_pairs(moved)
+    with pytest.raises(DataError, match="no such folder"):
+        read_pairs(moved, media_folder=folder / "nowhere")
 
 
 def test_transcripts_and_shared_starts_are_no_chat(folder: Path) -> None:
