@@ -89,6 +89,9 @@ Truncation = Annotated[
     typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent."),
 ]
 Frames = Annotated[int, typer.Option(min=1, help="Most frames that are taken of a clip, evenly spread.")]
+MediaFolder = Annotated[
+    str | None, typer.Option(help="Folder that paths of images and clips are relative to; default is the data's own.")
+]
 Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion (EOS; in chats the end of the turn).")]
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # small enough for a laptop, with a chat template
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
@@ -138,6 +141,7 @@ def show(
     plain: Annotated[bool, typer.Option("--plain", help="Without colour (also where NO_COLOR is set).")] = False,
     split: Split = None,
     frames: Frames = 16,
+    media_folder: MediaFolder = None,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -154,7 +158,7 @@ def show(
     from reports.show import show_row
     from trainers.models import config_limit, load_tokenizer, longest
 
-    table = read_pairs(data, split=split, frames=frames)
+    table = read_pairs(data, split=split, frames=frames, media_folder=media_folder)
     settings: Any = {
         "max_length": longest(max_length, config_limit(model)),
         "truncation": truncation,
@@ -170,6 +174,7 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="Folder for audit.parquet; default is runs/audit.")] = None,
     split: Split = None,
     frames: Frames = 16,
+    media_folder: MediaFolder = None,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -186,7 +191,7 @@ def audit(
     from reports.console import say, show_counts
     from trainers.models import config_limit, load_tokenizer, longest
 
-    table = read_pairs(data, split=split, frames=frames)
+    table = read_pairs(data, split=split, frames=frames, media_folder=media_folder)
     settings: Any = {
         "max_length": longest(max_length, config_limit(model)),
         "truncation": truncation,
@@ -227,6 +232,7 @@ def flag(
     write_flagged: Annotated[str | None, typer.Option(help="Write the flagged rows, in the data's own format.")] = None,
     split: Split = None,
     frames: Frames = 16,
+    media_folder: MediaFolder = None,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -286,6 +292,7 @@ def flag(
         probe=probe,
         split=split,
         frames=frames,
+        media_folder=media_folder,
         max_length=longest(max_length, model_limit(loaded)),
         truncation=truncation,
         append_eos=eos,
@@ -503,6 +510,7 @@ def trace(
     track: Annotated[str | None, typer.Option(help="JSON file of prompts and token groups to follow.")] = None,
     split: Split = None,
     frames: Frames = 16,
+    media_folder: MediaFolder = None,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -520,7 +528,8 @@ def trace(
 
     done = trace_run(
         data, checkpoints, out, reference=reference, pairs=pairs, split=split, frames=frames,
-        max_length=max_length, truncation=truncation, append_eos=eos, dtype=dtype, track=track, seed=seed,
+        media_folder=media_folder, max_length=max_length, truncation=truncation, append_eos=eos, dtype=dtype,
+        track=track, seed=seed,
     )  # fmt: skip
     show_run(done)
 

@@ -280,7 +280,8 @@ def _opens_with(text: str, start: str) -> bool:
 
 def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
     added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
-    tokens = {str(t) for t in tokenizer.all_special_tokens} | set(added)
+    family = getattr(tokenizer, "family", None)  # placeholders of media are counted where the prompt is made
+    tokens = ({str(t) for t in tokenizer.all_special_tokens} | set(added)) - set(family.tags.values() if family else ())
     return re.compile("|".join(re.escape(t) for t in tokens)) if tokens else None
 
 

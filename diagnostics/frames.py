@@ -27,6 +27,7 @@ FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # none whose rea
 STILL = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 PICTURES = (*STILL, ".gif", ".webp", ".apng")
 FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp")
+LARGEST = 2**29  # pixels of all taken frames of a clip: a gigabyte and a half
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: a quarter turn exchanges height and width
 _ARRAY = b"\x93NUMPY"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -83,6 +84,9 @@ def open_media(items: Sequence[Item], kind: Kind, *, most: int = FRAMES, source:
     if len(set(sizes)) > 1:
         one, other = list(dict.fromkeys(sizes))[:2]
         said = f"frames of {one[1]} x {one[0]} and of {other[1]} x {other[0]} pixels; a clip has frames of one size"
+        raise MediaError("media_unreadable", f"{source}: {said}")
+    if len(taken) * sizes[0][0] * sizes[0][1] > LARGEST:
+        said = f"{len(taken)} frames of {sizes[0][1]} x {sizes[0][0]} pixels are too many; take fewer (--frames)"
         raise MediaError("media_unreadable", f"{source}: {said}")
     word = "frames" if len(taken) > 1 else "frame"
     view = (f"{word} {', '.join(map(str, taken))} of {total}",) if len(taken) < total else ()

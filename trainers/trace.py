@@ -50,6 +50,7 @@ def trace(
     pairs: int = 256,
     split: str | None = None,
     frames: int = FRAMES,
+    media_folder: str | None = None,
     max_length: int | None = None,
     truncation: str = "drop",
     append_eos: bool = True,
@@ -73,8 +74,8 @@ def trace(
     settings = {
         "command": "trace", "data": data, "model": base, "reference_model": base, "checkpoints": list(found.values()),
         "steps": list(found), "output_dir": str(run.path), "pairs": pairs, "split": split, "frames": frames,
-        "max_length": max_length, "truncation": truncation, "append_eos": append_eos, "dtype": dtype,
-        "track": track, "seed": seed,
+        "media_folder": media_folder, "max_length": max_length, "truncation": truncation, "append_eos": append_eos,
+        "dtype": dtype, "track": track, "seed": seed,
     }  # fmt: skip
     with hold(run.path, "trace"):
         share(lambda: _trace(run, found, settings))
@@ -93,7 +94,8 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     for step in found.keys() - done:
         config_limit(found[step])  # what is no model is found before anything is measured
     tokenizer = load_tokenizer(base)
-    table = read_pairs(settings["data"], split=settings["split"], frames=settings["frames"])
+    how = {key: settings[key] for key in ("split", "frames", "media_folder")}
+    table = read_pairs(settings["data"], **how)
     audit = audit_pairs(
         table, tokenizer, max_length=longest(settings["max_length"], config_limit(base)),
         truncation=settings["truncation"], append_eos=settings["append_eos"],

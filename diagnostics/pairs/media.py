@@ -132,7 +132,7 @@ def with_media(row: dict[str, Any], done: Parsed, reader: MediaReader) -> Parsed
         if media_parts(side):
             raise SkipRow("media_in_answer", f"{name} holds an image or a video, and an answer is scored as text", name)
     columns = media_columns(row)
-    given = {kind: reader.read(row[column], kind, column) for kind, column in columns.items()}
+    given: dict[Kind, list[Media]] = {kind: reader.read(row[column], kind, column) for kind, column in columns.items()}
     used = [column for kind, column in columns.items() if given[kind]]
     if media_parts(done.prompt):
         prompt, media = _by_parts(done, given, reader)

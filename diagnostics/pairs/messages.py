@@ -167,7 +167,7 @@ def _message(message: dict[str, Any], name: str) -> Message:
     role = checked(message.get(role_key), f"{name}.{role_key}")
     if role.strip().lower() == "function_call":
         message, content_key = _call(message.get(content_key), f"{name}.{content_key}"), "content"
-    found = {"role": _ROLE.get(role.strip().lower(), role)}
+    found: dict[str, Any] = {"role": _ROLE.get(role.strip().lower(), role)}
     used = {k: message[k] for k in USED if message.get(k) not in (None, [], "")}
     if isinstance(used.get("tool_calls"), str):
         used["tool_calls"] = parsed(used["tool_calls"])

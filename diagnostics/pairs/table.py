@@ -29,7 +29,7 @@ from diagnostics.pairs.context import (
 from diagnostics.pairs.media import MediaReader, media_columns, with_media
 from diagnostics.pairs.messages import SkipRow, text_of, without_nulls
 from diagnostics.pairs.pair import PairTable, PreferencePair, Reading, RowProblem
-from diagnostics.pairs.rows import RawRows, read_rows
+from diagnostics.pairs.rows import RawRows, folder_of, read_rows
 from diagnostics.progress import counted
 
 _ID_FIELDS = ("pair_id", "sample_id", "id")
@@ -38,10 +38,17 @@ _SCORES = ("score", "rating", "reward", "quality")
 _LOOKED_AT = 1000  # rows by which a column of no known name is judged
 
 
-def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FRAMES) -> PairTable:
+def read_pairs(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    frames: int = FRAMES,
+    media_folder: str | Path | None = None,
+) -> PairTable:
     """Read preference pairs from a .jsonl, .json, .csv or .parquet file (also .gz), a folder, or a hub id.
 
-    frames: most frames that are taken of a clip, evenly spread. Paths of media are relative to the data's own folder.
+    frames: most frames that are taken of a clip, evenly spread. media_folder: what paths of images and clips are
+    relative to; the data's own folder where None.
 
     A row that cannot be used becomes a problem with its reason. Raises DataError where the source as a whole cannot
     be used: missing, empty, damaged, of no known shape, with a column that holds a prompt and is not used, or without
@@ -53,7 +60,7 @@ def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FR
     views = [_view(row, raw.padded) for row in raw.rows]
     shape = _file_shape(name, raw, views)
     _refuse_numbering(name, views, shape)
-    parsed, problems = _parse_rows(views, shape, MediaReader(_folder(source), frames))
+    parsed, problems = _parse_rows(views, shape, MediaReader(_media_folder(source, media_folder), frames))
     _refuse_unread(name, raw, problems)
     if parsed:
         _refuse_unknown(name, raw, views, parsed, shape)
@@ -69,10 +76,12 @@ def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FR
     return table
 
 
-def _folder(source: str | Path) -> Path:
-    """Where the data stand; for a hub id, where we are."""
-    path = Path(source)
-    return path if path.is_dir() else path.parent if path.exists() else Path()
+def _media_folder(source: str | Path, asked: str | Path | None) -> Path:
+    if asked is None:
+        return folder_of(source)
+    if not Path(asked).is_dir():
+        raise DataError(f"{asked}: no such folder of images and clips. Check media_folder.")
+    return Path(asked)
 
 
 # --- the shape -------------------------------------------------------------------------------------------------
@@ -292,8 +301,9 @@ def _reading(
     nulls = sum(_had_nulls(row, taken) for row in raw.rows) if raw.padded else 0
     found += [f"nested nulls, which the file's format adds, were removed in {nulls} rows"] if nulls else []
     found += [f"{repeated} rows share their id with another, so a hash of the content follows it"] if repeated else []
-    chat = any(done.chat_prompt for done in parsed.values())
-    return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found, *([_CHAT] if chat else [])))
+    chats = {bool(done.media) for done in parsed.values() if done.chat_prompt}
+    found += [_CHAT] * (False in chats) + [_CHAT_SHOWN] * (True in chats)
+    return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found))
 
 
 def _say_frames(reading: Reading, pairs: list[PreferencePair], frames: int) -> Reading:
@@ -301,13 +311,16 @@ def _say_frames(reading: Reading, pairs: list[PreferencePair], frames: int) -> R
     cut = len({m.digest for pair in pairs for m in pair.media if m.kind == "video" and m.view})
     if not cut:
         return reading
-    said = f"{cut} clips have more than {frames} frames, of which {frames} are taken, frame floor(k N / {frames}) of N"
+    said = f"clips of more than {frames} frames: {cut}; of their N frames, {frames} are taken, floor(k N / {frames})"
     return replace(reading, notes=(*reading.notes, said))
 
 
 _CHAT = (
     "the prompt is a chat where the chat template ends a turn in a token at which the model stops, else lines of text"
 )
+
+
+_CHAT_SHOWN = "with images or clips, the prompt is a chat where the model has a chat template, else text"
 
 
 def score_columns(columns: Sequence[str]) -> list[str]:

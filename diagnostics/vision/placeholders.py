@@ -132,7 +132,7 @@ class Qwen:
         return _expand(text, media, self.tags, self._written)
 
     def _written(self, item: Media, _: Sequence[Media]) -> str:
-        frames, *size = item.frames().shape[:3]
+        frames, *size = item.shape()
         steps, height, width = self.grid(item.kind, frames, (size[0], size[1]))
         each = self.tags[item.kind] * (height * width // self.config.vision_config.spatial_merge_size**2)
         if not self.stamped or item.kind == "image":
@@ -194,7 +194,7 @@ class LlavaOnevision(Square):
         return _expand(text, media, self.tags, self._written)
 
     def _written(self, item: Media, media: Sequence[Media]) -> str:
-        frames, *size = item.frames().shape[:3]
+        frames, *size = item.shape()
         if item.kind == "video":
             return self.tags["video"] * (frames * math.ceil(self.patches / 2) ** 2 + 1)  # 1: the end of the line
         count = self.alone((size[0], size[1])) if alone(item, media) else self.patches**2 + 1
@@ -229,7 +229,7 @@ class InternVL(Square):
         return _expand(text, media, self.tags, self._written)
 
     def _written(self, item: Media, _: Sequence[Media]) -> str:
-        frames, *size = item.frames().shape[:3]
+        frames, *size = item.shape()
         tile = self.tags["image"] * round(self.patches**2 * self.config.downsample_ratio**2)
         if item.kind == "image":
             return f"<img>{tile * self.tiles((size[0], size[1]))}</img>"
@@ -257,7 +257,7 @@ class SmolVLM(Square):
         return _expand(text, media, self.tags, self._written)
 
     def _written(self, item: Media, _: Sequence[Media]) -> str:
-        frames, *size = item.frames().shape[:3]
+        frames, *size = item.shape()
         tile = self.tags["image"] * (self.patches**2 // self.config.scale_factor**2)
         whole = f"<fake_token_around_image><global-img>{tile}<fake_token_around_image>"
         if item.kind == "video":

@@ -55,8 +55,14 @@ def expanded(text: RenderedPair, pair: PreferencePair, family: Family) -> Render
         raise SkipRow(getattr(error, "code", "placeholders"), str(error).removesuffix(".")) from None
     if not pair.media:
         return text
-    lead = min(place for tag in tags if (place := text.prompt.find(tag)) >= 0)
-    return replace(text, media=pair.media, expanded=whole, lead=lead)
+    return replace(text, media=pair.media, expanded=whole, lead=_lead(text.prompt, whole, tags))
+
+
+def _lead(prompt: str, whole: str, tags: list[str]) -> int:
+    """Characters before what is written for the first medium, which may take the place of tokens before its tag too."""
+    first = min(place for tag in tags if (place := prompt.find(tag)) >= 0)
+    same = next((i for i, (a, b) in enumerate(zip(prompt[:first], whole)) if a != b), first)
+    return first if same == first else max(0, prompt.rfind("<", 0, same + 1))
 
 
 def written(text: RenderedPair, family: Family) -> list[str]:

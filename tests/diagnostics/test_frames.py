@@ -158,6 +158,13 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path, monkeypatch: pytes
             open_media([item], "image")
 
 
+def test_a_clip_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "LARGEST", 4 * 3 * 4)
+    with pytest.raises(MediaError, match="5 frames of 4 x 3 pixels are too many"):
+        open_media([gif(tmp_path / "a.gif", 5)], "video")
+    assert open_media([str(tmp_path / "a.gif")], "video", most=4).shape() == (4, 3, 4)
+
+
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -18,6 +18,7 @@ from diagnostics.errors import DataError
 from diagnostics.fingerprint import data_hash
 from diagnostics.pairs import PairTable, PreferencePair, read_pairs, write_rows
 from diagnostics.pairs import media as media_module
+from diagnostics.pairs.write import media_left_behind
 
 BLUE = [{"role": "assistant", "content": "Blue."}]
 RED = [{"role": "assistant", "content": "Red."}]
@@ -224,7 +225,7 @@ def test_a_file_in_many_rows_is_looked_at_once(folder: Path, monkeypatch: pytest
 def test_long_clips_are_cut_and_it_is_said(folder: Path) -> None:
     table = read(folder, {"prompt": "?", "video": "long", **TEXT}, {"prompt": "!", "video": "clip", **TEXT})
     assert greys(table.pairs[0]) == [[k * 40 // 16 for k in range(16)]]
-    assert "1 clips have more than 16 frames, of which 16 are taken" in " ".join(table.reading.notes)
+    assert "clips of more than 16 frames: 1; of their N frames, 16 are taken" in " ".join(table.reading.notes)
     table = read(folder, {"prompt": "?", "video": "long", **TEXT}, frames=2)
     assert greys(table.pairs[0]) == [[0, 20]]
 
@@ -286,8 +287,17 @@ def test_a_table_of_text_holds_a_list_as_text(folder: Path) -> None:
 
 def test_rows_are_written_back_as_they_were(folder: Path) -> None:
     table = read(folder, {"prompt": "?", "video": ["clip"], **TEXT}, {"prompt": "!", "video": "a.gif", **TEXT})
-    write_rows(table, [1], folder / "kept.jsonl")
-    assert (folder / "kept.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes().split(b"\n")[1] + b"\n"
+    for place in (folder, folder / "elsewhere"):
+        write_rows(table, [1], place / "kept.jsonl")
+        assert (place / "kept.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes().split(b"\n")[1] + b"\n"
+        assert bool(media_left_behind(table, place / "kept.jsonl")) == (place != folder)
+    assert greys(read_pairs(folder / "kept.jsonl").pairs[0]) == [[0, 50, 100]]
+    moved = folder / "elsewhere" / "kept.jsonl"
+    assert greys(read_pairs(moved, media_folder=folder).pairs[0]) == [[0, 50, 100]]
+    with pytest.raises(DataError, match=r"a\.gif is not there"):
+        read_pairs(moved)
+    with pytest.raises(DataError, match="no such folder"):
+        read_pairs(moved, media_folder=folder / "nowhere")
 
 
 def test_transcripts_and_shared_starts_are_no_chat(folder: Path) -> None:

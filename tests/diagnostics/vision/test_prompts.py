@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlavaOnevisionConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig
+from transformers import LlavaOnevisionConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from diagnostics.audit import MEANINGS, audit_pairs
 from diagnostics.fingerprint import rendered_hash
@@ -131,9 +131,9 @@ def test_llavas_own_tag_is_a_tag_like_any_other(tmp_path: Path) -> None:
     template = template.replace("<|vision_start|><|video_pad|><|vision_end|>", "<video>")
     fast = build(template, LlavaOnevisionConfig())
     found = prompt_of(tmp_path, fast, prompt="<image>Sky?", video="c")  # RRPO writes <image> for a video
-    side = -(-LlavaOnevisionConfig().vision_config.image_size // LlavaOnevisionConfig().vision_config.patch_size // 2)
-    assert found == f"{HEAD}{'<video>' * (found.count('<video>'))}{ASKED}"
-    assert found.count("<video>") > 5 * (side - 1) ** 2
+    table = read(tmp_path, QUESTION | {"prompt": "<image>Sky?", "video": "c"})
+    assert "special_tokens" not in audit_pairs(table, fast, max_length=None, truncation="drop").counts
+    assert found == f"{HEAD}{'<video>' * (5 * 14 * 14 + 1)}{ASKED}"  # 384 / 14 = 27 patches a side, pooled by two
 
 
 def test_text_only_rows_are_as_without_a_family(tmp_path: Path) -> None:
@@ -197,6 +197,22 @@ def test_a_cut_spares_the_placeholders(tmp_path: Path) -> None:
         skip = tokenize_pair(pair, QWEN, max_length=room - less, truncation="keep_end")
         assert isinstance(skip, SkippedPair)
         assert skip.code == "media_cut"
+
+
+def test_a_cut_spares_times_that_stand_before_the_placeholders(tmp_path: Path) -> None:
+    fast = build(CHATML, Qwen3VLConfig())
+    pair = read(tmp_path, QUESTION | {"prompt": "A way <video>Sky?", "video": "c"}).pairs[0]
+    whole = tokenize_pair(pair, fast, max_length=None, truncation="drop")
+    assert isinstance(whole, Example)
+    text = fast.decode(list(whole.prompt_ids))
+    kept = fast(text[text.index("<0.") :])["input_ids"]
+    room = len(kept) + len(whole.chosen.completion_ids)
+    cut = tokenize_pair(pair, fast, max_length=room, truncation="keep_end")
+    assert isinstance(cut, Example)
+    assert list(cut.prompt_ids) == kept
+    skip = tokenize_pair(pair, fast, max_length=room - 1, truncation="keep_end")
+    assert isinstance(skip, SkippedPair)
+    assert skip.code == "media_cut"
 
 
 def test_the_audit_names_each(tmp_path: Path) -> None:
