@@ -292,7 +292,8 @@ class SmolVLM(Square):
     def scaled(self, kind: Kind, size: Size) -> Size:
         """Height and width of a frame before it becomes tiles: its longer side is the processor's."""
         said = self.settings[kind]
-        longest = (said.get("video_sampling", {}).get("video_size") or said.get("size") or {}).get("longest_edge")
+        sampled = said.get("video_sampling") or {} if kind == "video" else {}
+        longest = (sampled.get("video_size") or said.get("size") or {}).get("longest_edge")
         longest, ratio = min(SIDE, int(longest or 4 * self.side)), size[1] / size[0]
         if ratio >= 1:
             short = int(longest / ratio)
@@ -326,9 +327,13 @@ def _named(kinds: Sequence[str]) -> str:
 
 
 def _norm(said: Settings, default: tuple[Sequence[float], Sequence[float]]) -> tuple[Sequence[float], Sequence[float]]:
+    if said.get("do_center_crop"):
+        raise DataError("the model's processor files ask for do_center_crop, which is not known here. Switch it off.")
+    mean, std = said.get("image_mean") or default[0], said.get("image_std") or default[1]
     if said.get("do_normalize") is False:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return said.get("image_mean") or default[0], said.get("image_std") or default[1]
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    factor = 255 * float(said.get("rescale_factor") or 1 / 255) if said.get("do_rescale") is not False else 255.0
+    return [m / factor for m in mean], [s / factor for s in std]
 
 
 def _read(name: str, leaf: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _(family: Qwen, item: Media, single: bool) -> Shown:
     vision = family.config.vision_config
     frames, (step, patch, merge) = item.frames(), (vision.temporal_patch_size, vision.patch_size, _merge(family))
     size = family.resized(item.kind, len(frames), frames.shape[1:3])
-    pixels = normal(resized(frames, size, Image.Resampling.BICUBIC), *family.norm(item.kind))
+    pixels = normal(resized(frames, size, _how(family, item.kind)), *family.norm(item.kind))
     pixels = np.concatenate([pixels, *[pixels[-1:]] * (-len(pixels) % step)])  # the last frame again, to whole steps
     times, high, wide = family.grid(item.kind, len(frames), frames.shape[1:3])
     split = pixels.reshape(times, step, 3, high // merge, merge, patch, wide // merge, merge, patch)
@@ -120,8 +120,8 @@ def _(family: InternVL, item: Media, single: bool) -> Shown:
 def _(family: SmolVLM, item: Media, single: bool) -> Shown:
     frames = item.frames()
     if item.kind == "video":
-        scaled = resized(frames, family.scaled("video", frames.shape[1:3]), Image.Resampling.LANCZOS)
-        pixels = _square(family, scaled, item.kind, Image.Resampling.LANCZOS)
+        scaled = resized(frames, family.scaled("video", frames.shape[1:3]), _how(family, item.kind))
+        pixels = _square(family, scaled, item.kind)
     else:
         from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -150,11 +150,16 @@ def normal(frames: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> n
     return ((scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).transpose(0, 3, 1, 2)
 
 
-def _square(
-    family: Square, frames: np.ndarray, kind: Kind, how: Image.Resampling = Image.Resampling.BICUBIC
-) -> np.ndarray:
+def _square(family: Square, frames: np.ndarray, kind: Kind) -> np.ndarray:
     """Each frame as one tile."""
-    return np.ascontiguousarray(normal(resized(frames, (family.side, family.side), how), *family.norm(kind)))
+    tiles = resized(frames, (family.side, family.side), _how(family, kind))
+    return np.ascontiguousarray(normal(tiles, *family.norm(kind)))
+
+
+def _how(family: Qwen | Square, kind: Kind) -> Image.Resampling:
+    """How frames are resized."""
+    default = Image.Resampling.LANCZOS if isinstance(family, SmolVLM) else Image.Resampling.BICUBIC
+    return Image.Resampling(family.settings[kind].get("resample", default))
 
 
 def _processor(family: Square, kind: Any, **how: Any) -> Any:

@@ -118,6 +118,15 @@ def test_smolvlm_counts_tiles_as_transformers_does(size):
     assert f"<row_{rows}_col_{columns}>" in found
 
 
+def test_smolvlm_has_a_size_of_its_own_for_clips(tmp_path):
+    said = {"size": {"longest_edge": 128}, "video_sampling": {"video_size": {"longest_edge": 64}}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    family = family_of(SmolVLMConfig(vision_config={"image_size": 32, "patch_size": 8}), str(tmp_path))
+    assert isinstance(family, SmolVLM)
+    assert family.scaled("image", (20, 10)) == (128, 64)
+    assert family.scaled("video", (20, 10)) == (64, 32)
+
+
 def test_smolvlm_writes_times_and_the_number_of_frames_in_words():
     config = SmolVLMConfig(vision_config={"image_size": 32, "patch_size": 8}, scale_factor=2)
     family = family_of(config)

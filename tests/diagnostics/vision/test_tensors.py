@@ -75,6 +75,20 @@ def test_frames_are_normalised_channel_by_channel():
     assert found[0, :, 0, 0].tolist() == [1.0, 0.5, 0.0]  # (1 - mean) / std
 
 
+def test_processor_files_decide_how_pixels_are_scaled(made):
+    """(x * rescale_factor - mean) / std, in transformers' words."""
+    _, family = made
+    said = {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3, "resample": 0}
+    family = replace(family, settings={"image": said, "video": {"size": {"shortest_edge": 64}} | said})
+    pixels = np.zeros((1, 16, 16, 3), np.uint8)
+    pixels[:, :, 8:] = 255
+    found = prepare(family, of_frames(pixels), True).pixels
+    assert sorted(found.unique().tolist()) == pytest.approx([-1.0, 1.0])  # the nearest pixel: nothing in between
+    family = replace(family, settings={kind: said | {"do_center_crop": True} for kind in ("image", "video")})
+    with pytest.raises(DataError, match="do_center_crop"):
+        prepare(family, of_frames(pixels), True)
+
+
 def test_each_of_the_media_stands_once_and_rows_name_them_in_order(made):
     _, family = made
     clip, image = vlms.media(0, 2), vlms.media(1)
