@@ -241,8 +241,9 @@ class PreferenceTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The weights, and beside them what says how images and clips are prepared."""
         super()._save(output_dir, state_dict)
-        inner = innermost(self.model)
-        if isinstance(inner, PreTrainedModel) and family_class(inner.config) and not hasattr(self.model, "peft_config"):
+        policy: Any = self.model
+        inner = innermost(policy)
+        if family_class(getattr(inner, "config", None)) and not hasattr(policy, "peft_config"):
             keep_processor(inner, output_dir or str(self.args.output_dir))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

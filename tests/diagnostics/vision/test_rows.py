@@ -151,18 +151,15 @@ def test_what_a_model_keeps_between_calls_is_neither_read_nor_changed(made, exam
 
 def test_measuring_leaves_the_model_as_it_was(made, examples):
     model, family = made
-    row, attention = (
-        examples[5].chosen,
-        [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")],
-    )
-    before, weights = plain_vlms.logits(model, family, row), dict(model.state_dict())
+    row, parts = examples[5].chosen, [m for m in model.modules() if hasattr(m, "config")]
+    before, attention = plain_vlms.logits(model, family, row), [m.config._attn_implementation for m in parts]
+    weights = copy.deepcopy(model.state_dict())
     likelihood = TokenLikelihood(0, family=family)
     likelihood.prepare(model)
-    batch = likelihood.collate(examples)
-    logps(likelihood.run(model, batch)).sum()
+    logps(likelihood.run(model, likelihood.collate(examples)))
     answers(model, family, examples[:2])
     assert torch.equal(plain_vlms.logits(model, family, row), before)
-    assert [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")] == attention
+    assert [m.config._attn_implementation for m in parts] == attention
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert not model.training
 
