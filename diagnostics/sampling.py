@@ -104,12 +104,14 @@ def answers(
     limit: int,
     seed: int = 0,
     together: int = TOGETHER,
+    media: Sequence[tuple[Media, ...] | None] | None = None,
 ) -> list[str]:
     """One answer as text, without its end, to each prompt (text, or chat messages through the chat template).
 
     At most `limit` tokens, fewer where the model has no room for more. Raises DataError where a prompt leaves no room.
+    media: what each prompt is shown; it holds the family's tag for each of them.
     """
-    rows = tokenize_prompts(prompts, tokenizer)
+    rows = tokenize_prompts(prompts, tokenizer, media)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     room = getattr(innermost(model).config.get_text_config(), "max_position_embeddings", None) or 10**9
     if rows and len(rows[order[-1]]) >= room:
@@ -125,6 +127,7 @@ def answers(
         part = order[k : k + together]
         limits = [min(limit, room - len(rows[i])) for i in part]
         how: dict[str, Any] = {"pad": pad, "ends": ends, "temperature": temperature, "generator": generator}
+        how |= {"media": [media[i] for i in part] if media else None, "family": getattr(tokenizer, "family", None)}
         said = draw(model, [rows[i] for i in part], limits, **how)
         found |= {i: str(tokenizer.decode(list(ids), skip_special_tokens=True)) for i, ids in zip(part, said)}
     return [found[i] for i in range(len(rows))]

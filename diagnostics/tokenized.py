@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.media import Media
 from diagnostics.pairs import PreferencePair, SkipRow, Text
 from diagnostics.sequences import Example, pair_of
 from diagnostics.templates import RenderedPair, Turn, find_turn, render_chat, render_prompt
@@ -95,8 +96,15 @@ def tokenize_pairs(
     return done
 
 
-def tokenize_prompts(prompts: Sequence[Text], tokenizer: "PreTrainedTokenizerBase") -> list[TokenIds]:
-    """The ids of prompts, text or chat messages, exactly as they stand in a pair. DataError where one has none."""
+def tokenize_prompts(
+    prompts: Sequence[Text],
+    tokenizer: "PreTrainedTokenizerBase",
+    media: Sequence[tuple[Media, ...] | None] | None = None,
+) -> list[TokenIds]:
+    """The ids of prompts, text or chat messages, exactly as they stand in a pair. DataError where one has none.
+
+    media: what each is shown; the prompt holds its family's tag for each of them.
+    """
     turn: Turn | None = None
     prefix, found = _prefix_ids(tokenizer), []
     for i, prompt in enumerate(prompts):
@@ -106,6 +114,8 @@ def tokenize_prompts(prompts: Sequence[Text], tokenizer: "PreTrainedTokenizerBas
             text = render_prompt(prompt, tokenizer, turn or Turn()) if chat else prompt
         except SkipRow as skip:
             raise DataError(f"prompt {i} cannot be used: {skip.reason}.") from None
+        if media and media[i]:
+            text = tokenizer.family.expand(text, media[i])
         ids, _ = _with_prefix(_encode(tokenizer, [text])[0], prefix, chat)
         if not ids:
             raise DataError(f"prompt {i} cannot be used: it has no tokens and the tokenizer adds no BOS.")
