@@ -269,9 +269,11 @@ def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
     Positions (B, T) that count tokens only where they are the model's own; (3, B, T) are by its own rule.
     """
-    known, own = inspect.signature(innermost(model).forward).parameters, engine_of(model).positions
+    inner = innermost(model)
+    known, own = inspect.signature(inner.forward).parameters, engine_of(model).positions
     taken = {k: v for k, v in inputs.items() if k != "position_ids" or (k in known and (own or v.ndim == 3))}
-    return taken | {k: False for k in ("use_cache", "output_router_logits") if k in known}
+    passed = ("use_cache",) if inner.config.get_text_config() is not inner.config else ()  # on to its language model
+    return taken | {k: False for k in ("use_cache", "output_router_logits") if k in known or k in passed}
 
 
 def check_ids(model: nn.Module, examples: Sequence[Example]) -> None:

@@ -107,6 +107,7 @@ def tokenize_prompts(
     """
     turn: Turn | None = None
     prefix, found = _prefix_ids(tokenizer), []
+    family: Any = getattr(tokenizer, "family", None)
     for i, prompt in enumerate(prompts):
         chat = not isinstance(prompt, str)
         try:
@@ -115,7 +116,7 @@ def tokenize_prompts(
         except SkipRow as skip:
             raise DataError(f"prompt {i} cannot be used: {skip.reason}.") from None
         if media and media[i]:
-            text = tokenizer.family.expand(text, media[i])
+            text = family.expand(text, media[i])
         ids, _ = _with_prefix(_encode(tokenizer, [text])[0], prefix, chat)
         if not ids:
             raise DataError(f"prompt {i} cannot be used: it has no tokens and the tokenizer adds no BOS.")

@@ -205,7 +205,7 @@ class LlavaOnevision(Square):
         line."""
         from transformers.image_processing_utils import select_best_resolution
 
-        best = select_best_resolution(list(size), self.config.image_grid_pinpoints)
+        best = select_best_resolution(size, self.config.image_grid_pinpoints)
         high, wide = (self.patches * (side // self.side) for side in best)
         if size[1] / size[0] > wide / high:
             high -= (high - int(round(size[0] * (wide / size[1]), 7))) // 2 * 2
