@@ -19,6 +19,7 @@ import pandas as pd
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.pairs.media import TAG
 from diagnostics.progress import Steps
 from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair, content
@@ -244,7 +245,8 @@ def _plain(text: Text) -> str:
 
 def _doubts(pair: PreferencePair, special: re.Pattern[str] | None) -> set[str]:
     """Codes of what is doubtful about the pair's own texts."""
-    texts = (pair.prompt, pair.chosen, pair.rejected)
+    asked = TAG.sub("", pair.prompt) if pair.media and isinstance(pair.prompt, str) else pair.prompt
+    texts = (asked, pair.chosen, pair.rejected)
     found = {"prompt_repeated"} if _repeats_prompt(pair) else set()
     return found | ({"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set())
 

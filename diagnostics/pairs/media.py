@@ -37,17 +37,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "video": ("videos", "video", "video_paths", "video_path", "video_files", "video_file", "media_path"),
 }
 TAG = re.compile(r"<(image|video)>")
-_KEYS = (
-    "bytes",
-    "path",
-    "url",
-    "image",
-    "video",
-    "image_url",
-    "video_url",
-    "base64",
-    "data",
-)  # of a value that is an object
+_KEYS = ("bytes", "path", "url", "image", "video", "image_url", "video_url", "base64", "data")  # of an object
 _WRITTEN = ("bytes", "base64", "data")  # of these, whose texts are base64
 
 
@@ -60,10 +50,8 @@ class MediaReader:
 
     def read(self, value: Any, kind: Kind, column: str) -> list[Media]:
         """The media that a value holds, in order. SkipRow where one cannot be shown."""
-        while (
-            isinstance(value, dict) and len(value) == 1 and isinstance(inner := next(iter(value.values())), dict | list)
-        ):
-            value = inner  # a part of a message, or {"url": ...} in one
+        while isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict | list):
+            (value,) = value.values()  # a part of a message, or {"url": ...} in one
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # as a table of text holds a list
             inner = parsed(value)
             value = inner if isinstance(inner, list | dict) else value
@@ -263,12 +251,14 @@ def _asked(done: Parsed, row: dict[str, Any]) -> list[Message]:
 # --- values -----------------------------------------------------------------------------------------------------
 
 
-def _is_empty(value: Any) -> bool:
-    """Whether a value stands for no media: null, "", [], or an object or a list of nothing else."""
+def _is_empty(value: Any, levels: int = 4) -> bool:
+    """Whether a value stands for no media: null, "", [], or an object or a list of nothing else, some levels deep."""
+    if isinstance(value, dict | list) and value and not levels:
+        return False
     if isinstance(value, dict):
-        return all(_is_empty(v) for v in value.values())
+        return all(_is_empty(v, levels - 1) for v in value.values())
     if isinstance(value, list):
-        return all(_is_empty(v) for v in value[:64]) and len(value) <= 64
+        return all(_is_empty(v, levels - 1) for v in value)
     return value is None or (isinstance(value, str | bytes) and not value.strip())
 
 

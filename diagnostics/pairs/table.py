@@ -298,7 +298,8 @@ def _reading(
         [f"{', '.join(steps)}, where an answer's first steps stand, is for the objective step_dpo"] if steps else []
     )
     found += [f"no model is shown what {', '.join(media)} holds"] if media else []
-    nulls = sum(_had_nulls(row, taken) for row in raw.rows) if raw.padded else 0
+    read = taken - ({*roles.get("media", ())} - {*roles.get("prompt", ())})
+    nulls = sum(_had_nulls(row, read) for row in raw.rows) if raw.padded else 0
     found += [f"nested nulls, which the file's format adds, were removed in {nulls} rows"] if nulls else []
     found += [f"{repeated} rows share their id with another, so a hash of the content follows it"] if repeated else []
     chats = {bool(done.media) for done in parsed.values() if done.chat_prompt}

@@ -54,7 +54,7 @@ def ablate(
     config: flat YAML of the full run. scores: scores.parquet with the column `by`. drops: shares to leave out.
     seeds: how many, counted from the config's own; a seed decides the split, the random subsets and the training.
     """
-    base = {"save_model": False, "seed": 0} | read_config(config)
+    base: dict[str, Any] = {"save_model": False, "seed": 0} | read_config(config)
     make_config(base | {"output_dir": str(out)})
     shown = {key: base[key] for key in ("frames", "media_folder") if key in base}
     order, table = flagged_first(scores, by), read_pairs(base["data"], split=base.get("split"), **shown)

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from diagnostics import frames
@@ -250,13 +252,16 @@ def test_parquet_with_images_of_the_datasets_library(folder: Path) -> None:
         {"prompt": [user({"type": "image", "text": None}, {"type": "text", "text": "Sky?"})], **CHAT},
         {"prompt": [user({"type": "text", "text": "None?"})], **CHAT},
     ]
-    for row, images in zip(rows, ([{"bytes": content, "path": "2.png"}], [])):
+    for row, images in zip(rows, ([{"bytes": content, "path": None}], [])):
         row["images"] = images
     pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
     table = read_pairs(folder / "a.parquet")
     assert [greys(pair) for pair in table.pairs] == [[[2]], []]
     assert table.pairs[0].prompt == [user(IMAGE, "Sky?")]
     assert table.pairs[1].prompt == [{"role": "user", "content": "None?"}]
+    only = [{"prompt": "?", "image": {"bytes": content, "path": None}, **TEXT}]
+    pq.write_table(pa.Table.from_pylist(only), folder / "c.parquet")
+    assert "nulls" not in read_pairs(folder / "c.parquet").reading.said()
     write_rows(table, [0], folder / "b.parquet")
     assert pq.read_table(folder / "b.parquet").to_pylist() == pq.read_table(folder / "a.parquet").to_pylist()[:1]
 
@@ -311,6 +316,41 @@ def test_other_media_are_said_to_be_unseen(folder: Path) -> None:
     table = read(folder, {"prompt": "?", "audio": "a.wav", "image": "1.png", "images": ["2.png"], **TEXT})
     assert greys(table.pairs[0]) == [[2]]
     assert "No model is shown what audio, image holds" in table.reading.said()
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 300)
+    | st.floats(0, 1)
+    | st.sampled_from(["", "0.png", "clip", "http://x/y", "\0"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["type", "image", "url", "path", "bytes", "video", "text", "image_url"]), inner, max_size=3
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=JSON, column=st.sampled_from(["image", "images", "video", "videos", "media_path"]))
+def test_whatever_stands_there_is_read_or_refused(folder: Path, value: Any, column: str) -> None:
+    part = {"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "image", "image": value}]}
+    rows = [{"prompt": "?", column: value, **TEXT}, {"prompt": [part], **CHAT}, {"prompt": "fine", **TEXT}]
+    table = read(folder, rows[0], rows[2])
+    assert len(table.pairs) + len(table.problems) == 2
+    for pair in [*table.pairs, *read(folder, rows[1], {"prompt": [{"role": "user", "content": "?"}], **CHAT}).pairs]:
+        for medium in pair.media:
+            assert medium.frames().shape[:3] == medium.shape()
+
+
+def test_deep_nesting_is_no_crash(folder: Path) -> None:
+    deep: Any = "0.png"
+    for _ in range(400):
+        deep = [deep]
+    assert read(folder, {"prompt": "?", "images": deep, **TEXT}, {"prompt": "!", **TEXT}).problems[0].source_row == 0
 
 
 def test_a_file_of_which_no_medium_is_there_is_refused(folder: Path) -> None:
