@@ -19,6 +19,7 @@ import pandas as pd
 
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.pairs.media import TAG
 from diagnostics.progress import Steps
 from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair, content
@@ -41,6 +42,12 @@ SKIPS = {
     "no_context": "empty prompt and no BOS: nothing predicts the first token",
     "template_failed": "the chat template does not fit the messages",
     "several_turns": "an answer goes on after a turn of the user or of a tool",
+    "media_missing": "an image or a video is not there",
+    "media_unreadable": "an image or a video cannot be read, or holds no frames",
+    "media_in_answer": "an answer holds an image or a video",
+    "media_unseen": "the row has images or videos, and the model is shown none of that kind",
+    "media_cut": "the cut to max_length would take placeholders of images or videos out of the prompt",
+    "placeholders": "the prompt has more or fewer places for images and videos than the row has, or an answer has one",
     "prompt_over_length": "the prompt alone fills max_length",
     "completion_over_length": "a completion alone fills max_length",
     "over_length": "prompt and completion together are over max_length",
@@ -238,7 +245,8 @@ def _plain(text: Text) -> str:
 
 def _doubts(pair: PreferencePair, special: re.Pattern[str] | None) -> set[str]:
     """Codes of what is doubtful about the pair's own texts."""
-    texts = (pair.prompt, pair.chosen, pair.rejected)
+    asked = TAG.sub("", pair.prompt) if pair.media and isinstance(pair.prompt, str) else pair.prompt
+    texts = (asked, pair.chosen, pair.rejected)
     found = {"prompt_repeated"} if _repeats_prompt(pair) else set()
     return found | ({"special_tokens"} if special and any(special.search(_plain(t)) for t in texts) else set())
 
@@ -256,7 +264,8 @@ def _twins(pairs: Sequence[PreferencePair]) -> dict[int, set[str]]:
 
 
 def _key(pair: PreferencePair, *sides: Text) -> bytes:
-    content = json.dumps([pair.prompt, *sides, pair.tools, pair.template_kwargs], sort_keys=True, default=str)
+    told = [pair.prompt, *sides, pair.tools, pair.template_kwargs, repr(pair.media)]
+    content = json.dumps(told, sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
@@ -273,7 +282,8 @@ def _opens_with(text: str, start: str) -> bool:
 
 def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
     added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
-    tokens = {str(t) for t in tokenizer.all_special_tokens} | set(added)
+    family = getattr(tokenizer, "family", None)  # placeholders of media are counted where the prompt is made
+    tokens = ({str(t) for t in tokenizer.all_special_tokens} | set(added)) - set(family.tags.values() if family else ())
     return re.compile("|".join(re.escape(t) for t in tokens)) if tokens else None
 
 

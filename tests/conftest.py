@@ -56,6 +56,7 @@ SLOW = (
     "trainers/test_run.py",
     "trainers/test_trace.py",
     "trainers/test_trl.py",
+    "trainers/test_vision.py",
     "trainers/worlds/",
 )
 

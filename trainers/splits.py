@@ -61,7 +61,8 @@ def _data(
     of what was read."""
     settings: Any = {"max_length": longest(config.max_length, limit), "truncation": config.truncation}
     settings["append_eos"] = config.append_eos
-    raw = read_pairs(config.data, split=config.split)
+    shown: Any = {"frames": config.frames, "media_folder": config.media_folder}
+    raw = read_pairs(config.data, split=config.split, **shown)
     hashes = {"data": data_hash(raw)}
     table, spans = cleaned(raw, config.objective)
     audit = audit_pairs(table, tokenizer, **settings)
@@ -72,7 +73,7 @@ def _data(
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
-        raw = read_pairs(config.heldout_data)
+        raw = read_pairs(config.heldout_data, **shown)
         hashes["heldout_data"] = data_hash(raw)
         other = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
         _say(config.heldout_data, other)
@@ -86,7 +87,7 @@ def _data(
     away = {p.pair_id for p in heldout}
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
     if config.probe_data:
-        raw = read_pairs(config.probe_data)
+        raw = read_pairs(config.probe_data, **shown)
         hashes["probe_data"] = data_hash(raw)
         fixed = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
         _say(config.probe_data, fixed)

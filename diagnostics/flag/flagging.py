@@ -21,11 +21,13 @@ from diagnostics.flag import forecast
 from diagnostics.flag.parts import Parts
 from diagnostics.flag.probe_rows import read_probe
 from diagnostics.flag.rates import Which
+from diagnostics.frames import FRAMES
 from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.names import nearest
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import PairTable, read_pairs, write_rows
+from diagnostics.pairs.write import media_left_behind
 from diagnostics.processes import agree, hold, processes, share, tell
 from diagnostics.progress import Progress
 from diagnostics.runlog import list_table, read_frame, write_frame
@@ -63,6 +65,8 @@ def flag(
     parameters: Which = "all",
     probe: str | None = None,
     split: str | None = None,
+    frames: int = FRAMES,
+    media_folder: str | None = None,
     max_length: int | None = None,
     truncation: Truncation = "drop",
     append_eos: bool = True,
@@ -85,6 +89,7 @@ def flag(
     """
     out, rule = Path(out), {"quantile": quantile, "count": count, "above": above, "below": below}
     cut: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "append_eos": append_eos}
+    shown: dict[str, Any] = {"frames": frames, "media_folder": media_folder}
     likelihood = TokenLikelihood.of(tokenizer)
     table: Any = None
     audit: Any = None
@@ -94,7 +99,7 @@ def flag(
         check_by(by)
         check_rule(by, **rule)
         forecast.check(likelihood, model, further, parameters)
-        table = read_pairs(data, split=split)
+        table = read_pairs(data, split=split, **shown)
         audit = audit_pairs(table, tokenizer, **cut)
         rows = read_probe(probe, tokenizer, max_length=max_length, truncation=truncation) if probe else []
         check_ids(model, [*audit.require_kept(), *rows])
@@ -104,7 +109,7 @@ def flag(
         hashes = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table)}
         hashes |= {"probe": file_hash(probe) or ""} if probe else {}
         asked = {"forecast": list(further), "parameters": parameters, "probe": probe} if further else {}
-        settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
+        settings = {"by": by, **rule, **asked, "split": split, **shown, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
         budget = batch_tokens or likelihood.budget(model, audit.tokenized)
         about = _about(model, hashes) | {"reading": audit.record(), "batch_tokens": budget}
@@ -202,6 +207,8 @@ def write_back(table: PairTable, scores: pd.DataFrame, *, kept: str | None = Non
     for wanted, dest in ((~usable["flagged"], kept), (usable["flagged"], flagged)):
         if dest:
             write_rows(table, usable[wanted]["source_row"].tolist(), dest)
+            if said := media_left_behind(table, dest):
+                tell(said)
 
 
 def check_by(by: str) -> None:

@@ -63,6 +63,12 @@ def read_rows(source: str | Path, split: str | None = None) -> RawRows:
     return _READERS[kind](str(source), data)
 
 
+def folder_of(source: str | Path) -> Path:
+    """Where the data stand; for a hub id, where we are."""
+    path = Path(source)
+    return path if path.is_dir() else path.parent if path.exists() else Path()
+
+
 def kind_of(path: str | Path) -> str | None:
     """jsonl, json, csv or parquet by the file's name, with or without .gz; else None."""
     name = str(path).lower().removesuffix(".gz")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs.pair import PairTable
-from diagnostics.pairs.rows import RawRows, kind_of
+from diagnostics.pairs.rows import RawRows, folder_of, kind_of
 
 
 def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -> None:
@@ -38,6 +38,15 @@ def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -
         raise
     except OSError as error:
         raise DataError(f"{dest}: cannot write ({error.strerror}). Free some space or choose another place.") from None
+
+
+def media_left_behind(table: PairTable, dest: str | Path) -> str:
+    """A sentence where rows written to dest, as they stood, name media by paths relative to another folder, else ""."""
+    folder = folder_of(table.source)
+    sources = {m.source for pair in table.pairs for m in pair.media if not Path(m.source).is_absolute()}
+    if Path(dest).parent.resolve() == folder.resolve() or not any((folder / source).exists() for source in sources):
+        return ""
+    return f"{dest}: its rows name images and clips by paths relative to {folder}; read it with that as media_folder."
 
 
 def _target_kind(raw: RawRows, dest: Path) -> str:

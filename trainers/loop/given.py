@@ -11,6 +11,7 @@ from diagnostics import sequences, templates
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
 from diagnostics.phrases import from_diff, from_tags, mark
+from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from diagnostics.tokenized import RenderedPair, render_pair, token_offsets, tokenize_pair
 from trainers import objectives
@@ -19,18 +20,23 @@ from trainers.loop.ingredients import Given, Marks
 Span = tuple[int, int]
 Spans = tuple[list[Span], list[Span]]  # character spans in the texts of chosen and of rejected
 SIDES = ("chosen", "rejected")
+TAGGED = {"chosen": "answer_masked", "rejected": "pred_masked"}  # RRPO's rows: the answers once more, with their tags
 PREFIXES = ("prefix", "initial_reason_steps")
 
 
 def cleaned(table: PairTable, objective: str) -> tuple[PairTable, dict[int, Spans]]:
     """The pairs without <MASK> tags and with each prefix behind its prompt; also the tagged spans by source row."""
-    pairs, spans, prefixed = [], {}, "prefix" in objectives.needs(objective)
+    pairs, spans, prefixed, lost = [], {}, "prefix" in objectives.needs(objective), 0
     for pair in table.pairs:
         texts, found = zip(*(_untagged(table, pair, side) for side in SIDES), strict=True)
+        tagged = [table.shape == "rrpo" and "<MASK>" in str(pair.columns.get(TAGGED[side])) for side in SIDES]
+        lost += any(tags and not marks for tags, marks in zip(tagged, found, strict=True))
         if any(found):
             spans[pair.source_row] = found
             pair = replace(pair, chosen=texts[0], rejected=texts[1])
         pairs.append(_prefixed(table, pair, objective) if prefixed else pair)
+    if lost:
+        tell(f"{table.source}: in {lost} rows a tagged answer says something else than the plain one: no phrase there.")
     return replace(table, pairs=pairs), spans
 
 
@@ -105,13 +111,29 @@ def _untagged(table: PairTable, pair: PreferencePair, side: str) -> tuple[Text, 
     """One side's text without its tags, and the spans they marked."""
     text: Text = getattr(pair, side)
     content = _content(text)
-    if "<MASK>" not in content and "</MASK>" not in content:
+    masked = pair.columns.get(TAGGED[side]) if table.shape == "rrpo" else None
+    marked = masked if isinstance(masked, str) else content
+    if "<MASK>" not in marked and "</MASK>" not in marked:
         return text, []
     try:
-        plain, spans = from_tags(content)
+        plain, spans = from_tags(marked)
     except ValueError as error:
         raise DataError(f"{table.where(pair.source_row)}: {side}: {error} Correct the tags of that row.") from None
+    if marked is masked:  # what is trained on is the plain text
+        return text, _moved(spans, plain, content)
     return plain if isinstance(text, str) else [text[0] | {"content": plain}, *text[1:]], spans
+
+
+def _moved(spans: list[Span], plain: str, text: str) -> list[Span]:
+    """Spans of a text in another that differs from it in white space at most; none where it says something else."""
+    if plain == text:
+        return spans
+    ours, theirs = ([i for i, c in enumerate(t) if not c.isspace()] for t in (plain, text))
+    if [plain[i] for i in ours] != [text[i] for i in theirs]:
+        return []
+    places = dict(zip(ours, theirs, strict=True))
+    moved = [[places[i] for i in range(*span) if i in places] for span in spans]
+    return [(inside[0], inside[-1] + 1) if inside else (0, 0) for inside in moved]
 
 
 def _content(text: Text) -> str:

@@ -18,6 +18,7 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.flag.flagging import prone_end
 from diagnostics.names import unknown
 from diagnostics.pairs import PairTable, read_pairs, write_rows
+from diagnostics.pairs.rows import folder_of
 from diagnostics.runlog import read_frame, read_json
 from trainers.check import check
 from trainers.config import TrainConfig, make_config, read_config
@@ -53,9 +54,12 @@ def ablate(
     config: flat YAML of the full run. scores: scores.parquet with the column `by`. drops: shares to leave out.
     seeds: how many, counted from the config's own; a seed decides the split, the random subsets and the training.
     """
-    base = {"save_model": False, "seed": 0} | read_config(config)
+    base: dict[str, Any] = {"save_model": False, "seed": 0} | read_config(config)
     make_config(base | {"output_dir": str(out)})
-    order, table = flagged_first(scores, by), read_pairs(base["data"], split=base.get("split"))
+    shown = {key: base[key] for key in ("frames", "media_folder") if key in base}
+    order, table = flagged_first(scores, by), read_pairs(base["data"], split=base.get("split"), **shown)
+    if any(pair.media for pair in table.pairs):  # the arms' files stand elsewhere
+        base = {"media_folder": str(folder_of(base["data"]))} | base
     cut = [cut_data(table, order, base | {"seed": base["seed"] + k}, out, by, drops) for k in range(seeds)]
     once = [run for seed in cut for run in plan(seed, out, by)]
     check(once[0])
