@@ -88,6 +88,7 @@ Truncation = Annotated[
     Literal["drop", "keep_start", "keep_end", "error"],
     typer.Option(help="Beyond it: drop, keep_start, keep_end or error. Never silent."),
 ]
+Frames = Annotated[int, typer.Option(min=1, help="Most frames that are taken of a clip, evenly spread.")]
 Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion (EOS; in chats the end of the turn).")]
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # small enough for a laptop, with a chat template
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
@@ -136,6 +137,7 @@ def show(
     row: Annotated[int, typer.Option(min=0, help="Which row, counted from 0.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Without colour (also where NO_COLOR is set).")] = False,
     split: Split = None,
+    frames: Frames = 16,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -152,7 +154,7 @@ def show(
     from reports.show import show_row
     from trainers.models import config_limit, load_tokenizer, longest
 
-    table = read_pairs(data, split=split)
+    table = read_pairs(data, split=split, frames=frames)
     settings: Any = {
         "max_length": longest(max_length, config_limit(model)),
         "truncation": truncation,
@@ -167,6 +169,7 @@ def audit(
     model: Model,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.parquet; default is runs/audit.")] = None,
     split: Split = None,
+    frames: Frames = 16,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -183,7 +186,7 @@ def audit(
     from reports.console import say, show_counts
     from trainers.models import config_limit, load_tokenizer, longest
 
-    table = read_pairs(data, split=split)
+    table = read_pairs(data, split=split, frames=frames)
     settings: Any = {
         "max_length": longest(max_length, config_limit(model)),
         "truncation": truncation,
@@ -223,6 +226,7 @@ def flag(
     ] = None,
     write_flagged: Annotated[str | None, typer.Option(help="Write the flagged rows, in the data's own format.")] = None,
     split: Split = None,
+    frames: Frames = 16,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -281,6 +285,7 @@ def flag(
         parameters=parameters,
         probe=probe,
         split=split,
+        frames=frames,
         max_length=longest(max_length, model_limit(loaded)),
         truncation=truncation,
         append_eos=eos,
@@ -497,6 +502,7 @@ def trace(
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs to measure, drawn by seed.")] = 256,
     track: Annotated[str | None, typer.Option(help="JSON file of prompts and token groups to follow.")] = None,
     split: Split = None,
+    frames: Frames = 16,
     max_length: MaxLength = None,
     truncation: Truncation = "drop",
     eos: Eos = True,
@@ -513,8 +519,8 @@ def trace(
     from trainers.trace import trace as trace_run
 
     done = trace_run(
-        data, checkpoints, out, reference=reference, pairs=pairs, split=split, max_length=max_length,
-        truncation=truncation, append_eos=eos, dtype=dtype, track=track, seed=seed,
+        data, checkpoints, out, reference=reference, pairs=pairs, split=split, frames=frames,
+        max_length=max_length, truncation=truncation, append_eos=eos, dtype=dtype, track=track, seed=seed,
     )  # fmt: skip
     show_run(done)
 

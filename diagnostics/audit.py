@@ -41,6 +41,12 @@ SKIPS = {
     "no_context": "empty prompt and no BOS: nothing predicts the first token",
     "template_failed": "the chat template does not fit the messages",
     "several_turns": "an answer goes on after a turn of the user or of a tool",
+    "media_missing": "an image or a video is not there",
+    "media_unreadable": "an image or a video cannot be read, or holds no frames",
+    "media_in_answer": "an answer holds an image or a video",
+    "media_unseen": "the row has images or videos, and the model is shown none of that kind",
+    "media_cut": "the cut to max_length would take placeholders of images or videos out of the prompt",
+    "placeholders": "the prompt has more or fewer places for images and videos than the row has, or an answer has one",
     "prompt_over_length": "the prompt alone fills max_length",
     "completion_over_length": "a completion alone fills max_length",
     "over_length": "prompt and completion together are over max_length",
@@ -256,7 +262,8 @@ def _twins(pairs: Sequence[PreferencePair]) -> dict[int, set[str]]:
 
 
 def _key(pair: PreferencePair, *sides: Text) -> bytes:
-    content = json.dumps([pair.prompt, *sides, pair.tools, pair.template_kwargs], sort_keys=True, default=str)
+    told = [pair.prompt, *sides, pair.tools, pair.template_kwargs, repr(pair.media)]
+    content = json.dumps(told, sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 

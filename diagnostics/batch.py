@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diagnostics.errors import DataError
 from diagnostics.sequences import Example
+from diagnostics.vision.tensors import Visual, visual
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class Batch:
     input_ids, attention_mask, completion_mask: (R * B, T). completion_mask is 1 on completion tokens, EOS included.
     pair_ids: B strings. names: R strings. text_mask: (R * B, T) completion_mask without the terminating EOS.
     lengths, first: where rows are padded on the right, what packing needs of each row: (prompt, completion) tokens, and
-    (the first row with the same prompt, the first row that is the same altogether).
+    (the first row with the same prompt, the first row that is the same altogether). visual: what the rows are shown
+    beside the tokens, None for text alone.
     """
 
     input_ids: Tensor
@@ -29,6 +33,7 @@ class Batch:
     text_mask: Tensor | None = None
     lengths: tuple[tuple[int, int], ...] | None = None
     first: tuple[tuple[int, int], ...] = ()
+    visual: Visual | None = None
 
     @property
     def rows(self) -> dict[str, slice]:
@@ -38,12 +43,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor | Visual)}
         return replace(self, **moved)
 
 
-def collate(examples: Sequence[Example], *, pad_token_id: int, padding_side: str = "right") -> Batch:
-    """Pad B examples, which have the same names, to one batch. No number depends on the padding side."""
+def collate(
+    examples: Sequence[Example], *, pad_token_id: int, padding_side: str = "right", family: Any = None
+) -> Batch:
+    """Pad B examples, which have the same names, to one batch. No number depends on the padding side.
+
+    family: the model's family where it is shown media (vision.placeholders.family_of); else media only keep prompts
+    apart. Raises DataError where a row's placeholders are not those that its media make.
+    """
     names = tuple(examples[0].rows)
     rows = [example.rows[name] for name in names for example in examples]
     width = max(map(len, rows))
@@ -56,13 +67,44 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, padding_side: str
     ids[real] = np.concatenate([np.asarray(part) for row in rows for part in (row.prompt_ids, row.completion_ids)])
     attention, completion_mask, text_mask = (torch.from_numpy(m.astype(np.int64)) for m in (real, completion, text))
     pair_ids = tuple(e.pair_id for e in examples)
-    batch = Batch(torch.from_numpy(ids), attention, completion_mask, pair_ids, names, text_mask)
+    seen = _visual(examples, names, rows, family)
+    batch = Batch(torch.from_numpy(ids), attention, completion_mask, pair_ids, names, text_mask, visual=seen)
     if padding_side == "left":
         return batch
     prompts: dict[object, int] = {}
     whole: dict[object, int] = {}
     first = []
     for i, row in enumerate(rows):
-        asked = (row.prompt_ids, id(row.media))
+        asked = (row.prompt_ids, repr(row.media))
         first.append((prompts.setdefault(asked, i), whole.setdefault((*asked, row.completion_ids), i)))
     return replace(batch, lengths=tuple((len(r.prompt_ids), len(r.completion_ids)) for r in rows), first=tuple(first))
+
+
+def _visual(examples: Sequence[Example], names: Sequence[str], rows: Sequence[Any], family: Any) -> Visual | None:
+    """What the rows are shown, their placeholders counted."""
+    if family is None:
+        return None
+    found = visual(family, [row.media for row in rows])
+    tokens = {kind: getattr(family.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+    for i, row in enumerate(rows):
+        where = f"pair_id {examples[i % len(examples)].pair_id}, {names[i // len(examples)]}"
+        prompt, completion = np.asarray(row.prompt_ids), np.asarray(row.completion_ids)
+        shown = [found.shown[k] for k in found.rows[i]] if found is not None else []
+        for kind, token in tokens.items():
+            written, made = _runs(prompt == token), [run for s in shown if s.kind == kind for run in s.runs]
+            apart = any(s.grid for s in shown)  # positions are counted run by run
+            if written != made if apart else sum(written) != sum(made):
+                raise DataError(
+                    f"{where}: its prompt has {sum(written)} placeholders of the kind {kind} and its media make "
+                    f"{sum(made)}, or they do not stand apart. Tokenize it with this model's own placeholders, and cut "
+                    "no prompt inside them."
+                )
+            if bool((completion == token).any()):
+                raise DataError(f"{where}: its answer holds a placeholder of the kind {kind}. Leave the pair out.")
+    return found
+
+
+def _runs(marked: np.ndarray) -> list[int]:
+    """Lengths of the runs of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], marked.astype(np.int8), [0]])))
+    return (edges[1::2] - edges[::2]).tolist()

@@ -27,7 +27,7 @@ class Engine:
     its attention layers do not pass on. apart: packed prompts may be run before their completions. positions: whether
     positions that count from a row's first token are the model's own. switch: longest sequence with the usual rotary
     factors, where a model has others for longer ones (longrope, dynamic NTK); growing: others for every length.
-    configs: those that name the packed attention while it is on.
+    configs: those that name the packed attention while it is on. shown: whether rows that have media may be packed.
     """
 
     packed: bool = False
@@ -38,6 +38,7 @@ class Engine:
     switch: int | None = None
     growing: bool = False
     configs: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    shown: bool = False
 
     @property
     def name(self) -> str:
@@ -120,22 +121,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def packable(inner: Any) -> tuple[Any, ...]:
-    """The configs that name the attention of a transformers model where it can be the packed one; () where not."""
+    """The configs that name the attention of a transformers model where it can be the packed one; () where not.
+
+    Of a vision-language model, those of its language model.
+    """
+    language = inner if inner.config.get_text_config() is inner.config else inner.get_decoder()
+    own = _configs(language)
+    before = [(c, c._attn_implementation_internal) for c in _configs(inner).values()]
+    try:
+        inner.set_attn_implementation(NAME)
+        changed = tuple(c for c in own.values() if c._attn_implementation_internal == NAME)
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name
+    return changed if any(c is language.config for c in changed) else ()
+
+
+def _configs(inner: nn.Module) -> dict[int, Any]:
+    """Every config of a model's modules, and those inside them, by id."""
     found: dict[int, Any] = {}
-    waiting = [m.config for m in inner.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
+    waiting: list[Any] = [m.config for m in inner.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
     while waiting:
         config = waiting.pop()
         if id(config) not in found:
             found[id(config)] = config
             waiting += [c for n in config.sub_configs if (c := getattr(config, n, None)) is not None]
-    before = [(c, c._attn_implementation_internal) for c in found.values()]
-    try:
-        inner.set_attn_implementation(NAME)
-        changed = tuple(c for c, _ in before if c._attn_implementation_internal == NAME)
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
-    return changed if any(c is inner.config for c in changed) else ()
+    return found
 
 
 @contextmanager
@@ -254,9 +265,12 @@ def apply_head(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that this model's forward takes, without a cache and without what only its own loss reads."""
-    known = inspect.signature(innermost(model).forward).parameters
-    taken = {k: v for k, v in inputs.items() if k != "position_ids" or (k in known and engine_of(model).positions)}
+    """The inputs that this model's forward takes, without a cache and without what only its own loss reads.
+
+    Positions (B, T) that count tokens only where they are the model's own; (3, B, T) are by its own rule.
+    """
+    known, own = inspect.signature(innermost(model).forward).parameters, engine_of(model).positions
+    taken = {k: v for k, v in inputs.items() if k != "position_ids" or (k in known and (own or v.ndim == 3))}
     return taken | {k: False for k in ("use_cache", "output_router_logits") if k in known}
 
 

@@ -34,11 +34,15 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def data_hash(table: PairTable) -> str:
-    """Content hash of a data set: of the file itself where it is one, else of its pairs (a folder or hub id)."""
-    known = file_hash(table.source)
-    if known:
+    """Content hash of a data set: of the file itself where it is one, else of its pairs (a folder or hub id); with that
+    of the images and clips that its rows name."""
+    known, media = file_hash(table.source), [repr(p.media) for p in table.pairs if p.media]
+    if known and not media:
         return known
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("".join(media).encode())
+    if known:
+        digest.update(known.encode())
+        return digest.hexdigest()
     for p in table.pairs:
         told = (p.pair_id, p.source_row, p.prompt, p.chosen, p.rejected, p.tools, p.template_kwargs, p.columns)
         digest.update(repr(told).encode())
@@ -55,6 +59,8 @@ def rendered_hash(pairs: Iterable[Example]) -> str:
         answers = ([*asked, row.completion_ids] for asked, row in zip(own, p.rows.values(), strict=True))
         for ids in (p.prompt_ids, *chain.from_iterable(answers)):
             digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
+        for media in dict.fromkeys(repr(row.media) for row in p.rows.values() if row.media is not None):
+            digest.update(media.encode())
     return digest.hexdigest()
 
 

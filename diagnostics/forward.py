@@ -28,6 +28,7 @@ from diagnostics.engine import (
     packed_attention,
 )
 from diagnostics.packing import Part, pack, pack_apart
+from diagnostics.vision.encode import Features, Seen, encode, inputs, positions, taken
 
 TILE_BYTES = 31 << 20  # logits of one tile in float32; from 32 MiB on, each tile's memory is asked from the system anew
 GPU_TILE_BYTES = 512 << 20  # the same on a GPU, which small products leave idle (a plain choice, not measured)
@@ -92,13 +93,15 @@ def run(model: nn.Module, batch: Batch, *, head: bool = True) -> Outputs:
 def run_sides(model: nn.Module, batch: Batch) -> Sides:
     """Run a causal LM so that each side's gradient can be taken alone: the prompts once and both completions after
     them where the model allows it, else the two halves of the padded batch. The head is not applied yet."""
-    if _packs(model, batch) and engine_of(model).apart:
+    if _packs(model, batch) and engine_of(model).apart and _one_prompt(batch):
         return run_apart(model, batch)
     names = ("input_ids", "attention_mask", "completion_mask")
     found, hidden, passes = [], [], []
+    features = encode(model, batch.visual) if batch.visual is not None else None
     for name, rows in batch.rows.items():
-        part = replace(batch, **{n: getattr(batch, n)[rows] for n in names}, names=(name,), lengths=None)
-        hidden.append(run_as(model, part, head=False, packed=False, tiled=True).hidden)
+        seen = batch.visual.of(range(rows.start, rows.stop)) if batch.visual is not None else None
+        part = replace(batch, **{n: getattr(batch, n)[rows] for n in names}, names=(name,), lengths=None, visual=seen)
+        hidden.append(run_as(model, part, head=False, packed=False, tiled=True, features=features).hidden)
         groups = _groups(model, part.attention_mask)
         passes.append(tuple(range(len(found), len(found) + len(groups))))
         for index, columns in groups:
@@ -108,18 +111,24 @@ def run_sides(model: nn.Module, batch: Batch) -> Sides:
     return Sides(_cut(model, batch, chosen, rejected), chosen, rejected, tuple(found), (passes[0], passes[1]))
 
 
-def decode(model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+def decode(
+    model: nn.Module, ids: Tensor, mask: Tensor, past: Any = None, seen: Seen | None = None
+) -> tuple[Tensor, Any]:
     """(B, V) logits of the token after each row, and the cache that saves the next call the rows so far (or None).
 
     ids: (B, T) the tokens that past has not seen, ending at the last column; mask: (B, all so far), 0 on padding, which
     stands on the left. For a model that keeps no such cache, past is None and ids are all tokens, without padding.
+    seen: what the rows are shown.
     """
     height, width = ids.shape
     last = torch.arange(height, device=ids.device) * width + width - 1
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]}
+    counted = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": counted}
+    if seen is not None:
+        given |= seen.inputs(model, ids, mask, counted, first=past is None)
     cache = {"past_key_values": past, "use_cache": True} if caches(model) else {}
     with _select(head_of(model), last, True), fresh_factors(model):
-        output = model(**(accepted(model, inputs) | cache))
+        output = model(**(accepted(model, given) | cache))
     return output.logits.flatten(0, 1), output.past_key_values if cache else None
 
 
@@ -131,9 +140,18 @@ def caches(model: nn.Module) -> bool:
 def _packs(model: nn.Module, batch: Batch) -> bool:
     """Whether this batch's rows are packed."""
     engine = engine_of(model)
+    if batch.visual is not None and not engine.shown:
+        return False
     width = batch.input_ids.shape[1]
     fits = (engine.longest is None or width <= engine.longest) and not engine.regime(width)
     return engine.packed and batch.lengths is not None and fits
+
+
+def _one_prompt(batch: Batch) -> bool:
+    """Whether the rows of an example have one prompt, and are shown the same."""
+    asked = [prompt for prompt, _ in batch.first]
+    count = len(batch.pair_ids)
+    return all(asked[i] == asked[i % count] for i in range(len(asked)))
 
 
 def run_apart(model: nn.Module, batch: Batch) -> Sides:
@@ -164,13 +182,21 @@ def _run_part(
     prompts: dict[nn.Module, tuple[Tensor, Tensor]],
 ) -> Tensor:
     """(len(index), D) hidden states of one row."""
-    inputs = {
-        "input_ids": batch.input_ids.flatten()[part.source][None],
-        "position_ids": part.positions[None],
-        "segments": part.segments,
-        "prompts": prompts,
-    }
-    return read_at(model, inputs, index, packed=True)[0]
+    given = _packed(model, batch, part.source, part.positions)
+    if batch.visual is not None and not prompts:  # the first of the rows, which holds the prompts
+        seen = batch.visual.of(range(len(batch.pair_ids)))
+        given |= taken(model, seen, encode(model, seen))
+    return read_at(model, given | {"segments": part.segments, "prompts": prompts}, index, packed=True)[0]
+
+
+def _packed(model: nn.Module, batch: Batch, source: Tensor, counted: Tensor) -> dict[str, Any]:
+    """Ids and positions of tokens behind each other in one row. source: (N,) index in the flattened batch; counted:
+    (N,) positions that count tokens."""
+    placed = None
+    if batch.visual is not None:
+        placed = positions(model, batch.input_ids, batch.attention_mask, batch.visual)
+    at = counted[None] if placed is None else placed.flatten(1)[:, None, source]
+    return {"input_ids": batch.input_ids.flatten()[source][None], "position_ids": at}
 
 
 def _cut(model: nn.Module, batch: Batch, chosen: Tensor, rejected: Tensor) -> Outputs:
@@ -180,25 +206,29 @@ def _cut(model: nn.Module, batch: Batch, chosen: Tensor, rejected: Tensor) -> Ou
     return Outputs(hidden, rows, columns + 1, batch.input_ids[rows, columns + 1], model)
 
 
-def run_as(model: nn.Module, batch: Batch, *, head: bool, packed: bool, tiled: bool) -> Outputs:
-    """One pass in a given way. head: apply the head, here unless tiled; packed: rows behind each other, no padding."""
+def run_as(
+    model: nn.Module, batch: Batch, *, head: bool, packed: bool, tiled: bool, features: Features | None = None
+) -> Outputs:
+    """One pass in a given way. head: apply the head, here unless tiled; packed: rows behind each other, no padding.
+    features: of what the rows are shown, where they were encoded already."""
+    if batch.visual is not None and features is None:
+        features = encode(model, batch.visual)
     rows, columns = batch.completion_mask[:, 1:].nonzero(as_tuple=True)
     at_once = head and not tiled
     if packed:
         layout = pack(batch.lengths or (), batch.first, batch.input_ids.shape[1], batch.input_ids.device)
-        inputs = {
-            "input_ids": batch.input_ids.flatten()[layout.source][None],
-            "position_ids": layout.positions[None],
-            "segments": layout.segments,
-        }
-        hidden, whole = read_at(model, inputs, layout.predicts, packed=True, logits=at_once)
+        given = _packed(model, batch, layout.source, layout.positions) | {"segments": layout.segments}
+        if batch.visual is not None and features is not None:  # a prompt stands where the first row with it does
+            asked = [i for i, (prompt, _) in enumerate(batch.first) if prompt == i]
+            given |= taken(model, batch.visual.of(asked), features)
+        hidden, whole = read_at(model, given, layout.predicts, packed=True, logits=at_once)
     else:
-        hidden, whole = _run_padded(model, batch, rows, columns, at_once)
+        hidden, whole = _run_padded(model, batch, rows, columns, at_once, features)
     return Outputs(hidden, rows, columns + 1, batch.input_ids[rows, columns + 1], model, whole, head)
 
 
 def _run_padded(
-    model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor, logits: bool
+    model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor, logits: bool, features: Features | None
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states (N, D) and logits (N, V) or None at places of the batch, in a pass for each regime of lengths."""
     found, places = [], []
@@ -206,7 +236,10 @@ def _run_padded(
         ids, mask = batch.input_ids[index][:, part], batch.attention_mask[index][:, part]
         here = torch.isin(rows, index).nonzero()[:, 0]
         at = torch.searchsorted(index, rows[here]) * ids.shape[1] + columns[here] - (part.start or 0)
-        found.append(read_at(model, _padded(ids, mask), at, logits=logits))
+        given = _padded(ids, mask)
+        if batch.visual is not None and features is not None:
+            given |= inputs(model, ids, mask, batch.visual.of(index.tolist()), features)
+        found.append(read_at(model, given, at, logits=logits))
         places.append(here)
     if len(found) == 1:
         return found[0]
@@ -232,12 +265,12 @@ def _groups(model: nn.Module, mask: Tensor) -> list[tuple[Tensor, slice]]:
 
 
 def read_at(
-    model: nn.Module, inputs: dict[str, Any], index: Tensor, *, packed: bool = False, logits: bool = False
+    model: nn.Module, given: dict[str, Any], index: Tensor, *, packed: bool = False, logits: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """What the head reads at places `index` of its flattened input, and what it makes of it if logits are wanted."""
     how = packed_attention(model) if packed else nullcontext()
     with _select(head_of(model), index, logits) as seen, how, fresh_factors(model):
-        output = model(**accepted(model, inputs))
+        output = model(**accepted(model, given))
     return seen[0], output.logits.flatten(0, 1) if logits else None
 
 

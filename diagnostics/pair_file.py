@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from diagnostics import sequences
 from diagnostics.errors import DataError
+from diagnostics.frames import Frames, packed
+from diagnostics.media import Media
 from diagnostics.processes import agree, processes, share
 from diagnostics.sequences import Example
 from diagnostics.token_ids import TokenIds
@@ -18,11 +20,20 @@ T = TypeVar("T")
 
 BATCH = 1024  # examples of one record batch
 _IDS = ("prompt_ids", "completion_ids")
-# one row a sequence; those of an example stand together, and a prompt that is the one before is left empty
+# where the frames are: in files by their paths, or in their content (see frames.Frames)
+_MEDIUM = pa.struct(
+    [
+        *((name, pa.string()) for name in ("kind", "digest", "source")),
+        *(("view", pa.list_(pa.string())), ("size", pa.list_(pa.int64())), ("taken", pa.list_(pa.int64()))),
+        *(("paths", pa.list_(pa.string())), ("contents", pa.list_(pa.large_binary()))),
+    ]
+)
+# one row a sequence; those of an example stand together, and a prompt or media that are the ones before are left empty
 _SCHEMA = pa.schema(
     [
         *(("pair_id", pa.string()), ("source_row", pa.int64()), ("doubts", pa.list_(pa.string()))),
-        *(("name", pa.string()), ("has_eos", pa.bool_()), *((name, pa.large_list(pa.int32())) for name in _IDS)),
+        *(("name", pa.string()), ("has_eos", pa.bool_()), ("media", pa.list_(_MEDIUM))),
+        *((name, pa.large_list(pa.int32())) for name in _IDS),
     ]
 )
 
@@ -63,15 +74,38 @@ def read_pairs_file(path: Path) -> list[Example]:
 def _batch(examples: Sequence[Example]) -> pa.RecordBatch:
     rows: list[tuple[Any, ...]] = []
     for example in examples:
-        before = None
+        before, shown = None, None
         for name, row in example.rows.items():
             prompt = TokenIds(()) if row.prompt_ids == before else row.prompt_ids
-            before = row.prompt_ids
-            known = example.pair_id, example.source_row, example.doubts, name, row.has_eos
+            media = row.media if row.media is None else [] if row.media == shown else [_written(m) for m in row.media]
+            before, shown = row.prompt_ids, row.media
+            known = example.pair_id, example.source_row, example.doubts, name, row.has_eos, media
             rows.append((*known, prompt, row.completion_ids))
     columns = zip(zip(*rows, strict=True), _SCHEMA, strict=True)
     arrays = [_lists(v) if field.name in _IDS else pa.array(v, field.type) for v, field in columns]
     return pa.record_batch(arrays, schema=_SCHEMA)
+
+
+def _written(medium: Any) -> dict[str, Any]:
+    """A medium for a file; of other kinds than images and clips there is no written form."""
+    if not isinstance(medium, Media):
+        raise DataError(
+            f"{type(medium).__name__}: several processes share pairs with images and clips only. Start one process."
+        )
+    frames = packed(medium)
+    return {
+        **{name: getattr(medium, name) for name in ("kind", "digest", "source", "view")},
+        "size": medium.shape(),
+        "taken": frames.taken,
+        "paths": [item if isinstance(item, str) else None for item in frames.items],
+        "contents": [item if isinstance(item, bytes) else None for item in frames.items],
+    }
+
+
+def _read(row: dict[str, Any]) -> Media:
+    items = tuple(path if path is not None else content for path, content in zip(row["paths"], row["contents"]))
+    load, view = Frames(items, tuple(row["taken"])), tuple(row["view"])
+    return Media(row["kind"], row["digest"], view, row["source"], load, tuple(row["size"]))
 
 
 def _lists(values: Sequence[TokenIds]) -> pa.LargeListArray:
@@ -87,10 +121,12 @@ def _examples(batch: pa.RecordBatch) -> list[Example]:
         batch.drop_columns(list(_IDS)).to_pylist(), *(_views(batch.column(name)) for name in _IDS), strict=True
     ):
         if not found or found[-1].pair_id != row["pair_id"] or row["name"] in rows:
-            rows, asked = {}, prompt
+            rows, asked, shown = {}, prompt, None
             found.append(Example(row["pair_id"], row["source_row"], rows, tuple(row["doubts"])))
         asked = prompt if len(prompt) else asked
-        rows[row["name"]] = sequences.Sequence(asked, completion, row["has_eos"])
+        media = row["media"] and tuple(map(_read, row["media"]))
+        shown = shown if media == [] else media
+        rows[row["name"]] = sequences.Sequence(asked, completion, row["has_eos"], shown)
     return found
 
 

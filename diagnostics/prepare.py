@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,19 +28,22 @@ from diagnostics.engine import (
 from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, read_at, run_apart, run_as
 from diagnostics.logits import logps
+from diagnostics.media import of_frames
 from diagnostics.packing import windows_seen
 from diagnostics.sequences import pair_of
 from diagnostics.token_ids import TokenIds
+from diagnostics.vision import tensors
 
 # glibc's numbers (malloc.h) of the size of a block, in bytes, up to which its memory is kept, and of how much is kept
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
-def prepare(model: nn.Module) -> Engine:
+def prepare(model: nn.Module, family: Any = None) -> Engine:
     """Choose the fastest way that gives this model's plain results, by trying each on a small random batch.
 
-    Nothing in the model is changed by it. Raises DataError for a model that is not causal.
+    family: of a model that is shown media; then packing is tried on rows with media too. Nothing in the model is
+    changed by it. Raises DataError for a model that is not causal.
     """
     if device_of(model).type == "cpu":
         keep_memory()
@@ -60,7 +64,10 @@ def prepare(model: nn.Module) -> Engine:
         windows_seen.clear()
         packed = bool(configs) and _tries(model, batch, wanted, packed=True, tiled=tiled)
         apart = packed and _tries_apart(model, batch, wanted)
-    found = replace(plain, packed=packed, tiled=tiled, longest=_longest(inner), apart=apart, configs=configs)
+        shown = packed and family is not None and _tries_shown(model, family, tiled=tiled, apart=apart)
+    found = replace(
+        plain, packed=packed, tiled=tiled, longest=_longest(inner), apart=apart, configs=configs, shown=shown
+    )
     return remember(model, found)
 
 
@@ -120,6 +127,16 @@ def _tries_apart(model: nn.Module, batch: Batch, wanted: Outputs) -> bool:
         return False
 
 
+def _tries_shown(model: nn.Module, family: Any, *, tiled: bool, apart: bool) -> bool:
+    """Whether rows that are shown a clip or an image may be packed, in both ways."""
+    try:
+        batch = shown_trial(innermost(model), family)
+        wanted = run_as(model, batch, head=True, packed=False, tiled=False)
+    except Exception:  # then the first real batch says what is wrong
+        return False
+    return _tries(model, batch, wanted, packed=True, tiled=tiled) and (not apart or _tries_apart(model, batch, wanted))
+
+
 def _tries(model: nn.Module, batch: Batch, wanted: Outputs, *, packed: bool, tiled: bool) -> bool:
     """Whether this way runs at all and agrees with the plain way in hidden states and log-probs."""
     try:
@@ -144,3 +161,17 @@ def trial(inner: Any) -> Batch:
     ids = [TokenIds(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
     pairs = [pair_of("a", 0, ids[0], ids[1], ids[2]), pair_of("b", 1, ids[3], ids[4], ids[5])]
     return collate(pairs, pad_token_id=0).to(device_of(inner))
+
+
+def shown_trial(inner: Any, family: Any) -> Batch:
+    """The same of a clip, an image and no media: pairs whose prompts hold their placeholders."""
+    tokens = {kind: getattr(inner.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+    words = [i for i in range(min(64, inner.get_input_embeddings().weight.shape[0])) if i not in tokens.values()]
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    pairs = []
+    for n, media in enumerate([(of_frames(pixels),), (of_frames(pixels[0], kind="image"),), None]):
+        runs = [(s.kind, run) for m in media or () for s in [tensors.prepare(family, m, True)] for run in s.runs]
+        prompt = [*words[: n + 1], *(t for kind, run in runs for t in (*[tokens[kind]] * run, words[n]))]
+        made = pair_of(str(n), n, prompt, words[9 : 11 + n], words[20 + n : 24])
+        pairs.append(replace(made, rows={k: replace(row, media=media) for k, row in made.rows.items()}))
+    return collate(pairs, pad_token_id=0, family=family).to(device_of(inner))

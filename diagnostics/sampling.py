@@ -12,12 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.engine import device_of, engine_of, evaluating, innermost
 from diagnostics.errors import DataError
 from diagnostics.forward import caches, decode
+from diagnostics.media import Media
 from diagnostics.pairs import Text
 from diagnostics.scoring import batches
 from diagnostics.sequences import Example
 from diagnostics.stats import wide
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import end_ids, tokenize_prompts
+from diagnostics.vision.encode import Seen
+from diagnostics.vision.placeholders import placeholder_ids
+from diagnostics.vision.tensors import visual
 
 OWN_TOKENS = 32  # an own answer is cut here
 TOGETHER = 32  # prompts answered at a time
@@ -32,25 +36,34 @@ def draw(
     ends: Collection[int],
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    media: Sequence[tuple[Media, ...] | None] | None = None,
+    family: Any = None,
 ) -> list[tuple[int, ...]]:
     """One answer (token ids) to each prompt (token ids): until one of `ends` (kept) or its limit of tokens.
 
     temperature: 0 takes the most likely token each time; else tokens are drawn from the whole distribution of
     logits / temperature by generator, in float64 wherever the device has it. Nothing else that the model's
-    generation_config says has a say.
+    generation_config says has a say. media, of a family: what each prompt is shown; such a model never says a
+    placeholder.
     """
     limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
+    media = media or [None] * len(prompts)
     how: dict[str, Any] = {"pad": pad, "ends": ends, "temperature": temperature, "generator": generator}
     if engine_of(model).switch is not None and len(prompts) > 1:  # a row's rotary factors are to be its own
-        return [draw(model, [p], [limit], **how)[0] for p, limit in zip(prompts, limits, strict=True)]
+        each = zip(prompts, limits, media, strict=True)
+        return [draw(model, [p], [limit], media=[m], family=family, **how)[0] for p, limit, m in each]
     width, device = max(map(len, prompts)), device_of(model)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     new, past = ids, None
+    shown = visual(family, media) if family is not None else None
+    never = placeholder_ids(family) if family is not None else []
     with torch.no_grad(), evaluating(model):
+        seen = Seen(model, shown.to(device)) if shown is not None else None
         while any(_goes_on(a, limit, ends) for a, limit in zip(answers, limits, strict=True)):
-            logits, past = decode(model, new, mask, past)
+            logits, past = decode(model, new, mask, past, seen)
+            logits[:, never] = -torch.inf
             tokens = _next(logits, temperature, generator)
             for i, token in enumerate(tokens[:, 0].tolist()):
                 answers[i] += (token,) if _goes_on(answers[i], limits[i], ends) else ()
@@ -75,7 +88,9 @@ def own_answers(
     found = {}
     for group in batches(pairs, budget, lambda _, longest: longest):
         limits = [min(OWN_TOKENS, longest - len(p.prompt_ids)) for p in group]
-        answers = draw(model, [p.prompt_ids for p in group], limits, pad=likelihood.pad_token_id, ends=ends)
+        shown: dict[str, Any] = {"media": [p.chosen.media for p in group], "family": likelihood.family}
+        asked = [p.prompt_ids for p in group]
+        answers = draw(model, asked, limits, pad=likelihood.pad_token_id, ends=ends, **shown)
         found |= {p.pair_id: ids for p, ids in zip(group, answers, strict=True)}
     return found
 

@@ -15,7 +15,8 @@ class Sequence:
     """prompt_ids holds BOS and template tokens; completion_ids ends in its end token (EOS, or the chat template's end
     of a turn) where has_eos is True: False where the completion was truncated, where the end is switched off, or where
     the template ends a turn in ordinary text. media: what the model is shown beside the tokens, None for text alone;
-    its repr says its whole content.
+    its repr says its whole content. Images and clips (a tuple of Media) stand in the order of their placeholders, which
+    prompt_ids holds as many of as the model wants.
     """
 
     prompt_ids: TokenIds
@@ -74,6 +75,11 @@ class Example:
         return max(map(len, self.rows.values()))
 
 
+def answer(example: Example, completion_ids: Iterable[int]) -> Sequence:
+    """Another completion of an example's prompt, shown what its first row is shown."""
+    return replace(next(iter(example.rows.values())), completion_ids=TokenIds(completion_ids), has_eos=True)
+
+
 def pair_of(
     pair_id: str,
     source_row: int,
@@ -82,9 +88,14 @@ def pair_of(
     rejected_ids: Iterable[int],
     ends: tuple[bool, bool] = (True, True),
     doubts: tuple[str, ...] = (),
+    media: Any = None,
 ) -> Example:
-    """A preference pair: two completions of one prompt. ends: whether chosen and rejected end in their end token."""
+    """A preference pair: two completions of one prompt. ends: whether chosen and rejected end in their end token.
+    media: what the model is shown with both."""
     prompt = TokenIds(prompt_ids)
     chosen, rejected = TokenIds(chosen_ids), TokenIds(rejected_ids)
-    rows = {"chosen": Sequence(prompt, chosen, ends[0]), "rejected": Sequence(prompt, rejected, ends[1])}
+    rows = {
+        name: Sequence(prompt, ids, end, media)
+        for name, ids, end in zip(("chosen", "rejected"), (chosen, rejected), ends)
+    }
     return Example(pair_id, source_row, rows, doubts)

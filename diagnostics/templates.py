@@ -12,10 +12,11 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from diagnostics.errors import DataError
+from diagnostics.media import Media
 from diagnostics.pairs import Message, PreferencePair, SkipRow
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Turn:
     generation prompt, None where it writes something else instead of that. end: what closes the answer, up to and
     including its end token; rest: what is written behind.
     tokens: finds the tokens of the vocabulary that are no ordinary text (as <|im_end|>).
+    parts: it takes contents as lists of parts, as the templates of vision-language models do; wants_parts: no others.
     """
 
     header: str = ""
@@ -48,6 +50,8 @@ class Turn:
     rest: str = ""
     tokens: re.Pattern[str] | None = None
     known: bool = False
+    parts: bool = False
+    wants_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class RenderedPair:
 
     ends: what closes chosen and rejected, a part of these texts; "" where nothing does, and EOS has to.
     doubts: codes (diagnostics.audit.DOUBTS). notes: in words, what of the row, or of what the template writes, was left
-    out of these texts.
+    out of these texts. media: what the model is shown; the prompt has one placeholder for each of them, and `expanded`
+    is the prompt that is tokenized then, with as many as the model wants, of which `lead` characters stand before the
+    first.
     """
 
     prompt: str
@@ -66,13 +72,24 @@ class RenderedPair:
     ends: tuple[str, str] = ("", "")
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    media: tuple[Media, ...] = ()
+    expanded: str = ""
+    lead: int = 0
 
 
 def find_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
     """What the template writes around an answer, seen in a conversation of two made-up turns."""
+    found = _find_turn(tokenizer, _ASKED, _ANSWER)
+    if found.known:
+        return found
+    of_parts = _find_turn(tokenizer, as_parts(_ASKED), as_parts(_ANSWER))
+    return replace(of_parts, parts=True, wants_parts=True) if of_parts.known else found
+
+
+def _find_turn(tokenizer: "PreTrainedTokenizerBase", question: Any, answer: Any) -> Turn:
     tokens = _tokens(tokenizer)
-    asked = [{"role": "user", "content": _ASKED}]
-    answered = [*asked, {"role": "assistant", "content": _ANSWER}]
+    asked = [{"role": "user", "content": question}]
+    answered = [*asked, {"role": "assistant", "content": answer}]
     try:
         bare, prompt, whole = (
             apply_template(tokenizer, messages, add_generation_prompt=ask)
@@ -87,7 +104,20 @@ def find_turn(tokenizer: "PreTrainedTokenizerBase") -> Turn:
     header = before[len(bare) :] if before.startswith(bare) else ""
     lacks = prompt == bare and bool(header.strip())
     opened = before[len(prompt) :] if before.startswith(prompt) else None
-    return Turn(header, lacks, opened, end, tail[len(end) :], tokens, True)
+    return Turn(header, lacks, opened, end, tail[len(end) :], tokens, True, _takes_parts(tokenizer, bare))
+
+
+def _takes_parts(tokenizer: "PreTrainedTokenizerBase", bare: str) -> bool:
+    """Whether the template writes a content of text parts as it writes their text."""
+    try:
+        return apply_template(tokenizer, [{"role": "user", "content": as_parts(_ASKED)}]) == bare
+    except SkipRow:
+        return False
+
+
+def as_parts(said: Any) -> Any:
+    """A content as parts."""
+    return [{"type": "text", "text": said}] if isinstance(said, str) else said
 
 
 def _tail_within(tokenizer: "PreTrainedTokenizerBase", answered: list[Message], asked: list[Message]) -> str:
@@ -156,6 +186,11 @@ def _parts(
     prompt: list[Message], answers: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", turn: Turn, options: Any
 ) -> tuple[str, list[str], list[str]]:
     """The prompt as the model is asked, what the template writes behind it for each answer, and doubts about both."""
+    probe: Message = {"role": "assistant", "content": _ANSWER}
+    if turn.wants_parts:
+        prompt, answers, (probe,) = (
+            [m | {"content": as_parts(m["content"])} for m in turns] for turns in (prompt, answers, [probe])
+        )
     if prompt and prompt[-1].get("role") == "assistant":
         asked = apply_template(tokenizer, prompt, continue_final_message=True, **options)
         wholes = [apply_template(tokenizer, _continued(prompt, a), **options) for a in answers]
@@ -169,8 +204,8 @@ def _parts(
     if turn.opened is None:  # it asks in another way than it writes an answer
         asked = apply_template(tokenizer, prompt, **options) + turn.header
         return asked, _behind(asked, wholes), ["generation_prompt_differs"]
-    probe = [*prompt, {"role": "assistant", "content": _ANSWER}]  # it writes the prompt in another way then
-    before = apply_template(tokenizer, probe, **options).rpartition(_ANSWER)[0]
+    answered = [*prompt, probe]  # it writes the prompt in another way then
+    before = apply_template(tokenizer, answered, **options).rpartition(_ANSWER)[0]
     return asked, [turn.opened + text for text in _behind(before, wholes)], ["prompt_differs"]
 
 
@@ -204,7 +239,10 @@ def _answer(name: str, messages: Any, notes: list[str]) -> Message:
 
 
 def _continued(prompt: Sequence[Message], answer: Message) -> list[Message]:
-    return [*prompt[:-1], {**prompt[-1], **answer, "content": content(prompt[-1]) + content(answer)}]
+    said: Any = content(prompt[-1]) + content(answer)
+    if isinstance(prompt[-1].get("content"), list):
+        said = [part for part in prompt[-1]["content"] if part["type"] != "text"] + as_parts(said)
+    return [*prompt[:-1], {**prompt[-1], **answer, "content": said}]
 
 
 def _cut_end(completion: str, turn: Turn, eos: str) -> tuple[str, str, str]:

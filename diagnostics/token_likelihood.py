@@ -11,12 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.batch import Batch, collate
 from diagnostics.engine import Engine, engine_of, innermost
+from diagnostics.errors import DataError
 from diagnostics.forward import Outputs, run
 from diagnostics.likelihood import GIVES
 from diagnostics.prepare import prepare
 from diagnostics.row_stats import row_stats
 from diagnostics.sequences import Example
 from diagnostics.stats import SequenceStats
+from diagnostics.vision.placeholders import FAMILIES
 
 CPU_TOKENS = 2048  # tokens of one batch on a CPU: more is slower where what a layer makes leaves the cache
 GPU_TOKENS = (2048, 65536)  # fewest and most tokens of one batch on a GPU: more than that is not faster
@@ -25,24 +27,32 @@ GPU_TOKENS = (2048, 65536)  # fewest and most tokens of one batch on a GPU: more
 @dataclass(frozen=True)
 class TokenLikelihood:
     """See diagnostics.likelihood. pad_token_id: any id works, because padding is masked. head: False skips the
-    vocabulary head where only hidden states are wanted; log-probs are then NaN."""
+    vocabulary head where only hidden states are wanted; log-probs are then NaN. family: that of a model which is shown
+    media (vision.placeholders.family_of)."""
 
     pad_token_id: int
     head: bool = True
+    family: Any = None
     gives = frozenset(GIVES)
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TokenLikelihood":
-        """With the padding of a tokenizer."""
-        return cls(tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
+        """With the padding of a tokenizer, and the family that `load_tokenizer` noted at it."""
+        pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+        return cls(pad, family=getattr(tokenizer, "family", None))
 
     def prepare(self, model: nn.Module) -> Engine:
         """The fastest way that gives the model's plain results (see prepare.prepare)."""
-        return prepare(model)
+        return prepare(model, self.family)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Padded on the right."""
-        return collate(examples, pad_token_id=self.pad_token_id)
+        """Padded on the right. Raises DataError where rows have media and the model is shown none."""
+        if self.family is None and any(row.media for example in examples for row in example.rows.values()):
+            raise DataError(
+                f"pair_id {examples[0].pair_id} and others have images or clips, which this model is not shown, or not "
+                f"by Chesboard. Leave them out, or choose one of {', '.join(FAMILIES)}."
+            )
+        return collate(examples, pad_token_id=self.pad_token_id, family=self.family)
 
     def batch(self, fields: dict[str, Any]) -> Batch:
         """See Likelihood. A data loader that pins memory makes lists of tuples."""
@@ -83,7 +93,9 @@ def cost_of(engine: Engine) -> Callable[[Example, int], int]:
     """What an example adds to a batch as this engine lays it out."""
 
     def tokens(example: Example, longest: int) -> int:
-        if engine.packed and (engine.longest is None or longest <= engine.longest) and not engine.regime(longest):
+        fits = (engine.longest is None or longest <= engine.longest) and not engine.regime(longest)
+        shown = any(row.media for row in example.rows.values())
+        if engine.packed and fits and (engine.shown or not shown):
             return _prompts(example) + sum(len(row.completion_ids) - 1 for row in example.rows.values())
         return padded(example, longest)
 

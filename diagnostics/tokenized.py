@@ -15,6 +15,8 @@ from diagnostics.pairs import PreferencePair, SkipRow, Text
 from diagnostics.sequences import Example, pair_of
 from diagnostics.templates import RenderedPair, Turn, find_turn, render_chat, render_prompt
 from diagnostics.token_ids import TokenIds
+from diagnostics.vision.placeholders import Family
+from diagnostics.vision.prompts import expanded, placed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +66,8 @@ def tokenize_pairs(
 
     max_length: most tokens of prompt + completion, None for no limit. Over it, truncation decides:
         drop        skips the pair;
-        keep_end    cuts the start of the prompt (BOS stays); skips the pair if a completion alone is too long;
+        keep_end    cuts the start of the prompt (BOS stays); skips the pair if a completion alone is too long, or if
+                    placeholders of its media would be cut;
         keep_start  cuts the end of a completion, which then has no EOS; skips the pair if nothing of it is left;
         error       raises DataError naming the row.
     append_eos: end each completion, once: text in EOS, chat messages in the template's end of the turn (in EOS where it
@@ -85,7 +88,10 @@ def tokenize_pairs(
             continue
         ids = [next(encoded) for _ in range(5)]
         whole = _join(pair, ids, prefix, text, closing, tokenizer, append_eos)
-        done.append(whole if isinstance(whole, SkippedPair) else _fit(whole, prefix, max_length, truncation, where))
+        shown = _shown(ids[0], text, tokenizer)
+        done.append(
+            whole if isinstance(whole, SkippedPair) else _fit(whole, prefix, shown, max_length, truncation, where)
+        )
     return done
 
 
@@ -111,31 +117,41 @@ def render_pairs(
     pairs: Sequence[PreferencePair], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[RenderedPair | SkippedPair]:
     """The texts to tokenize: plain text as it is, chat messages through the tokenizer's chat template."""
+    family: Family | None = getattr(tokenizer, "family", None)  # of a model that is shown media; see trainers.models
     turn: Turn | None = None
     found: list[RenderedPair | SkippedPair] = []
     for pair in pairs:
         chat = pair.chat_prompt or not isinstance(pair.prompt, str)
         turn = turn or find_turn(tokenizer) if chat and tokenizer.chat_template else turn
-        if pair.chat_prompt and turn and _ends_text(turn, tokenizer):
-            sides = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
-            pair = replace(pair, prompt=pair.chat_prompt, chosen=sides[0], rejected=sides[1])
-        if isinstance(pair.prompt, str):
-            found.append(RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False))
-            continue
-        turn = turn or find_turn(tokenizer)
-        found.append(_render(pair, tokenizer, turn))
+        try:
+            found.append(_rendered(pair, tokenizer, family, turn))
+        except SkipRow as skip:
+            found.append(SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason))
     return found
 
 
-def _render(
-    pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", turn: Turn, tries: int = 3
-) -> RenderedPair | SkippedPair:
+def _rendered(
+    pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", family: Family | None, turn: Turn | None
+) -> RenderedPair:
+    """The texts of one pair. SkipRow where they cannot be made."""
+    pair = placed(pair, family, chat=bool(tokenizer.chat_template), parts=bool(turn and turn.parts))
+    if pair.chat_prompt and turn and isinstance(pair.prompt, str) and _ends_text(turn, tokenizer):
+        sides = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
+        pair = replace(pair, prompt=pair.chat_prompt, chosen=sides[0], rejected=sides[1])
+    if isinstance(pair.prompt, str):
+        text = RenderedPair(pair.prompt, str(pair.chosen), str(pair.rejected), False)
+    else:
+        text = _render(pair, tokenizer, turn or find_turn(tokenizer))
+    return expanded(text, pair, family) if family else text
+
+
+def _render(pair: PreferencePair, tokenizer: "PreTrainedTokenizerBase", turn: Turn, tries: int = 3) -> RenderedPair:
     try:
         return render_chat(pair, tokenizer, turn)
-    except SkipRow as skip:
+    except SkipRow:
         if tries > 1 and "strftime_now" in str(tokenizer.chat_template):  # a second may have ended between two texts
             return _render(pair, tokenizer, turn, tries - 1)
-        return SkippedPair(pair.pair_id, pair.source_row, skip.code, skip.reason)
+        raise
 
 
 def _ends_text(turn: Turn, tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -166,7 +182,8 @@ def _texts(text: RenderedPair, ended: bool) -> tuple[str, ...]:
     """The three parts, then both joint texts, which only serve to find merges over the boundary."""
     sides = (text.chosen, text.rejected)
     chosen, rejected = sides if ended else (s.removesuffix(end) for s, end in zip(sides, text.ends, strict=True))
-    return text.prompt, chosen, rejected, text.prompt + chosen, text.prompt + rejected
+    prompt = text.expanded or text.prompt
+    return prompt, chosen, rejected, prompt + chosen, prompt + rejected
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool = False) -> list[Ids]:
@@ -254,7 +271,18 @@ def _join(
     doubts = [*text.doubts, *doubts, *(["token_merge"] if merged else [])]
     chosen, rejected = sides
     ended = chosen[-1] in ends[0], rejected[-1] in ends[1]
-    return pair_of(pair.pair_id, pair.source_row, prompt, chosen, rejected, ended, tuple(doubts))
+    return pair_of(pair.pair_id, pair.source_row, prompt, chosen, rejected, ended, tuple(doubts), text.media or None)
+
+
+def _shown(body: Ids, text: RenderedPair, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens of the prompt from the first placeholder on, with the special tokens right before it; 0 without media."""
+    if not text.media:
+        return 0
+    start = len(_encode(tokenizer, [text.expanded[: text.lead]])[0])
+    special = tokenizer.added_tokens_decoder
+    while start and body[start - 1] in special:
+        start -= 1
+    return len(body) - start
 
 
 def _closing_ids(end: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
@@ -289,6 +317,7 @@ def _with_prefix(ids: Ids, prefix: Ids, templated: bool) -> tuple[Ids, list[str]
 def _fit(
     pair: Example,
     prefix: Ids,
+    shown: int,
     max_length: int | None,
     truncation: Truncation,
     where: Callable[[int], str],
@@ -297,7 +326,7 @@ def _fit(
     lengths = (len(pair.prompt_ids), len(pair.chosen.completion_ids), len(pair.rejected.completion_ids))
     try:
         if max_length is not None and pair.longest > max_length:
-            pair = _cut(pair, lengths, len(prefix), max_length, truncation, where)
+            pair = _cut(pair, lengths, len(prefix), shown, max_length, truncation, where)
         if pair.chosen.completion_ids == pair.rejected.completion_ids:
             raise SkipRow("identical_completions", "chosen and rejected are the same tokens")
     except SkipRow as skip:
@@ -310,6 +339,7 @@ def _cut(
     pair: Example,
     lengths: tuple[int, int, int],
     prefix: int,
+    shown: int,
     max_length: int,
     truncation: Truncation,
     where: Callable[[int], str],
@@ -322,7 +352,7 @@ def _cut(
             "drop, keep_start or keep_end."
         )
     if truncation == "keep_end":
-        return _cut_prompt(pair, prefix, max_length - longest, sizes)
+        return _cut_prompt(pair, prefix, shown, max_length - longest, sizes)
     if prompt >= max_length:
         raise SkipRow("prompt_over_length", sizes)
     if truncation == "drop":
@@ -330,8 +360,10 @@ def _cut(
     return _cut_completions(pair, max_length - prompt)
 
 
-def _cut_prompt(pair: Example, prefix: int, room: int, sizes: str) -> Example:
+def _cut_prompt(pair: Example, prefix: int, shown: int, room: int, sizes: str) -> Example:
     body = room - prefix
+    if body < shown and room >= 1:
+        raise SkipRow("media_cut", f"{sizes}, and the cut would take placeholders of the media out of the prompt")
     if room < 1 or body < 0:
         raise SkipRow("completion_over_length", f"{sizes}, and the completion alone leaves no room for a prompt")
     ids = TokenIds([*pair.prompt_ids[:prefix], *pair.prompt_ids[len(pair.prompt_ids) - body :]])

@@ -2,26 +2,38 @@
 
 Colour is never the only sign: every part stands under a heading, tokens are parted by |, and the end token stands in
 brackets. Text of the data, of the model and of its template is printed as plain text, control characters written out.
+Images and clips get a line each, and where the terminal has colours their first frames, small; a run of placeholders
+is one token with a count.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from rich.color import Color
 from rich.console import Console
+from rich.style import Style
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.audit import DOUBTS, audit_pairs
 from diagnostics.errors import UserError, printable
+from diagnostics.media import Media
 from diagnostics.pairs import PairTable
 from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair
 from diagnostics.tokenized import render_pair
+from diagnostics.vision.prompts import written
 
 STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "yellow"}
 _END, _ID, _PARTED = "bold reverse", "dim", "dim"
 _WHOLE = 8  # tokens that one character may be spread over
+_RUN = 3  # equal special tokens that are shown as one with a count
+_THUMBS, _THUMB = 6, 16  # frames that are drawn of a clip, and their width in characters
 
 
 def show_row(
@@ -32,10 +44,11 @@ def show_row(
     if not 0 <= row < count:
         raise UserError(f"{table.source}: there is no row {row}. Give --row 0 to {count - 1}.")
     console = Console(no_color=plain, color_system=None if plain else "auto", highlight=False)
-    console.print(*_lines(table, tokenizer, row, settings), sep="\n", soft_wrap=True)
+    drawn = console.color_system is not None
+    console.print(*_lines(table, tokenizer, row, settings, drawn), sep="\n", soft_wrap=True)
 
 
-def _lines(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any]) -> list[Text]:
+def _lines(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any], drawn: bool) -> list[Text]:
     head = [_said(f"{table.where(row)} (row {row} of {len(table.pairs) + len(table.problems)})", "bold")]
     head += [_said(table.reading.said())]
     for problem in table.problems:
@@ -47,10 +60,48 @@ def _lines(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any])
     rendered = render_pair(pair, tokenizer)
     notes = rendered.notes if isinstance(rendered, RenderedPair) else ()
     left = [_said(note, "yellow") for note in notes]
+    head += _media(pair.media, rendered, tokenizer, drawn)
     if not found.tokenized:
         return [*head, _said(f"skipped, {found.frame.iloc[0]['reason']}", "bold red"), *_texts(found.frame), *left]
     doubts = [_said(f"doubt, {code}: {DOUBTS[code]}", "magenta") for code in _codes(found.frame)]
     return [*head, *_tokens(found.tokenized[0], tokenizer), *left, *doubts]
+
+
+def _media(media: Sequence[Media], rendered: Any, tokenizer: Any, drawn: bool) -> list[Text]:
+    """A line for each medium, and its first frames where they can be drawn."""
+    shown = isinstance(rendered, RenderedPair) and rendered.media
+    texts = written(rendered, tokenizer.family) if shown else [None] * len(media)
+    lines = []
+    for number, (medium, text) in enumerate(zip(media, texts, strict=True), 1):
+        count, height, width = medium.shape()
+        frames = f"{count} frame{'s' if count > 1 else ''} of {width} x {height} pixels"
+        told = [medium.kind, frames, medium.source, f"digest {medium.digest}", *medium.view]
+        told += [_placeholders(text, tokenizer)] if text is not None else []
+        lines.append(_said(f"[media {number}] {', '.join(told)}", "bold magenta"))
+        lines += _drawn(medium.frames()) if drawn else []
+    return lines
+
+
+def _placeholders(text: str, tokenizer: Any) -> str:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    token, count = Counter(ids).most_common(1)[0]
+    return f"{count} placeholders {_decode(tokenizer, [token])}"
+
+
+def _drawn(frames: np.ndarray) -> list[Text]:
+    """The first frames beside one another, two pixels a character, one above the other."""
+    small = [Image.fromarray(frame) for frame in frames[:_THUMBS]]
+    high = max(2, round(_THUMB * frames.shape[1] / frames.shape[2] / 2) * 2)
+    pixels = np.concatenate(
+        [np.pad(np.asarray(f.resize((_THUMB, min(high, 2 * _THUMB)))), ((0, 0), (0, 1), (0, 0))) for f in small], axis=1
+    )
+    lines = []
+    for above, below in zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True):
+        line = Text()
+        for upper, lower in zip(above, below, strict=True):
+            line.append("▀", Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
+        lines.append(line)
+    return lines
 
 
 def _codes(frame: Any) -> list[str]:
@@ -75,15 +126,23 @@ def _tokens(pair: Example, tokenizer: Any) -> list[Text]:
 
 
 def _line(ids: Sequence[int], tokenizer: Any, style: str, ended: bool) -> Text:
-    """text:id|text:id ... and the end token as [END text:id]."""
-    line = Text()
-    for k, (text, own) in enumerate(pieces(tokenizer, ids[: len(ids) - ended])):
+    """text:id|text:id ... and the end token as [END text:id]; a run of one special token as text:id x count."""
+    line, special = Text(), tokenizer.added_tokens_decoder
+    for k, (text, own, count) in enumerate(_runs(pieces(tokenizer, ids[: len(ids) - ended]), special)):
         line.append("|" if k else "", _PARTED)
         line.append(printable(text), style).append(":" + "+".join(map(str, own)), _ID)
+        line.append(f" x {count}" if count > 1 else "", _ID)
     if ended:
         (text, own) = pieces(tokenizer, ids[-1:])[0]
         line.append("|[END " if len(line) else "[END ", _END).append(f"{printable(text)}:{own[0]}]", _END)
     return line
+
+
+def _runs(found: list[tuple[str, tuple[int, ...]]], special: Any) -> list[tuple[str, tuple[int, ...], int]]:
+    """Tokens with how often each stands there; only runs of special tokens are counted."""
+    runs = [(piece, len(list(same))) for piece, same in groupby(found)]
+    counted = [(*piece, n, n >= _RUN and piece[1][0] in special) for piece, n in runs]
+    return [one for text, own, n, run in counted for one in ([(text, own, n)] if run else [(text, own, 1)] * n)]
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:

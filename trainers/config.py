@@ -54,6 +54,7 @@ ONE_OR_MORE = (
     "gradient_accumulation_steps",
     "eval_accumulation_steps",
     "max_length",
+    "frames",
     "rounds",
     "save_total_limit",
     "torch_empty_cache_steps",
@@ -138,6 +139,7 @@ class TrainConfig:
     )
     log_kl: bool = _key("measuring", "take the KL in every step, also where the objective does not need it", True)
     split: str | None = _key("data", "split of a hub data set", None)
+    frames: int = _key("data", "most frames that are taken of a clip, evenly spread", 16)
     heldout_data: str | None = _key("data", "a second file to hold out; default is a share of data", None)
     probe_data: str | None = _key(
         "data", "a file of the pairs to probe, trained on or not; default is a draw of the training pairs", None

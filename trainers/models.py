@@ -7,6 +7,7 @@ never in a model that was partly filled with chance numbers. An adapter is put o
 import functools
 import json
 import re
+import shutil
 import sys
 import tempfile
 import warnings
@@ -24,17 +25,23 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )  # fmt: skip
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils.hub import cached_file
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash as tokenizer_hash
 from diagnostics.fingerprint import weights_hash as weights_hash
 from diagnostics.processes import processes, tell
+from diagnostics.vision.placeholders import FILES, Family, family_of
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,14 +59,15 @@ _SAMPLING = ("temperature", "top_p", "min_p", "top_h", "top_k", "typical_p", "ep
 
 
 def load_model(name: str, *, dtype: str = "float32", device_map: str | None = None) -> Any:
-    """A causal language model in eval mode; of an adapter, its base model with the adapter on it (a PeftModel).
+    """A causal language model, also one that is shown media, in eval mode; of an adapter, its base model with the
+    adapter on it (a PeftModel).
 
     Raises DataError for a folder that cannot be loaded safely and whole.
     device_map: spreads the layers over all devices ("auto"; see from_pretrained); None leaves them on the CPU.
     """
     base = adapter_base(name)
     if base is None:
-        model = load_whole(AutoModelForCausalLM, name, dtype=dtype, device_map=device_map)
+        model = load_whole(_kind(name), name, dtype=dtype, device_map=device_map)
     else:
         model = _with_adapter(name, base, dtype, device_map)
     _no_dropout(model)
@@ -89,8 +97,16 @@ def load_whole(kind: Any, name: str, *, dtype: str = "float32", device_map: str 
         )  # fmt: skip
     except Exception as error:  # whatever a model's files make the loaders raise, the files cannot be used
         raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
-    _check_loaded(name, config, found, text=kind is AutoModelForCausalLM)
+    _check_loaded(name, config, found, text=kind in (AutoModelForCausalLM, AutoModelForImageTextToText))
     return model
+
+
+def _kind(name: str) -> Any:
+    """The Auto class of a model folder or hub id: by the class that it was saved as."""
+    saved = set((_read_json(name, "config.json") or {}).get("architectures") or [])
+    seeing = saved & set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
+    seeing -= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
 
 
 def load_config(name: str) -> Any:
@@ -149,6 +165,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id; a missing pad token becomes EOS (masks rule, not the pad id).
 
     An adapter that was saved without one has its base model's. stops_at: ids at which the model stops beside EOS.
+    family: how the model is shown images and clips (diagnostics.vision), None for one that reads text alone.
     """
     base = adapter_base(name)
     if base is not None and not any(_file(name, leaf) for leaf in _TOKENIZERS):
@@ -165,8 +182,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise DataError(f"{name}: the tokenizer cannot be loaded ({_first_line(error)}).") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.stops_at = _stops_at(name, base)
+    tokenizer.stops_at, tokenizer.family = _stops_at(name, base), _family(name, base)
     return tokenizer
+
+
+def _family(name: str, base: str | None) -> Family | None:
+    """How a model, or the base of an adapter, is shown images and clips."""
+    if base is not None:
+        below = _next_base(name, base)
+        return _family(below, adapter_base(below))
+    said = _read_json(name, "config.json") or {}
+    return family_of(load_config(name), name) if "vision_config" in said else None
 
 
 def _stops_at(name: str, base: str | None) -> tuple[int, ...]:
@@ -236,15 +262,41 @@ def _has_units(dtype: str) -> bool:
 
 
 def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any:
-    """The model with a fresh LoRA adapter (peft); its reference is itself with the adapter off."""
+    """The model with a fresh LoRA adapter (peft); its reference is itself with the adapter off.
+
+    Of a model that is shown media only the language model has one, not its vision tower and projector.
+    """
     import peft
 
     wanted = targets if targets == "all-linear" else [t.strip() for t in targets.split(",")]
-    settings = peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=wanted, lora_dropout=0.0, task_type="CAUSAL_LM")
+    settings = peft.LoraConfig(
+        r=r, lora_alpha=alpha, target_modules=wanted, lora_dropout=0.0, task_type="CAUSAL_LM",
+        exclude_modules=_outside(model),
+    )  # fmt: skip
     try:
         return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
+
+
+def _outside(model: Any) -> str | None:
+    """A pattern for the modules outside of a language model and its head; None where there is nothing outside."""
+    if model.config.get_text_config() is model.config:
+        return None
+    names = {module: name for name, module in model.named_modules()}
+    inside, head = (re.escape(names[m]) for m in (model.get_decoder(), model.get_output_embeddings()))
+    return rf"(?!{inside}\.|{head}$).*"
+
+
+def keep_processor(model: Any, folder: str | Path) -> None:
+    """Copy the files that say how media are prepared from a model's own folder to another that it is saved in."""
+    name = model.config._name_or_path
+    while name and (base := adapter_base(name)):
+        name = _next_base(name, base)
+    for leaf in FILES if name else ():
+        path = _file(name, leaf)
+        if path and path.resolve() != (Path(folder) / leaf).resolve():
+            shutil.copyfile(path, Path(folder) / leaf)
 
 
 def make_savable(model: Any) -> str | None:
@@ -419,6 +471,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _limit(config: Any) -> int | None:
+    config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(limit) if limit else None
 

@@ -61,7 +61,7 @@ def _data(
     of what was read."""
     settings: Any = {"max_length": longest(config.max_length, limit), "truncation": config.truncation}
     settings["append_eos"] = config.append_eos
-    raw = read_pairs(config.data, split=config.split)
+    raw = read_pairs(config.data, split=config.split, frames=config.frames)
     hashes = {"data": data_hash(raw)}
     table, spans = cleaned(raw, config.objective)
     audit = audit_pairs(table, tokenizer, **settings)
@@ -72,7 +72,7 @@ def _data(
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
-        raw = read_pairs(config.heldout_data)
+        raw = read_pairs(config.heldout_data, frames=config.frames)
         hashes["heldout_data"] = data_hash(raw)
         other = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
         _say(config.heldout_data, other)
@@ -86,7 +86,7 @@ def _data(
     away = {p.pair_id for p in heldout}
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
     if config.probe_data:
-        raw = read_pairs(config.probe_data)
+        raw = read_pairs(config.probe_data, frames=config.frames)
         hashes["probe_data"] = data_hash(raw)
         fixed = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
         _say(config.probe_data, fixed)
@@ -96,7 +96,7 @@ def _data(
     given = gather(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
-    train = further_rows(table, train, tokenizer, config.objective, settings)
+    train = further_rows(table, train, tokenizer, config.objective, settings, frames=config.frames)
     if further := [name for name in (train[0].rows if train else ()) if name not in PAIR]:
         names = ", ".join(further)
         tell(f"{config.data}: '{config.objective}' reads further rows, from columns of their names: {names}.")

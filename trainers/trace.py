@@ -16,6 +16,7 @@ from diagnostics.engine import device_of, engine_of
 from diagnostics.errors import UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.flag.flagging import EVERY
+from diagnostics.frames import FRAMES
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
@@ -48,6 +49,7 @@ def trace(
     reference: str | None = None,
     pairs: int = 256,
     split: str | None = None,
+    frames: int = FRAMES,
     max_length: int | None = None,
     truncation: str = "drop",
     append_eos: bool = True,
@@ -70,8 +72,9 @@ def trace(
     base = found[0]
     settings = {
         "command": "trace", "data": data, "model": base, "reference_model": base, "checkpoints": list(found.values()),
-        "steps": list(found), "output_dir": str(run.path), "pairs": pairs, "split": split, "max_length": max_length,
-        "truncation": truncation, "append_eos": append_eos, "dtype": dtype, "track": track, "seed": seed,
+        "steps": list(found), "output_dir": str(run.path), "pairs": pairs, "split": split, "frames": frames,
+        "max_length": max_length, "truncation": truncation, "append_eos": append_eos, "dtype": dtype,
+        "track": track, "seed": seed,
     }  # fmt: skip
     with hold(run.path, "trace"):
         share(lambda: _trace(run, found, settings))
@@ -90,7 +93,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     for step in found.keys() - done:
         config_limit(found[step])  # what is no model is found before anything is measured
     tokenizer = load_tokenizer(base)
-    table = read_pairs(settings["data"], split=settings["split"])
+    table = read_pairs(settings["data"], split=settings["split"], frames=settings["frames"])
     audit = audit_pairs(
         table, tokenizer, max_length=longest(settings["max_length"], config_limit(base)),
         truncation=settings["truncation"], append_eos=settings["append_eos"],

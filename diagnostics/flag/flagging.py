@@ -21,6 +21,7 @@ from diagnostics.flag import forecast
 from diagnostics.flag.parts import Parts
 from diagnostics.flag.probe_rows import read_probe
 from diagnostics.flag.rates import Which
+from diagnostics.frames import FRAMES
 from diagnostics.likelihood import Likelihood
 from diagnostics.manifest import file_hash, manifest
 from diagnostics.names import nearest
@@ -63,6 +64,7 @@ def flag(
     parameters: Which = "all",
     probe: str | None = None,
     split: str | None = None,
+    frames: int = FRAMES,
     max_length: int | None = None,
     truncation: Truncation = "drop",
     append_eos: bool = True,
@@ -94,7 +96,7 @@ def flag(
         check_by(by)
         check_rule(by, **rule)
         forecast.check(likelihood, model, further, parameters)
-        table = read_pairs(data, split=split)
+        table = read_pairs(data, split=split, frames=frames)
         audit = audit_pairs(table, tokenizer, **cut)
         rows = read_probe(probe, tokenizer, max_length=max_length, truncation=truncation) if probe else []
         check_ids(model, [*audit.require_kept(), *rows])
@@ -104,7 +106,7 @@ def flag(
         hashes = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table)}
         hashes |= {"probe": file_hash(probe) or ""} if probe else {}
         asked = {"forecast": list(further), "parameters": parameters, "probe": probe} if further else {}
-        settings = {"by": by, **rule, **asked, "split": split, **cut, "batch_tokens": batch_tokens}
+        settings = {"by": by, **rule, **asked, "split": split, "frames": frames, **cut, "batch_tokens": batch_tokens}
         config = {"command": "flag", "model": model_name, "data": data, **settings}
         budget = batch_tokens or likelihood.budget(model, audit.tokenized)
         about = _about(model, hashes) | {"reading": audit.record(), "batch_tokens": budget}

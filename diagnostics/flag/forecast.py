@@ -37,7 +37,6 @@ from diagnostics.sampling import own_answers
 from diagnostics.scoring import dealt, fitting, score_batches
 from diagnostics.sequences import Example
 from diagnostics.stats import PairStats
-from diagnostics.token_ids import TokenIds
 
 # a short step's difference drowns in the rounding of bfloat16: what is taken from one says so
 RATE = "nats per unit of the loss's slope"
@@ -288,7 +287,7 @@ def _own(job: Job, groups: Groups) -> Rows:
     def work(part: Sequence[Example]) -> dict[str, Tensor]:
         how: dict[str, Any] = {"likelihood": job.likelihood, "ends": job.ends, "batch_tokens": job.batch_tokens}
         own = own_answers(job.model, part, longest=longest, **how)
-        asked = [{"own": sequences.Sequence(p.prompt_ids, TokenIds(own[p.pair_id])), "chosen": p.chosen} for p in part]
+        asked = [{"own": sequences.answer(p, own[p.pair_id]), "chosen": p.chosen} for p in part]
         batch = job.collate([replace(p, rows=rows) for p, rows in zip(part, asked, strict=True)])
         with torch.no_grad():
             stats, _ = job.likelihood.stats(batch, job.likelihood.run(job.model, batch))

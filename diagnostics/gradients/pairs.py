@@ -456,7 +456,10 @@ def _single(batch: Batch, i: int) -> Batch:
     rows = [i, len(batch.pair_ids) + i]
     values = {k: v[rows] for k, v in vars(batch).items() if isinstance(v, Tensor)}
     lengths = tuple(batch.lengths[row] for row in rows) if batch.lengths is not None else None
-    return replace(batch, **values, pair_ids=(batch.pair_ids[i],), lengths=lengths, first=((0, 0), (0, 1)))
+    other = 0 if not batch.first or batch.first[rows[0]][0] == batch.first[rows[1]][0] else 1  # a prompt of its own
+    seen = batch.visual.of(rows) if batch.visual is not None else None
+    first = ((0, 0), (other, 1))
+    return replace(batch, **values, pair_ids=(batch.pair_ids[i],), lengths=lengths, first=first, visual=seen)
 
 
 def all_alone(model: nn.Module, batch: Batch, parameters: Sequence[Tensor]) -> PairGradients:

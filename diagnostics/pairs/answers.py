@@ -28,6 +28,7 @@ STEMS = ("response_{}", "response{}", "answer_{}", "completion_{}", "output_{}",
 SIGNED = ("overall_preference", "preference_strength")
 NAMED = ("better_response_id", "labels", "label", "preference", "winner", "better", "choice", "preferred")
 PERSONA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+RRPO = ("question", "answer", "pred", "answer_masked", "pred_masked")
 ALPACA = ("instruction", "output_1", "output_2", "preference")
 
 
@@ -153,6 +154,15 @@ def numbering(row: Row) -> tuple[str, tuple[int, int], int] | None:
     return (found[4], (int(found[2]), int(found[3])), int(number)) if number in (0, 1, 2) else None
 
 
+def _fits_rrpo(row: Row) -> bool:
+    return all(c in row for c in RRPO)
+
+
+def _take_rrpo(row: Row) -> Answers:
+    """arXiv 2504.12083: `answer` is preferred; the tagged forms of both say where their phrases are."""
+    return Answers(row["answer"], row["pred"], {"chosen": ("answer",), "rejected": ("pred",)})
+
+
 def _fits_persona(row: Row) -> bool:
     return all(c in row for c in PERSONA)
 
@@ -165,6 +175,7 @@ def _fits_alpaca(row: Row) -> bool:
 KINDS: dict[str, tuple[Callable[[Row], bool], Callable[[Row], Answers]]] = {
     "persona": (_fits_persona, _take_pair),
     "alpacafarm": (_fits_alpaca, _take_pair),
+    "rrpo": (_fits_rrpo, _take_rrpo),
     "ms-swift": (_fits_swift, _take_swift),
     "chosen-rejected": (_fits_pair, _take_pair),
     "ranked": (lambda row: _ranked_column(row) is not None, _take_ranked),
@@ -174,6 +185,8 @@ KINDS: dict[str, tuple[Callable[[Row], bool], Callable[[Row], Answers]]] = {
 
 def column_wanted(kind: str, row: Row) -> str:
     """The first field that a row lacks for its shape."""
+    if kind == "rrpo":
+        return next((c for c in RRPO if c not in row), "answer")
     if kind != "chosen-rejected":
         return {"ranked": "completions", "ms-swift": "rejected_response"}.get(kind, "preference")
     return next((b if a in row else a for a, b in ANSWERS if a in row or b in row), "chosen")

@@ -91,8 +91,8 @@ def turns_of(value: Any) -> list[dict[str, Any]] | None:
 
 
 def has_content(value: Any) -> bool:
-    """Whether there is any text in a value."""
-    return any(t.strip() for t in texts(value))
+    """Whether there is any text in a value, or a message with an image or a video."""
+    return any(t.strip() for t in texts(value)) or any(map(_shows, value if isinstance(value, list) else [value]))
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -136,6 +136,13 @@ def looks_like_content(column: str, values: list[Any], *, words: int, known_only
 
 def _is_exchange(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(t, str) for t in value)
+
+
+def _shows(message: Any) -> bool:
+    """Whether a message has a part that is an image or a video."""
+    content = message.get("content") if is_message(message) else None
+    kinds = [str(part.get("type")) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return any("image" in kind or "video" in kind for kind in kinds)
 
 
 def _part_texts(content: Any) -> Iterator[str]:

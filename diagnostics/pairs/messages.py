@@ -1,7 +1,9 @@
 """Chat messages as data sets write them, in one form: {"role", "content"} and what templates use. No torch.
 
 A message may be written as role and content or as from and value (ShareGPT); a list of them may be text (JSON, or
-Python's str() as a data frame's to_csv leaves it); a content may be a list of text parts. Roles get their usual names.
+Python's str() as a data frame's to_csv leaves it); a content may be a list of parts. Roles get their usual names.
+A content of text parts becomes their text; one with images or videos stays a list of {"type": "text", "text"} and
+{"type": "image" or "video"}, the latter with its own "media" where the data gives them there (see pairs.media).
 Whatever else a message carries (ids, times, ratings) is no part of the conversation and is left out.
 """
 
@@ -36,6 +38,8 @@ ROLES = {
 _ROLE = {name: role for role, names in ROLES.items() for name in names}
 USED = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "tool_plan")  # by templates
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+_PARTS = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
+_PART_KEYS = ("image", "video", "image_url", "video_url", "url", "bytes", "path", "base64", "data")
 _KNOWN = "|".join(_ROLE)
 _LOOKS = re.compile(
     rf"""^\s*(array\()?\[?\s*\{{.*['"](role|from)['"]\s*:\s*['"]({_KNOWN})['"]""", re.DOTALL | re.IGNORECASE
@@ -141,6 +145,18 @@ def shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     return next((i for i in range(most) if _said(chosen[i]) != _said(rejected[i])), most)
 
 
+def text_of(message: Message) -> str:
+    """A message's content as text; of parts, the text parts."""
+    said = message["content"]
+    return said if isinstance(said, str) else "".join(part.get("text", "") for part in said)
+
+
+def media_parts(turns: Text) -> list[dict[str, Any]]:
+    """The parts of messages that are images or videos, in order."""
+    contents = [] if isinstance(turns, str) else [m["content"] for m in turns if isinstance(m["content"], list)]
+    return [part for content in contents for part in content if part["type"] != "text"]
+
+
 def _said(message: Message) -> tuple[Any, ...]:
     return message["role"], message["content"], message.get("tool_calls")
 
@@ -179,18 +195,29 @@ def _are_objects(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, dict) for v in value)
 
 
-def _content(value: Any, name: str) -> str:
-    """A content as text: of a list of parts, the texts joined; a part of another kind is refused by its type."""
+def _content(value: Any, name: str) -> str | list[dict[str, Any]]:
+    """A content as text: of a list of text parts, the texts joined; with images or videos among them, as parts. A part
+    of another kind is refused by its type."""
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list):
         return checked(value, name)
-    texts = []
-    for part in value:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if kind not in ("text", "input_text", "output_text"):
-            raise SkipRow("not_text", f"field {name!r} has a part of type {str(kind)[:40]!r}; only text is read", name)
-        texts.append(checked(part.get("text") if isinstance(part, dict) else part, name))
-    return "".join(texts)
+    parts = [_part(part, name) for part in value]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return [part for part in parts if part != {"type": "text", "text": ""}]
+
+
+def _part(part: Any, name: str) -> dict[str, Any]:
+    if not isinstance(part, dict):
+        return {"type": "text", "text": checked(part, name)}
+    kind = part.get("type") or next((k for k in ("image", "video") if part.get(k)), "text")
+    if kind in ("text", "input_text", "output_text"):
+        return {"type": "text", "text": checked(part.get("text"), name)}
+    if not isinstance(kind, str) or kind not in _PARTS:
+        said = f"field {name!r} has a part of type {str(kind)[:40]!r}; only text, images and videos are read"
+        raise SkipRow("not_text", said, name)
+    key = next((k for k in _PART_KEYS if part.get(k)), "")
+    return {"type": _PARTS[kind]} | ({"media": {key: part[key]}} if key else {})
 
 
 def every_text(value: Any, name: str) -> None:

@@ -4,10 +4,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from diagnostics.errors import printable
+from diagnostics.media import Media
 from diagnostics.pairs.messages import Message, Text
 from diagnostics.pairs.rows import RawRows
 
-_ROLES = ("system", "prompt", "chosen", "rejected", "preference", "tools", "template arguments", "scores", "id")
+_ROLES = ("system", "prompt", "media", "chosen", "rejected", "phrases", "preference", "tools", "template arguments")
+_ROLES += ("scores", "id")
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class PreferencePair:
     pair_id: the row's own id, else 16 hex digits of a hash of the content. source_row: 0-based row of the source.
     columns: the row's other fields, as read. tools, template_kwargs: what the chat template gets besides the messages.
     chat_prompt: a text prompt as a chat, where its columns are what a user asks (see tokenized.render_pair).
+    media: images and clips, in the order of the prompt's parts of their kinds (see pairs.media).
     """
 
     pair_id: str
@@ -28,6 +31,7 @@ class PreferencePair:
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     chat_prompt: list[Message] | None = None
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True)

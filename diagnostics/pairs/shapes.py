@@ -4,6 +4,7 @@ A shape says where the two answers stand, and where the prompt stands; each row 
 its file have. Where the answers stand (the first that fits):
     persona          question, answer_matching_behavior (chosen), answer_not_matching_behavior (rejected).
     alpacafarm       instruction, input, output_1, output_2, preference (1 or 2: which output is chosen).
+    rrpo             question, answer (chosen), pred (rejected), answer_masked and pred_masked with <MASK> tags.
     ranked           a list of answers with a `rank` each (NeMo-RL, Nectar): the best against the worst.
     two-responses    two answers and which is better (PKU-SafeRLHF, HelpSteer2 and 3, SHP, arenas ...).
     ms-swift         `messages` that end in the chosen answer, with rejected_response or rejected_messages.
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from diagnostics.media import Media
 from diagnostics.pairs.answers import KINDS, PERSONA, Answers, Row, Used, column_wanted
 from diagnostics.pairs.context import (
     ASKED,
@@ -59,7 +61,8 @@ MARKER = "\n\nAssistant:"
 @dataclass(frozen=True)
 class Parsed:
     """A row's three texts. chat_prompt: the prompt as a chat, where its columns are what a user asks. used: role ->
-    columns. note: what else is to be said of the reading. digest: 16 hex digits of a hash of the content."""
+    columns. note: what else is to be said of the reading. digest: 16 hex digits of a hash of the content. media: images
+    and clips in the order of their places in the prompt (see pairs.media)."""
 
     prompt: Text
     chosen: Text
@@ -70,6 +73,7 @@ class Parsed:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     digest: str = ""
+    media: tuple[Media, ...] = ()
 
 
 def view(row: Any) -> Row:

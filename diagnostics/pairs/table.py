@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.errors import DataError, printable
+from diagnostics.frames import FRAMES
 from diagnostics.pairs import shapes
-from diagnostics.pairs.answers import numbering
+from diagnostics.pairs.answers import RRPO, numbering
 from diagnostics.pairs.context import (
     ASKED,
     INSTRUCTION,
@@ -25,9 +26,11 @@ from diagnostics.pairs.context import (
     squeezed,
     texts,
 )
-from diagnostics.pairs.messages import SkipRow, without_nulls
+from diagnostics.pairs.media import MediaReader, media_columns, with_media
+from diagnostics.pairs.messages import SkipRow, text_of, without_nulls
 from diagnostics.pairs.pair import PairTable, PreferencePair, Reading, RowProblem
 from diagnostics.pairs.rows import RawRows, read_rows
+from diagnostics.progress import counted
 
 _ID_FIELDS = ("pair_id", "sample_id", "id")
 _PREFIXES = ("prefix", "initial_reason_steps")
@@ -35,8 +38,10 @@ _SCORES = ("score", "rating", "reward", "quality")
 _LOOKED_AT = 1000  # rows by which a column of no known name is judged
 
 
-def read_pairs(source: str | Path, *, split: str | None = None) -> PairTable:
+def read_pairs(source: str | Path, *, split: str | None = None, frames: int = FRAMES) -> PairTable:
     """Read preference pairs from a .jsonl, .json, .csv or .parquet file (also .gz), a folder, or a hub id.
+
+    frames: most frames that are taken of a clip, evenly spread. Paths of media are relative to the data's own folder.
 
     A row that cannot be used becomes a problem with its reason. Raises DataError where the source as a whole cannot
     be used: missing, empty, damaged, of no known shape, with a column that holds a prompt and is not used, or without
@@ -48,12 +53,13 @@ def read_pairs(source: str | Path, *, split: str | None = None) -> PairTable:
     views = [_view(row, raw.padded) for row in raw.rows]
     shape = _file_shape(name, raw, views)
     _refuse_numbering(name, views, shape)
-    parsed, problems = _parse_rows(views, shape)
+    parsed, problems = _parse_rows(views, shape, MediaReader(folder_of(source), frames))
     _refuse_unread(name, raw, problems)
     if parsed:
         _refuse_unknown(name, raw, views, parsed, shape)
     pairs, repeated = _pairs(raw.rows, parsed)
-    table = PairTable(name, _reading(raw, views, parsed, shape, repeated), pairs, problems, raw)
+    reading = _reading(raw, views, parsed, shape, repeated)
+    table = PairTable(name, _say_frames(reading, pairs, frames), pairs, problems, raw)
     if not pairs:
         first = problems[0]
         raise DataError(
@@ -61,6 +67,12 @@ def read_pairs(source: str | Path, *, split: str | None = None) -> PairTable:
             "(this is the first of them); correct the data."
         )
     return table
+
+
+def folder_of(source: str | Path) -> Path:
+    """Where the data stand; for a hub id, where we are."""
+    path = Path(source)
+    return path if path.is_dir() else path.parent if path.exists() else Path()
 
 
 # --- the shape -------------------------------------------------------------------------------------------------
@@ -71,7 +83,9 @@ _View = dict[str, Any] | SkipRow
 def _view(row: Any, padded: bool) -> _View:
     try:
         seen = shapes.view(row)
-        return {k: without_nulls(v) if isinstance(v, dict | list) else v for k, v in seen.items()} if padded else seen
+        media = media_columns(seen).values()  # what is null there is no frame
+        nested = [k for k, v in seen.items() if padded and isinstance(v, dict | list) and k not in media]
+        return seen | {k: without_nulls(seen[k]) for k in nested}
     except SkipRow as skip:
         return skip
 
@@ -115,15 +129,18 @@ def _unknown(row: Any, fields: str) -> str:
 # --- rows to pairs ---------------------------------------------------------------------------------------------
 
 
-def _parse_rows(views: list[_View], shape: tuple[str, str]) -> tuple[dict[int, shapes.Parsed], list[RowProblem]]:
+def _parse_rows(
+    views: list[_View], shape: tuple[str, str], reader: MediaReader
+) -> tuple[dict[int, shapes.Parsed], list[RowProblem]]:
     """Parsed rows by source row, and the rows that gave none."""
     parsed: dict[int, shapes.Parsed] = {}
     problems: list[RowProblem] = []
-    for i, view in enumerate(views):
+    some = any(isinstance(view, dict) and media_columns(view) for view in views)
+    for i, view in enumerate(counted(views, "media", len(views), unit="row", show=some)):
         try:
             if isinstance(view, SkipRow):
                 raise view
-            done = shapes.parse(view, shape)
+            done = with_media(view, shapes.parse(view, shape), reader)
             _require_read(view, done, shapes.name_of(shape))
             parsed[i] = replace(done, digest=_digest(done))
         except SkipRow as skip:
@@ -149,9 +166,8 @@ def _require_read(view: dict[str, Any], done: shapes.Parsed, shape: str) -> None
 
 def _whole(done: shapes.Parsed) -> str:
     """Every text of a pair, with single spaces."""
-    said = [t if isinstance(t, str) else " ".join(m["content"] for m in t) for t in (done.prompt, done.chosen)]
-    said.append(done.rejected if isinstance(done.rejected, str) else " ".join(m["content"] for m in done.rejected))
-    return squeezed(" ".join(said))
+    said = (done.prompt, done.chosen, done.rejected)
+    return squeezed(" ".join(t if isinstance(t, str) else " ".join(map(text_of, t)) for t in said))
 
 
 def _refuse_numbering(name: str, views: list[_View], shape: tuple[str, str]) -> None:
@@ -225,7 +241,8 @@ def _pairs(rows: list[Any], parsed: dict[int, shapes.Parsed]) -> tuple[list[Pref
         away = {"prompt", "chosen", "rejected", *_ID_FIELDS, *(c for cs in done.used.values() for c in cs)}
         columns = {k: v for k, v in rows[i].items() if k not in away}
         texts_ = (done.prompt, done.chosen, done.rejected)
-        pairs.append(PreferencePair(pair_id, i, *texts_, columns, done.tools, done.template_kwargs, done.chat_prompt))
+        given_ = (done.tools, done.template_kwargs, done.chat_prompt, done.media)
+        pairs.append(PreferencePair(pair_id, i, *texts_, columns, *given_))
     return pairs, sum(n for n in times.values() if n > 1)
 
 
@@ -240,6 +257,7 @@ def _digest(done: shapes.Parsed) -> str:
     """16 hex digits of a hash of the content."""
     content: list[Any] = [done.prompt, done.chosen, done.rejected]
     content += [done.tools, done.template_kwargs] if done.tools or done.template_kwargs else []
+    content += [repr(done.media)] if done.media else []
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -257,6 +275,7 @@ def _reading(
             used.setdefault(role, {}).update(dict.fromkeys(names))
     used["id"] = dict.fromkeys([c for c in _ID_FIELDS if c in columns][:1])
     used["scores"] = dict.fromkeys(score_columns(list(columns)))
+    used["phrases"] = dict.fromkeys(c for c in RRPO if c in columns and c.endswith("_masked") and shape[0] == "rrpo")
     roles = {role: tuple(n for n in names if n in columns) for role, names in used.items()}
     roles = {role: names for role, names in roles.items() if names}
     taken = {c for names in roles.values() for c in names}
@@ -269,12 +288,21 @@ def _reading(
     found += (
         [f"{', '.join(steps)}, where an answer's first steps stand, is for the objective step_dpo"] if steps else []
     )
-    found += [f"no text model sees what {', '.join(media)} holds"] if media else []
+    found += [f"no model is shown what {', '.join(media)} holds"] if media else []
     nulls = sum(_had_nulls(row, taken) for row in raw.rows) if raw.padded else 0
     found += [f"nested nulls, which the file's format adds, were removed in {nulls} rows"] if nulls else []
     found += [f"{repeated} rows share their id with another, so a hash of the content follows it"] if repeated else []
     chat = any(done.chat_prompt for done in parsed.values())
     return Reading(shapes.name_of(shape), roles, ignored, (*notes, *found, *([_CHAT] if chat else [])))
+
+
+def _say_frames(reading: Reading, pairs: list[PreferencePair], frames: int) -> Reading:
+    """The reading, with how many frames were left out, where any were."""
+    cut = len({m.digest for pair in pairs for m in pair.media if m.kind == "video" and m.view})
+    if not cut:
+        return reading
+    said = f"{cut} clips have more than {frames} frames, of which {frames} are taken, frame floor(k N / {frames}) of N"
+    return replace(reading, notes=(*reading.notes, said))
 
 
 _CHAT = (

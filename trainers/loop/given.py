@@ -9,8 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics import sequences, templates
 from diagnostics.errors import DataError
-from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.frames import FRAMES
+from diagnostics.pairs import PairTable, PreferencePair, SkipRow, Text
+from diagnostics.pairs.media import MediaReader, in_parts, media_of
+from diagnostics.pairs.table import folder_of
 from diagnostics.phrases import from_diff, from_tags, mark
+from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from diagnostics.tokenized import RenderedPair, render_pair, token_offsets, tokenize_pair
 from trainers import objectives
@@ -19,18 +23,23 @@ from trainers.loop.ingredients import Given, Marks
 Span = tuple[int, int]
 Spans = tuple[list[Span], list[Span]]  # character spans in the texts of chosen and of rejected
 SIDES = ("chosen", "rejected")
+TAGGED = {"chosen": "answer_masked", "rejected": "pred_masked"}  # RRPO's rows: the answers once more, with their tags
 PREFIXES = ("prefix", "initial_reason_steps")
 
 
 def cleaned(table: PairTable, objective: str) -> tuple[PairTable, dict[int, Spans]]:
     """The pairs without <MASK> tags and with each prefix behind its prompt; also the tagged spans by source row."""
-    pairs, spans, prefixed = [], {}, "prefix" in objectives.needs(objective)
+    pairs, spans, prefixed, lost = [], {}, "prefix" in objectives.needs(objective), 0
     for pair in table.pairs:
         texts, found = zip(*(_untagged(table, pair, side) for side in SIDES), strict=True)
+        tagged = [table.shape == "rrpo" and "<MASK>" in str(pair.columns.get(TAGGED[side])) for side in SIDES]
+        lost += any(tags and not marks for tags, marks in zip(tagged, found, strict=True))
         if any(found):
             spans[pair.source_row] = found
             pair = replace(pair, chosen=texts[0], rejected=texts[1])
         pairs.append(_prefixed(table, pair, objective) if prefixed else pair)
+    if lost:
+        tell(f"{table.source}: in {lost} rows a tagged answer says something else than the plain one: no phrase there.")
     return replace(table, pairs=pairs), spans
 
 
@@ -73,17 +82,21 @@ def further_rows(
     tokenizer: PreTrainedTokenizerBase,
     objective: str,
     settings: dict[str, Any],
+    *,
+    frames: int = FRAMES,
 ) -> list[Example]:
     """The kept pairs with the further rows that the objective reads, from the text columns of their names: an answer to
-    the pair's prompt, or to the text in `<row>_prompt` where that column is there. A further row is never cut.
+    the pair's prompt, or to the text in `<row>_prompt` where that column is there, with what the pair shows, or with
+    what `<row>_image`, `<row>_video` ... hold (of a clip at most so many frames). A further row is never cut.
     DataError naming the row and the column where one is missing or does not fit."""
+    reader = MediaReader(folder_of(table.source), frames)
     by_row = {p.source_row: p for p in table.pairs}
     optional = [n for n in objectives.optional_rows(objective) if any(_is_there(p, n) for p in by_row.values())]
     meanings = objectives.rows(objective) | {n: objectives.optional_rows(objective)[n] for n in optional}
     found = []
     for pair in kept:
         row, place = by_row[pair.source_row], table.where(pair.source_row)
-        rows = {n: _row(row, pair, n, said, tokenizer, f"{place}: objective '{objective}'", settings)
+        rows = {n: _row(row, pair, n, said, tokenizer, f"{place}: objective '{objective}'", settings, reader)
                 for n, said in meanings.items()}  # fmt: skip
         found.append(replace(pair, rows={**pair.rows, **rows}) if rows else pair)
     return found
@@ -105,13 +118,29 @@ def _untagged(table: PairTable, pair: PreferencePair, side: str) -> tuple[Text, 
     """One side's text without its tags, and the spans they marked."""
     text: Text = getattr(pair, side)
     content = _content(text)
-    if "<MASK>" not in content and "</MASK>" not in content:
+    masked = pair.columns.get(TAGGED[side]) if table.shape == "rrpo" else None
+    marked = masked if isinstance(masked, str) else content
+    if "<MASK>" not in marked and "</MASK>" not in marked:
         return text, []
     try:
-        plain, spans = from_tags(content)
+        plain, spans = from_tags(marked)
     except ValueError as error:
         raise DataError(f"{table.where(pair.source_row)}: {side}: {error} Correct the tags of that row.") from None
+    if marked is masked:  # what is trained on is the plain text
+        return text, _moved(spans, plain, content)
     return plain if isinstance(text, str) else [text[0] | {"content": plain}, *text[1:]], spans
+
+
+def _moved(spans: list[Span], plain: str, text: str) -> list[Span]:
+    """Spans of a text in another that differs from it in white space at most; none where it says something else."""
+    if plain == text:
+        return spans
+    ours, theirs = ([i for i, c in enumerate(t) if not c.isspace()] for t in (plain, text))
+    if [plain[i] for i in ours] != [text[i] for i in theirs]:
+        return []
+    places = dict(zip(ours, theirs, strict=True))
+    moved = [[places[i] for i in range(*span) if i in places] for span in spans]
+    return [(inside[0], inside[-1] + 1) if inside else (0, 0) for inside in moved]
 
 
 def _content(text: Text) -> str:
@@ -239,8 +268,9 @@ def _row(
     tokenizer: PreTrainedTokenizerBase,
     where: str,
     settings: dict[str, Any],
+    reader: MediaReader,
 ) -> sequences.Sequence:
-    """One further row: the text column `name`, after the pair's prompt or that of `<name>_prompt`."""
+    """One further row: the text column `name`, after the pair's prompt or that of `<name>_prompt`; see further_rows."""
     chat = not isinstance(row.prompt, str)
     answer, asked = row.columns.get(name), row.columns.get(f"{name}_prompt")
     if not isinstance(answer, str) or not isinstance(asked, str | None):
@@ -250,15 +280,22 @@ def _row(
         )
     other = next(text for text in (row.rejected, row.chosen) if _content(text) != answer)
     made = replace(row, chosen=[{"role": "assistant", "content": answer}] if chat else answer, rejected=other)
-    if asked is not None:
-        asking = [{"role": "user", "content": asked}]
-        made = replace(made, prompt=asking if chat else asked, chat_prompt=asking if row.chat_prompt else None)
+    own = {c.removeprefix(f"{name}_"): v for c, v in row.columns.items() if c.startswith(f"{name}_")}
     uncut: dict[str, Any] = settings | {"max_length": None}
+    try:
+        media = media_of(own, reader)
+        made = replace(made, media=media or row.media)
+        if asked is not None:
+            asking: list[dict[str, Any]] = [{"role": "user", "content": asked}]
+            asking = in_parts(asking, made.media) if made.media else asking
+            made = replace(made, prompt=asking if chat else asked, chat_prompt=asking if row.chat_prompt else None)
+    except SkipRow as skip:
+        raise DataError(f"{where}: the row '{name}' cannot be used ({skip.reason}). Correct its columns.") from None
     found = tokenize_pair(made, tokenizer, **uncut)
     if not isinstance(found, Example):
-        raise DataError(f"{where}: the row '{name}' cannot be used ({found.reason}). Correct the column '{name}'.")
+        raise DataError(f"{where}: the row '{name}' cannot be used ({found.reason}). Correct its columns.")
     said = found.chosen
-    if asked is None:  # after the pair's own prompt, cut or not, with what is shown beside it
+    if asked is None and not media:  # after the pair's own prompt, cut or not, with what is shown beside it
         said = replace(pair.chosen, completion_ids=said.completion_ids, has_eos=said.has_eos)
     if (most := settings["max_length"]) is not None and len(said) > most:
         raise DataError(

@@ -16,7 +16,6 @@ from diagnostics import sequences
 from diagnostics.sampling import own_answers
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
-from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood
 
 
@@ -57,7 +56,7 @@ class Responses:
         for pair in self.pairs:
             mine = {name: ids for name, by_pair in answers.items() if (ids := by_pair[pair.pair_id])}
             room = self.longest - len(pair.prompt_ids)
-            rows = {name: sequences.Sequence(pair.prompt_ids, TokenIds(ids)).cut(room) for name, ids in mine.items()}
+            rows = {name: sequences.answer(pair, ids).cut(room) for name, ids in mine.items()}
             if rows:
                 asked.setdefault(tuple(rows), []).append(replace(pair, rows=rows))
         return asked.values()

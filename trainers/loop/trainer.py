@@ -26,12 +26,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from diagnostics.engine import innermost
 from diagnostics.errors import DataError, UserError
 from diagnostics.gradients.whole import band, cut
 from diagnostics.likelihood import GIVES, Likelihood, pair_stats, say_missing
 from diagnostics.runlog import read_json, write_json
 from diagnostics.sequences import Example
 from diagnostics.stats import PAIR, PairStats
+from diagnostics.vision.placeholders import family_class
 from trainers import objectives
 from trainers.checkpoint import seal
 from trainers.loop import gradient_log
@@ -39,6 +41,7 @@ from trainers.loop.gradient_log import GradientLog
 from trainers.loop.ingredients import Ingredients
 from trainers.loop.recipes import Ordered, Recipe, Renewal
 from trainers.loop.recorder import Recorder
+from trainers.models import keep_processor
 from trainers.objectives import ObjectiveOutput
 
 # which part of a likelihood the needs of objectives are taken from
@@ -252,6 +255,13 @@ class PreferenceTrainer(Trainer):
         if self.accelerator.is_main_process:
             seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The weights, and beside them what says how images and clips are prepared."""
+        super()._save(output_dir, state_dict)
+        inner = innermost(self.model)
+        if isinstance(inner, PreTrainedModel) and family_class(inner.config) and not hasattr(self.model, "peft_config"):
+            keep_processor(inner, output_dir or str(self.args.output_dir))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the last update's measurements to what the Trainer reports to its viewers."""
         if "loss" in logs:
@@ -324,7 +334,8 @@ def incentives(stats: PairStats, losses: Tensor) -> dict[str, Tensor]:
 
 
 def group_norms(model: nn.Module) -> dict[str, float]:
-    """Gradient norm of each layer group (embed, layer_00, ..., head, other), as the gradients stand."""
+    """Gradient norm of each layer group (embed, layer_00, ..., head, vision, projector, other), as the gradients
+    stand."""
     groups: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -333,7 +344,11 @@ def group_norms(model: nn.Module) -> dict[str, float]:
 
 
 def layer_group(parameter: str) -> str:
-    """Group of a parameter by its name: the first number in it is its layer."""
+    """Group of a parameter by its name: the first number in it is its layer; what is shown media is two groups."""
+    if re.search(r"merger|projector|connector|image_newline", parameter):
+        return "projector"
+    if re.search(r"(^|\.)(visual|vision_tower|vision_model)\.", parameter):
+        return "vision"
     layer = re.search(r"\.(\d+)\.", parameter)
     if layer:
         return f"layer_{int(layer.group(1)):02d}"

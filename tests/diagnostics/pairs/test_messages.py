@@ -39,7 +39,7 @@ def test_a_call_is_a_whole_message(content: str | None) -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ([{"role": "user", "content": [{"type": "video", "url": "x"}]}], r"part of type 'video'; only text"),
+        ([{"role": "user", "content": [{"type": "audio", "url": "x"}]}], r"part of type 'audio'; only text"),
         ([{"role": "user", "content": 5}], r"'prompt\[0\].content' is int, not text"),
         ([{"role": "user"}], r"no field 'prompt\[0\].content'"),
         ([{"content": "x"}], r"no field 'prompt\[0\].role'"),
