@@ -97,7 +97,7 @@ def _data(
     given = gather(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
-    train = further_rows(table, train, tokenizer, config.objective, settings)
+    train = further_rows(table, train, tokenizer, config.objective, settings, **shown)
     if further := [name for name in (train[0].rows if train else ()) if name not in PAIR]:
         names = ", ".join(further)
         tell(f"{config.data}: '{config.objective}' reads further rows, from columns of their names: {names}.")

@@ -132,13 +132,18 @@ def with_media(row: dict[str, Any], done: Parsed, reader: MediaReader) -> Parsed
     if isinstance(done.prompt, str):
         count = len(TAG.findall(done.prompt))
         media = _matched(count, TAG.findall(done.prompt), media)
-        chat = _placed(_asked(done, row), media) if media and _is_asked(done) else done.chat_prompt
+        chat = in_parts(_asked(done, row), media) if media and _is_asked(done) else done.chat_prompt
         found = replace(done, chat_prompt=chat, media=tuple(media))
     else:
         tags = [t for m in done.prompt if m["role"] == "user" for t in TAG.findall(_text(m))]
         media = _matched(len(tags), tags, media)
-        found = replace(done, prompt=_placed(done.prompt, media) if media else done.prompt, media=tuple(media))
+        found = replace(done, prompt=in_parts(done.prompt, media) if media else done.prompt, media=tuple(media))
     return replace(found, used=done.used | {"media": tuple(used)}) if used else found
+
+
+def media_of(row: dict[str, Any], reader: MediaReader) -> tuple[Media, ...]:
+    """What the columns of a row show, images first. SkipRow where one cannot be shown."""
+    return tuple(m for kind, column in media_columns(row).items() for m in reader.read(row[column], kind, column))
 
 
 def media_columns(row: dict[str, Any]) -> dict[Kind, str]:
@@ -205,7 +210,7 @@ def _matched(count: int, tags: Sequence[str], media: list[Media]) -> list[Media]
     return media
 
 
-def _placed(prompt: list[Message], media: Sequence[Media]) -> list[Message]:
+def in_parts(prompt: list[Message], media: Sequence[Media]) -> list[Message]:
     """The messages with a part for each medium: in place of the tags, else at the start of the user's first turn."""
     rest = iter(media)
     if any(TAG.search(_text(m)) for m in prompt if m["role"] == "user"):

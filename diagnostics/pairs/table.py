@@ -64,7 +64,7 @@ def pairs_of(name: str, raw: RawRows) -> PairTable:
     views = [_view(row, raw.padded) for row in raw.rows]
     shape = _file_shape(name, raw, views)
     _refuse_numbering(name, views, shape)
-    parsed, problems = _parse_rows(views, shape, MediaReader(_media_folder(source, media_folder), frames))
+    parsed, problems = _parse_rows(views, shape, MediaReader(media_folder_of(source, media_folder), frames))
     _refuse_unread(name, raw, problems)
     if parsed:
         _refuse_unknown(name, raw, views, parsed, shape)
@@ -80,7 +80,8 @@ def pairs_of(name: str, raw: RawRows) -> PairTable:
     return table
 
 
-def _media_folder(source: str | Path, asked: str | Path | None) -> Path:
+def media_folder_of(source: str | Path, asked: str | Path | None) -> Path:
+    """Where relative paths of images and clips point: the folder asked for, or that of the data."""
     if asked is None:
         return folder_of(source)
     if not Path(asked).is_dir():

@@ -9,7 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics import sequences, templates
 from diagnostics.errors import DataError
-from diagnostics.pairs import PairTable, PreferencePair, Text
+from diagnostics.frames import FRAMES
+from diagnostics.pairs import PairTable, PreferencePair, SkipRow, Text
+from diagnostics.pairs.media import MediaReader, in_parts, media_of
+from diagnostics.pairs.table import media_folder_of
 from diagnostics.phrases import from_diff, from_tags, mark
 from diagnostics.processes import tell
 from diagnostics.sequences import Example
@@ -79,17 +82,22 @@ def further_rows(
     tokenizer: PreTrainedTokenizerBase,
     objective: str,
     settings: dict[str, Any],
+    *,
+    frames: int = FRAMES,
+    media_folder: str | None = None,
 ) -> list[Example]:
     """The kept pairs with the further rows that the objective reads, from the text columns of their names: an answer to
-    the pair's prompt, or to the text in `<row>_prompt` where that column is there. A further row is never cut.
+    the pair's prompt, or to the text in `<row>_prompt` where that column is there, with what the pair shows, or with
+    what `<row>_image`, `<row>_video` ... hold (of a clip at most so many frames). A further row is never cut.
     DataError naming the row and the column where one is missing or does not fit."""
+    reader = MediaReader(media_folder_of(table.source, media_folder), frames)
     by_row = {p.source_row: p for p in table.pairs}
     optional = [n for n in objectives.optional_rows(objective) if any(_is_there(p, n) for p in by_row.values())]
     meanings = objectives.rows(objective) | {n: objectives.optional_rows(objective)[n] for n in optional}
     found = []
     for pair in kept:
         row, place = by_row[pair.source_row], table.where(pair.source_row)
-        rows = {n: _row(row, pair, n, said, tokenizer, f"{place}: objective '{objective}'", settings)
+        rows = {n: _row(row, pair, n, said, tokenizer, f"{place}: objective '{objective}'", settings, reader)
                 for n, said in meanings.items()}  # fmt: skip
         found.append(replace(pair, rows={**pair.rows, **rows}) if rows else pair)
     return found
@@ -261,8 +269,9 @@ def _row(
     tokenizer: PreTrainedTokenizerBase,
     where: str,
     settings: dict[str, Any],
+    reader: MediaReader,
 ) -> sequences.Sequence:
-    """One further row: the text column `name`, after the pair's prompt or that of `<name>_prompt`."""
+    """One further row: the text column `name`, after the pair's prompt or that of `<name>_prompt`; see further_rows."""
     chat = not isinstance(row.prompt, str)
     answer, asked = row.columns.get(name), row.columns.get(f"{name}_prompt")
     if not isinstance(answer, str) or not isinstance(asked, str | None):
@@ -272,15 +281,22 @@ def _row(
         )
     other = next(text for text in (row.rejected, row.chosen) if _content(text) != answer)
     made = replace(row, chosen=[{"role": "assistant", "content": answer}] if chat else answer, rejected=other)
-    if asked is not None:
-        asking = [{"role": "user", "content": asked}]
-        made = replace(made, prompt=asking if chat else asked, chat_prompt=asking if row.chat_prompt else None)
+    own = {c.removeprefix(f"{name}_"): v for c, v in row.columns.items() if c.startswith(f"{name}_")}
     uncut: dict[str, Any] = settings | {"max_length": None}
+    try:
+        media = media_of(own, reader)
+        made = replace(made, media=media or row.media)
+        if asked is not None:
+            asking: list[dict[str, Any]] = [{"role": "user", "content": asked}]
+            asking = in_parts(asking, made.media) if made.media else asking
+            made = replace(made, prompt=asking if chat else asked, chat_prompt=asking if row.chat_prompt else None)
+    except SkipRow as skip:
+        raise DataError(f"{where}: the row '{name}' cannot be used ({skip.reason}). Correct its columns.") from None
     found = tokenize_pair(made, tokenizer, **uncut)
     if not isinstance(found, Example):
-        raise DataError(f"{where}: the row '{name}' cannot be used ({found.reason}). Correct the column '{name}'.")
+        raise DataError(f"{where}: the row '{name}' cannot be used ({found.reason}). Correct its columns.")
     said = found.chosen
-    if asked is None:  # after the pair's own prompt, cut or not, with what is shown beside it
+    if asked is None and not media:  # after the pair's own prompt, cut or not, with what is shown beside it
         said = replace(pair.chosen, completion_ids=said.completion_ids, has_eos=said.has_eos)
     if (most := settings["max_length"]) is not None and len(said) > most:
         raise DataError(
