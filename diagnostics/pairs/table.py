@@ -54,17 +54,18 @@ def read_pairs(
     be used: missing, empty, damaged, of no known shape, with a column that holds a prompt and is not used, or without
     one usable row.
     """
-    return pairs_of(str(source), read_rows(source, split))
+    raw = read_rows(source, split)
+    return pairs_of(str(source), raw, frames=frames, folder=media_folder_of(source, media_folder))
 
 
-def pairs_of(name: str, raw: RawRows) -> PairTable:
-    """The same from rows that are read already; name: what errors call them."""
+def pairs_of(name: str, raw: RawRows, *, frames: int = FRAMES, folder: Path = Path()) -> PairTable:
+    """The same from rows that are read already; name: what errors call them; folder: what paths of media start from."""
     if not raw.rows:
         raise DataError(f"{name}: holds no rows. Give a data set with at least one preference pair.")
     views = [_view(row, raw.padded) for row in raw.rows]
     shape = _file_shape(name, raw, views)
     _refuse_numbering(name, views, shape)
-    parsed, problems = _parse_rows(views, shape, MediaReader(media_folder_of(source, media_folder), frames))
+    parsed, problems = _parse_rows(views, shape, MediaReader(folder, frames))
     _refuse_unread(name, raw, problems)
     if parsed:
         _refuse_unknown(name, raw, views, parsed, shape)

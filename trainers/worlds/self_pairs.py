@@ -36,7 +36,7 @@ def build_facts(folder: Path, model: str, data: str, seed: int) -> None:
 
     def said(temperature: float, k: int) -> list[str]:
         """The answers of draw k."""
-        how = {"limit": FACT, "seed": 2 * DRAWS * seed + k, "together": ROWS}
+        how: Any = {"limit": FACT, "seed": 2 * DRAWS * seed + k, "together": ROWS}
         return answers(loaded, tokenizer, prompts, temperature=temperature, **how)
 
     calm = [said(0.0, 0), *(said(1.0, k) for k in range(DRAWS))]
@@ -56,7 +56,7 @@ def build_hinted(folder: Path, model: str, data: str, split: str | None, count: 
     in the prompt as a hint, against its own at temperature 1.2 without it. Equal and empty answers are left out."""
     pairs = read_pairs(data, split=split).pairs[:count]
     loaded, tokenizer = load_to_device(model), load_tokenizer(model)
-    how = {"limit": LONGEST, "seed": seed, "together": ROWS}
+    how: Any = {"limit": LONGEST, "seed": seed, "together": ROWS}
     chosen = answers(loaded, tokenizer, [hinted(pair) for pair in pairs], temperature=0.0, **how)
     rejected = answers(loaded, tokenizer, [pair.prompt for pair in pairs], temperature=HOT, **how)
     rows = [
