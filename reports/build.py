@@ -24,6 +24,7 @@ from reports.notebooks import execute, names, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
 FIRST = 5
+FEW = 8  # pages that each page links to; where there are more, the overview lists them
 
 
 def build_report(paths: Sequence[Path], *, notebooks: Sequence[str] | None = None, out: Path | None = None) -> Path:
@@ -42,7 +43,7 @@ def build_report(paths: Sequence[Path], *, notebooks: Sequence[str] | None = Non
         raise UserError(_nothing(notebooks, logs, scores))
     out = Path(out).resolve() if out else paths[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
-    _run_all(pages, out)
+    _run_all(pages, out, [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out))
     return _overview(entries_of(asked), pages, logs, out)
 
 
@@ -87,10 +88,10 @@ def _folders(path: Path) -> list[Path]:
     return inside
 
 
-def _run_all(pages: list[Page], out: Path) -> None:
+def _run_all(pages: list[Page], out: Path, links: list[tuple[str, str]]) -> None:
     """Two notebooks at a time: while one kernel starts, another computes."""
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        waiting = [pool.submit(execute, page, out) for page in pages]
+        waiting = [pool.submit(execute, page, out, [] if len(links) > FEW else links) for page in pages]
         try:
             for done in counted(waiting, "report", len(waiting), unit="page"):
                 done.result()
