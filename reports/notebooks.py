@@ -45,6 +45,11 @@ def names() -> list[str]:
     return sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
 
 
+def takes(name: str) -> set[str]:
+    """The parameters of a notebook."""
+    return set(papermill.inspect_notebook(NOTEBOOKS / f"{name}.ipynb"))
+
+
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     """Raise UserError for a missing parameters cell, or a parameter unknown to the notebook or not given to it.
 

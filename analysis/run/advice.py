@@ -102,7 +102,7 @@ def filter_pairs(run: RunLog, state: State, found: Sequence[Finding]) -> Advice 
         f"{best.meaning} Compare with as many left out at random: on one chat model no filter did better than that."
     )
     return Advice(
-        f"Leave out the pairs that {name} ranks highest.", f"{flag} --by {name} --write-kept kept.jsonl", caveat
+        f"Leave out the pairs that {name} calls most prone.", f"{flag} --by {name} --write-kept kept.jsonl", caveat
     )
 
 

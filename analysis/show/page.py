@@ -123,13 +123,14 @@ def table(
 @dataclass(frozen=True)
 class Cell:
     """A cell of a sortable table. value: what it sorts by, its words where it is None; anchor: makes its row a place to
-    link to; below: a second line; more: what opens under it."""
+    link to; below: a second line; more: what opens under it; link: an address that its words lead to."""
 
     words: str
     value: float | None = None
     anchor: str = ""
     below: str = ""
     more: Block = EMPTY
+    link: str = ""
 
 
 def sortable(heads: Mapping[str, str], rows: Sequence[Sequence[Cell]], *, name: str, filter_by: str = "") -> Block:
@@ -153,7 +154,8 @@ def _anchored(row: Sequence[Cell]) -> str:
 
 def _sorted_cell(cell: Cell, head: str) -> str:
     words = escape(cell.words)
-    words = f'<a href="#{escape(quote(cell.anchor))}">{words}</a>' if cell.anchor else words
+    link = f"#{quote(cell.anchor)}" if cell.anchor else cell.link
+    words = f'<a href="{escape(link)}">{words}</a>' if link else words
     below = f'<div class="quiet">{escape(cell.below)}</div>' if cell.below else ""
     value = "" if cell.value is None else ' data-v=""' if math.isnan(cell.value) else f' data-v="{cell.value:.6g}"'
     kind = "" if cell.value is None and not cell.anchor else ' class="short"' if not cell.anchor else ' class="key"'
