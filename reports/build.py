@@ -34,9 +34,10 @@ def build_report(
     """Make the report of some run and score folders and return its index.html.
 
     paths: folders of runs or scores, or folders that contain such folders. notebooks: make only these.
-    out: where to write (default: report/ in the first path); text: False leaves the texts of the data out. Writes index.html, one page a notebook, report.json and
-    summary.md (also appended to $GITHUB_STEP_SUMMARY). Raises DataError for unreadable folders, before any notebook
-    is started, and NotebookError when a notebook crashes.
+    out: where to write (default: report/ in the first path); text: False leaves the texts of the data out.
+
+    Writes index.html, one page a notebook, report.json and summary.md (also appended to $GITHUB_STEP_SUMMARY). Raises
+    DataError for unreadable folders, before any notebook is started, and NotebookError when a notebook crashes.
     """
     paths = [Path(p).resolve() for p in paths]
     logs, scores = read(paths)

@@ -12,7 +12,7 @@ from analysis.show.wording import ABSENT, count, number, signed, visible
 from analysis.tables import pair_table, runs, tokens
 from diagnostics.runlog import RunLog
 
-FULL = 0.75  # opacity of the colour of a token at the end of the scale
+FULL = 0.65  # opacity of the colour of a token at the end of the scale
 MOST = 400  # tokens of an answer shown with their colours
 ROWS = 1000  # pairs in the table of a page
 

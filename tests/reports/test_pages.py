@@ -165,9 +165,9 @@ def test_tokens_show_what_they_lost(make_run):
     html = run_page.pairs(run_page.load(make_run()), 1).html
     full = pair_table.scale(run_page.load(make_run()), ["p11"])
     assert full > 1
-    rose = f'<span class="rose" style="--s:{0.75 / full:.2f}" title="−1.00 to 0.00 nats (+1.00)">'
+    rose = f'<span class="rose" style="--s:{0.65 / full:.2f}" title="−1.00 to 0.00 nats (+1.00)">'
     assert html.count(rose) == 2
-    assert f'<span class="fell" style="--s:{0.75 / full:.2f}" title=' in html
+    assert f'<span class="fell" style="--s:{0.65 / full:.2f}" title=' in html
     assert f"full colour from {number(full)} nats on" in html
 
 
