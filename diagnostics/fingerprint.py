@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,9 @@ def rendered_hash(pairs: Iterable[Example]) -> str:
     arguments or the clock that it shows make another text of the same data."""
     digest = hashlib.sha256()
     for p in pairs:
-        for ids in (p.prompt_ids, *(row.completion_ids for row in p.rows.values())):
+        own = ([row.prompt_ids] if row.prompt_ids != p.prompt_ids else [] for row in p.rows.values())
+        answers = ([*asked, row.completion_ids] for asked, row in zip(own, p.rows.values(), strict=True))
+        for ids in (p.prompt_ids, *chain.from_iterable(answers)):
             digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
     return digest.hexdigest()
 

@@ -136,15 +136,16 @@ def dealt(
 def batches(
     pairs: Sequence[Example], batch_tokens: int, cost: Callable[[Example, int], int]
 ) -> Iterator[list[Example]]:
-    """Pairs of similar length together, the longest first, so that a batch too large shows at once.
+    """Pairs of similar length together, the longest first, so that a batch too large shows at once. Examples with other
+    rows stand in other batches.
 
     batch_tokens: most tokens of a batch. cost: how many a pair adds where the longest row has so many
     (Likelihood.cost, or token_likelihood.padded).
     """
     group: list[Example] = []
     used = 0
-    for pair in sorted(pairs, key=lambda p: (-p.longest, p.pair_id)):
-        if group and used + cost(pair, group[0].longest) > batch_tokens:
+    for pair in sorted(pairs, key=lambda p: (tuple(p.rows), -p.longest, p.pair_id)):
+        if group and (pair.rows.keys() != group[0].rows.keys() or used + cost(pair, group[0].longest) > batch_tokens):
             yield group
             group, used = [], 0
         group.append(pair)

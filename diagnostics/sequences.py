@@ -63,6 +63,11 @@ class Example:
         """The prompt of the first row; of a pair, that of both."""
         return next(iter(self.rows.values())).prompt_ids
 
+    def only(self, names: Iterable[str]) -> "Example":
+        """The same with these rows alone, in this order; the same object where it has no others."""
+        names = tuple(names)
+        return self if tuple(self.rows) == names else replace(self, rows={name: self.rows[name] for name in names})
+
     @property
     def longest(self) -> int:
         """Tokens of the longest row, prompt included."""

@@ -7,6 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+PAIR = ("chosen", "rejected")  # the rows of a pair; whatever else an example holds are further rows
+
 
 def wide(device: torch.device) -> torch.dtype:
     """The dtype to reduce in: float64 wherever the device has it."""
@@ -31,6 +33,8 @@ class SequenceStats:
     step_ids: (B, T) integers, 0 outside reasoning steps and k > 0 on the tokens of the row's k-th step.
     step_similarity: (B, T) cosine of the mean hidden vector of a token's step with that of the same step in the best
         answer to the prompt. No gradient.
+    embeddings: (B, S, D) what the first layer reads at each of a row's tokens, prompt included; NaN where a row has no
+        token.
     per_token_top_entropy, per_token_top_mass: (B, T) H_k in nats and M_k in [0, 1] of the most likely tokens where
         token t is predicted (see logits.top_tokens). No gradient.
     """
@@ -48,6 +52,7 @@ class SequenceStats:
     step_similarity: Tensor | None = None
     per_token_top_entropy: Tensor | None = None
     per_token_top_mass: Tensor | None = None
+    embeddings: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.per_token_logps.ndim != 2 or self.per_token_logps.shape != self.completion_mask.shape:
@@ -90,8 +95,10 @@ class PairStats:
     """Both sides of B pairs under policy and reference; ref_* None where no reference is needed.
 
     columns: extra per-pair values the objective may need, name -> tensor (B,), or (B, K) for lists of K numbers.
-    extra: further sequences the objective may need, name -> SequenceStats of B rows: `gold` (another answer under the
-        policy), `reward_chosen` and `reward_rejected` (both sides under a reward policy, no gradient).
+    extra: further sequences the objective may need, name -> SequenceStats of B rows under the policy: the further rows
+        that an objective names (its ROWS: other answers, prompts or pictures), `gold` (another answer); and
+        `reward_chosen` and `reward_rejected` (both sides under a reward policy, no gradient).
+    ref_extra: the further rows under the reference, by the same names; empty where no reference is needed.
     """
 
     chosen: SequenceStats
@@ -100,8 +107,11 @@ class PairStats:
     ref_rejected: SequenceStats | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, SequenceStats] = field(default_factory=dict)
+    ref_extra: dict[str, SequenceStats] = field(default_factory=dict)
 
     @classmethod
     def of(cls, own: Mapping[str, SequenceStats], ref: Mapping[str, SequenceStats]) -> "PairStats":
         """From the rows by name under the policy and under the reference (empty without one)."""
-        return cls(own["chosen"], own["rejected"], ref.get("chosen"), ref.get("rejected"))
+        further, ref_further = ({k: v for k, v in rows.items() if k not in PAIR} for rows in (own, ref))
+        sides = own["chosen"], own["rejected"], ref.get("chosen"), ref.get("rejected")
+        return cls(*sides, extra=further, ref_extra=ref_further)

@@ -34,7 +34,7 @@ class TokenIds(Sequence[int]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, TokenIds):
-            return np.array_equal(self._values, other._values)
+            return self._values is other._values or np.array_equal(self._values, other._values)
         return tuple(self) == other
 
     def __hash__(self) -> int:

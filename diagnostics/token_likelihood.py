@@ -84,10 +84,17 @@ def cost_of(engine: Engine) -> Callable[[Example, int], int]:
 
     def tokens(example: Example, longest: int) -> int:
         if engine.packed and (engine.longest is None or longest <= engine.longest) and not engine.regime(longest):
-            return len(example.prompt_ids) + sum(len(row.completion_ids) - 1 for row in example.rows.values())
+            return _prompts(example) + sum(len(row.completion_ids) - 1 for row in example.rows.values())
         return padded(example, longest)
 
     return tokens
+
+
+def _prompts(example: Example) -> int:
+    """Tokens of the prompt that most rows share, and of those that have another one, or other media."""
+    first, *others = example.rows.values()
+    apart = [row for row in others if (row.prompt_ids, row.media) != (first.prompt_ids, first.media)]
+    return len(first.prompt_ids) + sum(len(row.prompt_ids) for row in apart)
 
 
 def padded(example: Example, longest: int) -> int:

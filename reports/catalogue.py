@@ -143,9 +143,10 @@ def _objective_table() -> Table:
     table = new_table("objective", "what it is", "needs", "formula", "paper")
     for name in objectives.names():
         function = objectives.load(name)
-        reads = ", ".join([*objectives.needs(name), *(f"column {c}" for c in objectives.columns(name))])
+        reads = [*objectives.needs(name), *(f"column {c}" for c in objectives.columns(name))]
+        reads += [f"row {row}" for row in objectives.rows(name)]
         sure = objectives.module(name).PROVENANCE
-        add(table, name, _meaning(name), reads or "-", sure, ", ".join(p[6:] for p in sources(function)))
+        add(table, name, _meaning(name), ", ".join(reads) or "-", sure, ", ".join(p[6:] for p in sources(function)))
     for column in (table.columns[0], table.columns[4]):
         column.no_wrap = True
     table.caption = "paper: arXiv number; formula: " + "; ".join(objectives.PROVENANCES.values())
@@ -179,6 +180,7 @@ def _says(card: Card) -> list[tuple[str, str]]:
     """What the objective's file says beside its formula."""
     rows = [("needs", f"{word}: {objectives.WORDS[word]}") for word in card.needs] or [("needs", "nothing more")]
     rows += [("column", f"{name} (here at {value:g})") for name, value in card.columns.items()]
+    rows += [("row", f"{name}: {meaning}") for name, meaning in card.rows.items()]
     rows += [("formula", objectives.PROVENANCES[card.provenance])]
     types = objectives.kinds(card.name)
     keys = [(f"--{key}", f"default {value}; {wanted(value, types[key])}") for key, value in card.defaults.items()]

@@ -48,6 +48,7 @@ SLOW = (
     "trainers/loop/test_recipes.py",
     "trainers/loop/test_reference.py",
     "trainers/loop/test_responses.py",
+    "trainers/loop/test_rows.py",
     "trainers/studies/",
     "trainers/test_likelihood.py",
     "trainers/test_resume.py",

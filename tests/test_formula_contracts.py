@@ -19,13 +19,17 @@ SIDES = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 LENGTHS = {"chosen": [3, 1, 5, 2, 4], "rejected": [2, 6, 1, 3, 4]}
 TOP = ("per_token_top_entropy", "per_token_top_mass")
 PER_TOKEN = ("per_token_logps", "per_token_kl", "per_token_kl_reverse", "per_token_collision", "step_similarity", *TOP)
+KL = "per_token_kl"
+FURTHER = ("extra", "ref_extra")
 MARKS = ("phrase_mask", "step_ids")
 GARBAGE = (0.0, torch.nan, torch.inf, -torch.inf, 1e30)
 HIDDEN = ("hidden_sum", "last_hidden")
+PROMPT = 2  # tokens before the completion, where embeddings stand too
 
 # an objective that says "whole batch" may let a pair's loss depend on the others; see its docstring
 COUPLED = [name for name in objectives.names() if "whole batch" in objectives.needs(name)]
 SINGLE = [(name, {}) for name in objectives.names() if name not in COUPLED] + [("dpo_nll", {"normalization": "sum"})]
+ROWS = sorted({row for name in objectives.names() for row in objectives.rows(name) | objectives.optional_rows(name)})
 BATCH_COUPLED = [(name, {}) for name in COUPLED] + [
     (name, {"normalization": "batch_token_mean"})
     for name in objectives.names()
@@ -42,6 +46,8 @@ def random_side(lengths: list[int], seed: int) -> SequenceStats:
         return torch.rand(len(lengths), width, generator=generator, dtype=torch.float64)
 
     ids = torch.randint(0, 4, mask.shape, generator=generator)
+    embeddings = torch.rand(len(lengths), PROMPT + max(lengths), 3, generator=torch.Generator().manual_seed(seed + 100))
+    there = torch.arange(PROMPT + max(lengths)) < PROMPT + torch.tensor(lengths)[:, None]
     return SequenceStats(
         per_token_logps=(-3 * table(max(lengths))).requires_grad_(),
         completion_mask=mask,
@@ -56,14 +62,15 @@ def random_side(lengths: list[int], seed: int) -> SequenceStats:
         hidden_sum=table(4) - 0.5,
         last_hidden=table(4) - 0.5,
         text_ids=torch.where(mask.bool(), ids, -1),
+        embeddings=torch.where(there[..., None], embeddings.double(), torch.nan),
     )
 
 
 def apply(pair: PairStats, change) -> PairStats:
-    """The same change on every side that is there."""
+    """The same change on every side and every further row that is there."""
     sides = {name: getattr(pair, name) for name in SIDES}
-    extra = {name: change(side) for name, side in pair.extra.items()}
-    return replace(pair, extra=extra, **{name: change(side) for name, side in sides.items() if side is not None})
+    further = {key: {n: change(s) for n, s in getattr(pair, key).items()} for key in FURTHER}
+    return replace(pair, **further, **{name: change(side) for name, side in sides.items() if side is not None})
 
 
 def pick(pair: PairStats, rows: list[int]) -> PairStats:
@@ -83,6 +90,8 @@ def pad(pair: PairStats, *, left: int, right: int, garbage: float) -> PairStats:
         per_token = {k: torch.where(mask.bool(), widen(getattr(side, k), 0.0), garbage) for k in PER_TOKEN}
         assert side.text_ids is not None
         marks = {k: widen(getattr(side, k), 0) for k in MARKS}
+        widths = (0, 0, left, right)
+        marks["embeddings"] = torch.nn.functional.pad(side.embeddings, widths, value=torch.nan)  # type: ignore[arg-type]
         return replace(side, completion_mask=mask, text_ids=widen(side.text_ids, -1), **per_token, **marks)
 
     return apply(pair, change)
@@ -94,12 +103,15 @@ def pair() -> PairStats:
     chosen, rejected = LENGTHS["chosen"], LENGTHS["rejected"]
     extra = {"gold": random_side(chosen, 4), "reward_chosen": random_side(chosen, 5)}
     extra["reward_rejected"] = random_side(rejected, 6)
+    ends = {row: rejected if row.endswith("rejected") else chosen for row in ROWS}
+    extra |= {row: random_side(lengths, 20 + i) for i, (row, lengths) in enumerate(ends.items())}
+    ref_extra = {row: random_side(lengths, 60 + i) for i, (row, lengths) in enumerate(ends.items())}
     generator = torch.Generator().manual_seed(7)
     found = {c for name in objectives.names() for c in objectives.columns(name)} | {"mismatched_logratios"}
     columns = {c: torch.rand(5, generator=generator, dtype=torch.float64) for c in sorted(found)}
     columns |= {"tie": torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0])}
     sides = [random_side(lengths, i) for i, lengths in enumerate((chosen, rejected, chosen, rejected))]
-    return PairStats(*sides, columns=columns, extra=extra)
+    return PairStats(*sides, columns=columns, extra=extra, ref_extra=ref_extra)
 
 
 def same(value: Tensor, expected: Tensor) -> None:
@@ -220,16 +232,23 @@ def test_needs_says_exactly_what_a_measure_needs(name, pair):
 # --- objectives ---
 
 
+def policy_rows(pair: PairStats) -> dict[str, SequenceStats]:
+    """Chosen, rejected and the further rows under the policy."""
+    further = {row: pair.extra[row] for row in ROWS if row in pair.extra}
+    return {"chosen": pair.chosen, "rejected": pair.rejected} | further
+
+
 def gradients(objective, pair: PairStats, **options) -> list[Tensor]:
-    """Gradients of the summed losses in the per-token log-probs of chosen and rejected; 0 for a side not read."""
-    sides = [pair.chosen.per_token_logps, pair.rejected.per_token_logps]
-    return list(torch.autograd.grad(objective(pair, **options).losses.sum(), sides, materialize_grads=True))
+    """Gradients of the summed losses in the per-token log-probs of the policy's rows; 0 for a row not read."""
+    rows = [row.per_token_logps for row in policy_rows(pair).values()]
+    return list(torch.autograd.grad(objective(pair, **options).losses.sum(), rows, materialize_grads=True))
 
 
 def reads(objective, pair: PairStats, side: str, **options) -> bool:
-    """Whether the losses depend on the log-probs of a side."""
-    values = getattr(pair, side)
-    moved = replace(pair, **{side: replace(values, per_token_logps=values.per_token_logps - 0.1)})
+    """Whether the losses depend on the log-probs of a row."""
+    values = policy_rows(pair)[side]
+    lower = replace(values, per_token_logps=values.per_token_logps - 0.1)
+    moved = replace(pair, **({"extra": pair.extra | {side: lower}} if side in ROWS else {side: lower}))
     return not torch.equal(objective(moved, **options).losses, objective(pair, **options).losses)
 
 
@@ -312,30 +331,35 @@ def test_padding_changes_neither_losses_nor_gradients(name, options, garbage, pa
         for value, expected in zip(objective(padded, **options), objective(pair, **options), strict=True):
             same(value, expected)
         assert reads(objective, pair, "chosen", **options)
-        for name, gradient, expected in zip(
-            ("chosen", "rejected"), gradients(objective, padded, **options), plain, strict=True
-        ):
-            side = getattr(padded, name)
+        rows = policy_rows(padded)
+        for name, gradient, expected in zip(rows, gradients(objective, padded, **options), plain, strict=True):
+            side = rows[name]
             same(gradient[:, left : left + expected.shape[1]], expected)
             assert (gradient[side.completion_mask == 0] == 0).all()
             moves = (gradient[side.completion_mask == 1] != 0).any()
-            assert moves == reads(objective, pair, name, **options), "a gradient on each side that the loss reads"
+            assert moves == reads(objective, pair, name, **options), "a gradient on each row that the loss reads"
 
 
 @pytest.mark.parametrize(("name", "options"), SINGLE + BATCH_COUPLED)
 def test_gradients_are_those_of_finite_differences(name, options, pair):
-    """In float64, in the per-token log-probs and in the per-token KL; a formula with a stop-gradient is exempt."""
+    """In float64, in the per-token log-probs and in the per-token KL; a formula with a stop-gradient is exempt. Of the
+    further rows, in those that the objective names."""
     if "stop-gradient" in (objectives.load(name).__doc__ or "").lower():
         return
     leaves = [s.per_token_logps.detach().requires_grad_() for s in (pair.chosen, pair.rejected)]
     kls = [s.per_token_kl.detach().requires_grad_() for s in (pair.chosen, pair.rejected)]  # type: ignore
+    rows = {row: pair.extra[row] for row in objectives.rows(name) | objectives.optional_rows(name)}
+    further = [getattr(s, k).detach().requires_grad_() for s in rows.values() for k in ("per_token_logps", KL)]
 
-    def losses(chosen: Tensor, rejected: Tensor, chosen_kl: Tensor, rejected_kl: Tensor) -> Tensor:
+    def losses(chosen: Tensor, rejected: Tensor, chosen_kl: Tensor, rejected_kl: Tensor, *further: Tensor) -> Tensor:
         first = replace(pair.chosen, per_token_logps=chosen, per_token_kl=chosen_kl)
         second = replace(pair.rejected, per_token_logps=rejected, per_token_kl=rejected_kl)
-        return objectives.load(name)(replace(pair, chosen=first, rejected=second), **options).losses
+        moved = zip(rows.items(), further[::2], further[1::2], strict=True)
+        extra = {row: replace(side, per_token_logps=logps, per_token_kl=kl) for (row, side), logps, kl in moved}
+        changed = replace(pair, chosen=first, rejected=second, extra=pair.extra | extra)
+        return objectives.load(name)(changed, **options).losses
 
-    assert torch.autograd.gradcheck(losses, [*leaves, *kls])
+    assert torch.autograd.gradcheck(losses, [*leaves, *kls, *further])
 
 
 @pytest.mark.parametrize(("name", "options"), SINGLE + BATCH_COUPLED)
@@ -347,12 +371,14 @@ def test_losses_and_gradients_stay_finite_far_away(name, options, far):
     one = torch.ones(16, 1)
     zero = torch.zeros(16, 1, dtype=torch.float64)
     parts = {"per_token_kl": zero, "per_token_collision": zero, "step_similarity": zero}
-    parts |= {"phrase_mask": one.long(), "step_ids": one.long()}
+    parts |= {"phrase_mask": one.long(), "step_ids": one.long(), "embeddings": zero[..., None] + 1}
     sides = [SequenceStats(c[:, None].contiguous(), one, **parts) for c in table.T]
     found = {c for each in objectives.names() for c in objectives.columns(each)} | {"mismatched_logratios"}
     columns = {c: torch.full((16,), 0.5, dtype=torch.float64) for c in found} | {"tie": torch.zeros(16)}
     extra = {"gold": sides[0], "reward_chosen": sides[2], "reward_rejected": sides[3]}
-    pair = fresh(PairStats(*sides, columns=columns, extra=extra))
+    extra |= {row: sides[row.endswith("rejected")] for row in ROWS}
+    ref_extra = {row: sides[2 + row.endswith("rejected")] for row in ROWS}
+    pair = fresh(PairStats(*sides, columns=columns, extra=extra, ref_extra=ref_extra))
     output = objectives.load(name)(pair, **options)
     assert all(values.isfinite().all() for values in output)
     assert all(g.isfinite().all() for g in gradients(objectives.load(name), pair, **options))
@@ -373,6 +399,12 @@ def test_needs_says_exactly_what_an_objective_reads(name, pair):
     for word in set(needs) & set(known):
         with pytest.raises(UserError, match=r"reference|measured"):
             objective(strip_parts(pair, known[word]))
+    rows = objectives.rows(name) | objectives.optional_rows(name)
+    fewer = {key: {n: s for n, s in getattr(pair, key).items() if n not in ROWS or n in rows} for key in FURTHER}
+    same(objective(replace(pair, **fewer)).losses, objective(pair).losses)
+    for row in objectives.rows(name):
+        with pytest.raises(UserError, match=f"the row '{row}'"):
+            objective(replace(pair, extra={n: s for n, s in pair.extra.items() if n != row}))
     for column in objectives.columns(name):
         less = {k: v for k, v in pair.columns.items() if k != column}
         with pytest.raises(UserError, match=f"'{column}'"):
@@ -382,4 +414,5 @@ def test_needs_says_exactly_what_an_objective_reads(name, pair):
 def strip_parts(pair: PairStats, gone: dict[str, None]) -> PairStats:
     """The pair without some of what a forward pass may say."""
     bare = replace(pair, **{k: None for k in gone if k in SIDES})
+    bare = replace(bare, ref_extra={}) if bare.ref_chosen is None else bare
     return apply(bare, lambda s: replace(s, **{k: None for k in gone if k not in SIDES}))

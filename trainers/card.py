@@ -47,7 +47,7 @@ _LISTS = {"list", "chosen_item", "rejected_item"}  # without them each row is a 
 @dataclass(frozen=True)
 class Push:
     """The incentives at one point. chosen: d_w = -dL/dz_w, above 0 raises the chosen answer; rejected: d_l = dL/dz_l,
-    above 0 lowers the rejected one. others: -dL/d of what else has a gradient (summed KL, a gold answer).
+    above 0 lowers the rejected one. others: -dL/d of what else has a gradient (summed KL, a gold answer, further rows).
 
     A loss may treat tokens differently, so each is the mean over the side's tokens of the derivative in a token's
     log-prob, which is dL/dz where it treats them alike. at: margin or log-ratio in nats.
@@ -88,7 +88,7 @@ class Card:
     common_fall: how much the loss changes where both answers lose FALL nats, so that their margin stays: whether the
     absolute likelihood enters. argmin: the ratio t = policy / reference where the f of its f-divergence is least,
     with f as the papers write it: c (t - 1) more would be the same divergence and another argmin.
-    columns: the data columns it reads and the values they had here.
+    columns: the data columns it reads and the values they had here. rows: the further rows it reads, and what each is.
     """
 
     name: str
@@ -99,6 +99,7 @@ class Card:
     defaults: dict[str, Any]
     papers: tuple[str, ...]
     columns: dict[str, float]
+    rows: dict[str, str]
     margins: tuple[Push, ...]
     far: tuple[Push, ...]
     far_ratio: Property
@@ -124,6 +125,7 @@ def card(name: str, **hyperparameters: Any) -> Card:
         defaults=settings,
         papers=tuple(sources(function)),
         columns={c: _column(c) for c in objectives.columns(name)},
+        rows=objectives.rows(name) | {n: f"{s}; optional" for n, s in objectives.optional_rows(name).items()},
         argmin=_argmin(name, settings),
         **_pushes(partial(function, **hyperparameters)),
     )
@@ -154,14 +156,18 @@ def standard_pair(chosen: float, rejected: float, *, lengths: tuple[int, int] = 
     """COPIES rows of one pair whose log-ratios are `chosen` and `rejected` nats, spread evenly over the tokens.
 
     The reference gives either side a mean log-prob of -1 (tokens from -0.7 to -1.3). All else an objective may read
-    is there and neutral: all tokens are one phrase and one step, KL is 0, the reward policy is the reference, the gold
-    answer is as likely as the reference's, squared probabilities sum to e^-1, data columns are as in COLUMNS.
+    is there and neutral: all tokens are one phrase and one step, their embeddings are all 1, KL is 0, the reward policy
+    is the reference, the gold answer and every further row are as likely as the reference's chosen answer, squared
+    probabilities sum to e^-1, data columns are as in COLUMNS. Rows that are read only where the data has them are not
+    there.
     """
     first, second = (_side(n) for n in lengths)
+    rows = sorted({row for name in objectives.names() for row in objectives.rows(name)})
     columns = {c: torch.full((COPIES,), _column(c), dtype=torch.float64) for c in _named()}
     extra = {"gold": _side(lengths[0]), "reward_chosen": first, "reward_rejected": second}
+    extra |= {row: _side(lengths[0]) for row in rows}
     sides = (_side(lengths[0], chosen), _side(lengths[1], rejected))
-    return PairStats(*sides, first, second, columns=columns, extra=extra)
+    return PairStats(*sides, first, second, columns=columns, extra=extra, ref_extra=dict.fromkeys(rows, first))
 
 
 @cache
@@ -187,12 +193,14 @@ def _side(tokens: int, logratio: float = 0.0) -> SequenceStats:
         phrase_mask=ones,
         step_ids=ones,
         step_similarity=zeros,
+        embeddings=ones[..., None].double(),
     )
 
 
 def push(objective: objectives.Objective, pair: PairStats, at: float = 0.0) -> Push:
     """The incentives of a batch's mean loss, by autograd, for rows of one length a side."""
-    sides = {"chosen": pair.chosen, "rejected": pair.rejected, "gold": pair.extra["gold"]}
+    further = {name: side for name, side in pair.extra.items() if not name.startswith("reward_")}
+    sides = {"chosen": pair.chosen, "rejected": pair.rejected} | further
     leaves = {name: side.per_token_logps for name, side in sides.items()}
     leaves |= {f"KL of {name}": s.per_token_kl for name, s in sides.items() if s.per_token_kl is not None}
     loss = objective(pair).losses.mean()

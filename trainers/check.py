@@ -1,6 +1,7 @@
 """Settings that cannot work together, refused before a run reads data or model; and batches that would all be empty."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import TrainingArguments
 
@@ -45,8 +46,12 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
+    pair = standard_pair(0.0, 0.0)
+    if config.reference != "live":
+        stored = {name: replace(row, embeddings=None) for name, row in pair.ref_extra.items()}
+        pair = replace(pair, ref_extra=stored)
     try:
-        losses = objectives.load(config.objective)(standard_pair(0.0, 0.0), **config.hyperparameters).losses
+        losses = objectives.load(config.objective)(pair, **config.hyperparameters).losses
     except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"objective '{config.objective}' cannot work with its hyperparameters ({reason}).") from None

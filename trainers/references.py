@@ -42,7 +42,8 @@ def reference_of(
     key = {"model": weights, "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}
     key |= {"engine": engine_of(model).name}
     wanted = torch.bfloat16 if cast == "bf16" else torch.float16
-    everything = {p.pair_id: p for p in (*splits.train, *splits.probe, *splits.heldout)}
+    # the training pairs last: they may hold further rows, which the same pairs in the probe do not
+    everything = {p.pair_id: p for p in (*splits.probe, *splits.heldout, *splits.train)}
     folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
     with torch.autocast(arguments.device.type, dtype=wanted, enabled=cast != "none"), adapter_off(model):
         return precompute(model, list(everything.values()), likelihood=likelihood, folder=folder, key=key)

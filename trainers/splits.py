@@ -13,8 +13,9 @@ from diagnostics.pair_file import read_once
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import tell
 from diagnostics.sequences import Example
+from diagnostics.stats import PAIR
 from trainers.config import TrainConfig
-from trainers.loop.given import cleaned, gather, score_gaps
+from trainers.loop.given import cleaned, further_rows, gather, score_gaps
 from trainers.loop.ingredients import Given
 from trainers.models import longest
 
@@ -95,6 +96,10 @@ def _data(
     given = gather(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
     )
+    train = further_rows(table, train, tokenizer, config.objective, settings)
+    if further := [name for name in (train[0].rows if train else ()) if name not in PAIR]:
+        names = ", ".join(further)
+        tell(f"{config.data}: '{config.objective}' reads further rows, from columns of their names: {names}.")
     gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
     return Splits(train, probe, heldout, given, gaps, audit.record()), audits, hashes
 

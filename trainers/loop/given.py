@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics import templates
+from diagnostics import sequences, templates
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
 from diagnostics.phrases import from_diff, from_tags, mark
@@ -65,6 +65,28 @@ def gather(
             given.gold[pair.pair_id] = _gold(row, tokenizer, place, settings)
     _same_sizes(given, table, kept)
     return given
+
+
+def further_rows(
+    table: PairTable,
+    kept: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    objective: str,
+    settings: dict[str, Any],
+) -> list[Example]:
+    """The kept pairs with the further rows that the objective reads, from the text columns of their names: an answer to
+    the pair's prompt, or to the text in `<row>_prompt` where that column is there. A further row is never cut.
+    DataError naming the row and the column where one is missing or does not fit."""
+    by_row = {p.source_row: p for p in table.pairs}
+    optional = [n for n in objectives.optional_rows(objective) if any(_is_there(p, n) for p in by_row.values())]
+    meanings = objectives.rows(objective) | {n: objectives.optional_rows(objective)[n] for n in optional}
+    found = []
+    for pair in kept:
+        row, place = by_row[pair.source_row], table.where(pair.source_row)
+        rows = {n: _row(row, pair, n, said, tokenizer, f"{place}: objective '{objective}'", settings)
+                for n, said in meanings.items()}  # fmt: skip
+        found.append(replace(pair, rows={**pair.rows, **rows}) if rows else pair)
+    return found
 
 
 def score_gaps(table: PairTable, kept: Sequence[Example]) -> list[float]:
@@ -203,6 +225,47 @@ def _marks(row: PreferencePair, pair: Example, spans: Spans, tokenizer: PreTrain
         offsets = token_offsets(tokenizer, text, pair.rows[side].completion_ids)
         made.append(tuple(mark(offsets, [(a + shift, b + shift) for a, b in each])))
     return made[0], made[1]
+
+
+def _is_there(pair: PreferencePair, name: str) -> bool:
+    return pair.columns.get(name) is not None
+
+
+def _row(
+    row: PreferencePair,
+    pair: Example,
+    name: str,
+    meaning: str,
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    settings: dict[str, Any],
+) -> sequences.Sequence:
+    """One further row: the text column `name`, after the pair's prompt or that of `<name>_prompt`."""
+    chat = not isinstance(row.prompt, str)
+    answer, asked = row.columns.get(name), row.columns.get(f"{name}_prompt")
+    if not isinstance(answer, str) or not isinstance(asked, str | None):
+        raise DataError(
+            f"{where} reads the row '{name}' ({meaning}): give its answer as the text column '{name}' in every row, "
+            f"and its prompt as the text column '{name}_prompt' where it is not the pair's."
+        )
+    other = next(text for text in (row.rejected, row.chosen) if _content(text) != answer)
+    made = replace(row, chosen=[{"role": "assistant", "content": answer}] if chat else answer, rejected=other)
+    if asked is not None:
+        asking = [{"role": "user", "content": asked}]
+        made = replace(made, prompt=asking if chat else asked, chat_prompt=asking if row.chat_prompt else None)
+    uncut: dict[str, Any] = settings | {"max_length": None}
+    found = tokenize_pair(made, tokenizer, **uncut)
+    if not isinstance(found, Example):
+        raise DataError(f"{where}: the row '{name}' cannot be used ({found.reason}). Correct the column '{name}'.")
+    said = found.chosen
+    if asked is None:  # after the pair's own prompt, cut or not, with what is shown beside it
+        said = replace(pair.chosen, completion_ids=said.completion_ids, has_eos=said.has_eos)
+    if (most := settings["max_length"]) is not None and len(said) > most:
+        raise DataError(
+            f"{where}: the row '{name}' has {len(said)} tokens, over max_length {most}, and further rows are not cut. "
+            "Shorten it, or raise max_length."
+        )
+    return said
 
 
 def _gold(row: PreferencePair, tokenizer: PreTrainedTokenizerBase, place: str, settings: dict[str, Any]) -> Example:

@@ -4,6 +4,7 @@ They are made ready from the data before training (`trainers.loop.given`) and pu
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.batch import Batch
+from diagnostics.engine import innermost
 from diagnostics.errors import UserError
 from diagnostics.forward import Outputs
 from diagnostics.likelihood import Likelihood, pair_stats
 from diagnostics.logits import collisions
 from diagnostics.row_stats import spread
 from diagnostics.sequences import Example
-from diagnostics.stats import PairStats, SequenceStats, wide
+from diagnostics.stats import PAIR, PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
 from trainers import objectives
+from trainers.loop.reference import LiveReference
+from trainers.models import adapter_off
 
 Marks = tuple[tuple[int, ...], tuple[int, ...]]  # a number for each token of chosen and of rejected
 
@@ -54,6 +58,8 @@ class Ingredients:
         reward_model: Callable[[Any], Any] | None = None,
     ) -> None:
         self.needs = frozenset(objectives.needs(objective))
+        pairs = with_rows(objective, pairs)
+        self.further = tuple(name for name in next((p.rows for p in pairs), ()) if name not in PAIR)
         self.pairs = {p.pair_id: p for p in pairs}
         self.given, self.reward_model, self.likelihood = given or Given(), reward_model, likelihood
         self.groups = by_prompt(pairs) if "lists" in self.needs else [[p] for p in pairs]
@@ -67,7 +73,7 @@ class Ingredients:
         columns = self._columns(pairs, batch.completion_mask.device)
         if "mismatched" in self.needs and reference is not None:
             columns["mismatched_logratios"] = self._mismatched(pairs, model, reference)
-        stats = replace(stats, columns=columns, extra=self._extra(pairs, batch, model))
+        stats = replace(stats, columns=columns, extra=stats.extra | self._extra(pairs, batch, model))
         sides: dict[str, list[Tensor]] = {}
         if "collision" in self.needs:
             sides["per_token_collision"] = list(spread(batch, policy, collisions(policy)))
@@ -78,7 +84,12 @@ class Ingredients:
             similarity = step_similarity(stats, policy, torch.cat(sides["step_ids"]))
             sides["step_similarity"] = list(spread(batch, policy, similarity))
         both = [{name: halves[i] for name, halves in sides.items()} for i in (0, 1)]
-        return replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
+        stats = replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
+        return self._embedded(stats, pairs, model, reference) if "embeddings" in self.needs else stats
+
+    def part(self, batch: Any, names: Sequence[str]) -> Any:
+        """Some of the rows of a batch, as a batch of their own."""
+        return self._collate([self.pairs[i].only(names) for i in batch.pair_ids], batch.completion_mask.device)
 
     def _columns(self, pairs: Sequence[Example], device: torch.device) -> dict[str, Tensor]:
         """(B,) or (B, K) float64 each."""
@@ -96,6 +107,23 @@ class Ingredients:
             extra |= {f"reward_{name}": stats for name, stats in both.items()}
         return extra
 
+    def _embedded(self, stats: PairStats, pairs: Sequence[Example], model: nn.Module, reference: Any) -> PairStats:
+        """The same stats with the token embeddings of every row, where all rows are text alone; those of the reference
+        where it is live."""
+        if any(row.media is not None for pair in pairs for row in pair.rows.values()):
+            return stats
+        batch = self._collate(pairs, next(model.parameters()).device)
+        own = embeddings(model, batch)
+        sides = {name: replace(getattr(stats, name), embeddings=own[name]) for name in PAIR}
+        extra = {name: replace(side, embeddings=own.get(name)) for name, side in stats.extra.items()}
+        stats = replace(stats, **sides, extra=extra)
+        if not isinstance(reference, LiveReference):
+            return stats
+        with torch.no_grad(), adapter_off(reference.model) if reference.adapter else nullcontext():
+            ref = embeddings(reference.model, batch)
+        further = {name: replace(side, embeddings=ref[name]) for name, side in stats.ref_extra.items()}
+        return replace(stats, ref_extra=further)
+
     def _mismatched(self, pairs: Sequence[Example], model: nn.Module, reference: Callable[..., Any]) -> Tensor:
         """(B,) nats: log-ratio of each prompt with another prompt's answers, mean of its two answers; no gradient."""
         batch = self._collate([self.partners[p.pair_id] for p in pairs], next(model.parameters()).device)
@@ -107,6 +135,22 @@ class Ingredients:
 
     def _collate(self, pairs: Sequence[Example], device: torch.device) -> Any:
         return self.likelihood.collate(pairs).to(device)
+
+
+def with_rows(objective: str, pairs: Sequence[Example]) -> list[Example]:
+    """The pairs with the rows that the objective reads, and no others: chosen and rejected first. UserError where a
+    pair lacks one, or where some pairs alone have a row that is read where it is there."""
+    optional = [n for n in objectives.optional_rows(objective) if any(n in p.rows for p in pairs)]
+    meanings = objectives.rows(objective) | objectives.optional_rows(objective)
+    wanted = (*PAIR, *objectives.rows(objective), *optional)
+    for pair in pairs:
+        for name in wanted:
+            if name not in pair.rows:
+                raise UserError(
+                    f"pair_id {pair.pair_id}: objective '{objective}' reads the row '{name}' of every example "
+                    f"({meanings.get(name, 'one of the two answers')}), which this one does not have."
+                )
+    return [pair.only(wanted) for pair in pairs]
 
 
 def by_prompt(pairs: Sequence[Example]) -> list[list[Example]]:
@@ -149,11 +193,19 @@ def mismatched(pairs: Sequence[Example]) -> dict[str, Example]:
 
 def marked(batch: Batch, marks: dict[str, Marks]) -> tuple[Tensor, Tensor]:
     """(B, T) each: the numbers of chosen and rejected tokens where those tokens stand in the batch, 0 elsewhere."""
-    numbers = [n for side in (0, 1) for pair_id in batch.pair_ids for n in marks[pair_id][side]]
-    table = torch.zeros_like(batch.completion_mask)
-    table[batch.completion_mask.bool()] = torch.tensor(numbers, device=table.device)
-    half = len(batch.pair_ids)
-    return table[:half], table[half:]
+    sides = [batch.completion_mask[batch.rows[name]] for name in PAIR]
+    for i, mask in enumerate(sides):
+        numbers = [n for pair_id in batch.pair_ids for n in marks[pair_id][i]]
+        sides[i] = torch.zeros_like(mask)
+        sides[i][mask.bool()] = torch.tensor(numbers, device=mask.device, dtype=mask.dtype)
+    return sides[0], sides[1]
+
+
+def embeddings(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """(B, T, D) what the embedding layer gives the tokens of each row, by its name; NaN on padding."""
+    values = innermost(model).get_input_embeddings()(batch.input_ids)
+    values = torch.where(batch.attention_mask.bool()[..., None], values, torch.nan)
+    return {name: values[at] for name, at in batch.rows.items()}
 
 
 def step_similarity(stats: PairStats, policy: Outputs, step_ids: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from diagnostics.likelihood import GIVES, Likelihood
 from diagnostics.row_stats import with_top_tokens
 from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.sequences import Example
+from diagnostics.stats import PAIR
 from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.token_text import token_text, token_texts
 from diagnostics.tokenized import end_ids, tokenize_prompts
@@ -54,7 +55,8 @@ class Probe:
         responses: int = 0,
         seed: int = 0,
     ) -> None:
-        self.pairs, self.likelihood = pairs, likelihood
+        self.pairs = {name: [pair.only(PAIR) for pair in some] for name, some in pairs.items()}
+        self.likelihood = likelihood
         self.tokenizer: Any = tokenizer  # of a likelihood that gives tokens
         self.reference = reference
         self.start_file, self.saved = start, resumed
@@ -62,7 +64,7 @@ class Probe:
         self.texts = {-1: ""}  # by token id
         self.responses = None
         if isinstance(likelihood, TokenLikelihood) and tokenizer is not None:
-            followed, ends = pairs.get("probe", ())[:responses], end_ids(tokenizer)
+            followed, ends = self.pairs.get("probe", ())[:responses], end_ids(tokenizer)
             self.responses = Responses(followed, likelihood=likelihood, ends=ends, seed=seed)
         if track and "tokens" not in likelihood.gives:
             raise UserError(f"track needs {GIVES['tokens']}, which {type(likelihood).__name__} does not give.")

@@ -25,11 +25,11 @@ from diagnostics.progress import Progress
 from diagnostics.runlog import read_frame, write_frame
 from diagnostics.scoring import Scored, score
 from diagnostics.sequences import Example
-from diagnostics.stats import SequenceStats
+from diagnostics.stats import PAIR, SequenceStats
 from trainers.models import adapter_off
 
-Sides = tuple[list[float], list[float]]  # per-token log-probs in nats: chosen, rejected
-Rows = dict[str, Sides]  # by content_key
+Logps = dict[str, list[float]]  # per-token log-probs in nats, by the name of a row
+Rows = dict[str, Logps]  # by content_key
 
 CHECKED = 4  # cached rows that are scored again before any is used
 SECONDS = 10.0  # between two parts on disk
@@ -73,15 +73,15 @@ class LiveReference:
 
 @dataclass(frozen=True)
 class StoredReference:
-    """Per-token log-probs by pair_id: (chosen, rejected), each a list of nats, one a completion token."""
+    """Per-token log-probs by pair_id and row: a list of nats, one a completion token."""
 
     logps: Rows
 
     def __call__(self, batch: Any) -> SequenceStats:
-        """SequenceStats of all 2B rows, log-probs only."""
-        sides = [self.logps[i][0] for i in batch.pair_ids] + [self.logps[i][1] for i in batch.pair_ids]
+        """SequenceStats of all R * B rows, log-probs only."""
         values = torch.zeros(batch.completion_mask.shape, device=batch.completion_mask.device)
-        flat = torch.tensor([x for side in sides for x in side], device=values.device, dtype=values.dtype)
+        known = [x for name in batch.rows for i in batch.pair_ids for x in self.logps[i][name]]
+        flat = torch.tensor(known, device=values.device, dtype=values.dtype)
         values[batch.completion_mask.bool()] = flat
         return SequenceStats(per_token_logps=values, completion_mask=batch.completion_mask)
 
@@ -144,15 +144,16 @@ class Cache:
                 frame = read_frame(path)
             except DataError:
                 continue
-            for k, c, r in frame[["key", "chosen", "rejected"]].itertuples(index=False) if len(frame) else ():
-                known[k] = (list(c), list(r))
+            names = [name for name in frame.columns if name != "key"]
+            for k, *rows in frame[["key", *names]].itertuples(index=False) if len(frame) else ():
+                known[k] = {name: list(r) for name, r in zip(names, rows, strict=True) if r is not None}
         return known
 
     def write(self, rows: Rows) -> Path:
         """Add rows in a new file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}-{uuid.uuid4().hex[:12]}.parquet"
-        write_frame(path, pd.DataFrame([{"key": k, "chosen": c, "rejected": r} for k, (c, r) in rows.items()]))
+        write_frame(path, pd.DataFrame([{"key": k, **logps} for k, logps in rows.items()]))
         return path
 
     def forget(self) -> None:
@@ -163,9 +164,11 @@ class Cache:
 
 def content_key(pair: Example) -> str:
     """Hash of the pair's token ids, and of its media by their repr: the same text cut or templated otherwise is another
-    content."""
-    media = tuple(repr(row.media) for row in pair.rows.values() if row.media is not None)
-    content = (pair.prompt_ids, *(row.completion_ids for row in pair.rows.values()), *media)
+    content. Of further rows, and of rows with a prompt of their own, also the name and the prompt."""
+    rows = pair.rows.values()
+    media = tuple(repr(row.media) for row in rows) if any(row.media is not None for row in rows) else ()
+    own = [(n, r.prompt_ids) for n, r in pair.rows.items() if n not in PAIR or r.prompt_ids != pair.prompt_ids]
+    content = (pair.prompt_ids, *(row.completion_ids for row in rows), *media, *own)
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
 
 
@@ -228,11 +231,11 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool(alike) and not one.is_meta and torch.equal(one, other)
 
 
-def _difference(one: Sides, other: Sides) -> float:
-    """Largest difference of two rows on a token, in nats; infinite where they are not of the same length."""
-    if [len(side) for side in one] != [len(side) for side in other]:
+def _difference(one: Logps, other: Logps) -> float:
+    """Largest difference of two pairs on a token, in nats; infinite where their rows are not of the same length."""
+    if {name: len(row) for name, row in one.items()} != {name: len(row) for name, row in other.items()}:
         return math.inf
-    return max((abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
+    return max((abs(a - b) for n in one for a, b in zip(one[n], other[n], strict=True)), default=0.0)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -243,8 +246,8 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _rows(scored: Scored) -> Rows:
-    chosen, rejected = scored.stats.chosen, scored.stats.rejected
-    return {content_key(p): (_tokens(chosen, i), _tokens(rejected, i)) for i, p in enumerate(scored.pairs)}
+    stats = {"chosen": scored.stats.chosen, "rejected": scored.stats.rejected} | scored.stats.extra
+    return {content_key(p): {n: _tokens(s, i) for n, s in stats.items()} for i, p in enumerate(scored.pairs)}
 
 
 def _tokens(stats: SequenceStats, i: int) -> list[float]:

@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from diagnostics.gradients.whole import band, cut
 from diagnostics.likelihood import GIVES, Likelihood, pair_stats, say_missing
 from diagnostics.runlog import read_json, write_json
 from diagnostics.sequences import Example
-from diagnostics.stats import PairStats
+from diagnostics.stats import PAIR, PairStats
 from trainers import objectives
 from trainers.checkpoint import seal
 from trainers.loop import gradient_log
@@ -41,7 +42,7 @@ from trainers.loop.recorder import Recorder
 from trainers.objectives import ObjectiveOutput
 
 # which part of a likelihood the needs of objectives are taken from
-OF = {"kl": "kl", "collision": "tokens", "phrases": "tokens", "steps": "hidden"}
+OF = {"kl": "kl", "collision": "tokens", "embeddings": "tokens", "phrases": "tokens", "steps": "hidden"}
 
 
 class PairDataset(Dataset):
@@ -137,11 +138,15 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
         batch = self.likelihood.batch(inputs)
-        reference = self.reference(batch) if self.reference and "reference" in self.needs else None
         measured = self.gradients.due(self.state.global_step)
+        further = None
+        if measured and self.ingredients.further:  # these instruments know pairs alone: the rest is run apart
+            further = self.ingredients.part(batch, self.ingredients.further)
+            batch = self.ingredients.part(batch, PAIR)
+        reference = self._refer(batch)
         sides = self.gradients.run(model, batch) if measured else None
         policy = sides.out if sides else self.likelihood.run(model, batch)
-        stats = self._stats(batch, policy, model, reference, apart=sides is not None)
+        stats = self._stats(batch, policy, model, reference, further, apart=sides is not None)
         output = self.objective(stats, **self.statistics(stats))
         output, more = self._weigh(batch, output)
         pushes = incentives(stats, output.losses)
@@ -168,12 +173,24 @@ class PreferenceTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         return Ordered(self.recipe.order, lambda: self.state.global_step)
 
-    def _stats(self, batch: Any, policy: Any, model: nn.Module, reference: Any, *, apart: bool) -> PairStats:
-        """What the objective sees. apart: as leaves, so that the loss's graph ends there."""
+    def _refer(self, batch: Any) -> Any:
+        """The reference's run, where the objective reads it."""
+        return self.reference(batch) if self.reference and "reference" in self.needs else None
+
+    def _stats(
+        self, batch: Any, policy: Any, model: nn.Module, reference: Any, further: Any, *, apart: bool
+    ) -> PairStats:
+        """What the objective sees. further: the batch of the further rows, where they are not in `batch`. apart: the
+        sides as leaves, so that the loss's graph ends there."""
         kl = "kl" in self.needs
         with torch.set_grad_enabled(not apart):
             stats = pair_stats(self.likelihood, batch, policy, reference, kl=self.log_kl, kl_gradient=kl)
         given = cut(stats, kl=kl) if apart else stats
+        if further is not None:
+            own, ref = self.likelihood.stats(
+                further, self.likelihood.run(model, further), self._refer(further), kl=self.log_kl, kl_gradient=kl
+            )
+            given = replace(given, extra=own, ref_extra=ref)
         stats = self.ingredients.complete(given, batch, policy, model, self.reference)
         if apart:
             torch.clear_autocast_cache()  # it keeps casts made without a graph

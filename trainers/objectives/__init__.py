@@ -6,6 +6,9 @@ File name = function name = the name to configure. An objective is
     NEEDS       what it reads besides the two sides' log-probs: words of WORDS below
     COLUMNS     names of the data columns it reads (only where there are any)
     OPTIONAL_COLUMNS  names of the data columns it reads where the data has them (only where there are any)
+    ROWS        the further rows it reads besides chosen and rejected (other answers, prompts or pictures), in
+                `pair.extra` and `pair.ref_extra`: name -> what the row is (only where there are any)
+    OPTIONAL_ROWS  further rows it reads where the data has them: name -> what the row is (only where there are any)
     PROVENANCE  how sure its formula is: a word of PROVENANCES below
 
 An objective that keeps statistics over batches has two more functions: `statistics(pair, previous, *,
@@ -42,6 +45,7 @@ WORDS = {
     "reward model": "per-token log-probs of a second, already trained policy (key reward_model)",
     "lists": "whole lists: the rows that share a prompt stand in one batch",
     "steps": "reasoning steps: answers given as lists of texts",
+    "embeddings": "token embeddings of rows of text alone, under the policy (with gradient) and the reference",
     "no eos": "completions without EOS",
     "prefix": "the text field 'prefix', put behind the prompt",
     "whole batch": "the whole batch at once: gradient accumulation and processes change its numbers",
@@ -57,6 +61,9 @@ PROVENANCES = {
     "own": "own: made here, there is no source",
     "formula not found": "formula not found: a reconstruction",
 }
+
+
+_NO_REFERENCE = "this objective compares with a reference: set 'reference' to live or precomputed."
 
 
 class ObjectiveOutput(NamedTuple):
@@ -109,6 +116,16 @@ def optional_columns(name: str) -> tuple[str, ...]:
     return getattr(module(name), "OPTIONAL_COLUMNS", ())
 
 
+def rows(name: str) -> dict[str, str]:
+    """The further rows that the objective reads besides chosen and rejected: name -> what it is."""
+    return getattr(module(name), "ROWS", {})
+
+
+def optional_rows(name: str) -> dict[str, str]:
+    """The further rows that the objective reads where the data has them: name -> what it is."""
+    return getattr(module(name), "OPTIONAL_ROWS", {})
+
+
 def hyperparameters(name: str) -> dict[str, Any]:
     """Names and defaults of the settings an objective takes."""
     return {p.name: p.default for p in _settings(name)}
@@ -127,8 +144,28 @@ def _settings(name: str) -> list[inspect.Parameter]:
 def logratios(pair: PairStats) -> tuple[Tensor, Tensor]:
     """(B,) nats each: log-ratios of chosen and rejected, policy - reference, summed over completion tokens."""
     if pair.ref_chosen is None or pair.ref_rejected is None:
-        raise UserError("this objective compares with a reference: set 'reference' to live or precomputed.")
+        raise UserError(_NO_REFERENCE)
     return chosen_logratios(pair), rejected_logratios(pair)
+
+
+def row(pair: PairStats, name: str) -> SequenceStats:
+    """A further row under the policy."""
+    if name not in pair.extra:
+        raise UserError(f"this objective reads the row '{name}', which the data does not have.")
+    return pair.extra[name]
+
+
+def reference_row(pair: PairStats, name: str) -> SequenceStats:
+    """A further row under the reference."""
+    row(pair, name)
+    if name not in pair.ref_extra:
+        raise UserError(_NO_REFERENCE)
+    return pair.ref_extra[name]
+
+
+def logratio(pair: PairStats, name: str) -> Tensor:
+    """(B,) nats: log-ratio of a further row, policy - reference, summed over completion tokens."""
+    return row(pair, name).logps - reference_row(pair, name).logps
 
 
 def column(pair: PairStats, name: str) -> Tensor:

@@ -9,17 +9,18 @@ from trainers.objectives import ObjectiveOutput, part, require_not_negative
 from trainers.objectives.rrpo import rrpo
 
 NEEDS = ("kl", "phrases", "reference", "whole batch")
+OPTIONAL_ROWS = {"kl_reference": "an answer to learn nothing from but to stay near the reference on: a ground truth"}
 PROVENANCE = "code"
 
 
 def dpa(pair: PairStats, *, alpha: float = 0.4, statistics: dict[str, float] | None = None) -> ObjectiveOutput:
     """Make each phrase of the chosen answer likelier than its counterpart, near the reference. arXiv 2405.18654.
 
-    losses = (sum over the pair's phrases i of log(1 + exp(s_rejected,i - s_chosen,i))) / N + alpha * K_chosen, s_i the
+    losses = (sum over the pair's phrases i of log(1 + exp(s_rejected,i - s_chosen,i))) / N + alpha * K, s_i the
     log-prob under the policy of the tokens of the i-th marked phrase, summed (nats, no reference, no beta, no
-    division by length), N the number of phrases a pair, the mean over the batch, K_chosen the exact
-    KL(reference || policy) over the vocabulary in nats, summed over all completion tokens of the chosen answer; (B,),
-    lower is better. The KL has a gradient.
+    division by length), N the number of phrases a pair, the mean over the batch, K the exact KL(reference || policy)
+    over the vocabulary in nats, summed over all completion tokens of the row kl_reference where the data has it, else
+    of the chosen answer; (B,), lower is better. The KL has a gradient.
     The mean over pairs of the contrast is the mean over all phrases of the batch, in which every phrase weighs the
     same: this couples the batch, pairs with many phrases weigh more, and gradient accumulation changes it.
     statistics: {"phrases": N} of the whole batch, where a caller has it; None: of these pairs. A pair without any
@@ -28,16 +29,18 @@ def dpa(pair: PairStats, *, alpha: float = 0.4, statistics: dict[str, float] | N
     rewards = log-ratios (policy - reference, nats) summed over the tokens of phrases, as in rrpo with beta 1; what the
     authors log was not found.
     The contrast was read in the authors' code; there it runs up to the largest number of phrases in the batch, so that
-    the phrases that a pair lacks dilute it with log 2, and here these are masked. The KL is a reconstruction: theirs
-    is over a separate data set of reference answers; with one data set it is over the chosen answers, which is how the
-    authors of RRPO (arXiv 2504.12083) presumably ran it. alpha 0.4 is theirs for 7B models (13B 0.5, VILA-13B 0.2).
-    The KL limits displacement of the chosen answer; the contrast alone does not.
+    the phrases that a pair lacks dilute it with log 2, and here these are masked. Their KL is over a separate data
+    set of reference answers, which is the row kl_reference: one to a pair, with a prompt of its own. Without it the KL
+    is over the chosen answers, a reconstruction: the authors of RRPO (arXiv 2504.12083), who had one data set,
+    presumably ran it so. alpha 0.4 is theirs for 7B models (13B 0.5, VILA-13B 0.2). The KL limits displacement of the
+    answers it is taken on; the contrast alone does not.
     """
     require_not_negative(alpha=alpha)
     values, there = _contrasts(pair)
     phrases = statistics["phrases"] if statistics else _phrases(there)
     contrast = values.sum(-1) / (phrases or 1.0)  # without any phrase the sum is 0
-    kl = pair.chosen.masked_sum(part(pair.chosen, "per_token_kl"))
+    held = pair.extra.get("kl_reference", pair.chosen)
+    kl = held.masked_sum(part(held, "per_token_kl"))
     return rrpo(pair, beta=1.0)._replace(losses=contrast + alpha * kl)
 
 

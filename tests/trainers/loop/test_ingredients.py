@@ -34,6 +34,9 @@ def write(path, rows):
 
 def rows(n: int = 12) -> list[dict]:
     """Pairs with every field that any objective reads; every three share a prompt."""
+    from trainers import objectives
+
+    further = [f for name in objectives.names() for f in objectives.rows(name) | objectives.optional_rows(name)]
     rng = random.Random(0)
     words = "alpha beta gamma delta epsilon zeta eta theta".split()
 
@@ -51,6 +54,7 @@ def rows(n: int = 12) -> list[dict]:
              "chosen_other": [0.1, i], "rejected_other": [0.4, 1.0], "chosen_source_logps": [-1.0, -2.0],
              "rejected_source_logps": [-1.5, -2.5], "chosen_relevance": 1, "rejected_relevance": 0,
              "chosen_proposal_logps": -7.0, "rejected_proposal_logps": -9.0}
+            | {name: text(1, 4) for name in further} | {f"{further[0]}_prompt": "kappa ?"}
         )  # fmt: skip
     return found
 

@@ -1,5 +1,6 @@
 """Builders of pairs from plain lists, so that each test shows its own numbers."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,29 @@ def make_pair():
         return PairStats(build_side(chosen), build_side(rejected), references[0], references[1])
 
     return make
+
+
+@pytest.fixture
+def add_rows():
+    """A pair with further rows: name = (per-token log-probs, those of the reference)."""
+
+    def add(pair: PairStats, **rows: tuple[Rows, Rows]) -> PairStats:
+        own, ref = ({name: build_side(each[i]) for name, each in rows.items()} for i in (0, 1))
+        return replace(pair, extra=pair.extra | own, ref_extra=pair.ref_extra | ref)
+
+    return add
+
+
+@pytest.fixture
+def same_rows():
+    """A pair whose further rows of these names are its own sides: every <...>rejected is the rejected one."""
+
+    def copy(pair: PairStats, names: Iterable[str]) -> PairStats:
+        own = {n: pair.rejected if n.endswith("rejected") else pair.chosen for n in names}
+        ref = {n: pair.ref_rejected if n.endswith("rejected") else pair.ref_chosen for n in names}
+        return replace(pair, extra=own, ref_extra=ref)
+
+    return copy
 
 
 @pytest.fixture

@@ -121,3 +121,21 @@ def test_wrong_hyperparameters_and_missing_parts_are_refused_by_name(worked):
         dpa(worked)
     with pytest.raises(UserError, match="'reference'"):
         dpa(replace(pair, ref_chosen=None, ref_rejected=None))
+
+
+def test_the_kl_is_of_the_row_kl_reference_where_it_is_there(worked):
+    """Its own batch of answers: 3 tokens of 0.5 nats, whatever the chosen answer's KL: 0.3708673 + 0.4 * 1.5."""
+    pair = mark(worked, [[0, 1]], [[1, 0, 2]], kl=0.25)
+    kls = torch.tensor([[0.5, 0.5, 0.5, torch.nan]], dtype=torch.float64, requires_grad=True)
+    logps = torch.full((1, 4), -1.0, dtype=torch.float64, requires_grad=True)
+    held = SequenceStats(logps, torch.tensor([[1, 1, 1, 0]]), per_token_kl=kls)
+    output = dpa(replace(pair, extra={"kl_reference": held}), alpha=0.4)
+    assert output.losses.tolist() == pytest.approx([0.3708672660668437 + 0.6], abs=1e-14)
+    assert output.chosen_rewards.tolist() == dpa(pair, alpha=0.4).chosen_rewards.tolist()
+    leaves = [kls, logps, pair.chosen.per_token_kl]
+    kl, row, chosen_kl = torch.autograd.grad(output.losses.sum(), leaves, allow_unused=True)
+    assert kl.tolist() == [[0.4, 0.4, 0.4, 0.0]]
+    assert row is None
+    assert chosen_kl is None
+    with pytest.raises(UserError, match="per_token_kl, which was not measured"):
+        dpa(replace(pair, extra={"kl_reference": replace(held, per_token_kl=None)}))
