@@ -80,7 +80,7 @@ def stop_earlier(run: RunLog, state: State, found: Sequence[Finding]) -> Advice 
     if not before or table.empty:
         return None
     accuracy = table.set_index("step")["accuracy"]
-    then, end = accuracy.get(before[-1], math.nan), accuracy.iloc[-1]
+    then, end = (float(accuracy.reindex([step]).iloc[0]) for step in (before[-1], accuracy.index[-1]))
     if not then >= KEPT * end:
         return None
     words = f"Stop before step {onset:.0f}: at step {before[-1]} the preference accuracy was already {percent(then)}"

@@ -64,7 +64,7 @@ def spark(by_step: pd.DataFrame) -> Block:
     shares = by_step.dropna(subset=["share"]) if len(by_step) else by_step
     if len(shares) < 2:
         return page.EMPTY
-    last = float(shares["step"].max()) or 1.0
+    last = float(shares["step"].to_numpy().max()) or 1.0
     places = zip(shares["step"], shares["share"])
     points = " ".join(f"{98 * step / last + 1:.1f},{23 - 22 * share:.1f}" for step, share in places)
     told = f"from {percent(shares['share'].iloc[0])} to {percent(shares['share'].iloc[-1])}"

@@ -21,9 +21,10 @@ def of_run(run: RunLog) -> pd.DataFrame:
     ends = runs.ends(runs.rows(run, "probe"))
     if ends.empty:
         return pd.DataFrame(columns=_COLUMNS)
-    sources = run.audit.drop_duplicates("pair_id").set_index("pair_id")["source_row"] if len(run.audit) else {}
     found = pd.DataFrame({"pair_id": ends["pair_id"]})
-    found["source_row"] = found["pair_id"].map(sources).fillna(-1).astype(int) if len(run.audit) else -1
+    known = run.audit.drop_duplicates("pair_id") if len(run.audit) else pd.DataFrame({"pair_id": [], "source_row": []})
+    sources = dict(zip(known["pair_id"], known["source_row"]))
+    found["source_row"] = [int(sources.get(pair_id, -1)) for pair_id in found["pair_id"]]
     found["outcome"], found["fell"] = displacement.outcome(ends), runs.fell(ends, "chosen")
     for side in runs.SIDES:
         found[side] = runs.column(ends, f"{side}_change")
