@@ -549,17 +549,20 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report; default is report/ in the first run.")
     ] = None,
+    text: Annotated[bool, typer.Option(help="Show the texts of the data; without, pages hold numbers alone.")] = True,
 ) -> None:
     """Execute the notebooks on run logs and flag folders; write HTML, report.json and summary.md.
 
-    Example:
+    Examples:
 
         chesboard report runs/a runs/b
+
+        chesboard report runs/a --no-text
     """
     from reports.build import build_report
     from reports.console import say
 
-    say(f"report: {build_report(runs, out=out)}")
+    say(f"report: {build_report(runs, out=out, text=text)}")
 
 
 @app.command()

@@ -7,6 +7,8 @@ A question.py has
                              the scores that it leaves to the questions after it)
     pages(found)             the pages to make of it
     entries(found)           its lines in the overview: headline and findings
+    table(found, addresses)  only where it has one: its counts in words and its table of the overview; addresses are
+                             those of the pages by their titles
 """
 
 import pkgutil

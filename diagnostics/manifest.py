@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,15 @@ def manifest(**content: Any) -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
         "platform": platform.machine(),
+        "started": now(),
         **content,
         "conventions": CONVENTIONS,
     }
+
+
+def now() -> str:
+    """The time, to the second, with its zone."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def file_hash(path: str | Path) -> str | None:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from analysis import questions
 from analysis.questions import Headline, Page
+from analysis.show.page import Block
 from analysis.show.page import value as shown
 from analysis.show.wording import count
 from analysis.tables import runs
@@ -20,30 +21,37 @@ from diagnostics.errors import DataError, UserError, printable
 from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
-from reports.notebooks import execute, names, template
+from reports.notebooks import execute, names, takes, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
 FIRST = 5
+FEW = 8  # pages that each page links to; where there are more, the overview lists them
 
 
-def build_report(paths: Sequence[Path], *, notebooks: Sequence[str] | None = None, out: Path | None = None) -> Path:
+def build_report(
+    paths: Sequence[Path], *, notebooks: Sequence[str] | None = None, out: Path | None = None, text: bool = True
+) -> Path:
     """Make the report of some run and score folders and return its index.html.
 
     paths: folders of runs or scores, or folders that contain such folders. notebooks: make only these.
-    out: where to write (default: report/ in the first path). Writes index.html, one page a notebook, report.json and
-    summary.md (also appended to $GITHUB_STEP_SUMMARY). Raises DataError for unreadable folders, before any notebook
-    is started, and NotebookError when a notebook crashes.
+    out: where to write (default: report/ in the first path); text: False leaves the texts of the data out.
+
+    Writes index.html, one page a notebook, report.json and summary.md (also appended to $GITHUB_STEP_SUMMARY). Raises
+    DataError for unreadable folders, before any notebook is started, and NotebookError when a notebook crashes.
     """
     paths = [Path(p).resolve() for p in paths]
     logs, scores = read(paths)
     asked = plan(logs, scores)
     pages = [page for page in pages_of(asked) if notebooks is None or page.notebook in notebooks]
+    pages = pages if text else [_without_text(page) for page in pages]
     if not pages:
         raise UserError(_nothing(notebooks, logs, scores))
     out = Path(out).resolve() if out else paths[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
-    _run_all(pages, out)
-    return _overview(entries_of(asked), pages, logs, out)
+    _run_all(pages, out, [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out))
+    addresses = {page.title: f"{page.stem}.html" for page in pages}
+    tables = [question.table(found, addresses) for question, found in asked if hasattr(question, "table")]
+    return _overview(entries_of(asked), pages, logs, out, tables)
 
 
 def read(paths: Sequence[Path]) -> tuple[list[RunLog], list[runs.Flags]]:
@@ -75,6 +83,12 @@ def entries_of(asked: Sequence[tuple[Any, Any]]) -> list[Headline]:
     return [entry for question, found in asked for entry in question.entries(found)]
 
 
+def _without_text(page: Page) -> Page:
+    """The page with numbers alone, where its notebook shows texts."""
+    known = takes(page.notebook)
+    return dataclasses.replace(page, parameters={**page.parameters, "text": False}) if "text" in known else page
+
+
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder. Give a folder that `chesboard train`, `flag` or `demo` wrote.")
@@ -87,10 +101,10 @@ def _folders(path: Path) -> list[Path]:
     return inside
 
 
-def _run_all(pages: list[Page], out: Path) -> None:
+def _run_all(pages: list[Page], out: Path, links: list[tuple[str, str]]) -> None:
     """Two notebooks at a time: while one kernel starts, another computes."""
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        waiting = [pool.submit(execute, page, out) for page in pages]
+        waiting = [pool.submit(execute, page, out, [] if len(links) > FEW else links) for page in pages]
         try:
             for done in counted(waiting, "report", len(waiting), unit="page"):
                 done.result()
@@ -99,14 +113,20 @@ def _run_all(pages: list[Page], out: Path) -> None:
                 job.cancel()
 
 
-def _overview(entries: list[Headline], pages: list[Page], logs: Sequence[RunLog], out: Path) -> Path:
+def _overview(
+    entries: list[Headline],
+    pages: list[Page],
+    logs: Sequence[RunLog],
+    out: Path,
+    tables: Sequence[tuple[str, Block]] = (),
+) -> Path:
     write_json(out / "report.json", _as_json(entries, pages))
     summary = _summary(entries)
     (out / "summary.md").write_text(summary, encoding="utf-8")
     _append_step_summary(summary)
     index = out / "index.html"
     links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out)
-    index.write_text(template("index.html.j2").render(entries=entries, links=links), encoding="utf-8")
+    index.write_text(template("index.html.j2").render(entries=entries, links=links, tables=tables), encoding="utf-8")
     return index
 
 

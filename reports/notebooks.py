@@ -1,8 +1,11 @@
 """Execute one notebook with papermill, strictly, and turn it into one self-contained HTML page."""
 
+import base64
+import hashlib
+import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from markupsafe import Markup
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
@@ -41,6 +45,11 @@ def names() -> list[str]:
     return sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
 
 
+def takes(name: str) -> set[str]:
+    """The parameters of a notebook."""
+    return set(papermill.inspect_notebook(NOTEBOOKS / f"{name}.ipynb"))
+
+
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     """Raise UserError for a missing parameters cell, or a parameter unknown to the notebook or not given to it.
 
@@ -59,8 +68,8 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
         raise UserError(f"{path.name}: the parameter {missing[0]} was not given and has no default.")
 
 
-def execute(page: Page, out: Path) -> Path:
-    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that.
+def execute(page: Page, out: Path, links: Sequence[tuple[str, str]] = ()) -> Path:
+    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that. links: see render.
 
     Raises NotebookError naming notebook, cell and the exception's last line; the failed notebook is kept.
     """
@@ -80,7 +89,7 @@ def execute(page: Page, out: Path) -> Path:
             f"{source.name}: its Python process died, most likely for lack of memory. "
             f"The notebook as far as it ran: {done}"
         ) from None
-    return render(done, page.title)
+    return render(done, page.title, links)
 
 
 def _papermill(source: Path, done: Path, parameters: Mapping[str, Any]) -> None:
@@ -95,16 +104,58 @@ def _papermill(source: Path, done: Path, parameters: Mapping[str, Any]) -> None:
     )
 
 
-def render(notebook: Path, title: str) -> Path:
-    """Executed notebook -> one HTML file beside it, without code, that fetches nothing."""
+def render(notebook: Path, title: str, links: Sequence[tuple[str, str]] = ()) -> Path:
+    """Executed notebook -> one HTML file beside it, without code, that fetches nothing. links: address and title of
+    other pages of the report.
+
+    A section whose heading is tagged `fold` is folded, under "For experts"; one that only says that something was not
+    measured becomes a line of "Not measured here".
+    """
+    book = nbformat.read(notebook, as_version=4)
+    sections = [section for section in _sections(book.cells) if _speaks(section)]
+    silent = [section for section in sections if _missing(section)]
+    open_, folded = [], []
+    for section in sections:
+        if section not in silent:
+            (folded if "fold" in section[0].metadata.get("tags", []) else open_).append(section)
+    last = next((i for i, section in enumerate(open_) if section[0].source.startswith("## Data")), len(open_))
+    parts = [_to_html(section) for section in open_]
+    body = {"before": parts[:last], "after": parts[last:], "folded": [_folded(section) for section in folded]}
+    told = [line for section in silent for line in _lines(section)]
+    done = notebook.with_suffix(".html")
+    page = template("page.html.j2").render(title=title, links=links, notebook=notebook.name, silent=told, **body)
+    done.write_text(page, encoding="utf-8")
+    return done
+
+
+def _to_html(cells: list[Any]) -> str:
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
-    book = nbformat.read(notebook, as_version=4)
-    book.cells = [cell for section in _sections(book.cells) if _speaks(section) for cell in section]
-    body, _ = exporter.from_notebook_node(book)
-    done = notebook.with_suffix(".html")
-    done.write_text(template("page.html.j2").render(title=title, body=body), encoding="utf-8")
-    return done
+    body, _ = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    return body
+
+
+def _folded(section: list[Any]) -> tuple[str, str]:
+    """Heading and body of a section that is folded."""
+    return section[0].source.partition("\n")[0].removeprefix("## "), _to_html(section[1:])
+
+
+def _outputs(section: list[Any]) -> list[str]:
+    return [_html(output) for cell in section if cell.cell_type == "code" for output in cell.outputs]
+
+
+def _missing(section: list[Any]) -> bool:
+    """Whether a section says nothing but that something was not measured."""
+    outputs = [output for output in _outputs(section) if output]
+    return bool(outputs) and all(not _MISSING.sub("", output).strip() for output in outputs)
+
+
+def _lines(section: list[Any]) -> list[str]:
+    """What such a section says, as safe HTML."""
+    return [line for output in _outputs(section) for line in _MISSING.findall(output)]
+
+
+_MISSING = re.compile(r'<p class="quiet missing">(.*?)</p>', re.DOTALL)
 
 
 def _sections(cells: list[Any]) -> list[list[Any]]:
@@ -119,17 +170,21 @@ def _sections(cells: list[Any]) -> list[list[Any]]:
 
 def _speaks(section: list[Any]) -> bool:
     """Whether any of a section's outputs has content; one that has no output at all is kept."""
-    outputs = [output for cell in section if cell.cell_type == "code" for output in cell.outputs]
-    return not outputs or any(_html(output) for output in outputs)
+    outputs = _outputs(section)
+    return not outputs or any(outputs)
 
 
-def _html(output: Any) -> bool:
-    """Whether an output shows anything: HTML that is not empty, or any other kind."""
+def _html(output: Any) -> str:
+    """The HTML of an output; of any other kind, a word."""
     data = output.get("data", {})
-    return bool(data["text/html"]) if "text/html" in data else True
+    return data["text/html"] if "text/html" in data else "other"
 
 
 def template(name: str) -> jinja2.Template:
-    """A page template, with autoescape on."""
+    """A page template, with autoescape on. It knows our one script, and its hash, by which a browser lets it run."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    made.globals["script"] = Markup(script)
+    made.globals["script_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return made.get_template(name)

@@ -241,6 +241,14 @@ class TrainConfig:
         nested = [own.pop(name) for name in NESTED]
         return own | nested[0] | nested[1] | nested[2]
 
+    def given(self) -> list[str]:
+        """Keys whose value is another than the default, as they would stand on a command line."""
+        from trainers import objectives
+
+        defaults = {n: f.default for n, f in OWN.items()} | DEFAULTS | objectives.hyperparameters(self.objective)
+        known = {k: v for k, v in self.flat().items() if k not in self.extras and k != "resume"}
+        return [k for k, v in known.items() if k not in defaults or v != defaults[k]]
+
     def changed(self, written: dict[str, Any]) -> list[str]:
         """Keys whose value is another than in a config.json; where a run lies and what it reports to does not count."""
         now = json.loads(json.dumps(self.flat(), default=str))

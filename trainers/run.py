@@ -15,7 +15,7 @@ from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash
 from diagnostics.flag.flagging import EVERY
-from diagnostics.manifest import file_hash
+from diagnostics.manifest import file_hash, now
 from diagnostics.processes import hold, share, tell
 from diagnostics.run_folder import RunFolder
 from diagnostics.token_likelihood import TokenLikelihood
@@ -152,7 +152,7 @@ def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkp
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             run.note(weights_moved=moved(start, policy))
         if not trainer.recorder.stopped:
-            run.note(finished={"step": trainer.state.global_step})
+            run.note(finished={"step": trainer.state.global_step, "at": now()})
             if not any((run_dir / "checkpoints").glob("checkpoint-*")):  # nothing to go on from
                 (run_dir / START).unlink(missing_ok=True)
     if trainer.recorder.stopped:
@@ -209,6 +209,7 @@ def _about(
         dtypes={"weights": config.dtype, "autocast": cast, "reductions": "float64"},
         engine=engine,
         seeds={"seed": config.seed},
+        given=config.given(),
         hashes=started,
         reference={"kind": config.reference, "model": config.reference_model or config.model},
         objective={"name": config.objective, **config.hyperparameters},

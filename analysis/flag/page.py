@@ -5,8 +5,8 @@ import pandas as pd
 from analysis.flag import figures as flag_figures
 from analysis.flag import tables as flags
 from analysis.show import page
-from analysis.show.page import Block
-from analysis.show.wording import clip, correlation, count, number, percent, span
+from analysis.show.page import Block, Cell
+from analysis.show.wording import ABSENT, clip, correlation, count, number, percent, span
 from analysis.tables import runs
 from analysis.tables.columns import label
 from analysis.tables.runs import Flags
@@ -47,6 +47,42 @@ def summary(found: Flags) -> Block:
     return page.stack(*made)
 
 
+def flagged(found: Flags, text: bool = True) -> Block:
+    """Every flagged pair, the most prone first, with its score, the reason and its text."""
+    scored = flags.table(found)
+    marked = scored.loc[scored["flagged"].astype(bool)] if "flagged" in scored else scored.head(0)
+    if marked.empty:
+        return page.missing("Flagged pairs", "None was flagged.")
+    name, texts = flags.ordering(scored), runs.texts(found.audit)
+    ordered = marked.assign(_rank=runs.column(marked, "rank")).sort_values(["_rank", "pair_id"])
+    rows = [_flagged_row(row, name, texts if text else texts.head(0)) for row in ordered.head(ROWS).to_dict("records")]
+    heads = {"pair": "", label(name): "the measure that ranked them", "rank": "1: the most prone"}
+    heads |= {"tokens": "chosen / rejected", "why": ""}
+    left = len(marked) - ROWS
+    said = [page.note(f"{left:,} more, less prone, stand in scores.parquet.", "quiet")] if left > 0 else []
+    return page.stack(page.note(f"Ranked by {label(name)}."), page.sortable(heads, rows, name="pairs"), *said)
+
+
+ROWS = 1000  # pairs in the table of a page
+
+
+def _flagged_row(row: dict, name: str, texts: pd.DataFrame) -> list[Cell]:
+    source, place = (float(row.get(c, float("nan"))) for c in ("source_row", "rank"))
+    body = page.EMPTY
+    if row["pair_id"] in texts.index:
+        found = texts.loc[row["pair_id"]]
+        body = page.fold("read", *(page.text(part, found[part], 600) for part in ("prompt", *runs.SIDES)))
+    lengths = [float(row.get(f"{side}_length", float("nan"))) for side in runs.SIDES]
+    where = "" if source != source else f"row {source:.0f}"
+    return [
+        Cell(str(row["pair_id"]), source, f"pair-{row['pair_id']}", where, body),
+        Cell(number(row[name]), row[name]),
+        Cell("" if place != place else f"{place:.0f}", place),
+        Cell(" / ".join(ABSENT if n != n else f"{n:.0f}" for n in lengths), lengths[0]),
+        Cell(str(row.get("flag_reason") or "")),
+    ]
+
+
 def distributions(found: Flags) -> Block:
     """A histogram of every measure."""
     scored = flags.table(found)
@@ -85,7 +121,7 @@ def length_confounds(found: Flags) -> Block:
     return page.stack(page.picture(figure, "Measures against the length difference"), page.table(shown, forms, heads))
 
 
-def extremes(found: Flags, shown: int) -> Block:
+def extremes(found: Flags, shown: int, text: bool = True) -> Block:
     """The pairs at both ends of the measure the flags were ranked by, with their text."""
     scored = flags.table(found)
     if not flags.measures(scored):
@@ -93,7 +129,7 @@ def extremes(found: Flags, shown: int) -> Block:
     name = flags.ordering(scored)
     low = flags.lowest_first(scored, name)
     ordered = scored.dropna(subset=[name]).sort_values([name, "pair_id"], ascending=[low, True])
-    texts = runs.texts(found.audit)
+    texts = runs.texts(found.audit) if text else runs.texts(pd.DataFrame())
     shown = min(shown, max(1, len(ordered) // 2))
     made = [page.heading(f"Most displacement-prone by {label(name)}")]
     made += [_pair(row, name, texts) for row in ordered.head(shown).to_dict("records")]
@@ -124,7 +160,7 @@ def _pair(row: dict, name: str, texts: pd.DataFrame) -> Block:
     head += f"rejected {row.get('rejected_length', float('nan')):.0f}; "
     head += f"source_row {row.get('source_row', '?')}, pair {row['pair_id']}"
     if row["pair_id"] not in texts.index:
-        body = [page.note("The audit table has no text for this pair.", "quiet")]
+        body = [page.note("No text of this pair is shown.", "quiet")]
     else:
         body = [page.text(part, texts.loc[row["pair_id"], part]) for part in ("prompt", *runs.SIDES)]
     return page.card(head, *body)

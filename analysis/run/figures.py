@@ -88,11 +88,11 @@ def _share(shares: pd.DataFrame, name: str) -> float:
 
 
 @styled
-def predictors(pairs: pd.DataFrame, card: pd.DataFrame) -> Figure:
-    """The six measures of the largest rank correlation against realised displacement, pair by pair."""
+def predictors(pairs: pd.DataFrame, card: pd.DataFrame, most: int = 6) -> Figure:
+    """The measures of the largest rank correlation against realised displacement, pair by pair."""
     card = card.loc[(card["given"] == "") & card["spearman"].notna()]
-    kept = card.sort_values("spearman", key=abs, ascending=False)["measure"].head(6).tolist()
-    figure, axes = panels(len(kept), rows=1 + (len(kept) > 3), height=3.2)
+    kept = card.sort_values("spearman", key=abs, ascending=False)["measure"].head(most).tolist()
+    figure, axes = panels(len(kept), rows=1 + (len(kept) > 3), height=3.2, width=10.0 if most > 1 else 6.0)
     for axis, name in zip(axes, kept):
         row = card[card["measure"] == name].iloc[0]
         colours = [REJECTED if fell else CHOSEN for fell in pairs["fell"] == 1]

@@ -1,19 +1,24 @@
 """The sections of the run report: each joins a table, its judgement and its figure, and returns a Block."""
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import wraps
 from html import escape
 from typing import Any
 
 import pandas as pd
 
-from analysis.run import curve_figures, figures, gradient_figures, kept, readings, verdict
+from analysis.flag import tables as flags
+from analysis.run import advice, card, curve_figures, figures, gradient_figures, kept, readings, verdict
+from analysis.run import pairs as pairs_of
+from analysis.run.advice import Advice, advise
 from analysis.scorecard import page as scorecard_page
-from analysis.scorecard import predictors
+from analysis.scorecard import predictors, trust
 from analysis.show import page
-from analysis.show.page import Block
+from analysis.show.page import Block, Tile
 from analysis.show.wording import ABSENT, clip, number, percent, signed, span, visible
-from analysis.tables import curves, displacement, entanglement, first_difference, mass, runs, tokens
+from analysis.tables import curves, displacement, entanglement, first_difference, mass, runs
+from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
 
@@ -27,21 +32,127 @@ def probed(section: Callable[..., Block]) -> Callable[..., Block]:
     go on."""
 
     @wraps(section)
-    def made(run: RunLog, *rest: Any) -> Block:
-        return section(run, *rest) if verdict.measured(run) else page.EMPTY
+    def made(run: RunLog, *rest: Any, **how: Any) -> Block:
+        return section(run, *rest, **how) if verdict.measured(run) else page.EMPTY
 
     return made
 
 
 def summary(run: RunLog) -> Block:
-    """The verdict first, then every judged number with its interval and n."""
+    """What run this is, the verdict card with what to do next, alarms, and four numbers."""
     found = kept.verdict_of(run)
-    first = found[0]
-    kind = "note" if first.passed is None else "good" if first.passed else "bad"
-    name = page.note(f"Run {run.name}: {run.config.get('objective', 'objective unknown')}", "quiet")
-    verdict_note = page.note(first.meaning, f"verdict {kind}")
-    read = [page.note(said, "quiet") for said in [runs.reading(run.manifest)] if said]
-    return page.stack(name, *read, verdict_note, *_alarms(run), page.findings(found[1:]))
+    state = card.state(run, found)
+    done = [_advice(one) for one in advise(run, state, found)]
+    head = f'<p class="word"><span aria-hidden="true">{card.SIGNS[state.word]}</span> {state.word}</p>'
+    body = page.stack(Block(head), page.note(state.says, "says"), *done)
+    boxed = Block(f'<section class="card {_KIND[state.word]}" aria-label="Verdict">{body.html}</section>')
+    return page.stack(_bar(run), boxed, *_alarms(run), page.tiles(_tiles(run, found)))
+
+
+_KIND = {card.BROKEN: "bad", card.WATCH: "watch", card.NORMAL: "good", card.UNMEASURED: "unmeasured"}
+
+
+def _bar(run: RunLog) -> Block:
+    config, about = run.config, run.manifest
+    said = {
+        "Run": run.name,
+        "objective": config.get("objective", ABSENT),
+        "model": _leaf(config.get("model")),
+        "data": _leaf(config.get("data")),
+        "started": str(about.get("started", "")).replace("T", " ")[:16],
+        "took": _duration(about),
+    }
+    parts = [
+        f"<strong>{escape(name)}</strong> {escape(clip(value, 60))}"
+        for name, value in said.items()
+        if value not in ("", ABSENT)
+    ]
+    return Block(f'<p class="bar">{" · ".join(parts)}</p>')
+
+
+def _leaf(path: object) -> str:
+    """The last part of a path or hub id."""
+    return str(path).rstrip("/").rpartition("/")[2] if path else ABSENT
+
+
+def _duration(about: Any) -> str:
+    finished = about.get("finished") if isinstance(about, dict) else None
+    try:
+        start, end = (datetime.fromisoformat(t) for t in (about["started"], finished["at"]))  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        return ""
+    minutes, seconds = divmod(round((end - start).total_seconds()), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+
+
+def _advice(found: Advice) -> Block:
+    command = page.fold("the command", page.command(found.command)).html if found.command else ""
+    caveat = f'<span class="quiet"> {escape(found.caveat)}</span>' if found.caveat else ""
+    return Block(f'<div class="next"><p><strong>Next:</strong> {escape(found.what)}{caveat}</p>{command}</div>')
+
+
+def _tiles(run: RunLog, found: list[Finding]) -> list[Tile]:
+    """Share that fell, mean change, accuracy, KL: each with n and interval."""
+    share, mean, accuracy, kl = (
+        verdict.by_name(found, n) for n in ("displacement/frac", "displacement/chosen", "accuracy", "kl/chosen")
+    )
+    tokens = card.per_token(run).dropna() if share.n else pd.Series(dtype=float)
+    a_token = f"{signed(float(tokens.mean()))} a token" if len(tokens) else ""
+    held, held_mean = (verdict.by_name(found, f"eval/displacement/{n}") for n in ("frac", "chosen"))
+    moved = (a_token, *_below(mean, signed, held_mean))
+    return [
+        Tile("chosen answers that fell", _TERMS["fell"], percent(share.value), _below(share, percent, held)),
+        Tile("mean change", _TERMS["change"], _nats(mean, signed), moved),
+        Tile("preference accuracy", _TERMS["accuracy"], percent(accuracy.value), _below(accuracy, percent)),
+        Tile("KL(reference || policy), chosen", _TERMS["kl"], _nats(kl, number), _below(kl, number)),
+    ]
+
+
+_TERMS = {
+    "fell": "Share of the pairs trained on whose chosen answer is less likely than at the start, by more than 0.01 "
+    "nats and more than the noise. Held-out pairs apart.",
+    "change": "Change of the log-prob of a chosen answer since the start, mean over pairs; 1 nat is a factor of 2.7.",
+    "accuracy": "Share of pairs whose chosen answer gained more than the rejected one.",
+    "kl": "Exact divergence over the vocabulary, summed over the tokens of a chosen answer: how far the model moved.",
+}
+
+
+def _nats(finding: Finding, form: Callable[[float], str]) -> str:
+    return f"{form(finding.value)} nats" if finding.n else ABSENT
+
+
+def _below(finding: Finding, form: Callable[[float], str], held: Finding | None = None) -> tuple[str, ...]:
+    if not finding.n:
+        return ()
+    lines = [f"n {finding.n}, 95 %: {span(finding.interval, form)}"]
+    if held is not None and held.n:
+        lines.append(f"held out: {form(held.value)}, n {held.n}")
+    return tuple(lines)
+
+
+def numbers(run: RunLog) -> Block:
+    """The verdict in full and every judged number with its interval and n."""
+    found = kept.verdict_of(run)
+    kind = "note" if found[0].passed is None else "good" if found[0].passed else "bad"
+    return page.stack(page.note(found[0].meaning, f"verdict {kind}"), page.findings(found[1:]))
+
+
+@probed
+def pairs(run: RunLog, worst: int, text: bool = True) -> Block:
+    """The worst pairs token by token, then all of them."""
+    return pairs_of.section(run, worst, text=text)
+
+
+@probed
+def known(run: RunLog) -> Block:
+    """Whether a measure taken before training told which pairs would fall: one sentence and one plot."""
+    found = predictors.collect([run])
+    if not predictors.has_numbers(found.card):
+        return page.missing("Predictors", scorecard_page.NOTHING)
+    judged = trust.judge(found.card)
+    figure = figures.predictors(found.tables[0], found.card, 1)
+    said = [page.note(words) for words in (judged.meaning, trust.under_way(found.early)) if words]
+    return page.stack(*said, page.picture(figure, "The best measure against realised displacement"))
 
 
 @probed
@@ -132,19 +243,16 @@ def pulls(run: RunLog) -> Block:
 
 @probed
 def where_mass_went(run: RunLog) -> Block:
-    """Top-k entropy and mass, the response types, the ledger at the first differing token, gainers, EOS, groups."""
+    """Who holds the probability where the two answers part, and which tokens gained and lost most."""
     if run.mass.empty:
         return page.missing("Where the mass went", "The run log has no mass table.")
-    made = [
-        _spread(run),
-        _responses(run),
-        _ledger(run),
-        _movers(run, "gained"),
-        _movers(run, "lost"),
-        _eos(run),
-        _groups(run),
-    ]
-    return page.stack(*made)
+    return page.stack(_ledger(run), _movers(run, "gained"), _movers(run, "lost"))
+
+
+@probed
+def more_mass(run: RunLog) -> Block:
+    """Top-k entropy and mass along the answers, five kinds of answers, the end token, tracked groups."""
+    return page.EMPTY if run.mass.empty else page.stack(_spread(run), _responses(run), _eos(run), _groups(run))
 
 
 @probed
@@ -159,17 +267,54 @@ def by_place(run: RunLog) -> Block:
     return page.stack(page.note(sentence), page.picture(curve_figures.first_difference(found.table, title), title))
 
 
-@probed
-def worst_pairs(run: RunLog, count: int) -> Block:
-    """The pairs that lost most chosen likelihood, with their text and what each token lost."""
-    found = displacement.worst(runs.ends(runs.rows(run, "probe")), count)
-    if found.empty:
-        return page.note("No probe pair's chosen response lost likelihood.")
-    texts = runs.texts(run.audit)
-    legend = page.note(
-        "Red tokens lost log-probability, green ones gained; rest the pointer on a token for its numbers."
+def data(run: RunLog) -> Block:
+    """How the rows were read, and what became of them."""
+    read = [page.note(said) for said in [runs.reading(run.manifest)] if said]
+    if run.audit.empty:
+        return page.stack(*read, page.missing("Data", "The folder has no audit.parquet."))
+    rows = [("read", len(run.audit))]
+    rows += [(str(status), int(n)) for status, n in run.audit["status"].value_counts().items()]
+    counted = run.manifest.get("pairs") or {}
+    rows += [(words, int(counted[key])) for key, words in _SPLITS.items() if key in counted]
+    doubts = flags.doubts(run.audit)
+    reasons = flags.reasons(run.audit)
+    skipped = reasons.loc[reasons["status"] != "kept"] if len(reasons) else reasons
+    tables = [page.table(t) for t in (skipped, doubts) if len(t)]
+    return page.stack(*read, page.table(pd.DataFrame(rows, columns=["rows", "n"])), *tables)
+
+
+_SPLITS = {"train": "trained on", "probe": "probe pairs", "eval": "held-out pairs"}
+
+
+def repeat(run: RunLog) -> Block:
+    """The command, what differs from the defaults, versions and hashes, the words of this page, and how to cite."""
+    command = advice.repeat(run)
+    changed = {k: v for k, v in advice.changed(run).items() if k not in ("resume",)}
+    about = {**(run.manifest.get("versions") or {}), "commit": run.manifest.get("commit")}
+    return page.stack(
+        page.command(command) if command else page.EMPTY,
+        _dictionary("Settings that differ from the defaults", changed),
+        _dictionary("Versions", {k: v for k, v in about.items() if v}),
+        _dictionary("Hashes", run.manifest.get("hashes") or {}),
+        page.fold("Words of this page", page.table(pd.DataFrame(GLOSSARY, columns=["word", "meaning"]))),
+        page.fold("How to cite", page.command(BIBTEX)),
     )
-    return page.stack(legend, *(_pair(run, row, texts) for row in found.to_dict("records")))
+
+
+GLOSSARY = [
+    ("chosen, rejected", "the preferred answer of a pair, and the other"),
+    ("log-prob", "sum of the log-probabilities of an answer's tokens, its end included, in nats"),
+    ("fell", _TERMS["fell"]),
+    ("displaced", "the 95 % interval of the share that fell lies above one half, or that of the mean change below 0"),
+    ("probe pairs", "training pairs that are measured again and again; held-out pairs are never trained on"),
+    ("CHES", "how alike the hidden states of the two answers are, before training; high is prone (arXiv:2410.08847)"),
+    ("KL", _TERMS["kl"]),
+    ("accuracy", _TERMS["accuracy"]),
+]
+BIBTEX = """@software{chesboard, title = {Chesboard: displacement and deviation in preference optimization}}
+@inproceedings{razin2025unintentional, title = {Unintentional Unalignment: Likelihood Displacement in Direct Preference
+  Optimization}, author = {Razin, Noam and Malladi, Sadhika and Bhaskar, Adithya and Chen, Danqi and Arora, Sanjeev and
+  Hanin, Boris}, booktitle = {ICLR}, year = {2025}, eprint = {2410.08847}, archivePrefix = {arXiv}}"""
 
 
 def settings(run: RunLog) -> Block:
@@ -318,46 +463,9 @@ def _groups(run: RunLog) -> Block:
     return page.picture(figures.lines(table, title, "probability"), title)
 
 
-def _pair(run: RunLog, row: dict, texts: pd.DataFrame) -> Block:
-    known = row["pair_id"] in texts.index
-    text = (
-        texts.loc[row["pair_id"]] if known else dict.fromkeys(("prompt", *runs.SIDES), "(text not in the audit table)")
-    )
-    head = f"chosen {signed(row['chosen_change'])} nats, rejected {signed(row['rejected_change'])} nats"
-    head += f"; CHES before training {number(row.get('start_ches_score', float('nan')))}; pair {row['pair_id']}"
-    sides = [_response(run, row["pair_id"], side, text[side]) for side in runs.SIDES]
-    return page.card(head, page.text("prompt", text["prompt"]), *sides)
-
-
-def _response(run: RunLog, pair_id: str, side: str, text: str) -> Block:
-    table = tokens.losses(run, pair_id, side)
-    if table.empty:
-        return page.text(side, text)
-    words = not any(" " in t for t in table["token"])  # whole words without their spaces
-    spans = (" " if words else "").join(_token(t) for t in table.head(400).to_dict("records"))
-    rest = f"… ({len(table) - 400} more tokens)" if len(table) > 400 else ""
-    label = f"{side} ({len(table)} tokens)"
-    return Block(
-        f'<div class="text"><span class="label">{escape(label)}</span><div class="words">{spans}{rest}</div></div>'
-    )
-
-
-def _token(row: dict) -> str:
-    """One token, coloured by its change: full colour at 3 nats."""
-    change = row["change"]
-    strength = min(1.0, abs(change) / 3.0) * 0.75 if change == change else 0.0
-    colour = f"rgba({'209,73,91' if change < 0 else '60,141,90'},{strength:.2f})"
-    title = f"{visible(row['token'])}: {number(row['before'])} to {number(row['after'])} nats ({signed(change)})"
-    return f'<span style="background:{colour}" title="{escape(title)}">{escape(_shown(row["token"]))}</span>'
-
-
-def _shown(token: str) -> str:
-    return visible(token)[1:-1].replace("⏎", "⏎\n") or "∅"
-
-
 def _dictionary(name: str, content: dict) -> Block:
     if not content:
-        return page.note(f"{name}: {ABSENT}", "quiet")
+        return page.EMPTY
     rows = [(k, clip("" if v is None else v, 500)) for k, v in content.items()]
     made = page.table(pd.DataFrame(rows, columns=[name.lower(), "value"]))
-    return Block(f"<details open><summary>{escape(name)}</summary>{made.html}</details>")
+    return page.fold(name, made)

@@ -38,13 +38,19 @@ def judge(run: RunLog) -> list[Finding]:
     probe = last["probe"]
     others = [_side(probe), _accuracy(probe), _margin(probe), _went_to(run), _eos(run), *_divergences(probe)]
     others += [_onset(tables["probe"], shares["probe"].n), _parity(run), _weights(run)]
-    states = {split: displacement.state(table) for split, table in tables.items() if shares[split].n}
+    found = {split: displacement.state(table) for split, table in tables.items() if shares[split].n}
     said = _unmeasured(run, shares["probe"].n) or _no_effect(run, last)
     if said:
         first = Finding("displaced", shares["probe"].value, shares["probe"].n, None, HALF, None, said)
     else:
-        first = _displaced(states, shares, means, others)
+        first = _displaced(found, shares, means, others)
     return [first, *(f for split in PAIRS for f in (shares[split], means[split])), *others]
+
+
+def states(run: RunLog) -> dict[str, str]:
+    """DISPLACED, HELD or UNCLEAR for the probe pairs and for the held-out ones, where any was measured."""
+    tables = {split: displacement.by_step(_after_start(runs.rows(run, split))) for split in PAIRS}
+    return {split: displacement.state(table) for split, table in tables.items() if len(table) and table.iloc[-1]["n"]}
 
 
 def measured(run: RunLog) -> bool:
@@ -168,12 +174,13 @@ def _worth_saying(finding: Finding, fell: bool) -> bool:
     return finding.n > 0 and (finding.name == "kl/chosen" or (fell and finding.name in ("mass/gained", "onset")))
 
 
-def _key(split: str, name: str) -> str:
+def key(split: str, name: str) -> str:
+    """A finding's name on one split: that of the probe pairs has no prefix."""
     return name if split == "probe" else f"{split}/{name}"
 
 
 def _share(split: str, table: pd.DataFrame) -> Finding:
-    name, pairs = _key(split, "displacement/frac"), PAIRS[split]
+    name, pairs = key(split, "displacement/frac"), PAIRS[split]
     last: Any = table.iloc[-1] if len(table) else {"n": 0}
     n = int(last["n"])
     if not n:
@@ -188,7 +195,7 @@ def _share(split: str, table: pd.DataFrame) -> Finding:
 
 
 def _mean(split: str, table: pd.DataFrame) -> Finding:
-    name = _key(split, "displacement/chosen")
+    name = key(split, "displacement/chosen")
     last: Any = table.iloc[-1] if len(table) else {"n": 0}
     n = int(last["n"])
     if not n:

@@ -3,12 +3,15 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis.show.wording import clip, number, percent, span
 from diagnostics.finding import Finding
@@ -51,15 +54,55 @@ def card(head: str, *blocks: Block) -> Block:
 
 
 def missing(what: str, why: str) -> Block:
-    """Says plainly that a section has nothing to show, and why."""
-    return note(f"{what}: not measured. {why}", "quiet")
+    """Says plainly that a section has nothing to show, and why. A section that holds nothing else becomes a line under
+    "Not measured here" (reports.notebooks)."""
+    return note(f"{what}: not measured. {why}", "quiet missing")
+
+
+def fold(words: str, *blocks: Block) -> Block:
+    """Blocks behind a line that opens them; on paper they are open."""
+    return Block(f"<details><summary>{escape(words)}</summary>{stack(*blocks).html}</details>")
+
+
+def command(words: str) -> Block:
+    """A command to copy."""
+    return Block(f'<code class="command">{escape(words)}</code>')
+
+
+def term(words: str, meaning: str) -> str:
+    """A word that explains itself under the pointer and on focus. Safe HTML."""
+    return f'<span class="term" tabindex="0">{escape(words)}<span class="tip"> {escape(meaning)}</span></span>'
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large number: what it is (label, and in more words), its value, and n with the interval."""
+
+    label: str
+    meaning: str
+    value: str
+    below: tuple[str, ...] = ()
+
+
+def tiles(found: Sequence[Tile]) -> Block:
+    """Large numbers side by side."""
+    made = [
+        f'<div class="tile"><div class="label">{term(t.label, t.meaning)}</div>'
+        f'<div class="value">{escape(t.value)}</div>'
+        + "".join(f'<div class="below">{escape(line)}</div>' for line in t.below)
+        + "</div>"
+        for t in found
+    ]
+    return Block(f'<div class="tiles">{"".join(made)}</div>')
 
 
 def picture(figure: Figure, alt: str) -> Block:
     """A figure as an image inside the page; `alt` says in words what it shows."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=140, metadata={"Software": None})
+    with Image.open(drawn) as image:  # 128 colours: a third of the size, and no difference to be seen
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    data = base64.b64encode(small.getvalue()).decode()
     width = round(102 * figure.get_figwidth())  # the same size of letters in every figure
     return Block(f'<img class="figure" width="{width}" alt="{escape(alt)}" src="data:image/png;base64,{data}">')
 
@@ -71,9 +114,57 @@ def table(
 ) -> Block:
     """A table. forms: how the numbers of a column read; heads: what a column is called. All cells are escaped."""
     forms, heads = forms or {}, heads or {}
-    top = "".join(f"<th>{escape(heads.get(c, str(c)))}</th>" for c in frame.columns)
-    body = "".join(_row(row, forms) for row in frame.to_dict("records"))
-    return Block(f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>')
+    names = {c: heads.get(c, str(c)) for c in frame.columns}
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in names.values())
+    body = "".join(_row(row, forms, names) for row in frame.to_dict("records"))
+    return _scroll(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a sortable table. value: what it sorts by, its words where it is None; anchor: makes its row a place to
+    link to; below: a second line; more: what opens under it; link: an address that its words lead to."""
+
+    words: str
+    value: float | None = None
+    anchor: str = ""
+    below: str = ""
+    more: Block = EMPTY
+    link: str = ""
+
+
+def sortable(heads: Mapping[str, str], rows: Sequence[Sequence[Cell]], *, name: str, filter_by: str = "") -> Block:
+    """A table whose columns sort and whose rows filter where the page's script runs (page.js); it is whole without.
+
+    heads: what each column is called and means; filter_by: the column whose words can be chosen among.
+    """
+    top = "".join(f'<th scope="col">{term(h, m) if m else escape(h)}</th>' for h, m in heads.items())
+    body = "".join(f"<tr{_anchored(row)}>{''.join(map(_sorted_cell, row, heads))}</tr>" for row in rows)
+    column = list(heads).index(filter_by) if filter_by else -1
+    return _scroll(
+        f'<table class="sortable" data-name="{escape(name)}" data-filter="{column}"><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _anchored(row: Sequence[Cell]) -> str:
+    anchor = next((cell.anchor for cell in row if cell.anchor), "")
+    return f' id="{escape(anchor)}"' if anchor else ""
+
+
+def _sorted_cell(cell: Cell, head: str) -> str:
+    words = escape(cell.words)
+    link = f"#{quote(cell.anchor)}" if cell.anchor else cell.link
+    words = f'<a href="{escape(link)}">{words}</a>' if link else words
+    below = f'<div class="quiet">{escape(cell.below)}</div>' if cell.below else ""
+    value = "" if cell.value is None else ' data-v=""' if math.isnan(cell.value) else f' data-v="{cell.value:.6g}"'
+    kind = "" if cell.value is None and not cell.anchor else ' class="short"' if not cell.anchor else ' class="key"'
+    return f'<td{kind}{value} data-h="{escape(head)}">{words}{below}{cell.more.html}</td>'
+
+
+def _scroll(made: str) -> Block:
+    """A table that scrolls sideways where it is wider than the page, by keyboard too."""
+    return Block(f'<div class="scroll" tabindex="0" role="region" aria-label="table">{made}</div>')
 
 
 def findings(found: list[Finding]) -> Block:
@@ -99,16 +190,23 @@ def value(finding: Finding) -> str:
 
 def text(label: str, content: object, limit: int = 1200) -> Block:
     """Untrusted text, shown as it is (line breaks kept), clipped when very long."""
-    words = escape(clip(str(content).strip("\n"), limit))
-    return Block(f'<div class="text"><span class="label">{escape(label)}</span><div class="words">{words}</div></div>')
+    return words(label, escape(clip(str(content).strip("\n"), limit)))
 
 
-def _row(row: Mapping[str, object], forms: Mapping[str, Callable[[float], str]]) -> str:
-    return "<tr>" + "".join(_cell(v, forms.get(str(k))) for k, v in row.items()) + "</tr>"
+def words(label: str, safe: str) -> Block:
+    """Safe HTML of a text beside its label, in the direction that its first letters ask for."""
+    kind = "words code" if "```" in safe else "words"
+    return Block(
+        f'<div class="text"><span class="label">{escape(label)}</span><div class="{kind}" dir="auto">{safe}</div></div>'
+    )
 
 
-def _cell(value: object, form: Callable[..., str] | None) -> str:
+def _row(row: Mapping[Hashable, object], forms: Mapping[str, Callable[[float], str]], names: Mapping[Any, str]) -> str:
+    return "<tr>" + "".join(_cell(v, forms.get(str(k)), names[k]) for k, v in row.items()) + "</tr>"
+
+
+def _cell(value: object, form: Callable[..., str] | None, name: str) -> str:
     words = form(value) if form else str(value)
     # numbers and intervals stay on one line, sentences get room
     style = ' class="short"' if len(words) < 24 else ' class="long"' if len(words) > 60 else ""
-    return f"<td{style}>{escape(words)}</td>"
+    return f'<td{style} data-h="{escape(name)}">{escape(words)}</td>'

@@ -1,7 +1,10 @@
 """Made-up run and score folders with known numbers, written by the run log's own writer."""
 
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -161,3 +164,17 @@ def made_up(tmp_path_factory) -> tuple[Path, Path, Path]:
 def nasty() -> str:
     """The hostile text that every prompt holds."""
     return NASTY
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser: the system's Chromium, or the one that `playwright install chromium` fetched."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        if found is None and not Path(play.chromium.executable_path).exists():
+            pytest.skip("no Chromium here")
+        opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()

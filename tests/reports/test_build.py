@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -17,7 +19,7 @@ class Fetched(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tags: set[str] = set()
-        self.sources: list[str] = []
+        self.sources: list[str | None] = []
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
@@ -49,8 +51,12 @@ def test_pages_fetch_nothing_and_run_nothing(report):
         html = page.read_text()
         found = Fetched()
         found.feed(html)
-        assert not found.tags & {"script", "link", "iframe", "object", "embed", "base"}
-        assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+        assert not found.tags & {"link", "iframe", "object", "embed", "base"}
+        scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+        hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+        assert html.count("<script") == len(scripts) <= 1  # ours alone, which the policy knows by its hash
+        assert all(f"script-src 'sha256-{found}'" in html for found in hashes)
+        assert all(source and source.startswith("data:image/png;base64,") for source in found.sources)
         assert "url(" not in html.split("</style>")[0]
         assert "@import" not in html.split("</style>")[0]
         assert "default-src 'none'" in html
@@ -107,7 +113,7 @@ def test_a_summary_holds_no_markup_of_others(make_run, hostile, shown):
 
 
 def test_the_index_lists_scorecards(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_run_all", lambda pages, out: None)
+    monkeypatch.setattr(build, "_run_all", lambda pages, out, links: None)
     run, other = make_run("a b"), make_run("c")
     for folder in (run / "report", other / "report"):
         folder.mkdir()
@@ -206,3 +212,55 @@ def test_a_question_is_a_folder_with_a_question():
     assert names == [f"analysis.{name}.question" for name in ("compare", "ablate", "demo", "run", "flag")]
     for question in questions.every():
         assert question.take([], []) == (None, [], [])
+
+
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_breaks_the_rules_of_access(report, browser, scheme):
+    """axe-core, WCAG 2.2 AA; and no page says anything on the console or is wider than a phone."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 844})
+    for path in sorted(report[0].parent.glob("*.html")):
+        page, said = context.new_page(), []
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
+        page.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+        page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        broken = Axe().run(page, options=RULES).response["violations"]
+        assert not [(v["id"], v["nodes"][0]["html"][:120]) for v in broken], path.name
+        assert said == [], path.name
+
+
+def test_the_table_of_pairs_sorts_filters_and_links(report, browser):
+    """In a browser that keeps our policy: only the script of that hash may run."""
+    page = browser.new_page()
+    page.goto((report[0].parent / "index.html").as_uri())
+    page.locator("table.sortable a[href^=run-]").click()
+    rows = page.locator("table.sortable tbody tr")
+    assert rows.count() == 12
+
+    def column(k: int) -> list[float]:
+        return [
+            float(cell.get_attribute("data-v")) for cell in page.locator(f"tbody tr td:nth-child({k})[data-v]").all()
+        ]
+
+    assert column(3) == sorted(column(3))  # the pair that lost most first
+    head = page.locator("th", has=page.get_by_role("button", name="rejected"))
+    for order in ("ascending", "descending"):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        assert column(5) == sorted(column(5), reverse=order == "descending")
+    page.get_by_role("searchbox").fill("p11")
+    visible = [row for row in rows.all() if row.is_visible()]
+    assert [row.get_attribute("id") for row in visible] == ["pair-p11"]
+    page.get_by_role("searchbox").fill("")
+    page.get_by_role("link", name="p11", exact=True).click()
+    assert page.url.endswith("#pair-p11")
+    assert page.locator("#pair-p11 details").get_attribute("open") is not None
+    page.go_back()
+    page.go_back()
+    assert page.url.endswith("index.html")

@@ -11,20 +11,25 @@ from analysis.demo import page as demo_page
 from analysis.flag import page as flag_page
 from analysis.run import page as run_page
 from analysis.run import verdict
-from analysis.show.wording import visible
-from analysis.tables import runs
+from analysis.show.wording import number, visible
+from analysis.tables import pair_table, runs
 
 SECTIONS = (
     "summary",
     "trajectories",
-    "quadrants",
-    "scorecard",
+    "where_mass_went",
+    "known",
     "divergence",
+    "quadrants",
+    "numbers",
+    "scorecard",
+    "more_mass",
+    "by_place",
     "gradients",
     "pulls",
-    "where_mass_went",
-    "by_place",
     "settings",
+    "data",
+    "repeat",
 )
 
 
@@ -48,7 +53,7 @@ def tags(html: str) -> set[str]:
 
 def sections(run) -> str:
     made = [getattr(run_page, name)(run) for name in SECTIONS]
-    return "\n".join(block.html for block in [*made, run_page.worst_pairs(run, 10)])
+    return "\n".join(block.html for block in [*made, run_page.pairs(run, 10)])
 
 
 def test_hostile_text_shows_as_text(make_run, nasty):
@@ -117,15 +122,17 @@ def test_a_run_that_stopped_early_says_so_once_and_how_to_go_on(make_run):
         "again with --resume"
     )
     assert {f.n for f in verdict.judge(early) if f.name != "parity"} == {0}
-    kept = ("summary", "gradients", "settings")
+    kept = ("summary", "numbers", "gradients", "settings", "data", "repeat")
     assert all(getattr(run_page, name)(early).html == "" for name in SECTIONS if name not in kept)
-    assert "not measured" in run_page.summary(early).html
+    card = run_page.summary(early).html
+    assert "NOT MEASURED" in card
+    assert "The log ends at step 5" in card
 
 
 def test_the_page_says_who_fell_and_who_rose_and_whether_it_harms(make_run):
     """Every type moves by its rate times 1 + mean(i) / 20 = 1.275; H_k rises by .5, M_k stays; see conftest."""
     run = run_page.load(make_run())
-    html = unescape(run_page.where_mass_went(run).html)
+    html = unescape(run_page.more_mass(run).html)
     assert "Squeezing: everything fell but what the model would have said anyway. Fell: chosen −1.53" in html
     assert "rose: the model's own answer at the start +0.51 (nats per token, 12 pairs)." in html
     assert "Benign so far" in html
@@ -155,15 +162,32 @@ def test_one_probe_pair_is_enough(make_run):
 
 def test_tokens_show_what_they_lost(make_run):
     """Token t of every response changes by -20 (t - 1) / 20 nats: the first gains one, the third loses one."""
-    html = run_page.worst_pairs(run_page.load(make_run()), 1).html
-    assert "Sorry&#x27;: −1.00 to 0.00 nats (+1.00)" in html.replace("'", "&#x27;")
-    assert "rgba(209,73,91,0.25)" in html  # a loss of 1 nat of 3 at full strength .75
-    assert "rgba(60,141,90,0.25)" in html
+    html = run_page.pairs(run_page.load(make_run()), 1).html
+    full = pair_table.scale(run_page.load(make_run()), ["p11"])
+    assert full > 1
+    rose = f'<span class="rose" style="--s:{0.65 / full:.2f}" title="−1.00 to 0.00 nats (+1.00)">'
+    assert html.count(rose) == 2
+    assert f'<span class="fell" style="--s:{0.65 / full:.2f}" title=' in html
+    assert f"full colour from {number(full)} nats on" in html
 
 
 def test_worst_pairs_are_cut_to_the_number_asked_for(make_run):
     run = run_page.load(make_run())
-    assert run_page.worst_pairs(run, 3).html.count('class="pair"') == 3
+    assert run_page.pairs(run, 3).html.count('class="pair"') == 3
+
+
+def test_every_pair_stands_in_the_table_and_has_a_place_to_link_to(make_run):
+    html = run_page.pairs(run_page.load(make_run()), 3).html
+    anchors = re.findall(r'<tr id="pair-([^"]+)">', html)
+    assert len(anchors) == len(set(anchors)) == 12
+    assert all(f'href="#pair-{anchor}"' in html for anchor in anchors)
+
+
+def test_without_text_no_text_of_the_data_is_on_the_page(make_run, nasty):
+    html = unescape(run_page.pairs(run_page.load(make_run()), 3, text=False).html)
+    assert nasty not in html
+    assert "can't" not in html
+    assert html.count("<tr id=") == 12
 
 
 def test_flag_page_counts_every_row(make_flags, nasty):
@@ -241,10 +265,11 @@ def test_a_visible_token_keeps_its_spaces():
 @pytest.mark.parametrize("kind", ["run", "flags"])
 def test_how_the_rows_were_read_stands_on_the_page(make_run, make_flags, kind):
     folder, page = (make_run(), run_page) if kind == "run" else (make_flags(), flag_page)
-    assert "Read as" not in page.summary(page.load(folder)).html
+    shown = page.data if kind == "run" else page.summary
+    assert "Read as" not in shown(page.load(folder)).html
     said = {"said": "Read as prompt: prompt from prompt; ignored: <img src=x>."}
     (folder / "manifest.json").write_text(json.dumps({"reading": said}))
-    html = page.summary(page.load(folder)).html
+    html = shown(page.load(folder)).html
     assert "Read as prompt: prompt from prompt; ignored: &lt;img src=x&gt;." in html
     for damaged in ([], {"reading": []}, {"reading": {"said": 3}}):
         assert runs.reading(damaged) == ""

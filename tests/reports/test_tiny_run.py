@@ -7,7 +7,7 @@ import pytest
 from analysis.flag import page as flag_page
 from analysis.run import page as run_page
 from analysis.run import verdict
-from analysis.tables import mass, runs
+from analysis.tables import mass, runs, tokens
 from reports import build, gate
 
 DATA = Path(__file__).parent.parent / "data"
@@ -19,6 +19,11 @@ SECTIONS = (
     "divergence",
     "gradients",
     "where_mass_went",
+    "more_mass",
+    "known",
+    "numbers",
+    "data",
+    "repeat",
     "by_place",
     "settings",
 )
@@ -62,14 +67,14 @@ def test_token_losses_add_up_to_the_pairs_loss(run):
     ends = runs.ends(runs.rows(run, "probe")).set_index("pair_id")
     for pair_id, row in ends.iterrows():
         for side in ("chosen", "rejected"):
-            change = run_page.tokens.losses(run, pair_id, side)["change"].sum()
+            change = tokens.losses(run, pair_id, side)["change"].sum()
             assert change == pytest.approx(row[f"{side}_change"], abs=1e-4)
 
 
 def test_every_section_measures_something(run):
     for name in SECTIONS:
         assert "not measured." not in getattr(run_page, name)(run).html, name
-    assert run_page.worst_pairs(run, 10).html.count('class="pair"') == 10
+    assert run_page.pairs(run, 10).html.count('class="pair"') == 10
 
 
 def test_the_example_gates_stop_this_run():

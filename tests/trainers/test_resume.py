@@ -129,7 +129,7 @@ def test_a_given_checkpoint_is_gone_on_from(go, whole, whole_run, capsys):
     resumed = go(resume=str(whole / "checkpoints" / "checkpoint-4"))
     assert "goes on from checkpoint-4; steps 5 to 6, logged after it, are done again." in capsys.readouterr().out
     same(whole_run, resumed)
-    assert resumed.manifest["finished"] == {"step": LAST}
+    assert resumed.manifest["finished"]["step"] == LAST
 
 
 def test_auto_starts_a_run(go, whole_run):
@@ -290,7 +290,7 @@ def test_no_steps_are_refused_and_no_epochs_train_none(go):
         go(max_steps=0)
     log = go(num_train_epochs=0)
     assert log.steps["step"].tolist() == [0]
-    assert log.manifest["finished"] == {"step": 0}
+    assert log.manifest["finished"]["step"] == 0
 
 
 def test_batches_that_are_never_full_are_refused(go, tmp_path):

@@ -23,6 +23,7 @@ from diagnostics.scoring import Scored, batches, rows, score
 from diagnostics.sequences import Example
 from diagnostics.stats import PAIR
 from diagnostics.token_likelihood import TokenLikelihood, padded
+from diagnostics.token_text import token_text, token_texts
 from diagnostics.tokenized import end_ids, tokenize_prompts
 from trainers.loop.columns import ProbeRows
 from trainers.loop.reference import LiveReference
@@ -224,7 +225,8 @@ class Probe:
                 logps = policy.per_token_logps[i][mask].tolist()
                 refs = ref.per_token_logps[i][mask].tolist() if ref else nan
                 kls = policy.per_token_kl[i][mask].tolist() if policy.per_token_kl is not None else nan
-                for k, (t, a, b, c) in enumerate(zip(ids, logps, refs, kls, strict=True)):
+                texts = token_texts(self.tokenizer, ids)
+                for k, (t, text, a, b, c) in enumerate(zip(ids, texts, logps, refs, kls, strict=True)):
                     found.append(
                         {
                             "step": step,
@@ -233,7 +235,7 @@ class Probe:
                             "side": side,
                             "position": k,
                             "token_id": t,
-                            "token": token_text(self.tokenizer, t),
+                            "token": text,
                             "logp": a,
                             "ref_logp": b,
                             "kl": c,
@@ -265,14 +267,6 @@ def first_rows(out: Outputs, n: int) -> list[int]:
     """Index into the N predicted positions at which each of the n batch rows begins."""
     counts = out.rows.bincount(minlength=n)
     return (counts.cumsum(0) - counts).tolist()
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """A token as a person reads it; its vocabulary name where it is only part of a character, and its id where it has
-    none (rows of the embeddings beyond the vocabulary)."""
-    text = str(tokenizer.decode([token_id]))
-    name = tokenizer.convert_ids_to_tokens(token_id)
-    return text if text and "�" not in text else f"id {token_id}" if name is None else str(name)
 
 
 def token_ids(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:

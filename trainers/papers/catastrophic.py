@@ -28,7 +28,8 @@ from diagnostics.prepare import prepare
 from diagnostics.sequences import Example
 from diagnostics.tables import Field
 from diagnostics.token_likelihood import TokenLikelihood
-from trainers.loop.probe import TOP, token_text
+from diagnostics.token_text import token_text
+from trainers.loop.probe import TOP
 from trainers.models import load_to_device, load_tokenizer
 from trainers.papers import RUNS, SEED, Setting
 from trainers.studies.demo_runs import PLAIN_ADAM

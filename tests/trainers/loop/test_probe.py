@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diagnostics.token_likelihood import TokenLikelihood
-from trainers.loop.probe import Probe, token_text
+from diagnostics.token_text import token_text
+from trainers.loop.probe import Probe
 from trainers.loop.reference import LiveReference
 from trainers.models import load_model, load_tokenizer
 

@@ -1,0 +1,197 @@
+"""What to do next, from what this very run shows. A rule is a function here; its docstring is its reason.
+
+A rule gives None where it does not apply. Where the evidence behind a rule is thin, its caveat says so.
+"""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.run.card import State
+from analysis.run.verdict import by_name
+from analysis.scorecard import predictors, trust
+from analysis.show.wording import percent
+from analysis.tables import curves, runs
+from diagnostics.finding import Finding
+from diagnostics.runlog import RunLog
+
+SLOWER = 5  # the usual step down of a learning rate, and that between the measured runs of `lower_the_rate`
+KEPT = 0.9  # of the accuracy at the end: an earlier stop that keeps less is not offered
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to do. command: as a person types it, or ""; caveat: how much to trust it."""
+
+    what: str
+    command: str = ""
+    caveat: str = ""
+
+
+def advise(run: RunLog, state: State, found: Sequence[Finding]) -> list[Advice]:
+    """Every rule that applies, in the order of RULES."""
+    return [advice for rule in RULES if (advice := rule(run, state, found))]
+
+
+def go_on(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """A run that was killed before its first probe has no answer yet, and goes on from its checkpoint."""
+    if state.cause != "unmeasured":
+        return None
+    if run.config.get("command") == "trace":
+        return Advice("Trace a later checkpoint too.")
+    if not run.pairs.empty and not runs.column(runs.rows(run, "probe"), "chosen_change").notna().any():
+        return Advice("Train again with probe pairs.", _train(run, probe_pairs=64))
+    return Advice("Go on with this run.", _train(run, same_folder=True, resume="auto"), "It goes on from its log.")
+
+
+def train_something(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """Where no weight moved, or none enough to change a log-prob, the learning rate is the first suspect."""
+    if state.cause not in ("nothing", "still"):
+        return None
+    rate = run.config.get("learning_rate")
+    words = f"Look at learning_rate (it was {rate}) and at which weights are trained; nothing else can be read here."
+    return Advice(words, _train(run, learning_rate=1e-6) if _rate(run) < 1e-7 else "")
+
+
+def right_reference(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """Rewards, loss and KL count from the reference: from another model than the start they mean something else."""
+    if state.cause != "reference":
+        return None
+    return Advice("Compare with the model that training began from.", _train(run, reference_model=None))
+
+
+def finite_loss(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """A loss that is no number stays so: the weights are lost from there on."""
+    if state.cause != "loss":
+        return None
+    return Advice("Go back to a checkpoint before that step and lower the rate.", _slower(run))
+
+
+def stop_earlier(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """Displacement often sets in after the preference is learned: an earlier stop then keeps the accuracy alone."""
+    onset = by_name(list(found), "onset").value
+    if state.cause != "displaced" or math.isnan(onset):
+        return None
+    rows = runs.rows(run, "probe")
+    table = curves.frontier(rows)
+    before = [int(s) for s in sorted(set(rows["step"])) if 0 < s < onset]
+    if not before or table.empty:
+        return None
+    accuracy = table.set_index("step")["accuracy"]
+    then, end = (float(accuracy.reindex([step]).iloc[0]) for step in (before[-1], accuracy.index[-1]))
+    if not then >= KEPT * end:
+        return None
+    words = f"Stop before step {onset:.0f}: at step {before[-1]} the preference accuracy was already {percent(then)}"
+    return Advice(f"{words} (at the end {percent(end)}).", _train(run, max_steps=before[-1]), "One run, one seed.")
+
+
+def filter_pairs(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """A measure taken before training that told which pairs would fall can choose which to leave out. No filter did
+    better than leaving out as many at random on a real chat model, though (docs/real.md)."""
+    if state.cause != "displaced" or "probe" not in state.displaced:
+        return None
+    card = predictors.collect([run]).card
+    best = trust.judge(card) if predictors.has_numbers(card) else None
+    if best is None or not best.passed:
+        return None
+    name = best.name.partition("/")[2]
+    flag = f"chesboard flag {_word(run.config.get('data'))} --model {_word(run.config.get('model'))} --out runs/flag"
+    caveat = (
+        f"{best.meaning} Compare with as many left out at random: on one chat model no filter did better than that."
+    )
+    return Advice(
+        f"Leave out the pairs that {name} calls most prone.", f"{flag} --by {name} --write-kept kept.jsonl", caveat
+    )
+
+
+def sft_term(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """A term for the likelihood of the chosen answers holds them up directly: on pairs of two refusals the share that
+    fell was 23 % with it and 73 % without (docs/real.md)."""
+    if state.cause != "displaced" or run.config.get("objective") != "dpo" or "probe" not in state.displaced:
+        return None
+    caveat = "Thin: it helped on one seed of one real chat model (docs/real.md)."
+    return Advice("Add an SFT term on the chosen answers.", _train(run, objective="dpo_nll"), caveat)
+
+
+def check_labels(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """Held-out answers that fall while those trained on rise are the sign of swapped labels, of other data, or of
+    training too far. With labels swapped, a run on a real chat model looked like this (docs/real.md)."""
+    if state.displaced != ("eval",):
+        return None
+    words = "Read some held-out pairs below: are they of the same kind, with chosen and rejected the same way round?"
+    return Advice(words)
+
+
+def lower_the_rate(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """A rate above the usual moves answers that nothing was said about: 17 and 56 % of the held-out answers of a real
+    chat model fell at 1e-4 and 2e-4, none at 2e-5 (docs/real.md)."""
+    if state.cause not in ("displaced", "far", "unclear"):
+        return None
+    caveat = "Thin: one seed a rate on one real chat model (docs/real.md)."
+    return Advice("Lower the learning rate.", _slower(run), caveat) if _slower(run) else None
+
+
+def more_pairs(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """With few probe pairs the interval stays wide."""
+    n = by_name(list(found), "displacement/frac").n
+    if state.cause != "unclear" or n >= 64:
+        return None
+    return Advice(f"Measure more probe pairs than {n}.", _train(run, probe_pairs=max(64, 4 * n)))
+
+
+def train_longer(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """A preference that is not learned yet, or learned the wrong way round."""
+    if state.cause != "accuracy":
+        return None
+    return Advice("Check that chosen and rejected are the right way round, then train longer or at a higher rate.")
+
+
+def nothing(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
+    """What holds needs no cure."""
+    return Advice("Nothing to do.") if state.cause == "held" else None
+
+
+RULES = (
+    go_on, train_something, right_reference, finite_loss, stop_earlier, filter_pairs, sft_term, check_labels,
+    lower_the_rate, more_pairs, train_longer, nothing,
+)  # fmt: skip
+
+
+def repeat(run: RunLog) -> str:
+    """The command that makes this run again: the settings that differ from the defaults, where the log says which."""
+    return _train(run, same_folder=True)
+
+
+def changed(run: RunLog) -> dict[str, Any]:
+    """The settings that differ from the defaults (`given` in manifest.json); all that are set where it does not say."""
+    given = run.manifest.get("given")
+    names = given if isinstance(given, list) else [k for k, v in run.config.items() if v not in (None, False, "")]
+    return {k: run.config[k] for k in names if k in run.config}
+
+
+def _train(run: RunLog, *, same_folder: bool = False, **other: Any) -> str:
+    """`chesboard train` with this run's settings but for some; "" for what no `train` command made."""
+    if run.config.get("command") not in (None, "train") or not {"model", "data", "output_dir"} <= run.config.keys():
+        return ""
+    settings = {k: v for k, v in changed(run).items() if k not in ("resume", "output_dir", "command")}
+    folder = str(run.config["output_dir"])
+    settings = {**settings, "output_dir": folder if same_folder else f"{folder}-next", **other}
+    words = [f"--{k} {_word(v)}" for k, v in settings.items() if v is not None]
+    return " ".join(["chesboard train", *words])
+
+
+def _slower(run: RunLog) -> str:
+    rate = _rate(run)
+    return _train(run, learning_rate=float(f"{rate / SLOWER:.2g}")) if rate > 0 else ""
+
+
+def _rate(run: RunLog) -> float:
+    rate = run.config.get("learning_rate")
+    return float(rate) if isinstance(rate, int | float) else math.nan
+
+
+def _word(value: object) -> str:
+    """A setting as a shell reads it."""
+    return shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))

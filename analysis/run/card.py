@@ -1,0 +1,130 @@
+"""The verdict card: broken or not in one word, with a plain sentence. What to do next stands in advice.py."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.run import verdict
+from analysis.run.verdict import PAIRS, by_name
+from analysis.show.wording import number, percent, signed, span, visible
+from analysis.tables import mass, runs
+from diagnostics.finding import Finding
+from diagnostics.runlog import RunLog
+
+BROKEN, WATCH, NORMAL, UNMEASURED = "BROKEN", "WATCH", "NORMAL", "NOT MEASURED"
+SIGNS = {BROKEN: "✖", WATCH: "▲", NORMAL: "✔", UNMEASURED: "–"}
+
+# An answer that lost less than this is still more than half as likely as it was: a loss, but no break.
+HALVED = math.log(2)
+# KL in nats per chosen answer from which on a policy counts as far away. Thin: on one real chat model the two runs that
+# went further had 17 and 56 % of their held-out answers fall, and the run at the usual rate (0.9 nats) had none.
+FAR = 10.0
+SAID = 0.1  # tokens that gained less probability on average are not named
+
+
+@dataclass(frozen=True)
+class State:
+    """What is wrong with a run, if anything, as the card and the advice read it. displaced: the splits that are."""
+
+    word: str
+    says: str
+    displaced: tuple[str, ...] = ()
+    cause: str = ""
+
+
+def state(run: RunLog, found: Sequence[Finding]) -> State:
+    """The word, the sentence and their cause. found: verdict.judge of the run.
+
+    BROKEN: nothing was trained; the reference is not the model that training began from; the loss is no number; or
+    chosen answers are displaced by at least HALVED on average. WATCH: displaced by less, not clear, nothing moved
+    measurably, the wrong answers are preferred, or the policy is FAR from its reference. NORMAL: none of these.
+    """
+    first, loss = found[0], runs.column(run.steps, "loss").dropna()
+    if not by_name(list(found), "displacement/frac").n and not verdict.no_weight_moved(run):
+        return State(UNMEASURED, _sentence(first.meaning.removeprefix("not measured: ")), cause="unmeasured")
+    if verdict.no_weight_moved(run):
+        return State(BROKEN, f"This run trained nothing. {_sentence(first.meaning)}", cause="nothing")
+    if len(loss) and not math.isfinite(float(loss.iloc[-1])):
+        return State(BROKEN, f"The loss is no longer a number at step {int(run.steps['step'].iloc[-1])}.", cause="loss")
+    parity = by_name(list(found), "parity")
+    if parity.passed is False:
+        return State(BROKEN, _sentence(parity.meaning), cause="reference")
+    said = f"{counts(run, found)}{instead(run)}"
+    if first.passed is False:
+        splits = displaced(run)
+        word = BROKEN if min(_mean(found, split) for split in splits) <= -HALVED else WATCH
+        return State(word, said, splits, "displaced")
+    if first.passed is None:
+        moved = not first.meaning.startswith("nothing moved")
+        words = f"{said} Whether that is displacement is not clear." if moved else _sentence(first.meaning)
+        return State(WATCH, words, cause="unclear" if moved else "still")
+    return _held(found, counts(run, found))
+
+
+def _held(found: Sequence[Finding], said: str) -> State:
+    """The state of a run whose chosen answers held."""
+    accuracy, kl = by_name(list(found), "accuracy"), by_name(list(found), "kl/chosen")
+    if accuracy.interval and accuracy.interval[1] < verdict.HALF:
+        words = f"{said} But the model prefers the rejected answer in {percent(1 - accuracy.value)} of the pairs."
+        return State(WATCH, words, cause="accuracy")
+    if kl.n and kl.value > FAR:
+        words = f"{said} But the policy is far from its reference: {number(kl.value)} nats per chosen answer."
+        return State(WATCH, words, cause="far")
+    return State(NORMAL, said, cause="held")
+
+
+def displaced(run: RunLog) -> tuple[str, ...]:
+    """The splits, probe and eval, that are displaced at the end."""
+    return tuple(split for split, state in verdict.states(run).items() if state == verdict.DISPLACED)
+
+
+def counts(run: RunLog, found: Sequence[Finding]) -> str:
+    """How many chosen answers became less likely, of the pairs trained on and of those held out, the worse first."""
+    shares = {split: by_name(list(found), verdict.key(split, "displacement/frac")) for split in PAIRS}
+    measured = [split for split in PAIRS if shares[split].n]
+    order = sorted(measured, key=lambda split: split not in displaced(run))
+    return " ".join(f"{_count(shares[s], PAIRS[s], _mean(found, s))}." for s in order)
+
+
+def _count(share: Finding, pairs: str, mean: float) -> str:
+    hits = round(share.value * share.n)
+    who = f"All {share.n}" if hits == share.n else f"None of {share.n}" if not hits else f"{hits} of {share.n}"
+    interval = span(share.interval, percent).replace(" %", "", 1) if share.n >= 5 else ""
+    told = f" (95 %: {interval})" if interval else ""
+    return f"{who} chosen answers of {pairs}s became less likely{told}, {signed(mean)} nats on average"
+
+
+def instead(run: RunLog) -> str:
+    """Which tokens now stand where the two answers part; empty where none gained much."""
+    n, gained = mass.probe_count(run), mass.movers(run.mass)
+    if not n or gained.empty:
+        return ""
+    gains = gained["mass"] / n
+    tokens = gained.loc[(gains >= SAID) & (gains >= gains.iloc[0] / 4), "token"].head(3)
+    if tokens.empty:
+        return ""
+    before, after = mass.first_and_last(mass.ledger(run.mass), "chosen")
+    where = "now opens with" if _at_start(run) else "now says, where the two answers part,"
+    return f" The model {where} {', '.join(map(visible, tokens))}{' instead' if after < before else ''}."
+
+
+def _at_start(run: RunLog) -> bool:
+    """Whether most pairs' answers differ in their first token."""
+    shared = runs.column(runs.rows(run, "probe").drop_duplicates("pair_id"), "shared_prefix").dropna()
+    return bool(len(shared) and (shared == 0).mean() > verdict.HALF)
+
+
+def _mean(found: Sequence[Finding], split: str) -> float:
+    return by_name(list(found), verdict.key(split, "displacement/chosen")).value
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('.') else '.'}"
+
+
+def per_token(run: RunLog, split: str = "probe") -> pd.Series:
+    """Change of each chosen answer's log-prob per token at the end, in nats."""
+    ends = runs.ends(runs.rows(run, split))
+    return runs.column(ends, "chosen_change") / runs.column(ends, "chosen_length")

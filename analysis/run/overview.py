@@ -1,0 +1,74 @@
+"""The runs of a report in one table, the worst first."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from analysis.run import card, kept
+from analysis.run.verdict import by_name
+from analysis.show import page
+from analysis.show.page import Block, Cell
+from analysis.show.wording import ABSENT, number, percent, signed, span
+from analysis.tables import displacement, runs
+from diagnostics.finding import Finding
+from diagnostics.runlog import RunLog
+
+_HEADS = {
+    "run": "", "verdict": "", "objective": "",
+    "fell": "share of the pairs trained on whose chosen answer became less likely, with its 95 % interval",
+    "held out": "the same share of the held-out pairs", "change": "of the chosen answers, mean, nats",
+    "KL": "KL(reference || policy) on the chosen answers, nats", "onset": "the step from which on it is displaced",
+    "by step": "share of the pairs that fell, from 0 to 100 %",
+}  # fmt: skip
+_ORDER = (card.BROKEN, card.WATCH, card.UNMEASURED, card.NORMAL)
+
+
+def table(logs: Sequence[RunLog], addresses: Mapping[str, str]) -> Block:
+    """One line a run. addresses: of the pages, by their titles."""
+    rows = [_row(run, addresses.get(f"Run {run.name}", "")) for run in logs]
+    rows.sort(key=lambda row: (row[1].value, -(row[3].value or 0.0) if row[3].value == row[3].value else 0.0))
+    return page.sortable(_HEADS, rows, name="runs", filter_by="verdict")
+
+
+def counts(logs: Sequence[RunLog]) -> str:
+    """How many runs are broken, to be watched, normal and not measured, in words."""
+    words = [card.state(run, kept.verdict_of(run)).word for run in logs]
+    return ", ".join(f"{words.count(word)} {word}" for word in _ORDER if word in words)
+
+
+def _row(run: RunLog, address: str) -> list[Cell]:
+    found = kept.verdict_of(run)
+    word = card.state(run, found).word
+    names = ("displacement/frac", "eval/displacement/frac", "displacement/chosen", "kl/chosen", "onset")
+    share, held, change, kl, onset = (by_name(found, name) for name in names)
+    return [
+        Cell(run.name, link=address),
+        Cell(f"{card.SIGNS[word]} {word}", _ORDER.index(word)),
+        Cell(str(run.config.get("objective", ABSENT))),
+        *(_share(finding) for finding in (share, held)),
+        Cell(signed(change.value) if change.n else ABSENT, change.value),
+        Cell(number(kl.value) if kl.n else ABSENT, kl.value),
+        Cell("none" if math.isnan(onset.value) else f"step {onset.value:.0f}", onset.value),
+        Cell("", more=spark(displacement.by_step(runs.rows(run, "probe")))),
+    ]
+
+
+def _share(finding: Finding) -> Cell:
+    below = f"{span(finding.interval, percent)}, n {finding.n}" if finding.n else ""
+    return Cell(percent(finding.value), finding.value, below=below)
+
+
+def spark(by_step: pd.DataFrame) -> Block:
+    """A small line of the share that fell over the steps. by_step: displacement.by_step."""
+    shares = by_step.dropna(subset=["share"]) if len(by_step) else by_step
+    if len(shares) < 2:
+        return page.EMPTY
+    last = float(shares["step"].to_numpy().max()) or 1.0
+    places = zip(shares["step"], shares["share"])
+    points = " ".join(f"{98 * step / last + 1:.1f},{23 - 22 * share:.1f}" for step, share in places)
+    told = f"from {percent(shares['share'].iloc[0])} to {percent(shares['share'].iloc[-1])}"
+    return Block(
+        f'<svg class="spark" viewBox="0 0 100 24" role="img" aria-label="{told}">'
+        f'<polyline points="{points}" fill="none" stroke="currentcolor" stroke-width="1.5"/></svg>'
+    )

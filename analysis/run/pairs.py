@@ -1,0 +1,131 @@
+"""The pairs of a run: the worst ones token by token, then all of them in a table that sorts, filters and links."""
+
+import math
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from analysis.show import page
+from analysis.show.page import Block, Cell
+from analysis.show.wording import ABSENT, count, number, signed, visible
+from analysis.tables import pair_table, runs, tokens
+from diagnostics.runlog import RunLog
+
+FULL = 0.65  # opacity of the colour of a token at the end of the scale
+MOST = 400  # tokens of an answer shown with their colours
+ROWS = 1000  # pairs in the table of a page
+
+
+def section(run: RunLog, worst: int, *, text: bool = True) -> Block:
+    """The cards of the worst pairs, the legend of their colours, and the table. text: False leaves all texts out."""
+    table = pair_table.of_run(run)
+    texts = runs.texts(run.audit) if text else runs.texts(pd.DataFrame())
+    fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
+    full = pair_table.scale(run, fallen) if text else math.nan
+    said = [] if fallen else [page.note("No probe pair's chosen answer lost likelihood.")]
+    cards = [_card(run, row, texts, full) for row in table.head(len(fallen)).to_dict("records")] if text else []
+    return page.stack(*said, *([_legend(full)] if cards and full == full else []), *cards, _table(table, texts))
+
+
+def _legend(full: float) -> Block:
+    words = (
+        f"Colour and line of a token say how its log-prob moved: orange over dots fell, blue over a line rose, full "
+        f"colour from {number(full)} nats on (the 95th percentile of this page)."
+    )
+    return Block(
+        f'<p class="quiet legend"><span class="fell" style="--s:{FULL}">fell</span> '
+        f'<span class="rose" style="--s:{FULL}">rose</span> {escape(words)}</p>'
+    )
+
+
+def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float) -> Block:
+    known = row["pair_id"] in texts.index
+    text = texts.loc[row["pair_id"]] if known else dict.fromkeys(("prompt", *runs.SIDES), "(not in the audit table)")
+    head = f"{_place(row)}: chosen {signed(row['chosen'])} nats ({signed(row['per_token'])} a token), "
+    head += f"rejected {signed(row['rejected'])}; CHES before training {number(row['ches_score'])}"
+    found = {side: pair_table.whole_characters(tokens.losses(run, row["pair_id"], side)) for side in runs.SIDES}
+    sides = [_answer(side, found[side], str(text[side]), full) for side in runs.SIDES]
+    return page.card(head, page.text("prompt", text["prompt"]), *sides, _numbers(found))
+
+
+def _answer(side: str, table: pd.DataFrame, text: str, full: float) -> Block:
+    if table.empty:
+        return page.text(side, text)
+    spans = "".join(_token(t, full) for t in table.head(MOST).to_dict("records"))
+    rest = f"… ({len(table) - MOST} more)" if len(table) > MOST else ""
+    return page.words(side, spans + rest)
+
+
+def _token(row: dict[Any, Any], full: float) -> str:
+    """One token with its colour and its second mark; its numbers stand in the table below the card too."""
+    change = row["change"]
+    if change != change:
+        return escape(shown(row["token"]))
+    strength = FULL * min(1.0, abs(change) / full) if full > 0 else 0.0
+    kind = "fell" if change < 0 else "rose"
+    told = f"{number(row['before'])} to {number(row['after'])} nats ({signed(change)})"
+    words = escape(shown(row["token"]))
+    return f'<span class="{kind}" style="--s:{strength:.2f}" title="{escape(told)}">{words}</span>'
+
+
+def shown(token: str) -> str:
+    """A token as it stands in its answer: its spaces and line breaks kept, what cannot be seen spelled out, but for
+    what joins characters within one."""
+    words = visible(token)[1:-1].replace("⏎", "⏎\n") or "∅"
+    return words if len(token) == 1 else words.replace("\\u200d", "\u200d").replace("\\u200c", "\u200c")
+
+
+def _numbers(found: dict[str, pd.DataFrame]) -> Block:
+    rows = [
+        {"answer": side, "token": visible(t["token"])} | {k: t[k] for k in ("before", "after", "change")}
+        for side, table in found.items()
+        for t in table.head(MOST).to_dict("records")
+    ]
+    if not rows:
+        return page.EMPTY
+    made = page.table(pd.DataFrame(rows), {"before": number, "after": number, "change": signed})
+    return page.fold("Numbers of every token (nats)", made)
+
+
+def _table(table: pd.DataFrame, texts: pd.DataFrame) -> Block:
+    made = page.sortable(
+        _HEADS, [_row(row, texts) for row in table.head(ROWS).to_dict("records")], name="pairs", filter_by="outcome"
+    )
+    left = len(table) - ROWS
+    said = [page.note(f"{left:,} more pairs, which lost less, stand in the run's folder.", "quiet")] if left > 0 else []
+    return page.stack(page.heading(f"All {count(len(table), 'probe pair')}"), made, *said)
+
+
+_HEADS = {
+    "pair": "", "outcome": "", "chosen": "change of the chosen answer, nats",
+    "per token": "of the chosen answer, nats per token", "rejected": "change of the rejected answer, nats",
+    "KL": "KL(reference || policy) on the chosen answer, nats", "CHES": "before training; high is prone",
+    "LN-CHES place": "1: the pair that LN-CHES would have flagged first", "tokens": "chosen / rejected",
+}  # fmt: skip
+
+
+def _row(row: dict[Any, Any], texts: pd.DataFrame) -> list[Cell]:
+    source = row["source_row"]
+    anchor = f"pair-{row['pair_id']}"
+    where = f"row {source}" if source >= 0 else ""
+    body = page.EMPTY
+    if row["pair_id"] in texts.index:
+        text = texts.loc[row["pair_id"]]
+        body = page.fold("read", *(page.text(name, text[name], 600) for name in ("prompt", *runs.SIDES)))
+    place = "" if row["place"] != row["place"] else f"{row['place']:.0f}"
+    lengths = " / ".join(ABSENT if n != n else f"{n:.0f}" for n in (row["chosen_length"], row["rejected_length"]))
+    return [
+        Cell(str(row["pair_id"]), source, anchor, where, body),
+        Cell(str(row["outcome"]) if isinstance(row["outcome"], str) else "not measured"),
+        *(Cell(signed(row[c]), row[c]) for c in ("chosen", "per_token", "rejected")),
+        Cell(number(row["kl"]), row["kl"]),
+        Cell(number(row["ches_score"]), row["ches_score"]),
+        Cell(place, row["place"]),
+        Cell(lengths, row["chosen_length"]),
+    ]
+
+
+def _place(row: dict[Any, Any]) -> str:
+    source = f", source row {row['source_row']}" if row["source_row"] >= 0 else ""
+    return f"Pair {row['pair_id']}{source}"
