@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from diagnostics.codes import DOUBTS, MEANINGS, OF_TEMPLATE, SKIPS
 from diagnostics.errors import DataError
 from diagnostics.pairs import PairTable, PreferencePair, Text
 from diagnostics.pairs.media import TAG
@@ -27,58 +28,6 @@ from diagnostics.tokenized import SkippedPair, Truncation, render_pairs, tokeniz
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SKIPS = {
-    "unreadable": "the row is damaged or not a set of fields",
-    "missing_field": "a field that this shape needs is missing",
-    "not_text": "a field holds something other than text",
-    "not_a_transcript": 'a completion without an "Assistant:" turn among transcripts',
-    "prompts_differ": "chosen and rejected answer different prompts",
-    "no_preference": "the preference names neither answer",
-    "context_unread": "a column that holds a prompt by its name is not used",
-    "empty_completion": "chosen or rejected is empty or blank",
-    "identical_completions": "chosen and rejected are the same (perhaps only after a cut)",
-    "zero_tokens": "a completion gives no tokens",
-    "no_context": "empty prompt and no BOS: nothing predicts the first token",
-    "template_failed": "the chat template does not fit the messages",
-    "several_turns": "an answer goes on after a turn of the user or of a tool",
-    "media_missing": "an image or a video is not there",
-    "media_unreadable": "an image or a video cannot be read, or holds no frames",
-    "media_in_answer": "an answer holds an image or a video",
-    "media_unseen": "the row has images or videos, and the model is shown none of that kind",
-    "media_cut": "the cut to max_length would take placeholders of images or videos out of the prompt",
-    "placeholders": "the prompt has more or fewer places for images and videos than the row has, or an answer has one",
-    "prompt_over_length": "the prompt alone fills max_length",
-    "completion_over_length": "a completion alone fills max_length",
-    "over_length": "prompt and completion together are over max_length",
-    "length_gap": "the answers differ by more tokens than max_length_gap",
-}
-DOUBTS = {
-    "prompt_truncated": "the start of the prompt was cut to fit max_length",
-    "completion_truncated": "the end of a completion was cut to fit max_length, and its EOS with it",
-    "eos_one_side": "only one of the two completions ends in its end token",
-    "template_dropped": "the chat template leaves out a part of the messages (`chesboard show` says which)",
-    "template_adds": "the chat template opens the answers with text of its own, which counts as theirs",
-    "turns_cut": "turns behind the assistant's answer were left out",
-    "prefilled": "the prompt ends in a turn of the assistant, which the answers continue",
-    "no_generation_prompt": "the chat template does not ask for an answer: its header was moved from answers to prompt",
-    "generation_prompt_differs": "the chat template asks for an answer otherwise than it writes one: the latter stands",
-    "prompt_differs": "the chat template writes a prompt in other words once an answer follows: it stands as asked",
-    "eos_differs": "the chat template ends an answer in something else than EOS: that is counted, and no EOS behind it",
-    "text_after_end": "the chat template writes more behind an answer's end: some trainers count it, here it is not",
-    "no_turn_end": "the chat template does not end an answer, so EOS does",
-    "clock": "the chat template shows the time: another start gives another prompt",
-    "prompt_repeated": "both answers begin with the prompt",
-    "token_merge": "tokenizing prompt and completion together gives other tokens at the boundary",
-    "doubled_bos": "the text itself holds BOS, so a trainer that adds BOS would double it (here it stands once)",
-    "missing_bos": "the chat template leaves out the BOS that the tokenizer adds (here it was put in)",
-    "special_tokens": "the text itself holds special tokens of the tokenizer",
-    "duplicate": "an earlier row has the same prompt and completions",
-    "contradiction": "another row has the same prompt with the sides exchanged",
-    "sides_swapped": "the row's own scores prefer the rejected completion",
-}
-MEANINGS = SKIPS | DOUBTS
-OF_TEMPLATE = ("eos_differs", "text_after_end")  # true of nearly every template, so said once and no row's own doubt
 
 CHUNK = 256  # pairs rendered and tokenized at a time: a tokenizer's own lists take a hundred times the ids
 

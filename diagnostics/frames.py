@@ -36,7 +36,7 @@ Item = str | bytes  # the path of a file, or its content
 
 
 class MediaError(DataError):
-    """Media that cannot be shown: a code of diagnostics.audit.SKIPS, and why."""
+    """Media that cannot be shown: a code of diagnostics.codes.SKIPS, and why."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)

@@ -41,7 +41,7 @@ class Sequence:
 class Example:
     """Sequences that belong together, by name, in the order in which a batch holds them.
 
-    doubts: codes of what is doubtful about this tokenization (diagnostics.audit.MEANINGS explains each).
+    doubts: codes of what is doubtful about this tokenization (diagnostics.codes.MEANINGS explains each).
     """
 
     pair_id: str

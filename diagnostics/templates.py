@@ -59,7 +59,7 @@ class RenderedPair:
     """The three texts that are tokenized. templated: they come from the tokenizer's chat template.
 
     ends: what closes chosen and rejected, a part of these texts; "" where nothing does, and EOS has to.
-    doubts: codes (diagnostics.audit.DOUBTS). notes: in words, what of the row, or of what the template writes, was left
+    doubts: codes (diagnostics.codes.DOUBTS). notes: in words, what of the row, or of what the template writes, was left
     out of these texts. media: what the model is shown; the prompt has one placeholder for each of them, and `expanded`
     is the prompt that is tokenized then, with as many as the model wants, of which `lead` characters stand before the
     first.

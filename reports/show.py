@@ -20,7 +20,8 @@ from rich.style import Style
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics.audit import DOUBTS, audit_pairs
+from diagnostics.audit import audit_pairs
+from diagnostics.codes import DOUBTS
 from diagnostics.errors import UserError, printable
 from diagnostics.media import Media
 from diagnostics.pairs import PairTable

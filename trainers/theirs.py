@@ -12,7 +12,8 @@ import pandas as pd
 from datasets import Dataset, IterableDataset
 
 from diagnostics import sequences
-from diagnostics.audit import SKIPS, audit_pairs, frame_of
+from diagnostics.audit import audit_pairs, frame_of
+from diagnostics.codes import SKIPS
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import RawRows, pairs_of, read_pairs
 from diagnostics.sequences import Example

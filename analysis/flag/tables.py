@@ -9,6 +9,7 @@ from analysis.show.wording import percent, span
 from analysis.tables import runs
 from analysis.tables.columns import direction
 from analysis.tables.intervals import auroc, finite, spearman, spearman_interval, wilson
+from diagnostics.codes import DOUBTS
 
 MARGIN = "reference_margin"
 TOP = 0.1  # the share of the pairs, most prone first, that two measures are compared by
@@ -119,12 +120,13 @@ def reasons(audit: pd.DataFrame) -> pd.DataFrame:
 
 
 def doubts(audit: pd.DataFrame) -> pd.DataFrame:
-    """doubt, rows: kept rows by each doubt they carry; a row with two doubts counts in both."""
+    """doubt, rows, meaning: kept rows by each doubt they carry; a row with two doubts counts in both."""
     if audit.empty or "doubts" not in audit:
-        return pd.DataFrame(columns=["doubt", "rows"])
+        return pd.DataFrame(columns=["doubt", "rows", "meaning"])
     codes = audit["doubts"].fillna("").str.split("; ").explode()
     counted = codes[codes != ""].value_counts()
-    return pd.DataFrame({"doubt": counted.index, "rows": counted.to_numpy()})
+    meanings = [DOUBTS.get(str(code), "") for code in counted.index]
+    return pd.DataFrame({"doubt": counted.index, "rows": counted.to_numpy(), "meaning": meanings})
 
 
 def kind_auroc(flags: runs.Flags, positive: str) -> pd.DataFrame:

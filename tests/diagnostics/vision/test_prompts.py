@@ -10,7 +10,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlavaOnevisionConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from diagnostics.audit import MEANINGS, audit_pairs
+from diagnostics.audit import audit_pairs
+from diagnostics.codes import MEANINGS
 from diagnostics.fingerprint import rendered_hash
 from diagnostics.media import Media, of_frames
 from diagnostics.pair_file import read_pairs_file, write_pairs
