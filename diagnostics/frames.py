@@ -157,6 +157,9 @@ def _look(item: Item, kind: Kind, most: int) -> tuple[int, list[tuple[int, int]]
     """(frames of a file, (height, width) of the taken ones, their places)."""
     if _is_array(item):
         array = _array(item)
+        if kind == "image" and len(array) > 1:
+            said = f"{_name(item)}: holds {len(array)} frames, not one image; name its column `video`"
+            raise MediaError("media_unreadable", said)
         taken = [0] if kind == "image" else spread(len(array), most)
         return len(array), [array.shape[1:3]], taken
     if _is_film(item):

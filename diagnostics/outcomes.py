@@ -29,9 +29,12 @@ def least(noise: Any = 0.0) -> Any:
 def noise(parity: Mapping[str, Any] | None) -> float:
     """A change within this, in nats, is rounding: the noise found at the start of the run, or the difference that
     policy and reference, then the same model, had where that is larger (manifest.json, parity); 0 where the run did not
-    look. A log without `noise` has its noise_floor, which was made to pass the parity check."""
-    measured = "noise" if "noise" in (parity or {}) else "noise_floor"
-    found = [(parity or {}).get(key) for key in (measured, "max_difference")]
+    look. Where the check failed they were two models, whose difference is no noise. A log without `noise` has its
+    noise_floor, which was made to pass the parity check."""
+    parity = parity or {}
+    measured = "noise" if "noise" in parity else "noise_floor"
+    keys = (measured,) if parity.get("passed") is False else (measured, "max_difference")
+    found = [parity.get(key) for key in keys]
     return max((float(v) for v in found if isinstance(v, (int, float)) and math.isfinite(v)), default=0.0)
 
 

@@ -37,7 +37,8 @@ class SequenceStats:
         token.
     per_token_top_entropy, per_token_top_mass: (B, T) H_k in nats and M_k in [0, 1] of the most likely tokens where
         token t is predicted (see logits.top_tokens). No gradient.
-    summed: (B,) nats, the sum of log-probs where only that is known; per_token_logps are NaN then.
+    summed: (B,) nats, the sum of log-probs where only that is known; per_token_logps are NaN then. Whoever masks or
+        weighs tokens sets it to None, so that what is not known stays NaN.
     """
 
     per_token_logps: Tensor

@@ -294,7 +294,9 @@ def _said(messages: Sequence[Message], name: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for i, message in enumerate(messages):
         place = f"{name}[{i}]"
-        found.append((f"{place}.content", content(message)))
+        parts = message.get("content")
+        texts = [content({"content": [part]}) for part in parts] if isinstance(parts, list) else [content(message)]
+        found += [(f"{place}.content", text) for text in texts]
         reasons = {key: message[key] for key in _REASONING if isinstance(message.get(key), str)}
         found += [(f"{place}.{key}", text) for key, text in reasons.items()]
         found += [(f"{place}.tool_calls", text) for text in _leaves(message.get("tool_calls"))]

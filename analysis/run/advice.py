@@ -13,7 +13,7 @@ from analysis.run.card import State
 from analysis.run.verdict import by_name
 from analysis.scorecard import predictors, trust
 from analysis.show.wording import percent
-from analysis.tables import curves, runs
+from analysis.tables import curves, displacement, runs
 from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
@@ -56,10 +56,12 @@ def train_something(run: RunLog, state: State, found: Sequence[Finding]) -> Advi
 
 
 def right_reference(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
-    """Rewards, loss and KL count from the reference: from another model than the start they mean something else."""
-    if state.cause != "reference":
+    """Rewards, loss and KL count from the reference: from another model than the start they mean something else, which
+    is meant where rounds of training share one reference."""
+    if by_name(list(found), "parity").passed is not False:
         return None
-    return Advice("Compare with the model that training began from.", _train(run, reference_model=None))
+    what = "If that is not meant, take the model that training began from as the reference."
+    return Advice(what, _train(run, reference_model=None))
 
 
 def finite_loss(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
@@ -70,7 +72,8 @@ def finite_loss(run: RunLog, state: State, found: Sequence[Finding]) -> Advice |
 
 
 def stop_earlier(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
-    """Displacement often sets in after the preference is learned: an earlier stop then keeps the accuracy alone."""
+    """Displacement often sets in after the preference is learned: an earlier stop then keeps the accuracy alone. Not
+    offered where the pairs were not clearly held by then."""
     onset = by_name(list(found), "onset").value
     if state.cause != "displaced" or math.isnan(onset):
         return None
@@ -80,6 +83,9 @@ def stop_earlier(run: RunLog, state: State, found: Sequence[Finding]) -> Advice 
     if not before or table.empty:
         return None
     accuracy = table.set_index("step")["accuracy"]
+    shares = displacement.by_step(rows.loc[rows["step"] == before[-1]])
+    if displacement.state(shares) != displacement.HELD:
+        return None
     then, end = (float(accuracy.reindex([step]).iloc[0]) for step in (before[-1], accuracy.index[-1]))
     if not then >= KEPT * end:
         return None
@@ -150,7 +156,8 @@ def train_longer(run: RunLog, state: State, found: Sequence[Finding]) -> Advice 
 
 def nothing(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:
     """What holds needs no cure."""
-    return Advice("Nothing to do.") if state.cause == "held" else None
+    held = state.cause == "held" and by_name(list(found), "parity").passed is not False
+    return Advice("Nothing to do about displacement.") if held else None
 
 
 RULES = (

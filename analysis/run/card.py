@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -10,6 +10,7 @@ from analysis.run import verdict
 from analysis.run.verdict import PAIRS, by_name
 from analysis.show.wording import number, percent, signed, span, visible
 from analysis.tables import mass, runs
+from analysis.tables.intervals import wilson
 from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
@@ -37,35 +38,47 @@ class State:
 def state(run: RunLog, found: Sequence[Finding]) -> State:
     """The word, the sentence and their cause. found: verdict.judge of the run.
 
-    BROKEN: nothing was trained; the reference is not the model that training began from; the loss is no number; or
-    chosen answers are displaced by at least HALVED on average. WATCH: displaced by less, not clear, nothing moved
-    measurably, the wrong answers are preferred, or the policy is FAR from its reference. NORMAL: none of these.
+    BROKEN: nothing was trained, or nothing that can be measured; the loss is no number; or chosen answers are displaced
+    by at least HALVED on average. WATCH: displaced by less, not clear, nothing moved measurably so far, the wrong
+    answers are preferred, the policy is FAR from its reference, or the reference is not the model that training began
+    from, which may be meant. NORMAL: none of these.
     """
     first, loss = found[0], runs.column(run.steps, "loss").dropna()
     if not by_name(list(found), "displacement/frac").n and not verdict.no_weight_moved(run):
-        return State(UNMEASURED, _sentence(first.meaning.removeprefix("not measured: ")), cause="unmeasured")
+        why = first.meaning.removeprefix("not measured: ").partition(". ")[0]
+        return State(UNMEASURED, _sentence(why), cause="unmeasured")
     if verdict.no_weight_moved(run):
         return State(BROKEN, f"This run trained nothing. {_sentence(first.meaning)}", cause="nothing")
     if len(loss) and not math.isfinite(float(loss.iloc[-1])):
         return State(BROKEN, f"The loss is no longer a number at step {int(run.steps['step'].iloc[-1])}.", cause="loss")
-    parity = by_name(list(found), "parity")
-    if parity.passed is False:
-        return State(BROKEN, _sentence(parity.meaning), cause="reference")
+    moved, parity = _moved(run, found), by_name(list(found), "parity")
+    if parity.passed is not False:
+        return moved
+    word = WATCH if moved.word == NORMAL else moved.word
+    return replace(moved, word=word, says=f"{moved.says} {_sentence(parity.meaning)}")
+
+
+def _moved(run: RunLog, found: Sequence[Finding]) -> State:
+    """The state of a run in which something could move."""
+    first = found[0]
     said = f"{counts(run, found)}{instead(run)}"
     if first.passed is False:
         splits = displaced(run)
         word = BROKEN if min(_mean(found, split) for split in splits) <= -HALVED else WATCH
         return State(word, said, splits, "displaced")
+    if first.passed is None and first.meaning.startswith("nothing moved"):
+        ended = bool(run.manifest.get("finished"))
+        words = f"This run trained nothing that can be measured. {_sentence(first.meaning)}"
+        return State(BROKEN, words, cause="still") if ended else State(WATCH, _sentence(first.meaning), cause="still")
     if first.passed is None:
-        moved = not first.meaning.startswith("nothing moved")
-        words = f"{said} Whether that is displacement is not clear." if moved else _sentence(first.meaning)
-        return State(WATCH, words, cause="unclear" if moved else "still")
-    return _held(found, counts(run, found))
+        return State(WATCH, f"{said} Whether that is displacement is not clear.", cause="unclear")
+    return _held(run, found, counts(run, found))
 
 
-def _held(found: Sequence[Finding], said: str) -> State:
+def _held(run: RunLog, found: Sequence[Finding], said: str) -> State:
     """The state of a run whose chosen answers held."""
     accuracy, kl = by_name(list(found), "accuracy"), by_name(list(found), "kl/chosen")
+    said += _not_carried_over(run)
     if accuracy.interval and accuracy.interval[1] < verdict.HALF:
         words = f"{said} But the model prefers the rejected answer in {percent(1 - accuracy.value)} of the pairs."
         return State(WATCH, words, cause="accuracy")
@@ -73,6 +86,22 @@ def _held(found: Sequence[Finding], said: str) -> State:
         words = f"{said} But the policy is far from its reference: {number(kl.value)} nats per chosen answer."
         return State(WATCH, words, cause="far")
     return State(NORMAL, said, cause="held")
+
+
+def heldout_accuracy(run: RunLog) -> tuple[float, int, tuple[float, float]]:
+    """Preference accuracy on held-out pairs at the end, their number, and the 95 % interval; NaN and 0 without any."""
+    margin = runs.column(runs.ends(runs.rows(run, "eval")), "margin_change").dropna()
+    hits, n = int((margin > 0).sum()), len(margin)
+    return (hits / n if n else math.nan), n, wilson(hits, n)
+
+
+def _not_carried_over(run: RunLog) -> str:
+    """Says so where the preference was not clearly learned for held-out pairs."""
+    accuracy, n, interval = heldout_accuracy(run)
+    if not n or interval[0] > verdict.HALF:
+        return ""
+    told = f"{percent(accuracy)} of {n}, 95 %: {span(interval, percent)}"
+    return f" But on held-out pairs the preference is not clearly learned (accuracy {told})."
 
 
 def displaced(run: RunLog) -> tuple[str, ...]:

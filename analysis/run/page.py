@@ -99,11 +99,15 @@ def _tiles(run: RunLog, found: list[Finding]) -> list[Tile]:
     tokens = card.per_token(run).dropna() if share.n else pd.Series(dtype=float)
     a_token = f"{signed(float(tokens.mean()))} a token" if len(tokens) else ""
     held, held_mean = (verdict.by_name(found, f"eval/displacement/{n}") for n in ("frac", "chosen"))
+    right, n, _ = card.heldout_accuracy(run)
+    carried = [f"held out: {percent(right)}, n {n}"] if n else []
     moved = (a_token, *_below(mean, signed, held_mean))
     return [
         Tile("chosen answers that fell", _TERMS["fell"], percent(share.value), _below(share, percent, held)),
         Tile("mean change", _TERMS["change"], _nats(mean, signed), moved),
-        Tile("preference accuracy", _TERMS["accuracy"], percent(accuracy.value), _below(accuracy, percent)),
+        Tile(
+            "preference accuracy", _TERMS["accuracy"], percent(accuracy.value), (*_below(accuracy, percent), *carried)
+        ),
         Tile("KL(reference || policy), chosen", _TERMS["kl"], _nats(kl, number), _below(kl, number)),
     ]
 
@@ -275,7 +279,7 @@ def data(run: RunLog) -> Block:
     rows = [("read", len(run.audit))]
     rows += [(str(status), int(n)) for status, n in run.audit["status"].value_counts().items()]
     counted = run.manifest.get("pairs") or {}
-    rows += [(words, int(counted[key])) for key, words in _SPLITS.items() if key in counted]
+    rows += [(words, int(counted[key])) for key, words in _SPLITS.items() if counted.get(key) is not None]
     doubts = flags.doubts(run.audit)
     reasons = flags.reasons(run.audit)
     skipped = reasons.loc[reasons["status"] != "kept"] if len(reasons) else reasons

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.run import card, verdict
 from analysis.show import page
 from analysis.show.page import Block, Cell
 from analysis.show.wording import ABSENT, count, number, signed, visible
@@ -15,17 +16,27 @@ from diagnostics.runlog import RunLog
 FULL = 0.65  # opacity of the colour of a token at the end of the scale
 MOST = 400  # tokens of an answer shown with their colours
 ROWS = 1000  # pairs in the table of a page
+OPEN = 12  # a table of more pairs is folded
 
 
 def section(run: RunLog, worst: int, *, text: bool = True) -> Block:
-    """The cards of the worst pairs, the legend of their colours, and the table. text: False leaves all texts out."""
-    table = pair_table.of_run(run)
+    """The cards of the worst pairs (of those held out, where only they are displaced), the legend of their colours, and
+    the tables. text: False leaves all texts out."""
+    first = "eval" if card.displaced(run) == ("eval",) else "probe"
+    table = pair_table.of_run(run, first)
+    other = pair_table.of_run(run, "probe") if first == "eval" else pair_table.of_run(run, "eval")
     texts = runs.texts(run.audit) if text else runs.texts(pd.DataFrame())
     fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
     full = pair_table.scale(run, fallen) if text else math.nan
-    said = [] if fallen else [page.note("No probe pair's chosen answer lost likelihood.")]
+    said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]
     cards = [_card(run, row, texts, full) for row in table.head(len(fallen)).to_dict("records")] if text else []
-    return page.stack(*said, *([_legend(full)] if cards and full == full else []), *cards, _table(table, texts))
+    return page.stack(
+        *said,
+        *([_legend(full)] if cards and full == full else []),
+        *cards,
+        _table(table, texts, first),
+        _table(other, texts, "eval" if first == "probe" else "probe"),
+    )
 
 
 def _legend(full: float) -> Block:
@@ -88,13 +99,18 @@ def _numbers(found: dict[str, pd.DataFrame]) -> Block:
     return page.fold("Numbers of every token (nats)", made)
 
 
-def _table(table: pd.DataFrame, texts: pd.DataFrame) -> Block:
+def _table(table: pd.DataFrame, texts: pd.DataFrame, split: str) -> Block:
+    if table.empty:
+        return page.EMPTY
     made = page.sortable(
         _HEADS, [_row(row, texts) for row in table.head(ROWS).to_dict("records")], name="pairs", filter_by="outcome"
     )
     left = len(table) - ROWS
     said = [page.note(f"{left:,} more pairs, which lost less, stand in the run's folder.", "quiet")] if left > 0 else []
-    return page.stack(page.heading(f"All {count(len(table), 'probe pair')}"), made, *said)
+    head = f"All {count(len(table), verdict.PAIRS[split])}"
+    if len(table) > OPEN or split == "eval":
+        return page.fold(head, made, *said)
+    return page.stack(page.heading(head), made, *said)
 
 
 _HEADS = {

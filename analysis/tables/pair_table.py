@@ -11,14 +11,14 @@ from diagnostics.runlog import RunLog
 MEASURES = ("ches_score", "ln_ches_score")
 
 
-def of_run(run: RunLog) -> pd.DataFrame:
-    """One row a probe pair, the one that lost most first:
+def of_run(run: RunLog, split: str = "probe") -> pd.DataFrame:
+    """One row a pair of a split, the one that lost most first:
 
     pair_id, source_row (-1 where not known), outcome, fell (1, 0 or NaN), chosen and rejected (change in nats),
     per_token (of the chosen answer), lengths, kl and rejected_kl (KL(reference || policy), nats), the measures before
     training, and place: 1 for the pair of the highest LN-CHES, which `flag` would put first.
     """
-    ends = runs.ends(runs.rows(run, "probe"))
+    ends = runs.ends(runs.rows(run, split))
     if ends.empty:
         return pd.DataFrame(columns=_COLUMNS)
     found = pd.DataFrame({"pair_id": ends["pair_id"]})

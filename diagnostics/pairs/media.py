@@ -83,7 +83,7 @@ class MediaReader:
         if len(items) > 1 and kind == "image":
             said = "holds frames of a clip, not one image; name its column `video`"
             raise MediaError("media_unreadable", f"{_source(value, column)} {said}")
-        key = (kind, *items)
+        key = (kind, *items) if items else (kind, str(value))  # an empty folder
         if key not in self.known:
             try:
                 self.known[key] = open_media(items, kind, most=self.frames, source=_source(value, column))
@@ -127,7 +127,7 @@ def with_media(row: dict[str, Any], done: Parsed, reader: MediaReader) -> Parsed
         used += [c for c in done.used.get("prompt", ()) if c not in used and _own_media(done.prompt)]
         return replace(done, prompt=prompt, media=media, used=done.used | {"media": tuple(used)})
     media = [m for kind in COLUMNS for m in given.get(kind, [])]
-    if not media and not any(plain_name(c) in names for c in row for names in COLUMNS.values()):
+    if not media and not any(map(is_media_column, row)):
         return done
     if isinstance(done.prompt, str):
         count = len(TAG.findall(done.prompt))
@@ -139,6 +139,11 @@ def with_media(row: dict[str, Any], done: Parsed, reader: MediaReader) -> Parsed
         media = _matched(len(tags), tags, media)
         found = replace(done, prompt=in_parts(done.prompt, media) if media else done.prompt, media=tuple(media))
     return replace(found, used=done.used | {"media": tuple(used)}) if used else found
+
+
+def is_media_column(column: str) -> bool:
+    """Whether a column of this name is read as images or clips."""
+    return any(plain_name(column) in names for names in COLUMNS.values())
 
 
 def media_of(row: dict[str, Any], reader: MediaReader) -> tuple[Media, ...]:

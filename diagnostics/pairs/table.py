@@ -26,7 +26,7 @@ from diagnostics.pairs.context import (
     squeezed,
     texts,
 )
-from diagnostics.pairs.media import MediaReader, media_columns, with_media
+from diagnostics.pairs.media import MediaReader, is_media_column, media_columns, with_media
 from diagnostics.pairs.messages import SkipRow, text_of, without_nulls
 from diagnostics.pairs.pair import PairTable, PreferencePair, Reading, RowProblem
 from diagnostics.pairs.rows import RawRows, folder_of, read_rows
@@ -100,7 +100,8 @@ def _view(row: Any, padded: bool) -> _View:
         seen = shapes.view(row)
         media = media_columns(seen).values()  # what is null there is no frame
         nested = [k for k, v in seen.items() if padded and isinstance(v, dict | list) and k not in media]
-        return seen | {k: without_nulls(seen[k]) for k in nested}
+        empty = {k: [] for k, v in row.items() if v is None and is_media_column(k)}  # places for it are too many
+        return seen | {k: without_nulls(seen[k]) for k in nested} | empty
     except SkipRow as skip:
         return skip
 

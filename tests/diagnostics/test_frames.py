@@ -113,6 +113,8 @@ def test_arrays(tmp_path: Path) -> None:
     clip = np.stack([noise(seed=k) for k in range(3)])
     np.save(tmp_path / "a.npy", clip)
     found = open_media([str(tmp_path / "a.npy")], "video", most=2)
+    with pytest.raises(MediaError, match="frames, not one image"):
+        open_media([str(tmp_path / "a.npy")], "image", most=2)
     assert (found.frames() == clip[[0, 1]]).all()
     assert (of_array(clip.tolist(), "video").frames() == clip).all()
     assert (of_array(clip[0, ..., 0].tolist(), "image").frames()[0] == clip[0, ..., :1]).all()

@@ -48,6 +48,7 @@ def test_arrays_series_and_frames_keep_their_shape_and_their_gaps():
         (dict(noise_floor=1e-4, max_difference=0.0), 1e-4),
         (dict(noise_floor=1e-4, max_difference=2e-4), 2e-4),
         (dict(noise=3e-5, noise_floor=1.9, max_difference=0.0), 3e-5),  # bfloat16: the floor is a bound, not a noise
+        (dict(noise=3e-6, noise_floor=1e-5, max_difference=14.0, passed=False), 3e-6),  # two models: no noise
         (dict(noise_floor=None, max_difference=NAN), 0.0),
         ({}, 0.0),
         (None, 0.0),

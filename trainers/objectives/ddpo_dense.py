@@ -33,7 +33,7 @@ def ddpo_dense(pair: PairStats, *, beta: float = 0.1, gamma: float = 5.0, averag
 
     def weigh(side: SequenceStats, marked: Tensor) -> SequenceStats:
         logps = side.per_token_logps
-        return replace(side, per_token_logps=torch.where(marked, gamma * logps, logps))
+        return replace(side, per_token_logps=torch.where(marked, gamma * logps, logps), summed=None)
 
     sides = {
         name: weigh(side, inside[name.removeprefix("ref_")])

@@ -29,7 +29,7 @@ def ld_dpo(pair: PairStats, *, beta: float = 0.1, alpha: float = 0.5) -> Objecti
     def weigh(side: SequenceStats) -> SequenceStats:
         beyond = side.completion_mask.cumsum(-1) > shared[:, None]
         logps = side.per_token_logps
-        return replace(side, per_token_logps=torch.where(beyond, alpha * logps, logps))
+        return replace(side, per_token_logps=torch.where(beyond, alpha * logps, logps), summed=None)
 
     sides = {name: weigh(side) for name, side in vars(pair).items() if isinstance(side, SequenceStats)}
     return dpo(replace(pair, **sides), beta=beta)

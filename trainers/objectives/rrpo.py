@@ -36,7 +36,7 @@ def _inside(pair: PairStats) -> PairStats:
     """The pair with completion masks that hold the tokens of marked phrases alone."""
     marked = {name: part(getattr(pair, name), "phrase_mask") > 0 for name in ("chosen", "rejected")}
     sides = {
-        name: replace(side, completion_mask=side.completion_mask * marked[name.removeprefix("ref_")])
+        name: replace(side, completion_mask=side.completion_mask * marked[name.removeprefix("ref_")], summed=None)
         for name, side in vars(pair).items()
         if isinstance(side, SequenceStats)
     }

@@ -44,6 +44,6 @@ def _weigh(pair: PairStats, name: str, scale: float) -> dict[str, Any]:
     rewards = (pair.extra[f"reward_{name}"].per_token_logps - reference.per_token_logps).detach()
     weights = torch.where(side.completion_mask.bool(), 1 + scale * rewards, 0.0)  # no NaN of the padding
     return {
-        name: replace(side, per_token_logps=weights * side.per_token_logps),
-        f"ref_{name}": replace(reference, per_token_logps=weights * reference.per_token_logps),
+        name: replace(side, per_token_logps=weights * side.per_token_logps, summed=None),
+        f"ref_{name}": replace(reference, per_token_logps=weights * reference.per_token_logps, summed=None),
     }

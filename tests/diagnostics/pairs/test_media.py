@@ -194,6 +194,7 @@ def test_rows_without_media_stay_as_they_are(folder: Path) -> None:
         ({"video": ["0.png", "bad.png"]}, "media_unreadable", "bad.png"),
         ({"prompt": "<image> <image>?", "image": "0.png"}, "placeholders", "2 tags"),
         ({"prompt": "<image>?", "images": []}, "placeholders", "1 tags (<image> or <video>) for 0"),
+        ({"prompt": "<image>?", "images": None}, "placeholders", "1 tags (<image> or <video>) for 0"),
         ({"prompt": [user(IMAGE, "?")], **CHAT}, "placeholders", "'image' more than there are images for it"),
         ({"prompt": [user(VIDEO, "?")], "image": "0.png", **CHAT}, "placeholders", "'video' more"),
         ({"prompt": [user(IMAGE, "?")], "images": ["0.png", "1.png"], **CHAT}, "placeholders", "no place for 1"),
