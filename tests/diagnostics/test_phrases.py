@@ -143,7 +143,10 @@ def test_no_torch_is_loaded():
         (
             "The red car turns left.",
             "The blue car goes far right.",
-            ("The <MASK> red </MASK> car <MASK> turns left </MASK>.", "The <MASK> blue </MASK> car <MASK> goes far right </MASK>."),
+            (
+                "The <MASK> red </MASK> car <MASK> turns left </MASK>.",
+                "The <MASK> blue </MASK> car <MASK> goes far right </MASK>.",
+            ),
         ),
         ("it is red", "it is very red", ("it is red", "it is very red")),  # one merely has more
         ("same", "same", ("same", "same")),

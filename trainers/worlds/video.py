@@ -51,6 +51,9 @@ ANSWERS = {
     "count": "there are {count} of them .",
 }
 FRAMES, SIDE = 8, 16  # of a clip; pixels of a frame's side
+# redder to the right and greener to the bottom, so that a patch says where it is: the tower's positions are relative
+_shade = np.linspace(0, 80, SIDE).astype(np.uint8)
+GROUND = np.stack(np.broadcast_arrays(_shade, _shade[:, None], np.uint8(0)), -1)
 STEPS, BATCH, RATE = 500, 32, 2e-3
 HINTED, REFLECTED = 0.05, 0.05  # shares of the supervised questions in the form of LeanPO's first and second round
 ROWS, HELD_OUT, LONGEST = 320, 160, 16  # rows to make pairs of, and to measure on; tokens of an answer
@@ -77,7 +80,7 @@ class Clip:
 
 def draw_clip(kind: str, rng: np.random.Generator) -> Clip:
     """A clip of a kind: colours, shapes, places, direction, number and the time of the change are drawn."""
-    frames = rng.integers(0, 40, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+    frames = GROUND + rng.integers(0, 20, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     (one, ink), (other, last) = ((f"{c} {s}", (c, s)) for c, s in zip(_two(COLOURS, rng), _two(SHAPES, rng)))
     said = {"one": one, "other": other, "move": str(rng.choice([*MOVES])), "count": str(rng.choice(COUNTS))}
     if kind == "count":
@@ -191,7 +194,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForCo
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512, "bos_token_id": None,
         "eos_token_id": lm.eos_id(tokenizer), "pad_token_id": lm.pad_id(tokenizer),
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [2, 3, 3]},
     }  # fmt: skip
     vision = {
         "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "patch_size": 4,

@@ -24,7 +24,7 @@ from trainers.worlds import video, video_pairs
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: Any) -> dict[str, Path]:
     """A model that has learned the answers' words and little of the clips."""
-    return video.build(tmp_path_factory.mktemp("world"), 0, steps=60, rows=20, held_out=4)
+    return video.build(tmp_path_factory.mktemp("world"), 0, steps=40, rows=20, held_out=4)
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +95,20 @@ def test_a_start_goes_on_where_another_ended(world, made, tmp_path, monkeypatch)
 def test_rrpo_trains_on_them_from_ln_2(world, made, tmp_path):
     keys = {
         "model": str(world["model"]), "data": str(made.path), "output_dir": str(tmp_path / "run"), "objective": "rrpo",
-        "learning_rate": 3e-4, "per_device_train_batch_size": 4, "heldout_pairs": 0, "probe_pairs": 4, "max_steps": 2,
-        "probe_every": 1, "alpha": 0.5, "beta": 0.1, "report_to": "none",
+        "learning_rate": 3e-4, "per_device_train_batch_size": 4, "heldout_pairs": 0, "probe_pairs": 0, "max_steps": 3,
+        "alpha": 0.5, "beta": 0.1, "report_to": "none",
     }  # fmt: skip
     log = read_run(train(make_config(keys)))
     assert len(log.audit) == made.counts["kept"]
     assert (log.audit["status"] == "kept").all()
-    probe = log.pairs[log.pairs["split"] == "probe"]
-    start, end = (probe[probe["step"] == step] for step in (0, 2))
+    seen = log.pairs[log.pairs["split"] == "train"]
+    start, end = (seen[seen["step"] == step] for step in (1, 3))
     assert start["loss"].tolist() == pytest.approx([math.log(2)] * 4, abs=1e-6)
     assert start["chosen_kl"].tolist() == pytest.approx([0.0] * 4, abs=1e-9)
     margins = end["chosen_rewards"] - end["rejected_rewards"]
     expected = np.logaddexp(0, -margins) + 0.5 * end["chosen_kl"]  # -log sigmoid(margin) + alpha * KL
     assert end["loss"].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-    assert (end["chosen_kl"] > 0).all()
+    assert (end["chosen_kl"] > 1e-4).all()
 
 
 def test_leanpo_joins_hinted_and_augmented_answers(world, tmp_path):
