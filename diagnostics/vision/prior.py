@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,7 @@ def grey(medium: Media) -> Media:
     return replace(made, source=medium.source)
 
 
-def _line(pair_id: str, row: Row, logps: dict[str, float]) -> dict[str, object]:
+def _line(pair_id: str, row: Row, logps: dict[str, float]) -> dict[str, Any]:
     clip, without = logps["clip"], logps.get("grey", float("nan"))
     numbers = {"logps": clip, "grey_logps": without, "seen": clip - without}
     return {"pair_id": pair_id, "length": len(row.completion_ids)} | numbers

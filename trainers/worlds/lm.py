@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 WARMUP, FLOOR = 20, 0.05  # optimizer steps; share of the learning rate that is left at the end
@@ -130,7 +130,7 @@ def fit(model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int) -> lis
     return losses
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     """Write model (safetensors) and tokenizer to a folder that from_pretrained reads."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
