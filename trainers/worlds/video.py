@@ -59,7 +59,7 @@ FRAMES, SIDE = 8, 16  # of a clip; pixels of a frame's side
 # redder to the right and greener to the bottom, so that a patch says where it is: the tower's positions are relative
 _shade = np.linspace(0, 80, SIDE).astype(np.uint8)
 GROUND = np.stack(np.broadcast_arrays(_shade, _shade[:, None], np.uint8(0)), -1)
-STEPS, BATCH, RATE = 500, 32, 2e-3
+STEPS, BATCH, RATE = 600, 32, 2e-3
 HINTED, REFLECTED = 0.05, 0.05  # shares of the supervised questions in the form of LeanPO's first and second round
 ROWS, HELD_OUT, LONGEST = 320, 160, 16  # rows to make pairs of, and to measure on; tokens of an answer
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import chesboard
 from diagnostics.errors import DataError, UserError
 from diagnostics.media import of_frames
 from diagnostics.pairs import read_pairs
@@ -138,6 +139,25 @@ def test_the_sheet_shows_both_clips_and_marks_phrases(made):
     changed.write_text(json.dumps(rows))
     with pytest.raises(DataError, match="does not give the recorded clip"):
         write_sheet(video_pairs.Made(changed, made.counts), 16)
+
+
+def test_the_command_says_what_was_kept_and_why_not(world, made, tmp_path, monkeypatch, capsys):
+    rows = [json.loads(line) for line in world["data"].read_text().splitlines()]
+    rows[2]["video"] = "rows/none.npy"
+    data = world["data"].with_name("one-missing.jsonl")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):  # the second finds all answers there
+        words = ["pairs", "rrpo", data, "-m", world["model"], "--out", tmp_path, "--limit", 16, "--seed", 3]
+        monkeypatch.setattr("sys.argv", ["chesboard", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            chesboard.main()
+        assert not ended.value.code
+        said = " ".join(capsys.readouterr().out.split())
+        assert re.search(r"\d+ of 20 rows gave a pair; left out: .*1 media_missing", said)
+        assert (tmp_path / "sheet.html").exists()
+    audit = pd.read_parquet(tmp_path / "audit.parquet").set_index("source_row")
+    assert audit.loc[2, "code"] == "media_missing"
+    assert "none.npy" in str(audit.loc[2, "reason"])
 
 
 def test_seeds_are_a_rows_own_and_augmentations_keep_small_frames():
