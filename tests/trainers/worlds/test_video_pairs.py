@@ -16,6 +16,8 @@ from diagnostics.media import of_frames
 from diagnostics.pairs import read_pairs
 from diagnostics.phrases import from_tags
 from diagnostics.runlog import read_run
+from diagnostics.templates import find_turn
+from diagnostics.tokenized import tokenize_pairs, tokenize_prompts
 from reports.sheet import write_sheet
 from trainers.config import make_config
 from trainers.run import train
@@ -174,3 +176,30 @@ def test_what_cannot_be_asked_is_said(world, tmp_path):
     text.write_text(json.dumps({"question": "why ?", "answer": "so"}) + "\n")
     with pytest.raises(DataError, match="no row shows one image or clip"):
         video_pairs.rrpo(str(text), str(world["model"]), tmp_path / "b")
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} : {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}"
+    "{% if p.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}{% endfor %}"
+    "{% endif %}<eos>{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_a_question_is_asked_as_it_is_trained_on(world, made, tmp_path, template):
+    """The same ids, as plain text and through a chat template."""
+    start = (str(world["data"]), str(world["model"]), "rrpo", 0, 16, None, 16, None)
+    work = video_pairs._start(tmp_path, *start)
+    work.tokenizer.chat_template = template
+    work.turn = find_turn(work.tokenizer) if template else None
+    pairs = {p.pair_id: p for p in read_pairs(made.path).pairs}
+    trained: Any = tokenize_pairs(list(pairs.values()), work.tokenizer, max_length=None, truncation="drop")
+    trained = {e.pair_id: e for e in trained}
+    for pair in work.pairs:
+        if pair.pair_id in pairs:
+            prompt = work._prompt(pair, str(pair.prompt))
+            (ids,) = tokenize_prompts([prompt], work.tokenizer, [pair.media])
+            assert ids == trained[pair.pair_id].prompt_ids
+            opened = work.tokenizer.convert_tokens_to_ids("<|vision_start|>") in list(ids)
+            assert opened == bool(template)
