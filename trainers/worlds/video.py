@@ -3,7 +3,7 @@
 Four kinds of question: which object is shown (it moves), what it does (action), which of two comes first (order), how
 many there are (count). What appears vanishes when the frames are reversed, and the first becomes the last, so action
 and order can only be answered from the frames' order; `measure` says by numbers whether the model's answers depend on
-it. (Which way something moves, a model of this size did not learn within 500 steps.)
+it. (Which way something moves, a model of this size did not learn within 450 steps.)
 The model is a Qwen2.5-VL of 0.2 million weights. It learns the two hinted forms of a question too (LeanPO's rounds,
 trainers.worlds.video_pairs), of which it copies the hint.
 """
@@ -200,7 +200,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForCo
     """A Qwen2.5-VL of two layers of text and two of vision, width 64, with random float32 weights.
 
     Matrices have a standard deviation of 1 / sqrt(inputs): with transformers' 0.02 at this width the answers read
-    nothing from the clip for hundreds of steps.
+    nothing from the clip for hundreds of steps. Rotary positions have base 10, so that a row or a column of patches
+    turns them visibly.
     """
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
