@@ -79,16 +79,16 @@ def test_every_word_has_a_token_of_its_own():
 
 
 def test_a_world_is_written_and_its_model_learns(tmp_path):
-    found = video.build(tmp_path, 0, steps=12, rows=8, held_out=4)
+    found = video.build(tmp_path, 0, steps=8, rows=8, held_out=4)
     losses = json.loads(found["losses"].read_text())
-    assert len(losses) == 12
+    assert len(losses) == 8
     assert losses[-1] < losses[0] - 1
     rows = read_rows(str(found["data"])).rows
     clips = video.draw_clips(8, 0, 1)
     assert [r["answer"] for r in rows] == [c.answer for c in clips]
     assert np.array_equal(np.load(tmp_path / rows[3]["video"]), clips[3].frames)
     model, tokenizer = load_model(str(found["model"])), load_tokenizer(str(found["model"]))
-    again, _, same = video.train(tmp_path / "again", 0, steps=12)
+    again, _, same = video.train(tmp_path / "again", 0, steps=8)
     assert same == losses
     assert all((a == b).all() for a, b in zip(model.parameters(), again.parameters()))
     shares = video.measure(model, tokenizer, clips)
