@@ -26,7 +26,6 @@ from diagnostics.sampling import answers
 from diagnostics.token_ids import TokenIds
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.vision.placeholders import IMAGES, family_of
-from trainers.models import load_tokenizer
 from trainers.worlds import lm
 from trainers.worlds.video_pairs import HINT, REFLECT
 
@@ -255,11 +254,6 @@ def turned(answer: str) -> str:
     if words[0] == "first":  # first comes the A , then the B .
         words[3:5], words[8:10] = words[8:10], words[3:5]
     return " ".join(ACTIONS.get(word, word) for word in words)
-
-
-def load(folder: Path) -> Any:
-    """The world's tokenizer with the family that its model is shown clips as."""
-    return load_tokenizer(str(paths(folder)["model"]))
 
 
 def _another(clips: Sequence[Clip], k: int) -> Clip:
