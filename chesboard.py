@@ -47,6 +47,10 @@ app = typer.Typer(
 )
 
 
+pairs_app = typer.Typer(no_args_is_help=True, help="Make preference pairs of a video model's own answers.")
+app.add_typer(pairs_app, name="pairs")
+
+
 def __getattr__(name: str) -> Any:
     """`from chesboard import DisplacementCallback`, which loads torch and transformers only then."""
     if name != "DisplacementCallback":
@@ -174,6 +178,81 @@ def show(
         "append_eos": eos,
     }
     show_row(table, load_tokenizer(model), row, settings, plain=plain)
+
+
+Asked = Annotated[
+    str, typer.Argument(help="Rows of one clip or image (video, media_path ...), question and answer: file or hub id.")
+]
+PairsOut = Annotated[Path, typer.Option(help="Folder for the pairs, the audit and the contact sheet.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Seed of all that is drawn.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+
+
+@pairs_app.command()
+def rrpo(
+    data: Asked,
+    model: Model,
+    out: PairsOut,
+    perturb: Annotated[
+        str, typer.Option(help="Separated by commas, in order: mask, local_shuffle, global_shuffle, augment.")
+    ] = "mask,local_shuffle",
+    checker: Annotated[
+        str, typer.Option(help="What finds answers right: rule (short answers), or a model folder or hub id to ask.")
+    ] = "rule",
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 takes the likeliest tokens.")] = 0.0,
+    seed: Seed = 0,
+    limit: Tokens = 256,
+    split: Split = None,
+    frames: Frames = 16,
+    media_folder: MediaFolder = None,
+) -> None:
+    """RRPO's pairs: the model's own wrong answers on perturbed clips against the true ones, differing phrases marked.
+
+    Stopped and started again, it goes on where it was. The file is trained on as it is, on the clean clips.
+
+    Examples:
+
+        chesboard pairs rrpo questions.jsonl --model my-video-model --out runs/rrpo
+
+        chesboard train --model my-video-model --data runs/rrpo/pairs.json --objective rrpo --output_dir runs/a
+    """
+    from reports.sheet import show_made
+    from trainers.worlds.video_pairs import rrpo as make
+
+    names = [name.strip() for name in perturb.split(",") if name.strip()]
+    made = make(
+        data, model, out, perturbations=names, checker=checker, temperature=temperature, seed=seed, limit=limit,
+        split=split, frames=frames, media_folder=media_folder,
+    )  # fmt: skip
+    show_made(made, frames)
+
+
+@pairs_app.command()
+def leanpo(
+    data: Asked,
+    model: Model,
+    out: PairsOut,
+    seed: Seed = 0,
+    limit: Tokens = 256,
+    split: Split = None,
+    frames: Frames = 16,
+    media_folder: MediaFolder = None,
+) -> None:
+    """LeanPO's pairs: the model's answer with the truth as a hint, improved once, against its own on an augmented clip.
+
+    Stopped and started again, it goes on where it was.
+
+    Examples:
+
+        chesboard pairs leanpo questions.jsonl --model my-video-model --out runs/leanpo
+
+        chesboard train --model my-video-model --data runs/leanpo/pairs.jsonl --objective leanpo --output_dir runs/a
+    """
+    from reports.sheet import show_made
+    from trainers.worlds.video_pairs import leanpo as make
+
+    how: Any = {"split": split, "frames": frames, "media_folder": media_folder}
+    show_made(make(data, model, out, seed=seed, limit=limit, **how), frames)
 
 
 @app.command()

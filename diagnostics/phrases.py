@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
+_WORD = re.compile(r"\w+|[^\w\s]")
+
 Span = tuple[int, int]  # first character, and the one behind the last
 
 # the longer forms come first: a tag together with the space that pads it inside
@@ -71,6 +73,39 @@ def from_diff(chosen_ids: Sequence[int], rejected_ids: Sequence[int]) -> tuple[l
             chosen[start:end] = [number] * (end - start)
             rejected[other_start:other_end] = [number] * (other_end - other_start)
     return chosen, rejected
+
+
+def tagged(chosen: str, rejected: str) -> tuple[str, str]:
+    """Both texts with <MASK> </MASK> around the words of each that stand in place of words of the other.
+
+    Words and marks are compared as from_diff compares tokens, so the two hold equally many phrases, none where one text
+    only has more words than the other; from_tags gives each text back. Raises ValueError where one holds tags already.
+    """
+    if any("<MASK>" in text or "</MASK>" in text for text in (chosen, rejected)):
+        raise ValueError("the text holds <MASK> or </MASK> already.")
+    sides = [[m.span() for m in _WORD.finditer(text)] for text in (chosen, rejected)]
+    words = [[text[a:b] for a, b in spans] for text, spans in zip((chosen, rejected), sides)]
+    ids = {word: i for i, word in enumerate(dict.fromkeys(words[0] + words[1]))}
+    one, other = from_diff(*([ids[word] for word in side] for side in words))
+    return _with_tags(chosen, sides[0], one), _with_tags(rejected, sides[1], other)
+
+
+def _with_tags(text: str, words: Sequence[Span], numbers: Sequence[int]) -> str:
+    """The text with its numbered words in tags; a space inside each tag, as RRPO writes it, where that reads back."""
+    spans = []
+    for number in range(1, max(numbers, default=0) + 1):
+        own = [span for span, n in zip(words, numbers) if n == number]
+        spans.append((own[0][0], own[-1][1]))
+
+    def written(form: str) -> str:
+        made, done = "", 0
+        for start, end in spans:
+            made += text[done:start] + form.format(text[start:end])
+            done = end
+        return made + text[done:]
+
+    spaced = written("<MASK> {} </MASK>")
+    return spaced if from_tags(spaced) == (text, spans) else written("<MASK>{}</MASK>")
 
 
 def _overlap(one: Span, other: Span) -> bool:

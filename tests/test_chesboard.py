@@ -207,16 +207,18 @@ def test_no_command_and_wrong_option(call):
     assert code == 0
     for name in ("demo", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate", "list"):
         assert name in printed
+    assert "pairs" in printed
     code, _, complaint = call("flag")
     assert code == 2
     assert "Missing" in complaint
 
 
-@pytest.mark.parametrize(
-    "name", ["demo", "show", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
-)
+COMMANDS = ["demo", "show", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "pairs rrpo", "pairs leanpo"])
 def test_help_shows_examples(call, name):
-    code, printed, _ = call(name, "--help")
+    code, printed, _ = call(*name.split(), "--help")
     assert code == 0
     assert f"chesboard {name}" in printed
 

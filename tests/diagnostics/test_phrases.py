@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 import pytest
 from transformers import AutoTokenizer
 
-from diagnostics.phrases import from_diff, from_tags, mark
+from diagnostics.phrases import from_diff, from_tags, mark, tagged
 
 # --- tags ---
 
@@ -132,3 +132,40 @@ def test_phrases_are_spans_and_both_answers_have_the_same_ones_in_the_same_order
 def test_no_torch_is_loaded():
     code = "import sys, diagnostics.phrases; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "found"),
+    [
+        # one word in place of one; the spaces inside the tags are padding
+        ("it is red .", "it is blue .", ("it is <MASK> red </MASK> .", "it is <MASK> blue </MASK> .")),
+        # two phrases, the second of two words for one; a mark that follows is no part of it
+        (
+            "The red car turns left.",
+            "The blue car goes far right.",
+            (
+                "The <MASK> red </MASK> car <MASK> turns left </MASK>.",
+                "The <MASK> blue </MASK> car <MASK> goes far right </MASK>.",
+            ),
+        ),
+        ("it is red", "it is very red", ("it is red", "it is very red")),  # one merely has more
+        ("same", "same", ("same", "same")),
+        # where a padding space would not read back, there is none
+        ("is-red", "is-blue", ("is-<MASK>red</MASK>", "is-<MASK>blue</MASK>")),
+    ],
+)  # fmt: skip
+def test_words_that_differ_are_tagged(chosen, rejected, found):
+    assert tagged(chosen, rejected) == found
+    assert [from_tags(text)[0] for text in found] == [chosen, rejected]
+
+
+def test_long_answers_are_tagged_without_autojunk():
+    words = ["the"] * 300
+    one, other = tagged(" ".join([*words, "red", "."]), " ".join([*words, "blue", "."]))
+    assert one.endswith("the <MASK> red </MASK> .")
+    assert one.count("<MASK>") == other.count("<MASK>") == 1
+
+
+def test_tags_in_an_answer_are_refused():
+    with pytest.raises(ValueError, match="already"):
+        tagged("it is red", "it is <MASK>")

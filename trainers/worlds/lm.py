@@ -5,6 +5,7 @@ and everything afterwards reaches it through from_pretrained, like any other mod
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 WARMUP, FLOOR = 20, 0.05  # optimizer steps; share of the learning rate that is left at the end
@@ -43,6 +44,11 @@ def bpe_tokenizer(texts: Sequence[str], vocab_size: int, extra: Sequence[str] = 
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in extra])
     return _wrap(tokenizer)
+
+
+def words_of(text: str) -> list[str]:
+    """The words and marks that `word_tokenizer` cuts a text into, without what stands in braces."""
+    return [piece for piece, _ in pre_tokenizers.Whitespace().pre_tokenize_str(re.sub(r"{.*?}", " ", text))]
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, positions: int = 256) -> LlamaForCausalLM:
@@ -107,7 +113,7 @@ def fit(model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int) -> lis
     """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     losses = []
     for _ in range(steps):
         ids, weights = next(batches)
@@ -124,14 +130,15 @@ def fit(model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int) -> lis
     return losses
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     """Write model (safetensors) and tokenizer to a folder that from_pretrained reads."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def _rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int) -> float:
+    """What the learning rate of a step is multiplied by: warm-up over 20 steps, then a cosine down to 5 %."""
     warm = min(1.0, (step + 1) / WARMUP)
     progress = max(0, step - WARMUP) / max(1, steps - WARMUP)
     return warm * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -86,7 +86,7 @@ def test_fit_starts_at_the_uniform_loss_and_learns_the_sequence():
 
 
 def test_learning_rate_warms_up_and_ends_at_five_percent():
-    rates = [lm._rate(step, 100) for step in range(101)]
+    rates = [lm.rate(step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(1 / 20)
     assert max(rates) == rates[19] == rates[20] == 1.0
     assert rates[60] == pytest.approx(0.05 + 0.95 / 2)  # half way down the cosine

@@ -1,0 +1,106 @@
+"""A contact sheet of made pairs: each clip beside what the model answered on, with question and answers, for the eye.
+
+The perturbed clips are made again from what the pairs' file says of them; where that does not give what was recorded,
+it is an error. Text of data and model is escaped.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diagnostics.errors import DataError
+from diagnostics.files import replace_text
+from diagnostics.frames import spread
+from diagnostics.media import Media
+from diagnostics.pairs import PreferencePair, read_pairs
+from reports.tables import say
+from trainers.worlds.video_pairs import Made, perturbed
+
+SHOWN, THUMBS, HEIGHT = 24, 8, 72  # pairs on a sheet; frames of a clip; pixels of a frame's height
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Contact sheet</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 75rem; margin: 1rem auto;
+  padding: 0 1rem }}
+section {{ border-top: 1px solid #bbb; padding: 0.5rem 0 }}
+.clips {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+figure {{ margin: 0 }} img {{ max-width: 100%; display: block }} figcaption, .id {{ color: #555; font-size: 0.85rem }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0.5rem 0 }}
+dt {{ color: #555 }} dd {{ margin: 0; overflow-wrap: anywhere; white-space: pre-wrap }}
+mark {{ background: #ffe08a }}
+</style></head><body><h1>Contact sheet</h1>
+<p>{said}</p><p>{shown}</p>
+{rows}
+</body></html>
+"""
+
+
+def show_made(made: Made, frames: int) -> None:
+    """Write the sheet beside the pairs and say where everything is."""
+    sheet = write_sheet(made, frames)
+    say(made.said(), f"pairs: {made.path}   every row and its reason: {made.path.parent / 'audit.parquet'}")
+    say(f"look at them: {sheet}")
+
+
+def write_sheet(made: Made, frames: int) -> Path:
+    """sheet.html beside the pairs: the first pairs, each clip as it is and as it was perturbed. frames: as they were
+    made with."""
+    pairs = read_pairs(made.path, frames=frames).pairs
+    rows = "\n".join(_section(pair) for pair in pairs[:SHOWN])
+    shown = f"The first {min(SHOWN, len(pairs))} of {len(pairs)} pairs; of each clip at most {THUMBS} frames."
+    path = made.path.with_name("sheet.html")
+    replace_text(path, PAGE.format(said=escape(made.said()), shown=shown, rows=rows))
+    return path
+
+
+def again(pair: PreferencePair) -> Media:
+    """The clip that the model answered on, from what was recorded. DataError where that gives another one."""
+    made = pair.columns["made"]
+    found = perturbed(pair.media[0], made["perturbations"], made["seed"])
+    if [*found.view] != made["view"]:
+        raise DataError(f"pair_id {pair.pair_id}: its recorded perturbation does not give the recorded clip.")
+    return found
+
+
+def _section(pair: PreferencePair) -> str:
+    other = again(pair)
+    clips = _strip(pair.media[0], "original, trained on") + _strip(other, "; ".join(other.view))
+    said = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _texts(pair).items())
+    head = f'<div class="id">{escape(pair.pair_id)}</div>'
+    return f'<section>{head}<div class="clips">{clips}</div><dl>{said}</dl></section>'
+
+
+def _texts(pair: PreferencePair) -> dict[str, str]:
+    """What is said of a pair, as safe HTML."""
+    columns: Mapping[str, Any] = pair.columns
+    made = columns["made"]
+    found = {"question": escape(str(pair.prompt))}
+    for name, column, side in (("chosen", "answer_masked", pair.chosen), ("rejected", "pred_masked", pair.rejected)):
+        text = escape(str(columns.get(column) or side))
+        found[name] = text.replace("&lt;MASK&gt;", "<mark>").replace("&lt;/MASK&gt;", "</mark>")
+    more = {"first round": made.get("first"), "hint": made.get("truth")}
+    return found | {name: escape(text) for name, text in more.items() if text}
+
+
+def _strip(medium: Media, words: str) -> str:
+    """Frames of a clip side by side."""
+    frames = medium.frames()
+    frames = frames[spread(len(frames), THUMBS)]
+    width = max(1, round(HEIGHT * frames.shape[2] / frames.shape[1]))
+    thumbs = [np.asarray(Image.fromarray(f).resize((width, HEIGHT), Image.Resampling.NEAREST)) for f in frames]
+    gap = np.full((HEIGHT, 2, 3), 255, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([part for thumb in thumbs for part in (thumb, gap)], 1)).save(file, "png")
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<figure><img alt="{escape(words)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
