@@ -518,7 +518,7 @@ def trace(
         str | None, typer.Option(help="Reference model; default is an adapter's own base, else the first checkpoint.")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder of the tokenizer and chat template; default is the reference's.")
+        str | None, typer.Option(help="Model whose tokenizer and chat template read the data; default: the reference.")
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs to measure, drawn by seed.")] = 256,
     track: Annotated[str | None, typer.Option(help="JSON file of prompts and token groups to follow.")] = None,

@@ -140,7 +140,7 @@ def _ordered(found: list[Path], folder: Path) -> list[Path]:
 
 
 def _place(path: Path, folder: Path) -> int | None:
-    """Where a checkpoint of a folder stands among the others: its step, else its epoch; by the path below the folder."""
+    """Where one stands among the others of a folder: its step, else its epoch; by the path below the folder."""
     below = str(path.relative_to(folder))
     step = own_step(str(path)) if (path / _STATE).is_file() or path.name.isdecimal() else _numbered(below, _STEP)
     return step if step is not None else _epoch(below)

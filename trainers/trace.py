@@ -68,7 +68,7 @@ def trace(
     checkpoints: model folders, LoRA adapters, or a trainer's whole output folder (see layouts.expand), each PATH or
     PATH=STEP (see layouts.steps_of). reference: the model that the log-ratios and the KL refer to, and the start (step
     0) that every change counts from; default is what an adapter was trained from, else the first checkpoint.
-    tokenizer: folder whose tokenizer and chat template read the data; default is the reference's. pairs: how many,
+    tokenizer: model whose tokenizer and chat template read the data; default is the reference. pairs: how many,
     drawn by seed. What the trainer logged beside the checkpoints becomes rows of steps.jsonl (see imported). Started
     again with the same settings, it goes on after the last checkpoint that was measured. Of several processes the first
     does it all.

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.tables import curves
 from diagnostics.errors import DataError, UserError
 from diagnostics.runlog import read_run
 from trainers.imported import read_logs
@@ -255,7 +256,7 @@ def test_the_state_of_the_trainer_is_read(tmp_path):
 
 
 def test_llama_factorys_log_is_read(tmp_path):
-    """LLaMA-Factory: trainer_log.jsonl; a line that repeats a step after a resumed training counts, one cut does not."""
+    """LLaMA-Factory: trainer_log.jsonl; of a step that stands twice the last line counts, one that is cut does not."""
     lines = [
         {"current_steps": 5, "total_steps": 20, "loss": 0.69, "accuracy": 0.5, "lr": 1e-6, "elapsed_time": "0:00:01"},
         {"current_steps": 5, "total_steps": 20, "loss": 0.68, "accuracy": 0.6, "lr": 1e-6, "percentage": 25.0},
@@ -356,6 +357,7 @@ def test_a_folder_of_adapters_is_one_argument(lm_folder, adapters, pairs_file, t
     assert measured.notna().tolist() == [True, False, True, True]
     assert log.steps["theirs/logps/chosen"].dropna().tolist() == [-276.4, -270.0]
     assert set(log.pairs["step"]) == {0, 2, 4}
+    assert curves.gradients(log.steps)["total"].to_dict() == {1: 4.5}
     assert set(log.manifest["imported"]["keys"]) == {c for c in log.steps if c.startswith("theirs/")}
     assert log.manifest["imported"]["source"].endswith("checkpoint-4/trainer_state.json")
     assert "what the trainer logged is kept beside, as theirs/epoch" in capsys.readouterr().out
@@ -415,10 +417,10 @@ def test_another_vocabulary_is_found_before_anything_is_measured(lm_folder, pair
     with pytest.raises(DataError, match=r"checkpoint-2: has a vocabulary of \d+ tokens, and the reference .* one of"):
         trace(pairs_file, [str(folder)], tmp_path / "t", reference=lm_folder)
     tokenizer.add_tokens([" alpha", " bravo", "a"])
-    tokenizer.save_pretrained(tmp_path / "more")
     same = shutil.copytree(lm_folder, tmp_path / "checkpoint-3")
+    tokenizer.save_pretrained(same)
     with pytest.raises(UserError, match=r"the tokenizer writes token \d+, but the reference .* has \d+ embeddings"):
-        trace(pairs_file, [str(same)], tmp_path / "t", reference=lm_folder, tokenizer=str(tmp_path / "more"))
+        trace(pairs_file, [str(same)], tmp_path / "t", reference=lm_folder, tokenizer=str(same))
     assert not (tmp_path / "t").exists()
 
 
