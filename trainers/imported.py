@@ -50,7 +50,7 @@ _PAIRED = {
     "rewards/accuracies": f"share of pairs whose chosen reward is higher, {_BATCHES}",
 }
 # loss -> whether its trainer's logps are sums or means over tokens
-_LLAMA_FACTORY = {"sigmoid": "sum", "ipo": "mean", "orpo": "mean", "simpo": "mean"}
+_LLAMA_FACTORY = {"sigmoid": "sum", "hinge": "sum", "ipo": "mean", "orpo": "mean", "simpo": "mean"}
 _SWIFT = {"dpo": "sum", "orpo": "mean", "simpo": "mean"}
 
 
@@ -189,9 +189,10 @@ def _sum_or_mean(run: Path) -> str:
 
 def _whole(value: Any) -> int | None:
     """A step: a whole number, or the first of `5/100`."""
-    if isinstance(value, str) and value.partition("/")[0].isdecimal():
-        return int(value.partition("/")[0])
-    return int(value) if type(value) in (int, float) and math.isfinite(value) and value >= 0 else None
+    if isinstance(value, str):
+        first = value.partition("/")[0]
+        return int(first) if first.isdecimal() else None
+    return value if type(value) is int and value >= 0 else None
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:

@@ -177,14 +177,13 @@ def _converter(folder: Path) -> str:
 
 def _nemo(folder: Path, out: str) -> str:
     weights = folder / "policy" / "weights"
-    if any(weights.glob("iter_*")):
-        return (
-            "NeMo-RL's Megatron checkpoint, no weights that can be read. Convert it with NeMo-RL's "
-            "examples/converters/convert_megatron_to_hf.py and give the folder that it writes."
-        )
+    megatron = next(iter(sorted(weights.glob("iter_*"))), None)
+    kind, script, key = ("distributed", "convert_dcp_to_hf.py", "dcp-ckpt-path")
+    if megatron:
+        kind, script, key = ("Megatron", "convert_megatron_to_hf.py", "megatron-ckpt-path")
     return (
-        "NeMo-RL's distributed checkpoint, no weights that can be read. Convert it with NeMo-RL's "
-        f"`examples/converters/convert_dcp_to_hf.py --config={folder}/config.yaml --dcp-ckpt-path={weights} "
+        f"NeMo-RL's {kind} checkpoint, no weights that can be read. Convert it with NeMo-RL's "
+        f"`examples/converters/{script} --config={folder}/config.yaml --{key}={megatron or weights} "
         f"--hf-ckpt-path={out}`, copy the files of {folder}/policy/tokenizer into {out}, and give that folder."
     )
 

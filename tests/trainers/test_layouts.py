@@ -10,12 +10,13 @@ import sys
 import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from analysis.tables import curves
 from diagnostics.errors import DataError, UserError
-from diagnostics.runlog import read_run
+from diagnostics.runlog import RunLogWriter, read_run
 from trainers.imported import read_logs
 from trainers.layouts import expand, own_reference, require_weights, steps_of
 from trainers.models import add_lora, load_model, load_policy, load_tokenizer
@@ -199,7 +200,8 @@ def nemo_rl(out):
 
 def nemo_rl_megatron(out):
     folder = files(out / "step_5", "config.yaml", "policy/weights/iter_0000000/common.pt")
-    return folder, "examples/converters/convert_megatron_to_hf.py"
+    said = f"convert_megatron_to_hf.py --config={folder}/config.yaml --megatron-ckpt-path={folder}/policy/weights/iter_"
+    return folder, said
 
 
 def open_instruct_state(out):
@@ -363,6 +365,41 @@ def test_a_folder_of_adapters_is_one_argument(lm_folder, adapters, pairs_file, t
     assert "what the trainer logged is kept beside, as theirs/epoch" in capsys.readouterr().out
     trace(pairs_file, [str(adapters)], tmp_path / "t", pairs=4)
     assert "all 3 checkpoints are measured" in capsys.readouterr().out
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_log(adapters, pairs_file, tmp_path, monkeypatch):
+    """The rows that the trainer logged before a checkpoint are written once, whenever it was stopped."""
+    whole_log = read_run(trace(pairs_file, [str(adapters)], tmp_path / "whole", pairs=4))
+    real, wrote = RunLogWriter.append_step, []
+
+    def dies(self, row):
+        if row["step"] in (1, 4) and row["step"] not in wrote:
+            wrote.append(row["step"])
+            if row["step"] == 1:
+                real(self, row)
+            raise KeyboardInterrupt
+        real(self, row)
+
+    monkeypatch.setattr(RunLogWriter, "append_step", dies)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trace(pairs_file, [str(adapters)], tmp_path / "t", pairs=4)
+    log = read_run(trace(pairs_file, [str(adapters)], tmp_path / "t", pairs=4))
+    assert wrote == [1, 4]
+    for table in ("pairs", "mass", "tokens", "steps"):
+        pd.testing.assert_frame_equal(getattr(whole_log, table), getattr(log, table), check_like=True)
+
+
+def test_the_adapter_ref_is_the_reference(adapters, pairs_file, tmp_path):
+    """TRL, started from an adapter: `ref` lies in every checkpoint. Here the first has not moved from it."""
+    for n in (2, 4):
+        shutil.copytree(adapters / "checkpoint-2", tmp_path / "ref")
+        shutil.move(tmp_path / "ref", adapters / f"checkpoint-{n}" / "ref")
+    log = read_run(trace(pairs_file, [str(adapters)], tmp_path / "t", pairs=4))
+    assert log.config["reference_model"] == str(adapters / "checkpoint-2" / "ref")
+    moved = (log.pairs["chosen_logps"] - log.pairs["ref_chosen_logps"]).abs().groupby(log.pairs["step"]).max()
+    assert moved[0] == moved[2] == 0.0 < moved[4]
+    assert log.steps["step"].tolist() == [0, 1, 2, 4]
 
 
 def test_steps_of_ones_own_take_no_log(adapters, pairs_file, tmp_path):
