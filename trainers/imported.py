@@ -18,16 +18,18 @@ from diagnostics.processes import tell
 
 PREFIX = "theirs/"
 _BATCHES = "mean of the means of its batches since the line before"
+_EVALUATED = "mean of the means of the evaluation set's batches"
 _LOGPS = {
-    "sum": "log-prob of the {side} answers, a sum over an answer's tokens",
-    "mean": "log-prob of the {side} answers, a mean over an answer's tokens",
-    "": "log-prob of the {side} answers: for DPO's own losses a sum over an answer's tokens, for orpo, simpo and often "
-    "ipo a mean over them; which loss it was, the files beside the weights do not say",
+    "sum": "a sum over an answer's tokens",
+    "mean": "a mean over an answer's tokens",
+    "": "for DPO's own losses a sum over an answer's tokens, for orpo, simpo and often ipo a mean over them; which "
+    "loss it was, the files beside the weights do not say",
 }
 # key -> what it is; {side} is chosen or rejected. transformers' Trainer and TRL, then LLaMA-Factory's, OpenRLHF's
 _MEANINGS = {
     "loss": f"training loss, {_BATCHES}",
-    "eval_loss": "loss on the evaluation set",
+    "eval_loss": f"loss, {_EVALUATED}",
+    "eval_nll_loss": f"cross-entropy of the chosen answers, {_EVALUATED}",
     "nll_loss": f"cross-entropy of the chosen answers, {_BATCHES}",
     "grad_norm": "length of the whole gradient before clipping, of the update that was logged",
     "learning_rate": "learning rate",
@@ -43,7 +45,8 @@ _MEANINGS = {
 }
 _SIDED = {
     "rewards": f"implicit reward of the {{side}} answers, {_BATCHES}",
-    "logps_mean": f"log-prob of the {{side}} answers, a mean over an answer's tokens, {_BATCHES}",
+    "logps": f"log-prob of the {{side}} answers, {_BATCHES}",
+    "logps_mean": f"log-prob of the {{side}} answers, {_BATCHES}; a mean over an answer's tokens",
 }
 _PAIRED = {
     "rewards/margins": f"chosen reward minus rejected reward, {_BATCHES}",
@@ -163,14 +166,11 @@ def _numbers(found: Iterator[tuple[int, Mapping[str, Any]]], run: Path) -> dict[
 def _meaning(key: str, run: Path) -> str:
     """What a key of a log is; empty where that is not known."""
     plain = key.removeprefix("eval_")
-    where = " (evaluation set)" if plain != key and key not in _MEANINGS else ""
     kind, _, side = plain.partition("/")
-    if side in ("chosen", "rejected") and kind == "logps":
-        return f"{_LOGPS[_sum_or_mean(run)].format(side=side)}, {_BATCHES}{where}"
+    known = _MEANINGS.get(key) or _PAIRED.get(plain) or ""
     if side in ("chosen", "rejected") and kind in _SIDED:
-        return _SIDED[kind].format(side=side) + where
-    known = _MEANINGS.get(key) or _PAIRED.get(plain) or (_MEANINGS.get(plain) if plain == "nll_loss" else None)
-    return known + where if known else ""
+        known = _SIDED[kind].format(side=side) + (f"; {_LOGPS[_sum_or_mean(run)]}" if kind == "logps" else "")
+    return known.replace(_BATCHES, _EVALUATED) if plain != key else known
 
 
 def _sum_or_mean(run: Path) -> str:

@@ -254,7 +254,9 @@ def test_the_state_of_the_trainer_is_read(tmp_path):
     assert not any("logits" in key or "runtime" in key for row in found.rows.values() for key in row)
     assert set(found.meanings) == {key for row in found.rows.values() for key in row}
     assert "which loss it was, the files beside the weights do not say" in found.meanings["theirs/logps/chosen"]
-    assert found.meanings["theirs/eval_logps/rejected"].endswith("(evaluation set)")
+    assert found.meanings["theirs/eval_logps/rejected"].startswith(
+        "log-prob of the rejected answers, mean of the means of the evaluation set's batches; "
+    )
 
 
 def test_llama_factorys_log_is_read(tmp_path):
@@ -275,8 +277,8 @@ def test_llama_factorys_log_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rlhf_type": "dpo", "loss_type": None}, "a sum over an answer's tokens, mean"),
-        ({"rlhf_type": "orpo"}, "a mean over an answer's tokens, mean"),
+        ({"rlhf_type": "dpo", "loss_type": None}, "line before; a sum over an answer's tokens"),
+        ({"rlhf_type": "orpo"}, "line before; a mean over an answer's tokens"),
         ({"rlhf_type": "dpo", "loss_type": "ipo"}, "do not say"),
     ],
 )
