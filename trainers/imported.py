@@ -76,9 +76,11 @@ def read_logs(run: Path, checkpoints: Sequence[str]) -> Imported:
     trainer_state.json, ms-swift's logging.jsonl, LLaMA-Factory's trainer_log.jsonl, tensorboard's event files.
 
     Of a key that stands twice for a step, as after a resumed training, the last one counts. A line that is cut is left
-    out; UserError for a file that is no such log.
+    out; UserError for a file that is no such log. Nothing of a run of Chesboard's: its own log says more.
     """
-    state = max((p for p in _states(run, checkpoints)), key=lambda p: _state_step(p), default=None)
+    if (run.parent / "steps.jsonl").exists():
+        return Imported()
+    state = max(_states(run, checkpoints), key=_state_step, default=None)
     readers = [
         (state, _read_state),
         (run / "logging.jsonl", _read_lines),

@@ -259,6 +259,14 @@ def test_the_state_of_the_trainer_is_read(tmp_path):
     )
 
 
+def test_a_run_of_ours_has_a_log_of_its_own(tmp_path):
+    """Chesboard: run/steps.jsonl, run/checkpoints/checkpoint-N."""
+    folder = whole(tmp_path / "run" / "checkpoints" / "checkpoint-4", global_step=4, log_history=HISTORY)
+    assert read_logs(folder.parent, [str(folder)]).rows
+    files(tmp_path / "run", "steps.jsonl")
+    assert not read_logs(folder.parent, [str(folder)]).rows
+
+
 def test_llama_factorys_log_is_read(tmp_path):
     """LLaMA-Factory: trainer_log.jsonl; of a step that stands twice the last line counts, one that is cut does not."""
     lines = [
