@@ -590,10 +590,15 @@ def _papers(
 def trace(
     data: Data,
     checkpoints: Annotated[
-        list[str], typer.Option(help="Model folder, LoRA adapter, or a folder of checkpoint-*; repeat.")
+        list[str], typer.Option(help="Output folder of any trainer, model folder or LoRA adapter; repeat.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    reference: Annotated[str | None, typer.Option(help="Reference model; default is the first checkpoint.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Reference model; default is an adapter's own base, else the first checkpoint.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer and chat template read the data; default: the reference.")
+    ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs to measure, drawn by seed.")] = 256,
     track: Annotated[str | None, typer.Option(help="JSON file of prompts and token groups to follow.")] = None,
     split: Split = None,
@@ -615,7 +620,7 @@ def trace(
     from trainers.trace import trace as trace_run
 
     done = trace_run(
-        data, checkpoints, out, reference=reference, pairs=pairs, split=split, frames=frames,
+        data, checkpoints, out, reference=reference, tokenizer=tokenizer, pairs=pairs, split=split, frames=frames,
         media_folder=media_folder, max_length=max_length, truncation=truncation, append_eos=eos, dtype=dtype,
         track=track, seed=seed,
     )  # fmt: skip

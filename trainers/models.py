@@ -169,7 +169,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     family: how the model is shown images and clips (diagnostics.vision), None for one that reads text alone.
     """
     base = adapter_base(name)
-    if base is not None and not any(_file(name, leaf) for leaf in _TOKENIZERS):
+    if base is not None and not has_tokenizer(name):
         return load_tokenizer(_next_base(name, base))
     if base is None:
         _check_folder(name, weights=False)
@@ -185,6 +185,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.stops_at, tokenizer.family = _stops_at(name, base), _family(name, base)
     return tokenizer
+
+
+def has_tokenizer(name: str) -> bool:
+    """Whether a model folder or hub id has a tokenizer of its own."""
+    return any(_file(name, leaf) for leaf in _TOKENIZERS)
 
 
 def _family(name: str, base: str | None) -> Family | None:

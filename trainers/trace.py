@@ -2,7 +2,7 @@
 
 import json
 import random
-import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from diagnostics.audit import audit_pairs
 from diagnostics.columns import described
 from diagnostics.engine import device_of, engine_of
-from diagnostics.errors import UserError, printable
+from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.flag.flagging import EVERY
 from diagnostics.frames import FRAMES
@@ -21,8 +21,10 @@ from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
 from diagnostics.run_folder import RunFolder
-from diagnostics.runlog import read_json
+from diagnostics.runlog import read_steps
 from diagnostics.token_likelihood import TokenLikelihood
+from trainers.imported import Imported, read_logs
+from trainers.layouts import expand, given, own_reference, own_step, require_weights, run_of, steps_of
 from trainers.loop.columns import NAN
 from trainers.loop.probe import Probe
 from trainers.loop.reference import LiveReference
@@ -30,6 +32,8 @@ from trainers.loop.schedule import ProbeSchedule
 from trainers.models import (
     adapter_base,
     config_limit,
+    has_tokenizer,
+    load_config,
     load_model,
     load_tokenizer,
     longest,
@@ -47,6 +51,7 @@ def trace(
     out: str | Path,
     *,
     reference: str | None = None,
+    tokenizer: str | None = None,
     pairs: int = 256,
     split: str | None = None,
     frames: int = FRAMES,
@@ -60,23 +65,33 @@ def trace(
 ) -> Path:
     """Measure the same pairs under every checkpoint and write a run log that `chesboard report` reads.
 
-    checkpoints: model folders (or folders of checkpoint-* folders, or LoRA adapters), each PATH or PATH=STEP (see
-    steps_of). reference: the model that the log-ratios and the KL refer to, and the start (step 0) that every change
-    counts from; default is the first checkpoint, or its base model where that is an adapter. pairs: how many, drawn by
-    seed. Started again with the same settings, it goes on after the last checkpoint that was measured. Of several
-    processes the first does it all.
+    checkpoints: model folders, LoRA adapters, or a trainer's whole output folder (see layouts.expand), each PATH or
+    PATH=STEP (see layouts.steps_of). reference: the model that the log-ratios and the KL refer to, and the start (step
+    0) that every change counts from; default is what an adapter was trained from, else the first checkpoint.
+    tokenizer: model whose tokenizer and chat template read the data; default is the reference. pairs: how many,
+    drawn by seed. What the trainer logged beside the checkpoints becomes rows of steps.jsonl (see imported). Started
+    again with the same settings, it goes on after the last checkpoint that was measured. Of several processes the first
+    does it all.
     """
     quiet()
     run = RunFolder(out)
     names = expand(checkpoints)
-    found = steps_of(names, reference or (adapter_base(_given(names[0])[0]) if names else None))
+    for name in names:
+        require_weights(given(name)[0])
+    own = None if reference or not names else own_reference(given(names[0])[0])
+    found = steps_of(names, reference or own)
     base = found[0]
+    if not reference and not own and own_step(base):
+        tell(
+            f"warning: no --reference: changes count from {base}, not from the model that its training began from.",
+            file=sys.stderr,
+        )
     settings = {
         "command": "trace", "data": data, "model": base, "reference_model": base, "checkpoints": list(found.values()),
         "steps": list(found), "output_dir": str(run.path), "pairs": pairs, "split": split, "frames": frames,
         "media_folder": media_folder, "max_length": max_length, "truncation": truncation, "append_eos": append_eos,
         "dtype": dtype, "track": track, "seed": seed,
-    }  # fmt: skip
+    } | ({"tokenizer": tokenizer} if tokenizer else {})  # fmt: skip
     with hold(run.path, "trace"):
         share(lambda: _trace(run, found, settings))
     return run.path
@@ -93,7 +108,8 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     tell(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
     for step in found.keys() - done:
         config_limit(found[step])  # what is no model is found before anything is measured
-    tokenizer = load_tokenizer(base)
+        _check_vocabulary(found[step], base)
+    tokenizer = _tokenizer(settings.get("tokenizer"), found)
     how = {key: settings[key] for key in ("split", "frames", "media_folder")}
     table = read_pairs(settings["data"], **how)
     audit = audit_pairs(
@@ -108,8 +124,10 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     device = "cuda" if torch.cuda.is_available() else "cpu"
     warn_if_slow(dtype, device)
     frozen: Any = load_model(base, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
+    _check_ids(chosen, frozen, base)
     likelihood = TokenLikelihood.of(tokenizer)
     likelihood.prepare(frozen)
+    theirs = _theirs(found)
     hashes = {
         "model": weights_hash(frozen), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table),
         "rendered": rendered_hash(chosen),
@@ -117,7 +135,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     about = dict(
         device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": settings["seed"]},
         hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
-        columns=described(EVERY),
+        columns=described(EVERY), imported={"source": theirs.source, "keys": theirs.meanings},
     )  # fmt: skip
     if done:
         run.go_on(max(done), hashes)  # a checkpoint cut in the middle is measured again
@@ -130,52 +148,92 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
         {"probe": chosen}, tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood), track=tracked,
         start=run.path / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES, seed=settings["seed"],
     )  # fmt: skip
-    _measure(run, probe, found, done, dtype, frozen)
+    _measure(run, probe, found, done, dtype, frozen, theirs)
     run.compact()
 
 
-def expand(checkpoints: Sequence[str]) -> list[str]:
-    """A folder of checkpoint-* folders, or one that is no model and holds models, stands for those."""
-    found: list[str] = []
-    for name in checkpoints:
-        inside = sorted(Path(name).glob("checkpoint-*")) if Path(name).is_dir() else []
-        if not inside and Path(name).is_dir() and not _is_model(Path(name)):
-            inside = sorted(p for p in Path(name).iterdir() if p.is_dir() and _is_model(p))
-        found += [str(p) for p in inside] or [name]
-    return found
+def _tokenizer(asked: str | None, found: dict[int, str]) -> Any:
+    """The tokenizer that reads the data: the one asked for, else the reference's. Warns where the reference's, or the
+    last checkpoint's, is another one."""
+    base, last = found[0], found[max(found)]
+    used = load_tokenizer(asked or base)
+    other = base if asked else last
+    if other != (asked or base) and has_tokenizer(other):
+        differs = _differences(used, load_tokenizer(other))
+        hint = "" if asked else f" Where training read the data with it, give --tokenizer {last}."
+        if differs:
+            tell(
+                f"warning: the data is read with the tokenizer of {asked or base}; that of {other} has another "
+                f"{' and '.join(differs)}.{hint}",
+                file=sys.stderr,
+            )
+    return used
 
 
-def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[int, str]:
-    """Checkpoint by step, in the order of their steps. Step 0 is the reference: by default the first checkpoint.
+def _differences(one: Any, other: Any) -> list[str]:
+    """What two tokenizers do not share."""
+    parts = {
+        "vocabulary": lambda t: t.get_vocab(),
+        "set of special tokens": lambda t: {k: str(v) for k, v in t.special_tokens_map.items() if k != "pad_token"},
+        "chat template": lambda t: t.chat_template,
+    }
+    return [name for name, part in parts.items() if part(one) != part(other)]
 
-    The step of the others: what is written behind the path, PATH=STEP; else what its trainer_state.json says; else the
-    number after a word for steps anywhere in its path (checkpoint-100, global_step2_hf, step_100, or 100 alone); else,
-    where none has a step, that of its epoch. UserError naming a checkpoint of which no step is known, or two of one.
-    """
-    if not checkpoints:
-        raise UserError("no checkpoint given. Name model folders, or one folder of checkpoint-* folders.")
-    given = [_given(name) for name in checkpoints]
-    base = reference or given[0][0]
-    rest = [(name, step) for name, step in given if not _same_place(name, base)]
-    steps = [step if step is not None else _step(name) for name, step in rest]
-    if rest and all(step is None for step in steps):
-        steps = [_epoch(name) for name, _ in rest]
-    found = {0: base}
-    for (name, _), step in zip(rest, steps, strict=True):
-        if step is None:
-            raise UserError(f"{name}: of which step is this? Write it behind the path: --checkpoints {name}=STEP")
-        if step in found:
-            more = f" Step 0 is the reference, {base}." if step == 0 else ""
-            raise UserError(f"{name} and {found[step]} are both of step {step}.{more} Write --checkpoints PATH=STEP.")
-        found[step] = name
-    return dict(sorted(found.items()))
+
+def _check_ids(pairs: Sequence[Any], model: Any, base: str) -> None:
+    """UserError for a tokenizer that writes tokens which the reference does not know."""
+    known = model.get_input_embeddings().weight.shape[0]
+    most = max(max((*p.prompt_ids, *row.completion_ids), default=0) for p in pairs for row in p.rows.values())
+    if most >= known:
+        raise UserError(
+            f"the tokenizer writes token {most}, but the reference {base} has {known} embeddings. Give as --reference "
+            "the model whose embeddings were resized for it."
+        )
+
+
+def _check_vocabulary(name: str, base: str) -> None:
+    """DataError for a checkpoint over another vocabulary than the reference's: their distributions have no KL."""
+    ours, theirs = _vocabulary(base), _vocabulary(name)
+    if ours != theirs:
+        raise DataError(
+            f"{name}: has a vocabulary of {theirs} tokens, and the reference {base} one of {ours}. Give as --reference "
+            "the model that training began from, with its embeddings resized as they were then."
+        )
+
+
+def _vocabulary(name: str) -> int | None:
+    base = adapter_base(name)
+    return getattr(load_config(name).get_text_config(), "vocab_size", None) if base is None else _vocabulary(base)
+
+
+def _theirs(found: dict[int, str]) -> Imported:
+    """What the trainer of these checkpoints logged, where they are of one run and at its own steps."""
+    rest = [(step, name) for step, name in found.items() if step]
+    runs = {run_of(name) for _, name in rest}
+    if len(runs) != 1 or any(own_step(name) != step for step, name in rest):
+        return Imported()
+    run, base = runs.pop(), found[0]
+    theirs = read_logs(run, [name for _, name in rest])
+    if run_of(base) == run and Path(base).name != "ref":  # a checkpoint of the same run, which starts there here
+        theirs.rows = {step: row for step, row in theirs.rows.items() if step > (own_step(base) or 0)}
+    if theirs.source:
+        tell(f"{theirs.source}: what the trainer logged is kept beside, as {', '.join(theirs.meanings)}.")
+    return theirs
 
 
 def _measure(
-    run: RunFolder, probe: Probe, checkpoints: dict[int, str], done: set[int], dtype: str, frozen: Any
+    run: RunFolder,
+    probe: Probe,
+    checkpoints: dict[int, str],
+    done: set[int],
+    dtype: str,
+    frozen: Any,
+    theirs: Imported,
 ) -> None:
-    """Every checkpoint that is not done. frozen: the one of step 0, loaded as the reference already."""
+    """Every checkpoint that is not done, and what the trainer logged before it. frozen: the one of step 0, loaded as
+    the reference already."""
     writer, last = run.writer(), max(checkpoints)
+    before = max(done, default=0)
     schedule = ProbeSchedule(writer, probe, every=1, tokens="ends", noise=0.0)
     try:
         for step, name in counted(checkpoints.items(), "trace", len(checkpoints), unit="checkpoint"):
@@ -185,7 +243,11 @@ def _measure(
             if step:
                 model = nn.Module.to(load_model(name, dtype=dtype), device_of(frozen))
                 probe.likelihood.prepare(model)
-            writer.append_step({"step": step, "epoch": NAN} | schedule.at(model, step, NAN, last=step == last))
+            row = {"step": step, "epoch": NAN} | schedule.at(model, step, NAN, last=step == last)
+            for logged in theirs.between(before, step):
+                writer.append_step(logged)
+            writer.append_step(row | theirs.rows.get(step, {}))
+            before = step
     finally:
         writer.close()
 
@@ -196,48 +258,14 @@ def _look(run: RunFolder, settings: dict[str, Any]) -> set[int]:
         return set()
     if not run.is_run:
         raise UserError(f"{run.path}: this folder exists already and is no trace. Choose another --out.")
-    if run.config.get("command") == "trace" and not run.steps:
+    done = _measured(run)
+    if run.config.get("command") == "trace" and not done:
         return set()  # a start that measured nothing
     if run.config != json.loads(json.dumps(settings)):
         raise UserError(f"{run.path}: holds a run with other settings. Choose another --out, or repeat its settings.")
-    return run.steps
+    return done
 
 
-def _given(name: str) -> tuple[str, int | None]:
-    """PATH=STEP in two; a folder whose name looks like that is a folder."""
-    found = re.fullmatch(r"(.+)=(\d+)", name)
-    return (found[1], int(found[2])) if found and not Path(name).exists() else (name, None)
-
-
-def _step(name: str) -> int | None:
-    """The optimizer step of a checkpoint, by its trainer_state.json or its path."""
-    state = Path(name) / "trainer_state.json"
-    if state.is_file():
-        step = read_json(state).get("global_step")
-        if isinstance(step, int):
-            return step
-    last = Path(name).name
-    return (
-        int(last) if last.isdecimal() else _numbered(name, r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)")
-    )
-
-
-def _epoch(name: str) -> int | None:
-    return _numbered(name, "epoch")
-
-
-def _numbered(name: str, word: str) -> int | None:
-    """The number after a word in a path; that of its last part which has one."""
-    for part in reversed(Path(name).parts):
-        found = re.findall(rf"(?<![a-z]){word}[-_= ]?(\d+)(?![a-z\d])", part.lower())
-        if found:
-            return int(found[-1])
-    return None
-
-
-def _same_place(one: str, other: str) -> bool:
-    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
-
-
-def _is_model(path: Path) -> bool:
-    return (path / "config.json").exists() or (path / "adapter_config.json").exists()
+def _measured(run: RunFolder) -> set[int]:
+    """The steps of the log that were measured, and not only logged by the trainer."""
+    return {step for step, row in read_steps(run.path).items() if any(key.startswith("probe/") for key in row)}

@@ -135,12 +135,12 @@ def kl_name(column: object) -> str:
 
 
 @styled
-def gradients(table: pd.DataFrame) -> Figure:
-    """Gradient norm before clipping: total, and by layer group. table: curves.gradients."""
+def gradients(table: pd.DataFrame, label: str = "total") -> Figure:
+    """Gradient norm before clipping: total (under this label), and by layer group. table: curves.gradients."""
     figure, (axes,) = panels(1, height=3.4)
     for i, column in enumerate(c for c in table if c != "total"):
         axes.plot(table.index, table[column], color=CYCLE[i % len(CYCLE)], lw=1.1, label=for_plot(column, 24))
-    axes.plot(table.index, table["total"], color=DARK, lw=2, label="total")
+    axes.plot(table.index, table["total"], color=DARK, lw=2, label=label)
     peak = table["total"].idxmax() if len(table["total"].dropna()) else None
     title = "Gradient norm" if peak is None else f"The gradient is largest at step {peak}: {table['total'].max():.3g}"
     axes.set(title=title, xlabel="optimizer step", ylabel="norm before clipping")

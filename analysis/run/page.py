@@ -221,7 +221,8 @@ def gradients(run: RunLog) -> Block:
     if table.empty:
         why = "steps.jsonl has no grad_norm."
         return page.missing("Gradient norms", why) if verdict.measured(run) else page.EMPTY
-    return page.picture(figures.gradients(table), "Gradient norms over steps")
+    whose = "" if "grad_norm" in run.steps else ", as its trainer logged it"
+    return page.picture(figures.gradients(table, f"total{whose}"), f"Gradient norm over steps{whose}")
 
 
 def pulls(run: RunLog) -> Block:

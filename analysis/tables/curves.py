@@ -97,7 +97,10 @@ def kl(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def gradients(steps: pd.DataFrame) -> pd.DataFrame:
-    """Gradient norms before clipping by step (index): `total`, then one column a layer group."""
+    """Gradient norms before clipping by step (index): `total`, then one column a layer group; of a trace, the total
+    that its trainer logged."""
+    if not steps.empty and "grad_norm" not in steps and "theirs/grad_norm" in steps:
+        steps = steps.rename(columns={"theirs/grad_norm": "grad_norm"})
     if steps.empty or "grad_norm" not in steps:
         return pd.DataFrame()
     groups = [c for c in steps.columns if c.startswith("grad_norm/")]
