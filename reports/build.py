@@ -1,10 +1,8 @@
 """Build a report: pick the notebooks for what the folders hold, run them, tie the pages together."""
 
 import dataclasses
-import html
 import math
 import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +15,12 @@ from analysis.show.page import Block
 from analysis.show.page import value as shown
 from analysis.show.wording import count
 from analysis.tables import runs
-from diagnostics.errors import DataError, UserError, printable
+from diagnostics.errors import DataError, UserError
 from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
+from reports import diff
+from reports.markdown import escaped
 from reports.notebooks import execute, names, takes, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
@@ -29,12 +29,18 @@ FEW = 8  # pages that each page links to; where there are more, the overview lis
 
 
 def build_report(
-    paths: Sequence[Path], *, notebooks: Sequence[str] | None = None, out: Path | None = None, text: bool = True
+    paths: Sequence[Path],
+    *,
+    notebooks: Sequence[str] | None = None,
+    out: Path | None = None,
+    text: bool = True,
+    baseline: Path | None = None,
 ) -> Path:
     """Make the report of some run and score folders and return its index.html.
 
     paths: folders of runs or scores, or folders that contain such folders. notebooks: make only these.
     out: where to write (default: report/ in the first path); text: False leaves the texts of the data out.
+    baseline: a run that every other one is held against, on a page each.
 
     Writes index.html, one page a notebook, report.json and summary.md (also appended to $GITHUB_STEP_SUMMARY). Raises
     DataError for unreadable folders, before any notebook is started, and NotebookError when a notebook crashes.
@@ -46,12 +52,15 @@ def build_report(
     pages = pages if text else [_without_text(page) for page in pages]
     if not pages:
         raise UserError(_nothing(notebooks, logs, scores))
+    compared = diff.against(baseline, logs) if baseline else []
     out = Path(out).resolve() if out else paths[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
+    pages += [diff.page(both, out, {page.title: f"{page.stem}.html" for page in pages}, text=text) for both in compared]
+    pages = _distinct(pages)
     _run_all(pages, out, [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out))
     addresses = {page.title: f"{page.stem}.html" for page in pages}
     tables = [question.table(found, addresses) for question, found in asked if hasattr(question, "table")]
-    return _overview(entries_of(asked), pages, logs, out, tables)
+    return _overview(entries_of(asked) + [diff.entry(both) for both in compared], pages, logs, out, tables)
 
 
 def read(paths: Sequence[Path]) -> tuple[list[RunLog], list[runs.Flags]]:
@@ -165,20 +174,13 @@ def _summary(entries: list[Headline]) -> str:
     ]
     for f in entries[0].findings:
         value = "" if math.isnan(f.value) else shown(f)
-        lines.append(f"| {_markdown(f.name)} | {value} | {f.n} | {_markdown(f.meaning)} |")
+        lines.append(f"| {escaped(f.name)} | {value} | {f.n} | {escaped(f.meaning)} |")
     return "\n".join([*lines, "", "</details>", ""])
 
 
 def _bullet(entry: Headline) -> str:
     sign = {True: "✅", False: "⚠️", None: "ℹ️"}[entry.good]
-    return f"- {sign} **{_markdown(entry.name)}**: {_markdown(entry.says)}"
-
-
-def _markdown(text: str) -> str:
-    """Text for Markdown: no control characters, no HTML, no markup, and no address that becomes a link by itself."""
-    escaped = html.escape(printable(text.replace("\n", " ")), quote=False)
-    escaped = re.sub(r"([\\`*_\[\]|~#@$])", r"\\\1", escaped)
-    return re.sub(r"(?i)\b(www)\.", r"\1\\.", escaped).replace("://", "\\://")
+    return f"- {sign} **{escaped(entry.name)}**: {escaped(entry.says)}"
 
 
 def _append_step_summary(summary: str) -> None:

@@ -26,6 +26,8 @@ from diagnostics.errors import NotebookError, UserError
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+BESIDE = ("index.html", "report.json")  # what a report holds beside its pages
+Links = Sequence[tuple[str, str]]
 
 
 class ThisPython(AsyncKernelManager):
@@ -68,8 +70,8 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
         raise UserError(f"{path.name}: the parameter {missing[0]} was not given and has no default.")
 
 
-def execute(page: Page, out: Path, links: Sequence[tuple[str, str]] = ()) -> Path:
-    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that. links: see render.
+def execute(page: Page, out: Path, links: Links = (), beside: Sequence[str] = BESIDE) -> Path:
+    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that. links, beside: see render.
 
     Raises NotebookError naming notebook, cell and the exception's last line; the failed notebook is kept.
     """
@@ -89,7 +91,12 @@ def execute(page: Page, out: Path, links: Sequence[tuple[str, str]] = ()) -> Pat
             f"{source.name}: its Python process died, most likely for lack of memory. "
             f"The notebook as far as it ran: {done}"
         ) from None
-    return render(done, page.title, links)
+    return render(done, page.title, links, beside)
+
+
+def beside(out: Path) -> list[str]:
+    """What a page of its own finds beside it in a folder."""
+    return [name for name in BESIDE if (out / name).is_file()]
 
 
 def _papermill(source: Path, done: Path, parameters: Mapping[str, Any]) -> None:
@@ -104,9 +111,9 @@ def _papermill(source: Path, done: Path, parameters: Mapping[str, Any]) -> None:
     )
 
 
-def render(notebook: Path, title: str, links: Sequence[tuple[str, str]] = ()) -> Path:
+def render(notebook: Path, title: str, links: Links = (), beside: Sequence[str] = BESIDE) -> Path:
     """Executed notebook -> one HTML file beside it, without code, that fetches nothing. links: address and title of
-    other pages of the report.
+    other pages of the report; beside: which of overview and JSON it links to.
 
     A section whose heading is tagged `fold` is folded, under "For experts"; one that only says that something was not
     measured becomes a line of "Not measured here".
@@ -123,7 +130,8 @@ def render(notebook: Path, title: str, links: Sequence[tuple[str, str]] = ()) ->
     body = {"before": parts[:last], "after": parts[last:], "folded": [_folded(section) for section in folded]}
     told = [line for section in silent for line in _lines(section)]
     done = notebook.with_suffix(".html")
-    page = template("page.html.j2").render(title=title, links=links, notebook=notebook.name, silent=told, **body)
+    words = dict(title=title, links=links, notebook=notebook.name, silent=told, beside=beside)
+    page = template("page.html.j2").render(**words, **body)
     done.write_text(page, encoding="utf-8")
     return done
 

@@ -133,7 +133,8 @@ def report(folder: Path) -> Path:
     """Run the notebook of a finished analysis; returns its page."""
     paper = judged.load(folder)
     title = str(judged.published()[paper.name]["title"])
-    return execute(Page(f"paper_{paper.name}", title, {"folder": str(folder)}, folder.name), folder.parent)
+    page = Page(f"paper_{paper.name}", title, {"folder": str(folder)}, folder.name)
+    return execute(page, folder.parent, beside=["index.html"])
 
 
 def ledger(out: Path) -> Path:

@@ -8,7 +8,7 @@ from analysis.scorecard.predictors import Scorecard
 from analysis.tables.runs import is_run
 from diagnostics.errors import DataError
 from diagnostics.runlog import write_frame
-from reports.notebooks import Page, execute
+from reports.notebooks import Page, beside, execute
 
 
 def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = None) -> tuple[Scorecard, Path]:
@@ -25,4 +25,6 @@ def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = No
     out = (out or run_dirs[0] / "report").resolve()
     out.mkdir(parents=True, exist_ok=True)
     write_frame(out / "scorecard.parquet", found.card)
-    return found, execute(Page("scorecard", "Scorecard: which predictor to trust", given, "scorecard"), out)
+    return found, execute(
+        Page("scorecard", "Scorecard: which predictor to trust", given, "scorecard"), out, beside=beside(out)
+    )

@@ -69,6 +69,12 @@ def command(words: str) -> Block:
     return Block(f'<code class="command">{escape(words)}</code>')
 
 
+def links(found: Sequence[tuple[str, str]]) -> Block:
+    """A line of words, each a link where it has an address."""
+    made = [f'<a href="{escape(to)}">{escape(words)}</a>' if to else escape(words) for words, to in found]
+    return Block(f'<p class="bar">{" · ".join(made)}</p>')
+
+
 def term(words: str, meaning: str) -> str:
     """A word that explains itself under the pointer and on focus. Safe HTML."""
     return f'<span class="term" tabindex="0">{escape(words)}<span class="tip"> {escape(meaning)}</span></span>'

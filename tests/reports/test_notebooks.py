@@ -42,6 +42,7 @@ def test_the_notebooks_are_there():
     assert [name for name in notebooks.names() if not name.startswith("paper_")] == [
         "ablate_report",
         "demo_report",
+        "diff_report",
         "flag_report",
         "objective_board",
         "run_report",
@@ -80,7 +81,8 @@ def test_a_notebook_that_raises_names_cell_and_reason_and_is_kept(tmp_path, monk
 
 def test_an_unknown_notebook_lists_the_known_ones(tmp_path):
     with pytest.raises(
-        UserError, match="There are: ablate_report, demo_report, flag_report, objective_board, paper_auxdpo"
+        UserError,
+        match="There are: ablate_report, demo_report, diff_report, flag_report, objective_board, paper_auxdpo",
     ):
         notebooks.execute(Page("nope", "", {}, "out"), tmp_path)
 
