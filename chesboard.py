@@ -572,6 +572,28 @@ def report(
 
 
 @app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="Run folder, of a run that is still going.")],
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks at its log.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+) -> None:
+    """The verdict, four numbers and the share that fell by step of a run that is still going, in the terminal. Ends
+    with the run, or with ctrl-c.
+
+    Example:
+
+        chesboard watch runs/dpo
+    """
+    from reports.watch import watch as watch_run
+
+    try:
+        watch_run(run, every=every, once=once)
+    except Stopped as stopped:
+        if stopped.signal != "SIGINT":  # ctrl-c is how a watch ends
+            raise
+
+
+@app.command()
 def diff(
     before: Annotated[Path, typer.Argument(help="Run folder that the other is held against.")],
     after: Annotated[Path, typer.Argument(help="Run folder, on the same pairs.")],
