@@ -554,6 +554,9 @@ def report(
     baseline: Annotated[
         Path | None, typer.Option(help="A run that every other one is held against, pair by pair.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for every figure as SVG, PDF and data, every table as CSV and LaTeX.")
+    ] = None,
 ) -> None:
     """Execute the notebooks on run logs and flag folders; write HTML, report.json and summary.md.
 
@@ -564,11 +567,13 @@ def report(
         chesboard report runs/a --no-text
 
         chesboard report runs/a --baseline runs/before
+
+        chesboard report runs/a --figures paper/figures
     """
     from reports.build import build_report
     from reports.console import say
 
-    say(f"report: {build_report(runs, out=out, text=text, baseline=baseline)}")
+    say(f"report: {build_report(runs, out=out, text=text, baseline=baseline, figures=figures)}")
 
 
 @app.command()

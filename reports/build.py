@@ -8,13 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import pandas as pd
 
 from analysis import questions
 from analysis.questions import Headline, Page
 from analysis.show.page import Block
 from analysis.show.page import value as shown
 from analysis.show.wording import count
-from analysis.tables import runs
+from analysis.tables import pair_table, runs
 from diagnostics.errors import DataError, UserError
 from diagnostics.folder import is_aside
 from diagnostics.progress import counted
@@ -35,12 +38,14 @@ def build_report(
     out: Path | None = None,
     text: bool = True,
     baseline: Path | None = None,
+    figures: Path | None = None,
 ) -> Path:
     """Make the report of some run and score folders and return its index.html.
 
     paths: folders of runs or scores, or folders that contain such folders. notebooks: make only these.
     out: where to write (default: report/ in the first path); text: False leaves the texts of the data out.
-    baseline: a run that every other one is held against, on a page each.
+    baseline: a run that every other one is held against, on a page each. figures: a folder for every figure as SVG and
+    PDF with caption and data, and every table as CSV and LaTeX.
 
     Writes index.html, one page a notebook, report.json and summary.md (also appended to $GITHUB_STEP_SUMMARY). Raises
     DataError for unreadable folders, before any notebook is started, and NotebookError when a notebook crashes.
@@ -57,7 +62,12 @@ def build_report(
     out.mkdir(parents=True, exist_ok=True)
     pages += [diff.page(both, out, {page.title: f"{page.stem}.html" for page in pages}, text=text) for both in compared]
     pages = _distinct(pages)
-    _run_all(pages, out, [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out))
+    _run_all(
+        pages,
+        out,
+        [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out),
+        Path(figures).resolve() if figures else None,
+    )
     addresses = {page.title: f"{page.stem}.html" for page in pages}
     tables = [question.table(found, addresses) for question, found in asked if hasattr(question, "table")]
     return _overview(entries_of(asked) + [diff.entry(both) for both in compared], pages, logs, out, tables)
@@ -110,10 +120,11 @@ def _folders(path: Path) -> list[Path]:
     return inside
 
 
-def _run_all(pages: list[Page], out: Path, links: list[tuple[str, str]]) -> None:
+def _run_all(pages: list[Page], out: Path, links: list[tuple[str, str]], figures: Path | None = None) -> None:
     """Two notebooks at a time: while one kernel starts, another computes."""
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        waiting = [pool.submit(execute, page, out, [] if len(links) > FEW else links) for page in pages]
+        shown = [] if len(links) > FEW else links
+        waiting = [pool.submit(execute, page, out, shown, figures=figures) for page in pages]
         try:
             for done in counted(waiting, "report", len(waiting), unit="page"):
                 done.result()
@@ -135,8 +146,33 @@ def _overview(
     _append_step_summary(summary)
     index = out / "index.html"
     links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out)
-    index.write_text(template("index.html.j2").render(entries=entries, links=links, tables=tables), encoding="utf-8")
+    files = _downloads(logs, out)
+    words = dict(entries=entries, links=links, tables=tables, files=files)
+    index.write_text(template("index.html.j2").render(words), encoding="utf-8")
+    _zip(out, [index.name, *files, *(f"{page.stem}.{kind}" for page in pages for kind in ("html", "ipynb"))])
     return index
+
+
+ZIP = "report.zip"
+
+
+def _downloads(logs: Sequence[RunLog], out: Path) -> list[str]:
+    """The files that hold the report's numbers: report.json, summary.md, and pairs.csv, every probe pair of every
+    run."""
+    tables = [pair_table.of_run(log).assign(run=log.name) for log in logs]
+    tables = [table for table in tables if len(table)]
+    (out / "pairs.csv").unlink(missing_ok=True)
+    if tables:
+        pd.concat(tables).to_csv(out / "pairs.csv", index=False)
+    return [name for name in ("report.json", "summary.md", "pairs.csv") if (out / name).is_file()]
+
+
+def _zip(out: Path, names: Sequence[str]) -> None:
+    """All of the report in one file, of the files that are there."""
+    with ZipFile(out / ZIP, "w", ZIP_DEFLATED) as packed:
+        for name in names:
+            if (out / name).is_file():
+                packed.write(out / name, name)
 
 
 def _scorecards(logs: Sequence[RunLog], out: Path) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from analysis.questions import Page
+from analysis.show.files import FOLDER
 from analysis.show.wording import clip
 from diagnostics.errors import NotebookError, UserError
 
@@ -31,7 +32,12 @@ Links = Sequence[tuple[str, str]]
 
 
 class ThisPython(AsyncKernelManager):
-    """Kernels run the interpreter we run in, whatever kernels the user has installed, and leave no history."""
+    """Kernels run the interpreter we run in, whatever kernels the user has installed, and leave no history.
+
+    figures: the folder for figures and tables as files, "" for none (analysis.show.files).
+    """
+
+    figures = ""
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -39,7 +45,9 @@ class ThisPython(AsyncKernelManager):
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         argv += ["--HistoryManager.enabled=False", "--Application.log_level=50"]
         home = str(Path(tempfile.gettempdir()) / "chesboard-ipython")
-        return KernelSpec(argv=argv, language="python", env={"IPYTHONDIR": home, "MPLBACKEND": "agg"})
+        return KernelSpec(
+            argv=argv, language="python", env={"IPYTHONDIR": home, "MPLBACKEND": "agg", FOLDER: self.figures}
+        )
 
 
 def names() -> list[str]:
@@ -70,8 +78,11 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
         raise UserError(f"{path.name}: the parameter {missing[0]} was not given and has no default.")
 
 
-def execute(page: Page, out: Path, links: Links = (), beside: Sequence[str] = BESIDE) -> Path:
-    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that. links, beside: see render.
+def execute(
+    page: Page, out: Path, links: Links = (), beside: Sequence[str] = BESIDE, figures: Path | None = None
+) -> Path:
+    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that. links, beside: see render; figures:
+    a folder for its figures and tables as files, in a folder of the page's stem.
 
     Raises NotebookError naming notebook, cell and the exception's last line; the failed notebook is kept.
     """
@@ -80,7 +91,7 @@ def execute(page: Page, out: Path, links: Links = (), beside: Sequence[str] = BE
         raise UserError(f"{page.notebook}: no such notebook. There are: {', '.join(names())}.")
     check_parameters(source, page.parameters)
     try:
-        _papermill(source, done, page.parameters)
+        _papermill(source, done, page.parameters, figures / page.stem if figures else None)
     except PapermillExecutionError as error:
         reason = clip(f"{error.ename}: {error.evalue}".splitlines()[-1], 300)
         raise NotebookError(
@@ -99,14 +110,15 @@ def beside(out: Path) -> list[str]:
     return [name for name in BESIDE if (out / name).is_file()]
 
 
-def _papermill(source: Path, done: Path, parameters: Mapping[str, Any]) -> None:
+def _papermill(source: Path, done: Path, parameters: Mapping[str, Any], figures: Path | None) -> None:
+    manager = type("ThisPython", (ThisPython,), {"figures": str(figures or "")})
     papermill.execute_notebook(
         source,
         done,
         parameters=dict(parameters),
         cwd=ROOT,
         kernel_name="python3",
-        kernel_manager_class=ThisPython,
+        kernel_manager_class=manager,
         progress_bar=False,
     )
 

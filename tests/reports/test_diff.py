@@ -104,7 +104,7 @@ def test_runs_without_a_shared_or_measured_pair_are_refused_in_one_sentence(make
 
 def test_a_report_holds_every_run_against_the_baseline(two, monkeypatch):
     made = []
-    monkeypatch.setattr(build, "_run_all", lambda pages, out, links: made.extend(pages))
+    monkeypatch.setattr(build, "_run_all", lambda pages, out, links, figures: made.extend(pages))
     index = build.build_report([two[1]], baseline=two[0])
     assert [page.stem for page in made] == ["run-held", "diff-held"]
     assert made[1].parameters["after_page"] == "run-held.html"
