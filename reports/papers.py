@@ -160,6 +160,7 @@ def ledger(out: Path) -> Path:
         "lost": lost,
         "compared": compared,
         "figures": judged.figures(),
+        "pages": {line.name: line.page for line in reversed(lines)},
         "minutes": sum(line.minutes for line in lines),
     }
     page.write_text(template("ledger.html.j2").render(words), encoding="utf-8")
