@@ -45,7 +45,10 @@ def _tile(both: Compared, split: str, what: str) -> Tile:
     )
 
 
-_LABELS = {"fell": "chosen answers that fell", "chosen": "mean change", "accuracy": "preference accuracy", "kl": "KL"}
+_LABELS = {
+    "fell": "chosen answers that fell: difference", "chosen": "mean change: difference, nats",
+    "accuracy": "preference accuracy: difference", "kl": "KL: difference, nats",
+}  # fmt: skip
 
 
 def numbers(both: Compared) -> Block:
