@@ -66,7 +66,8 @@ def view(run: RunLog) -> Group:
     numbers = tables.table("what", "value", "")
     for tile in tiles_of(run, found):
         tables.add(numbers, tile.label, tile.value, "; ".join(tile.below))
-    return Group(Panel(Group(*lines), title=Text(printable(run.name))), numbers, _shares(run), Text(live.words(going)))
+    framed = Panel(Group(*lines), title=Text(printable(run.name)))
+    return Group(Text(live.words(going)), framed, numbers, _shares(run))  # a low terminal cuts what is last
 
 
 def _shares(run: RunLog) -> Table | Text:

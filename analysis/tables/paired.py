@@ -36,7 +36,7 @@ def difference(before: pd.Series, after: pd.Series) -> Difference:
     if not n:
         return Difference(math.nan, math.nan, math.nan, 0, NOTHING)
     interval = _of_shares(a == 1, b == 1) if np.isin(both, (0.0, 1.0)).all() else mean_interval(b - a)
-    interval = interval if np.isfinite(both).to_numpy().all() else NOTHING
+    interval = interval if np.isfinite(both.to_numpy()).all() else NOTHING
     return Difference(float(a.mean()), float(b.mean()), float(b.mean() - a.mean()), n, interval)
 
 
