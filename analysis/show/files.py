@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 FOLDER = "CHESBOARD_FIGURES"
 _number = count(1)  # a page is made by a process of its own
-_PLAIN: dict[Any, Any] = {"svg.hashsalt": "chesboard", "pdf.fonttype": 42}  # the same file each time; letters that stay letters
+# the same file each time; letters that stay letters
+_PLAIN: dict[Any, Any] = {"svg.hashsalt": "chesboard", "pdf.fonttype": 42}
 
 
 def keep_figure(figure: Figure, caption: str) -> None:
