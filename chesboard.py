@@ -107,6 +107,7 @@ MediaFolder = Annotated[
 ]
 Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion (EOS; in chats the end of the turn).")]
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # small enough for a laptop, with a chat template
+Text = Annotated[bool, typer.Option(help="Show the texts of the data; without, pages hold numbers alone.")]
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
 
 
@@ -633,7 +634,13 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report; default is report/ in the first run.")
     ] = None,
-    text: Annotated[bool, typer.Option(help="Show the texts of the data; without, pages hold numbers alone.")] = True,
+    text: Text = True,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A run that every other one is held against, pair by pair.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for every figure as SVG, PDF and data, every table as CSV and LaTeX.")
+    ] = None,
 ) -> None:
     """Execute the notebooks on run logs and flag folders; write HTML, report.json and summary.md.
 
@@ -642,11 +649,60 @@ def report(
         chesboard report runs/a runs/b
 
         chesboard report runs/a --no-text
+
+        chesboard report runs/a --baseline runs/before
+
+        chesboard report runs/a --figures paper/figures
     """
     from reports.build import build_report
     from reports.console import say
 
-    say(f"report: {build_report(runs, out=out, text=text)}")
+    say(f"report: {build_report(runs, out=out, text=text, baseline=baseline, figures=figures)}")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="Run folder, of a run that is still going.")],
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks at its log.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+) -> None:
+    """The verdict, four numbers and the share that fell by step of a run that is still going, in the terminal. Ends
+    with the run, or with ctrl-c.
+
+    Example:
+
+        chesboard watch runs/dpo
+    """
+    from reports.watch import watch as watch_run
+
+    try:
+        watch_run(run, every=every, once=once)
+    except Stopped as stopped:
+        if stopped.signal != "SIGINT":  # ctrl-c is how a watch ends
+            raise
+
+
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="Run folder that the other is held against.")],
+    after: Annotated[Path, typer.Argument(help="Run folder, on the same pairs.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the page; default is report/ in the second run.")] = None,
+    text: Annotated[
+        bool, typer.Option(help="Show the texts of the data; without, the page holds numbers alone.")
+    ] = True,
+) -> None:
+    """Two runs on the same pairs side by side: paired differences with intervals, pairs that changed class, settings
+    that differ. Prints five lines of Markdown for a pull request and writes a page.
+
+    Example:
+
+        chesboard diff runs/dpo runs/dpo-nll
+    """
+    from reports.console import say
+    from reports.diff import make
+
+    _, lines, page = make(before, after, out, text=text)
+    say(*(f"- {line}" for line in lines), f"page: {page}")
 
 
 @app.command()
@@ -679,6 +735,9 @@ def gate(
     run: Annotated[Path | None, typer.Argument(help="Run folder.")] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of gates.")] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML; default is report/gates.xml in the run.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A run that gates `against: baseline` hold this one against, pair by pair.")
+    ] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a commented gates file to start from.")] = False,
 ) -> None:
     """Judge a run by declarative gates, write JUnit XML; exit code 1 if a gate fails.
@@ -688,6 +747,8 @@ def gate(
         chesboard gate --example > gates.yaml
 
         chesboard gate runs/a --gates gates.yaml
+
+        chesboard gate runs/a --gates gates.yaml --baseline runs/before
     """
     from reports.gate import EXAMPLE, judge, show
 
@@ -695,7 +756,7 @@ def gate(
         return typer.echo(EXAMPLE.read_text(encoding="utf-8"), nl=False)
     if run is None or gates is None:
         raise UserError("give a run folder and --gates FILE; `chesboard gate --example` prints a file to start from.")
-    findings = judge(run, gates, junit or run / "report" / "gates.xml")
+    findings = judge(run, gates, junit or run / "report" / "gates.xml", baseline)
     if not show(findings):
         raise typer.Exit(1)
 

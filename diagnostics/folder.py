@@ -72,6 +72,14 @@ def release(folder: Path) -> None:
             made.rmdir()
 
 
+def writer(folder: Path) -> dict[str, Any]:
+    """Who holds the folder now (pid, host, command, since), as far as its lock tells; empty where nobody does. Only
+    looks: whoever wants the folder meanwhile is not in the way."""
+    holder = _read(folder / LOCK)
+    mine = holder.get("pid") == os.getpid() and holder.get("host") == socket.gethostname()
+    return holder if mine or _lives(holder, None) else {}
+
+
 def contents(folder: Path) -> list[Path]:
     """What lies in the folder, but for its lock, halves of files, tracebacks and logs set aside."""
     found = sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,26 +1,29 @@
 """Build a report: pick the notebooks for what the folders hold, run them, tie the pages together."""
 
 import dataclasses
-import html
 import math
 import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import pandas as pd
 
 from analysis import questions
 from analysis.questions import Headline, Page
 from analysis.show.page import Block
 from analysis.show.page import value as shown
 from analysis.show.wording import count
-from analysis.tables import runs
-from diagnostics.errors import DataError, UserError, printable
+from analysis.tables import pair_table, runs
+from diagnostics.errors import DataError, UserError
 from diagnostics.folder import is_aside
 from diagnostics.progress import counted
 from diagnostics.runlog import RunLog, write_json
+from reports import diff
+from reports.markdown import escaped
 from reports.notebooks import execute, names, takes, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
@@ -29,12 +32,20 @@ FEW = 8  # pages that each page links to; where there are more, the overview lis
 
 
 def build_report(
-    paths: Sequence[Path], *, notebooks: Sequence[str] | None = None, out: Path | None = None, text: bool = True
+    paths: Sequence[Path],
+    *,
+    notebooks: Sequence[str] | None = None,
+    out: Path | None = None,
+    text: bool = True,
+    baseline: Path | None = None,
+    figures: Path | None = None,
 ) -> Path:
     """Make the report of some run and score folders and return its index.html.
 
     paths: folders of runs or scores, or folders that contain such folders. notebooks: make only these.
     out: where to write (default: report/ in the first path); text: False leaves the texts of the data out.
+    baseline: a run that every other one is held against, on a page each. figures: a folder for every figure as SVG and
+    PDF with caption and data, and every table as CSV and LaTeX.
 
     Writes index.html, one page a notebook, report.json and summary.md (also appended to $GITHUB_STEP_SUMMARY). Raises
     DataError for unreadable folders, before any notebook is started, and NotebookError when a notebook crashes.
@@ -46,12 +57,20 @@ def build_report(
     pages = pages if text else [_without_text(page) for page in pages]
     if not pages:
         raise UserError(_nothing(notebooks, logs, scores))
+    compared = diff.against(baseline, logs) if baseline else []
     out = Path(out).resolve() if out else paths[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
-    _run_all(pages, out, [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out))
+    pages += [diff.page(both, out, {page.title: f"{page.stem}.html" for page in pages}, text=text) for both in compared]
+    pages = _distinct(pages)
+    _run_all(
+        pages,
+        out,
+        [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out),
+        Path(figures).resolve() if figures else None,
+    )
     addresses = {page.title: f"{page.stem}.html" for page in pages}
     tables = [question.table(found, addresses) for question, found in asked if hasattr(question, "table")]
-    return _overview(entries_of(asked), pages, logs, out, tables)
+    return _overview(entries_of(asked) + [diff.entry(both) for both in compared], pages, logs, out, tables)
 
 
 def read(paths: Sequence[Path]) -> tuple[list[RunLog], list[runs.Flags]]:
@@ -101,10 +120,11 @@ def _folders(path: Path) -> list[Path]:
     return inside
 
 
-def _run_all(pages: list[Page], out: Path, links: list[tuple[str, str]]) -> None:
+def _run_all(pages: list[Page], out: Path, links: list[tuple[str, str]], figures: Path | None = None) -> None:
     """Two notebooks at a time: while one kernel starts, another computes."""
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        waiting = [pool.submit(execute, page, out, [] if len(links) > FEW else links) for page in pages]
+        shown = [] if len(links) > FEW else links
+        waiting = [pool.submit(execute, page, out, shown, figures=figures) for page in pages]
         try:
             for done in counted(waiting, "report", len(waiting), unit="page"):
                 done.result()
@@ -126,8 +146,33 @@ def _overview(
     _append_step_summary(summary)
     index = out / "index.html"
     links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out)
-    index.write_text(template("index.html.j2").render(entries=entries, links=links, tables=tables), encoding="utf-8")
+    files = _downloads(logs, out)
+    words = dict(entries=entries, links=links, tables=tables, files=files)
+    index.write_text(template("index.html.j2").render(words), encoding="utf-8")
+    _zip(out, [index.name, *files, *(f"{page.stem}.{kind}" for page in pages for kind in ("html", "ipynb"))])
     return index
+
+
+ZIP = "report.zip"
+
+
+def _downloads(logs: Sequence[RunLog], out: Path) -> list[str]:
+    """The files that hold the report's numbers: report.json, summary.md, and pairs.csv, every probe pair of every
+    run."""
+    tables = [pair_table.of_run(log).assign(run=log.name) for log in logs]
+    tables = [table for table in tables if len(table)]
+    (out / "pairs.csv").unlink(missing_ok=True)
+    if tables:
+        pd.concat(tables).to_csv(out / "pairs.csv", index=False)
+    return [name for name in ("report.json", "summary.md", "pairs.csv") if (out / name).is_file()]
+
+
+def _zip(out: Path, names: Sequence[str]) -> None:
+    """All of the report in one file, of the files that are there."""
+    with ZipFile(out / ZIP, "w", ZIP_DEFLATED) as packed:
+        for name in names:
+            if (out / name).is_file():
+                packed.write(out / name, name)
 
 
 def _scorecards(logs: Sequence[RunLog], out: Path) -> list[tuple[str, str]]:
@@ -165,20 +210,13 @@ def _summary(entries: list[Headline]) -> str:
     ]
     for f in entries[0].findings:
         value = "" if math.isnan(f.value) else shown(f)
-        lines.append(f"| {_markdown(f.name)} | {value} | {f.n} | {_markdown(f.meaning)} |")
+        lines.append(f"| {escaped(f.name)} | {value} | {f.n} | {escaped(f.meaning)} |")
     return "\n".join([*lines, "", "</details>", ""])
 
 
 def _bullet(entry: Headline) -> str:
     sign = {True: "✅", False: "⚠️", None: "ℹ️"}[entry.good]
-    return f"- {sign} **{_markdown(entry.name)}**: {_markdown(entry.says)}"
-
-
-def _markdown(text: str) -> str:
-    """Text for Markdown: no control characters, no HTML, no markup, and no address that becomes a link by itself."""
-    escaped = html.escape(printable(text.replace("\n", " ")), quote=False)
-    escaped = re.sub(r"([\\`*_\[\]|~#@$])", r"\\\1", escaped)
-    return re.sub(r"(?i)\b(www)\.", r"\1\\.", escaped).replace("://", "\\://")
+    return f"- {sign} **{escaped(entry.name)}**: {escaped(entry.says)}"
 
 
 def _append_step_summary(summary: str) -> None:

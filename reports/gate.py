@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from rich.console import Console
 
 from analysis.run import kept
-from analysis.tables import runs
+from analysis.tables import paired, runs
 from diagnostics import outcomes
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.finding import Finding
@@ -56,6 +56,11 @@ class Gate(BaseModel):
     window: all | last | last N | steps a..b, counted in steps at which the metric was measured.
     aggregate `last` is the value at the last such step (in pairs and scores: of the last row).
     share_below and share_above: share of rows below or above `bound`. severity warning: reported, never fails a run.
+    against baseline: not the number but its difference to that of another run (run minus baseline), over the pairs that
+    both measured at the last such step, judged by its 95 % interval: passed where all of the interval is `op` `value`,
+    missed where none of it is, and else not clear, which is reported and never fails; by the number alone where every
+    pair differs by the same. Of pairs alone, by mean, share_below or share_above, in the window last. Intervals:
+    Newcombe's for shares, Student t for other means.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,11 +75,20 @@ class Gate(BaseModel):
     op: Literal["<", "<=", ">", ">="]
     value: float = Field(strict=True, allow_inf_nan=False)
     severity: Literal["error", "warning"] = "error"
+    against: Literal["baseline"] | None = None
+
+    @model_validator(mode="after")
+    def _of_pairs(self) -> "Gate":
+        fits = self.table == "pairs" and self.aggregate in ("mean", "share_below", "share_above")
+        if self.against and not (fits and self.window == "last"):
+            raise ValueError("against baseline works on pairs, by mean, share_below or share_above, in the window last")
+        return self
 
     @property
     def title(self) -> str:
         """The gate's name, or what it says."""
-        return self.name or f"{self.aggregate} of {self.metric} {self.op} {self.value:g}"
+        apart = " against the baseline" if self.against else ""
+        return self.name or f"{self.aggregate} of {self.metric}{apart} {self.op} {self.value:g}"
 
 
 @dataclass(frozen=True)
@@ -84,17 +98,42 @@ class GateFinding(Finding):
     severity: str = "error"
 
 
-def judge(run_path: Path, gates_path: Path, junit_path: Path | None = None) -> list[GateFinding]:
+def judge(
+    run_path: Path, gates_path: Path, junit_path: Path | None = None, baseline: Path | None = None
+) -> list[GateFinding]:
     """Judge a run (or score folder) by a gates file; write JUnit XML when asked. A gate without data fails.
 
-    Raises UserError for a gates file that cannot be used, DataError for a run that cannot be read.
+    baseline: the run that gates `against: baseline` hold this one against. Raises UserError for a gates file that
+    cannot be used, DataError for a run that cannot be read, or shares no measured pair with the baseline.
     """
     gates = read_gates(Path(gates_path))
+    _require_baseline(gates, Path(gates_path), baseline)
     read = _tables(Path(run_path), gates)
-    findings = [_judge(gate, read) for gate in gates]
+    apart = _Apart(runs.load(baseline), runs.load(run_path)) if baseline else None
+    findings = [_judge_apart(gate, apart) if gate.against and apart else _judge(gate, read) for gate in gates]
     if junit_path:
         write_junit(Path(junit_path), findings, Path(run_path).resolve().name)
     return findings
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """Two runs on the same pairs. Raises DataError where they share none that was measured."""
+
+    before: RunLog
+    after: RunLog
+
+    def __post_init__(self) -> None:
+        paired.require_shared(self.before, self.after)
+
+
+def _require_baseline(gates: list[Gate], path: Path, baseline: Path | None) -> None:
+    """UserError where a gate needs a baseline and none is given, or the other way round."""
+    apart = [gate for gate in gates if gate.against]
+    if apart and not baseline:
+        raise UserError(f"{path}: gate '{apart[0].title[:120]}' is against a baseline. Give one with --baseline RUN.")
+    if baseline and not apart:
+        raise UserError(f"{path}: no gate is `against: baseline`; `chesboard gate --example` shows one.")
 
 
 def failed(findings: Sequence[Finding]) -> bool:
@@ -103,8 +142,8 @@ def failed(findings: Sequence[Finding]) -> bool:
 
 
 def warnings(findings: Sequence[Finding]) -> list[str]:
-    """`::warning::` lines for GitHub, one for every missed gate of severity warning."""
-    missed = [f for f in findings if f.passed is False and getattr(f, "severity", "error") == "warning"]
+    """`::warning::` lines for GitHub, one for every missed gate of severity warning, and every one not clear."""
+    missed = [f for f in findings if not f.passed and not failed([f])]
     return ["::warning::" + printable(f.meaning).replace("%", "%25") for f in missed]
 
 
@@ -112,7 +151,7 @@ def show(findings: Sequence[Finding]) -> bool:
     """Print one line a gate, and a `::warning::` line for each missed warning; True when no gate failed."""
     found = tables.table("gate", "value", "n", "verdict", "meaning")
     for f in findings:
-        verdict = "pass" if f.passed else "FAIL" if failed([f]) else "warning"
+        verdict = "pass" if f.passed else "FAIL" if failed([f]) else "not clear" if f.passed is None else "warning"
         tables.add(found, f.name, f"{f.value:.6g}", f.n, verdict, f.meaning)
     Console().print(found)
     tables.say(*warnings(findings))
@@ -222,17 +261,52 @@ def _judge(gate: Gate, read: dict[str, pd.DataFrame]) -> GateFinding:
     return GateFinding(gate.title, value, n, None, gate.value, passed, meaning, gate.severity)
 
 
+def _judge_apart(gate: Gate, apart: _Apart) -> GateFinding:
+    """The difference of run and baseline, by its interval."""
+    columns = [_by_pair(gate, _pairs(run, gate.split)) for run in (apart.before, apart.after)]
+    ids = [i for i in columns[0].index if i not in paired.other_texts(apart.before, apart.after)]
+    found = paired.difference(columns[0].loc[ids], columns[1])
+    alike = found.n > 1 and math.isnan(found.interval[0])  # every pair differs by the same, or by infinity
+    low, high = (found.value, found.value) if alike else found.interval
+    ends = [OPS[gate.op](end, gate.value) for end in (low, high)]
+    passed = False if not found.n else ends[0] if low == low and ends[0] == ends[1] else None
+    verb = {True: "passed", False: "missed", None: "not clear"}[passed]
+    interval = f"95 %: {low:.4g} to {high:.4g}" if low == low and not alike else "no interval"
+    went = f"{found.before:.4g} to {found.after:.4g}, a difference of {found.value:.4g} ({interval})"
+    told = f"went from {went}, wanted {gate.op} {gate.value:g}" if found.n else "has no data"
+    meaning = f"{gate.title}: {verb}, {gate.aggregate} of {gate.metric} on the same pairs {told} (n = {found.n})"
+    return GateFinding(gate.title, found.value, found.n, found.interval, gate.value, passed, meaning, gate.severity)
+
+
+def _by_pair(gate: Gate, table: pd.DataFrame) -> pd.Series:
+    """The metric by pair_id at the last step that measured it; 1 and 0 for a share below or above the bound."""
+    if table.empty:
+        return pd.Series(dtype=float)
+    rows = table.loc[table["pair_id"].notna()].reset_index(drop=True)
+    values = _measured(gate, rows)
+    column = pd.Series(values[gate.metric].to_numpy(dtype=float), index=values["pair_id"])
+    column = column.loc[~column.index.duplicated(keep="last")]
+    if gate.aggregate == "mean":
+        return column
+    return (column < gate.bound if gate.aggregate == "share_below" else column > gate.bound).astype(float)
+
+
 def _values(gate: Gate, table: pd.DataFrame) -> np.ndarray:
     """The measured values inside the window, in step order."""
     if table.empty:
         return np.array([])
+    return _measured(gate, table)[gate.metric].to_numpy(dtype=float)  # infinities stay: a gate must see them
+
+
+def _measured(gate: Gate, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows inside the window in which the metric was measured, in step order."""
     if gate.metric not in table or not pd.api.types.is_numeric_dtype(table[gate.metric]):
         raise UserError(_no_metric(gate, table))
     measured = table.loc[table[gate.metric].notna()]
     if "step" in measured:
         measured = measured.sort_values("step", kind="stable")
         measured = measured.loc[measured["step"].isin(_window(gate.window, sorted(measured["step"].unique())))]
-    return measured[gate.metric].to_numpy(dtype=float)  # infinities stay: a gate must see them
+    return measured
 
 
 def _window(window: str, steps: list[int]) -> list[int]:

@@ -20,16 +20,24 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from analysis.questions import Page
+from analysis.show.files import FOLDER
 from analysis.show.wording import clip
 from diagnostics.errors import NotebookError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+BESIDE = ("index.html", "report.json")  # what a report holds beside its pages
+Links = Sequence[tuple[str, str]]
 
 
 class ThisPython(AsyncKernelManager):
-    """Kernels run the interpreter we run in, whatever kernels the user has installed, and leave no history."""
+    """Kernels run the interpreter we run in, whatever kernels the user has installed, and leave no history.
+
+    figures: the folder for figures and tables as files, "" for none (analysis.show.files).
+    """
+
+    figures = ""
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -37,7 +45,9 @@ class ThisPython(AsyncKernelManager):
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         argv += ["--HistoryManager.enabled=False", "--Application.log_level=50"]
         home = str(Path(tempfile.gettempdir()) / "chesboard-ipython")
-        return KernelSpec(argv=argv, language="python", env={"IPYTHONDIR": home, "MPLBACKEND": "agg"})
+        return KernelSpec(
+            argv=argv, language="python", env={"IPYTHONDIR": home, "MPLBACKEND": "agg", FOLDER: self.figures}
+        )
 
 
 def names() -> list[str]:
@@ -68,8 +78,11 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
         raise UserError(f"{path.name}: the parameter {missing[0]} was not given and has no default.")
 
 
-def execute(page: Page, out: Path, links: Sequence[tuple[str, str]] = ()) -> Path:
-    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that. links: see render.
+def execute(
+    page: Page, out: Path, links: Links = (), beside: Sequence[str] = BESIDE, figures: Path | None = None
+) -> Path:
+    """Run the notebook into out/<stem>.ipynb, render out/<stem>.html, return that. links, beside: see render; figures:
+    a folder for its figures and tables as files, in a folder of the page's stem.
 
     Raises NotebookError naming notebook, cell and the exception's last line; the failed notebook is kept.
     """
@@ -78,7 +91,7 @@ def execute(page: Page, out: Path, links: Sequence[tuple[str, str]] = ()) -> Pat
         raise UserError(f"{page.notebook}: no such notebook. There are: {', '.join(names())}.")
     check_parameters(source, page.parameters)
     try:
-        _papermill(source, done, page.parameters)
+        _papermill(source, done, page.parameters, figures / page.stem if figures else None)
     except PapermillExecutionError as error:
         reason = clip(f"{error.ename}: {error.evalue}".splitlines()[-1], 300)
         raise NotebookError(
@@ -89,24 +102,30 @@ def execute(page: Page, out: Path, links: Sequence[tuple[str, str]] = ()) -> Pat
             f"{source.name}: its Python process died, most likely for lack of memory. "
             f"The notebook as far as it ran: {done}"
         ) from None
-    return render(done, page.title, links)
+    return render(done, page.title, links, beside)
 
 
-def _papermill(source: Path, done: Path, parameters: Mapping[str, Any]) -> None:
+def beside(out: Path) -> list[str]:
+    """What a page of its own finds beside it in a folder."""
+    return [name for name in BESIDE if (out / name).is_file()]
+
+
+def _papermill(source: Path, done: Path, parameters: Mapping[str, Any], figures: Path | None) -> None:
+    manager = type("ThisPython", (ThisPython,), {"figures": str(figures or "")})
     papermill.execute_notebook(
         source,
         done,
         parameters=dict(parameters),
         cwd=ROOT,
         kernel_name="python3",
-        kernel_manager_class=ThisPython,
+        kernel_manager_class=manager,
         progress_bar=False,
     )
 
 
-def render(notebook: Path, title: str, links: Sequence[tuple[str, str]] = ()) -> Path:
+def render(notebook: Path, title: str, links: Links = (), beside: Sequence[str] = BESIDE) -> Path:
     """Executed notebook -> one HTML file beside it, without code, that fetches nothing. links: address and title of
-    other pages of the report.
+    other pages of the report; beside: which of overview and JSON it links to.
 
     A section whose heading is tagged `fold` is folded, under "For experts"; one that only says that something was not
     measured becomes a line of "Not measured here".
@@ -123,7 +142,8 @@ def render(notebook: Path, title: str, links: Sequence[tuple[str, str]] = ()) ->
     body = {"before": parts[:last], "after": parts[last:], "folded": [_folded(section) for section in folded]}
     told = [line for section in silent for line in _lines(section)]
     done = notebook.with_suffix(".html")
-    page = template("page.html.j2").render(title=title, links=links, notebook=notebook.name, silent=told, **body)
+    words = dict(title=title, links=links, notebook=notebook.name, silent=told, beside=beside)
+    page = template("page.html.j2").render(**words, **body)
     done.write_text(page, encoding="utf-8")
     return done
 

@@ -133,7 +133,8 @@ def report(folder: Path) -> Path:
     """Run the notebook of a finished analysis; returns its page."""
     paper = judged.load(folder)
     title = str(judged.published()[paper.name]["title"])
-    return execute(Page(f"paper_{paper.name}", title, {"folder": str(folder)}, folder.name), folder.parent)
+    page = Page(f"paper_{paper.name}", title, {"folder": str(folder)}, folder.name)
+    return execute(page, folder.parent, beside=["index.html"])
 
 
 def ledger(out: Path) -> Path:
@@ -159,6 +160,7 @@ def ledger(out: Path) -> Path:
         "lost": lost,
         "compared": compared,
         "figures": judged.figures(),
+        "pages": {line.name: line.page for line in reversed(lines)},
         "minutes": sum(line.minutes for line in lines),
     }
     page.write_text(template("ledger.html.j2").render(words), encoding="utf-8")

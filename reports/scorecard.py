@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.questions import Page, slug
 from analysis.scorecard import page as scorecard_page
 from analysis.scorecard.predictors import Scorecard
 from analysis.tables.runs import is_run
 from diagnostics.errors import DataError
 from diagnostics.runlog import write_frame
-from reports.notebooks import Page, execute
+from reports.notebooks import beside, execute
 
 
 def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = None) -> tuple[Scorecard, Path]:
@@ -25,4 +26,7 @@ def make(run_dirs: Sequence[Path], scores: Sequence[Path], out: Path | None = No
     out = (out or run_dirs[0] / "report").resolve()
     out.mkdir(parents=True, exist_ok=True)
     write_frame(out / "scorecard.parquet", found.card)
-    return found, execute(Page("scorecard", "Scorecard: which predictor to trust", given, "scorecard"), out)
+    page = Page("scorecard", "Scorecard: which predictor to trust", given, "scorecard")
+    own = [(f"run-{slug(path.resolve().name)}.html", f"Run {path.resolve().name}") for path in run_dirs]
+    links = [(address, title) for address, title in own if (out / address).is_file()]
+    return found, execute(page, out, links, beside(out))

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.flag import tables as flags
-from analysis.run import advice, card, curve_figures, figures, gradient_figures, kept, readings, verdict
+from analysis.run import advice, card, curve_figures, figures, gradient_figures, kept, live, readings, verdict
 from analysis.run import pairs as pairs_of
 from analysis.run.advice import Advice, advise
 from analysis.scorecard import page as scorecard_page
@@ -46,7 +46,9 @@ def summary(run: RunLog) -> Block:
     head = f'<p class="word"><span aria-hidden="true">{card.SIGNS[state.word]}</span> {state.word}</p>'
     body = page.stack(Block(head), page.note(state.says, "says"), *done)
     boxed = Block(f'<section class="card {_KIND[state.word]}" aria-label="Verdict">{body.html}</section>')
-    return page.stack(_bar(run), boxed, *_alarms(run), page.tiles(_tiles(run, found)))
+    going = live.of(run)
+    still = [page.note(live.words(going), "alarm")] if going.going else []
+    return page.stack(_bar(run), *still, boxed, *_alarms(run), page.tiles(tiles_of(run, found)))
 
 
 _KIND = {card.BROKEN: "bad", card.WATCH: "watch", card.NORMAL: "good", card.UNMEASURED: "unmeasured"}
@@ -91,7 +93,7 @@ def _advice(found: Advice) -> Block:
     return Block(f'<div class="next"><p><strong>Next:</strong> {escape(found.what)}{caveat}</p>{command}</div>')
 
 
-def _tiles(run: RunLog, found: list[Finding]) -> list[Tile]:
+def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
     """Share that fell, mean change, accuracy, KL: each with n and interval."""
     share, mean, accuracy, kl = (
         verdict.by_name(found, n) for n in ("displacement/frac", "displacement/chosen", "accuracy", "kl/chosen")

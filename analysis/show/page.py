@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.show import files
 from analysis.show.wording import clip, number, percent, span
 from diagnostics.finding import Finding
 
@@ -69,6 +70,12 @@ def command(words: str) -> Block:
     return Block(f'<code class="command">{escape(words)}</code>')
 
 
+def links(found: Sequence[tuple[str, str]]) -> Block:
+    """A line of words, each a link where it has an address."""
+    made = [f'<a href="{escape(to)}">{escape(words)}</a>' if to else escape(words) for words, to in found]
+    return Block(f'<p class="bar">{" · ".join(made)}</p>')
+
+
 def term(words: str, meaning: str) -> str:
     """A word that explains itself under the pointer and on focus. Safe HTML."""
     return f'<span class="term" tabindex="0">{escape(words)}<span class="tip"> {escape(meaning)}</span></span>'
@@ -98,6 +105,7 @@ def tiles(found: Sequence[Tile]) -> Block:
 
 def picture(figure: Figure, alt: str) -> Block:
     """A figure as an image inside the page; `alt` says in words what it shows."""
+    files.keep_figure(figure, alt)
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=140, metadata={"Software": None})
     with Image.open(drawn) as image:  # 128 colours: a third of the size, and no difference to be seen
@@ -115,6 +123,8 @@ def table(
     """A table. forms: how the numbers of a column read; heads: what a column is called. All cells are escaped."""
     forms, heads = forms or {}, heads or {}
     names = {c: heads.get(c, str(c)) for c in frame.columns}
+    shown = frame.assign(**{str(c): [forms[str(c)](v) for v in frame[c]] for c in frame.columns if str(c) in forms})
+    files.keep_table(frame, shown.rename(columns=names))
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in names.values())
     body = "".join(_row(row, forms, names) for row in frame.to_dict("records"))
     return _scroll(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
@@ -138,6 +148,7 @@ def sortable(heads: Mapping[str, str], rows: Sequence[Sequence[Cell]], *, name: 
 
     heads: what each column is called and means; filter_by: the column whose words can be chosen among.
     """
+    files.keep_cells(list(heads), rows, name)
     top = "".join(f'<th scope="col">{term(h, m) if m else escape(h)}</th>' for h, m in heads.items())
     body = "".join(f"<tr{_anchored(row)}>{''.join(map(_sorted_cell, row, heads))}</tr>" for row in rows)
     column = list(heads).index(filter_by) if filter_by else -1

@@ -1,4 +1,5 @@
-"""How sure a number is: Wilson intervals for shares, Student t for means, Fisher z for rank correlations."""
+"""How sure a number is: Wilson intervals for shares, Newcombe's for paired ones, Student t for means, Fisher z for
+rank correlations."""
 
 import math
 from functools import cache
@@ -72,6 +73,28 @@ def share_interval(shares: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
     low, high = wilson(float(share.mean() * n.sum()), int(n.sum()))
     half = half_width(share) if len(share) > 1 else 0.0
     return max(0.0, min(low, float(share.mean()) - half)), min(1.0, max(high, float(share.mean()) + half))
+
+
+def paired_share_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """95 % interval of (share of the second) - (share of the first), where the same rows were counted twice.
+
+    both, first, second, neither: rows that were counted both times, the first time only, the second only, and never.
+    Wilson's intervals of the two shares, joined with their correlation: Newcombe 1998 (Statistics in Medicine 17,
+    2635), method 10. McNemar's test looks at the same counts, and gives no size. (NaN, NaN) without a row.
+    """
+    n = both + first + second + neither
+    if n == 0:
+        return NOTHING
+    hits = both + first, both + second
+    before, after = hits[0] / n, hits[1] / n
+    (low_b, high_b), (low_a, high_a) = (wilson(k, n) for k in hits)
+    spread = math.sqrt(math.prod((hits[0], n - hits[0], hits[1], n - hits[1])))
+    agree = both * neither - first * second
+    agree = max(agree - n / 2, 0.0) if agree > 0 else agree
+    phi = agree / spread if spread else 0.0
+    down, up = (after - low_a, high_b - before), (high_a - after, before - low_b)
+    low, high = (math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b)) for a, b in (down, up))
+    return after - before - low, after - before + high
 
 
 def geometric_mean(values: ArrayLike) -> float:

@@ -153,6 +153,12 @@ def make_flags(tmp_path):
     return lambda name="flags", **settings: write_flags(tmp_path / name, **settings)
 
 
+@pytest.fixture(scope="session")
+def writers() -> tuple[Any, Any]:
+    """What writes a made-up run and a made-up score folder, for fixtures of a whole module."""
+    return write_run, write_flags
+
+
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory) -> tuple[Path, Path, Path]:
     """A folder with a run of an awkward name and a score folder in it."""

@@ -3,7 +3,9 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from zipfile import ZipFile
 
+import pandas as pd
 import pytest
 
 from analysis import questions
@@ -62,6 +64,17 @@ def test_pages_fetch_nothing_and_run_nothing(report):
         assert "default-src 'none'" in html
 
 
+def test_the_numbers_can_be_downloaded(report, nasty):
+    index, _ = report
+    pairs = pd.read_csv(index.parent / "pairs.csv")
+    assert len(pairs) == 12
+    assert set(pairs["run"]) == {"my run $1$ <b>"}
+    assert nasty not in (index.parent / "pairs.csv").read_text()  # numbers alone
+    with ZipFile(index.parent / "report.zip") as packed:
+        assert set(packed.namelist()) == {p.name for p in index.parent.iterdir()} - {"report.zip"}
+        assert packed.read("index.html") == index.read_bytes()
+
+
 def test_hostile_prompts_are_text_on_the_page(report, nasty):
     index, _ = report
     html = (index.parent / "run-my-run-1-b.html").read_text()
@@ -113,7 +126,7 @@ def test_a_summary_holds_no_markup_of_others(make_run, hostile, shown):
 
 
 def test_the_index_lists_scorecards(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_run_all", lambda pages, out, links: None)
+    monkeypatch.setattr(build, "_run_all", lambda pages, out, links, figures: None)
     run, other = make_run("a b"), make_run("c")
     for folder in (run / "report", other / "report"):
         folder.mkdir()

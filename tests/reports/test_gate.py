@@ -256,3 +256,61 @@ def test_a_verdict_that_cannot_be_said_is_no_data(tmp_path):
     (found,) = gate.judge(tmp_path / "run", path)
     assert (found.passed, found.n) == (False, 0)
     assert "no data" in found.meaning
+
+
+FELL = dict(table="pairs", metric="chosen_fell", aggregate="mean", against="baseline", op="<=", value=0.1)
+
+
+@pytest.fixture
+def apart(make_run, tmp_path):
+    """Judge a made-up run (all pairs fall by 2 nats and more) against another by one gate."""
+    run = make_run()
+
+    def one(fall: float, turned: bool = False, **gate_fields) -> gate.GateFinding:
+        path = tmp_path / "gates.yaml"
+        path.write_text(yaml.safe_dump([FELL | gate_fields]))
+        runs = (run, make_run(f"other{fall}", fall=fall))
+        return gate.judge(*(runs if turned else runs[::-1])[:1], path, baseline=(runs if turned else runs[::-1])[1])[0]
+
+    return one
+
+
+@pytest.mark.parametrize(
+    ("fall", "turned", "passed"),
+    [(0.5, True, False), (0.5, False, True), (-3.0, False, None)],  # worse, better, and both fall entirely
+)
+def test_a_difference_is_judged_by_its_interval(apart, fall, turned, passed):
+    found = apart(fall, turned)
+    assert found.passed is passed
+    assert found.n == 12
+    assert gate.failed([found]) is (passed is False)
+    assert len(gate.warnings([found])) == (passed is None)
+
+
+def test_a_difference_of_means_is_students(apart):
+    found = apart(-2.5, metric="chosen_change", op=">", value=-1.0)
+    assert found.value == pytest.approx(-0.5 * (1 + 5.5 / 4))
+    assert found.interval == pytest.approx((-1.474, -0.901), abs=1e-3)
+    assert found.passed is None  # though the number itself is on the wrong side
+
+
+def test_a_difference_that_is_the_same_in_every_pair_is_judged_by_its_number(apart):
+    found = apart(-2.0, metric="chosen_kl", value=0.0)
+    assert found.passed is True
+    assert "no interval" in found.meaning
+
+
+@pytest.mark.parametrize("wrong", [dict(table="steps", metric="loss"), dict(aggregate="max"), dict(window="all")])
+def test_only_pairs_at_the_end_can_be_held_against_a_baseline(apart, wrong):
+    with pytest.raises(UserError, match="against baseline works on pairs"):
+        apart(0.5, **wrong)
+
+
+def test_a_baseline_is_given_where_a_gate_needs_it(make_run, tmp_path):
+    run, path = make_run(), tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump([FELL]))
+    with pytest.raises(UserError, match="Give one with --baseline RUN"):
+        gate.judge(run, path)
+    path.write_text(yaml.safe_dump([LOSS]))
+    with pytest.raises(UserError, match="no gate is `against: baseline`"):
+        gate.judge(run, path, baseline=run)

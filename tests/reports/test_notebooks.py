@@ -42,6 +42,7 @@ def test_the_notebooks_are_there():
     assert [name for name in notebooks.names() if not name.startswith("paper_")] == [
         "ablate_report",
         "demo_report",
+        "diff_report",
         "flag_report",
         "objective_board",
         "run_report",
@@ -78,9 +79,18 @@ def test_a_notebook_that_raises_names_cell_and_reason_and_is_kept(tmp_path, monk
     assert not (tmp_path / "out.html").exists()
 
 
+def test_figures_and_tables_lie_in_a_folder_of_the_page(tmp_path, monkeypatch):
+    code = "import pandas as pd\nfrom analysis.show import page\npage.table(pd.DataFrame({'a': [x]}))"
+    _notebook(tmp_path / "tables.ipynb", "x = 1", code)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    notebooks.execute(Page("tables", "Tables", {"x": 7}, "out"), tmp_path, figures=tmp_path / "figures")
+    assert (tmp_path / "figures" / "out" / "01-table.csv").read_text() == "a\n7\n"
+
+
 def test_an_unknown_notebook_lists_the_known_ones(tmp_path):
     with pytest.raises(
-        UserError, match="There are: ablate_report, demo_report, flag_report, objective_board, paper_auxdpo"
+        UserError,
+        match="There are: ablate_report, demo_report, diff_report, flag_report, objective_board, paper_auxdpo",
     ):
         notebooks.execute(Page("nope", "", {}, "out"), tmp_path)
 

@@ -22,6 +22,8 @@ def test_it_writes_a_page_and_every_number(make_run, make_flags, nasty, capsys):
     run, flags = make_run(n=40), make_flags(n=40)
     scores = read_frame(flags / "scores.parquet").assign(**{nasty: range(40)})
     write_frame(flags / "scores.parquet", scores)
+    (run / "report").mkdir()
+    (run / "report" / "run-run.html").write_text("the run's own page")
     found, page = scorecard.make([run], [flags])
     assert page == run / "report" / "scorecard.html"
     written = pd.read_parquet(run / "report" / "scorecard.parquet")
@@ -30,6 +32,8 @@ def test_it_writes_a_page_and_every_number(make_run, make_flags, nasty, capsys):
     html = page.read_text()
     assert nasty not in html
     assert "data:image/png" in html
+    assert '<a href="run-run.html">Run run</a>' in html
+    assert 'href="index.html"' not in html  # only what was made is linked to
     show_scorecard(found)
     printed = capsys.readouterr().out
     assert "None" not in printed.split("run: ")[0]

@@ -1,0 +1,205 @@
+"""What differs between two runs on the same pairs, as Findings: `before` is the run that `after` is held against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.run.verdict import PAIRS
+from analysis.show.wording import count, number, percent, signed, span
+from analysis.tables import displacement, paired
+from analysis.tables.intervals import NOTHING
+from analysis.tables.paired import Difference
+from diagnostics import outcomes
+from diagnostics.finding import Finding
+from diagnostics.runlog import RunLog
+
+SHARES = ("fell", "accuracy")
+WHAT = {
+    "fell": "share of chosen answers that fell", "chosen": "mean change of a chosen answer, nats",
+    "per_token": "mean change per token of a chosen answer, nats",
+    "accuracy": "preference accuracy", "kl": "KL(reference || policy) per chosen answer, nats",
+    "rejected": "mean change of a rejected answer, nats", "margin": "mean change of the margin, nats",
+}  # fmt: skip
+MORE, LESS, MIXED, SAME, FEW = "more", "less", "mixed", "same", "few"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two runs, and what differs on the pairs that both measured. found: by split and name of WHAT."""
+
+    before: RunLog
+    after: RunLog
+    found: dict[str, dict[str, Difference]]
+    pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two runs' names; with the folder above them where they are the same."""
+        logs = (self.before, self.after)
+        same = self.before.name == self.after.name
+        a, b = (f"{log.path.resolve().parent.name}/{log.name}" if same else log.name for log in logs)
+        return a, b
+
+
+def compare(before: RunLog, after: RunLog) -> Compared:
+    """Every difference of the two runs. Raises DataError where they share no measured pair."""
+    paired.require_shared(before, after)
+    pairs = {split: paired.shared(before, after, split) for split in PAIRS}
+    found = {split: _differences(a, b) for split, (a, b) in pairs.items() if len(a)}
+    return Compared(before, after, found, pairs)
+
+
+def _differences(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, Difference]:
+    return {what: paired.difference(pd.Series(a[what]), pd.Series(b[what])) for what in WHAT}
+
+
+def state(both: Compared, split: str) -> str:
+    """Whether the second run displaces MORE or LESS on these pairs: the interval of the difference of the shares that
+    fell does not hold 0, or that of the mean changes lies wholly beyond the least movement; MIXED where they disagree,
+    SAME where neither says so, FEW with fewer than five pairs, of which there is no interval worth the name."""
+    share, mean = both.found[split]["fell"], both.found[split]["chosen"]
+    if share.n < displacement.FEW:
+        return FEW
+    (low, high), least = mean.interval, paired.noise(both.before, both.after)
+    more = share.interval[0] > 0 or outcomes.fell(high, least) == 1
+    less = share.interval[1] < 0 or outcomes.rose(low, least) == 1
+    return MIXED if more and less else MORE if more else LESS if less else SAME
+
+
+def judge(both: Compared) -> list[Finding]:
+    """The verdict first, then every difference. passed: False where the second run displaces more on probe or held-out
+    pairs, True where it does so on neither and less on one, else None."""
+    states = {split: state(both, split) for split in both.found}
+    kinds = set(states.values())
+    passed = False if MORE in kinds else True if LESS in kinds and MIXED not in kinds else None
+    main = both.found[next(iter(both.found))]["fell"]
+    said = "; ".join(_said(both, split, states[split]) for split in both.found)
+    first = Finding("difference", main.value, main.n, main.interval, 0.0, passed, said)
+    return [first, *(_finding(split, what, d) for split, of in both.found.items() for what, d in of.items() if d.n)]
+
+
+def _said(both: Compared, split: str, found: str) -> str:
+    share, mean = both.found[split]["fell"], both.found[split]["chosen"]
+    return (
+        f"{_words(both, split, found)}: {percent(share.before)} to {percent(share.after)} of the chosen answers fell "
+        f"({_points(share)}), mean change {signed(mean.before)} to {signed(mean.after)} nats "
+        f"({signed(mean.value)}; {interval(mean)})"
+    )
+
+
+def _words(both: Compared, split: str, found: str) -> str:
+    before, after = both.names
+    words = {
+        MORE: f"{after} displaces more than {before}", LESS: f"{after} displaces less than {before}",
+        MIXED: f"{after} and {before} differ both ways (share that fell against mean change)",
+        SAME: f"no difference in displacement between {after} and {before} can be told",
+        FEW: f"too few pairs to tell {after} from {before}",
+    }[found]  # fmt: skip
+    return f"{words} on {count(both.found[split]['fell'].n, PAIRS[split])}"
+
+
+def _points(share: Difference) -> str:
+    return f"{points(share.value)}; {interval(share, points)}"
+
+
+def points(value: float) -> str:
+    """A difference of two shares in percentage points."""
+    return f"{signed(100 * value, 0)} points" if value == value else number(value)
+
+
+def interval(found: Difference, form: Callable[[float], str] = signed) -> str:
+    """The 95 % interval in words; that there is none where the differences do not vary."""
+    if found.n < displacement.FEW or any(v != v for v in found.interval):
+        return span(NOTHING)
+    return f"95 %: {span(found.interval, form).replace(' points', '')}"
+
+
+def form(what: str) -> tuple[Callable[[float], str], Callable[[float], str]]:
+    """How a number of WHAT reads, and how a difference of it does."""
+    return (percent, points) if what in SHARES else (number if what == "kl" else signed, signed)
+
+
+def _finding(split: str, what: str, found: Difference) -> Finding:
+    plain, apart = form(what)
+    said = f"{WHAT[what]}, {PAIRS[split]}s: {plain(found.before)} to {plain(found.after)} ({apart(found.value)}; "
+    name = f"{split}/difference/{what}"
+    return Finding(name, found.value, found.n, found.interval, None, None, f"{said}{interval(found, apart)})")
+
+
+def moved(both: Compared, split: str) -> pd.DataFrame:
+    """The pairs whose outcome differs between the runs, the largest loss first: pair_id, was, is, before, after, change
+    (difference of the chosen changes, nats)."""
+    a, b = both.pairs[split]
+    table = pd.DataFrame({"was": a["outcome"], "is": b["outcome"], "before": a["chosen"], "after": b["chosen"]})
+    table = table.assign(change=table["after"] - table["before"]).dropna(subset=["was", "is"])
+    table = table.loc[table["was"] != table["is"]].rename_axis("pair_id").reset_index()
+    return table.sort_values(["change", "pair_id"], ignore_index=True)
+
+
+def crossed(both: Compared, split: str) -> tuple[int, int]:
+    """How many pairs' chosen answers fell in the second run alone, and in the first alone."""
+    a, b = (pd.Series(table["fell"]) for table in both.pairs[split])
+    return _both(a == 0, b == 1), _both(a == 1, b == 0)
+
+
+def _both(one: pd.Series, other: pd.Series) -> int:
+    return (one & other).tolist().count(True)
+
+
+QUIET = ("output_dir", "resume", "command", "run_name", "board_label")
+
+
+def settings(both: Compared) -> pd.DataFrame:
+    """setting, and its value in each run, of those that differ: config.json, then hashes and versions."""
+    rows = []
+    for part, one, other in _parts(both):
+        keys = [k for k in dict.fromkeys([*one, *other]) if k not in QUIET and one.get(k) != other.get(k)]
+        rows += [(f"{part}{k}", one.get(k), other.get(k)) for k in keys]
+    return pd.DataFrame(rows, columns=["setting", "before", "after"], dtype=object)
+
+
+def _parts(both: Compared) -> list[tuple[str, dict, dict]]:
+    a, b = both.before, both.after
+    about = [("hash of ", "hashes"), ("version of ", "versions")]
+    return [("", a.config, b.config), *((w, a.manifest.get(k) or {}, b.manifest.get(k) or {}) for w, k in about)]
+
+
+def left_out(both: Compared) -> str:
+    """What was not compared: pairs of one run alone, and ids that stand for other texts; "" where all was."""
+    said = []
+    for split, (a, _) in both.pairs.items():
+        alone = [len(paired.ends(log, split)) - len(a) for log in (both.before, both.after)]
+        if any(alone):
+            said.append(f"{PAIRS[split]}s that only one of the runs measured: {alone[0]} and {alone[1]}")
+    other = paired.other_texts(both.before, both.after)
+    if other:
+        said.append(f"{count(len(other), 'id')} of both runs that stand for different texts are left out")
+    return "; ".join(said)
+
+
+def markdown(both: Compared) -> list[str]:
+    """Five lines for a pull request, not escaped."""
+    sign = {True: "✅", False: "⚠️", None: "ℹ️"}[judge(both)[0].passed]
+    said = "; ".join(_words(both, split, state(both, split)) for split in both.found)
+    lines = [f"{sign} {said}.", *(_line(both, split) for split in PAIRS)]
+    worse, better = (sum(k) for k in zip(*(crossed(both, split) for split in both.found)))
+    lines.append(f"Pairs whose chosen answer falls only now: {worse}; that no longer falls: {better}.")
+    changed = [f"{r['setting']} {r['before']} → {r['after']}" for r in settings(both).to_dict("records")]
+    rest = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return [*lines, f"Settings that differ: {', '.join(changed[:4])}{rest}." if changed else "No setting differs."]
+
+
+def _line(both: Compared, split: str) -> str:
+    found = both.found.get(split)
+    if not found:
+        return f"{PAIRS[split].capitalize()}s: none measured in both runs."
+    parts = []
+    for what, words in _SHORT.items():
+        (plain, apart), one = form(what), found[what]
+        told = f" ({apart(one.value)}; {interval(one, apart)})" if what in ("fell", "chosen") else ""
+        parts += [f"{words} {plain(one.before)} → {plain(one.after)}{told}"] if one.n else []
+    return f"{PAIRS[split].capitalize()}s (n {found['fell'].n}): {', '.join(parts)}."
+
+
+_SHORT = {"fell": "fell", "chosen": "chosen", "per_token": "per token", "accuracy": "accuracy", "kl": "KL"}
