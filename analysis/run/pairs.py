@@ -25,7 +25,7 @@ def section(run: RunLog, worst: int, *, text: bool = True) -> Block:
     first = "eval" if card.displaced(run) == ("eval",) else "probe"
     table = pair_table.of_run(run, first)
     other = pair_table.of_run(run, "probe") if first == "eval" else pair_table.of_run(run, "eval")
-    texts = runs.texts(run.audit) if text else runs.texts(pd.DataFrame())
+    texts = runs.texts(runs.audits(run) if text else pd.DataFrame())
     fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
     full = pair_table.scale(run, fallen) if text else math.nan
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]
@@ -103,7 +103,10 @@ def _table(table: pd.DataFrame, texts: pd.DataFrame, split: str) -> Block:
     if table.empty:
         return page.EMPTY
     made = page.sortable(
-        _HEADS, [_row(row, texts) for row in table.head(ROWS).to_dict("records")], name="pairs", filter_by="outcome"
+        _HEADS,
+        [_row(row, texts, _ANCHORS[split]) for row in table.head(ROWS).to_dict("records")],
+        name="pairs",
+        filter_by="outcome",
     )
     left = len(table) - ROWS
     said = [page.note(f"{left:,} more pairs, which lost less, stand in the run's folder.", "quiet")] if left > 0 else []
@@ -121,9 +124,12 @@ _HEADS = {
 }  # fmt: skip
 
 
-def _row(row: dict[Any, Any], texts: pd.DataFrame) -> list[Cell]:
+_ANCHORS = {"probe": "pair", "eval": "heldout-pair"}
+
+
+def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
     source = row["source_row"]
-    anchor = f"pair-{row['pair_id']}"
+    anchor = f"{kind}-{row['pair_id']}"
     where = f"row {source}" if source >= 0 else ""
     body = page.EMPTY
     if row["pair_id"] in texts.index:

@@ -22,7 +22,8 @@ def of_run(run: RunLog, split: str = "probe") -> pd.DataFrame:
     if ends.empty:
         return pd.DataFrame(columns=_COLUMNS)
     found = pd.DataFrame({"pair_id": ends["pair_id"]})
-    known = run.audit.drop_duplicates("pair_id") if len(run.audit) else pd.DataFrame({"pair_id": [], "source_row": []})
+    audit = runs.audits(run)
+    known = audit.drop_duplicates("pair_id") if len(audit) else pd.DataFrame({"pair_id": [], "source_row": []})
     sources = dict(zip(known["pair_id"], known["source_row"]))
     found["source_row"] = [int(sources.get(pair_id, -1)) for pair_id in found["pair_id"]]
     found["outcome"], found["fell"] = displacement.outcome(ends), runs.fell(ends, "chosen")

@@ -162,6 +162,12 @@ def column(frame: pd.DataFrame, name: str) -> pd.Series:
     return pd.Series(math.nan, index=frame.index, dtype=float)
 
 
+def audits(run: RunLog) -> pd.DataFrame:
+    """The audit of the data, and those of held-out and probe pairs that came from files of their own."""
+    others = [read_frame(file) for file in sorted(run.path.glob("audit_*.parquet"))]
+    return pd.concat([run.audit, *others], ignore_index=True) if others else run.audit
+
+
 def texts(audit: pd.DataFrame) -> pd.DataFrame:
     """prompt, chosen and rejected text by pair_id; empty where the audit has none."""
     if audit.empty or not {"pair_id", "prompt", "chosen", "rejected"} <= set(audit.columns):

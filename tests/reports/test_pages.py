@@ -5,6 +5,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.demo import page as demo_page
@@ -13,6 +14,7 @@ from analysis.run import page as run_page
 from analysis.run import verdict
 from analysis.show.wording import number, visible
 from analysis.tables import pair_table, runs
+from diagnostics.runlog import write_frame
 
 SECTIONS = (
     "summary",
@@ -183,11 +185,26 @@ def test_every_pair_stands_in_the_table_and_has_a_place_to_link_to(make_run):
     assert all(f'href="#pair-{anchor}"' in html for anchor in anchors)
 
 
+def test_held_out_pairs_stand_first_where_only_they_fell_with_their_text(make_run):
+    run = run_page.load(make_run())
+    rows = run.pairs.copy()
+    rows.loc[rows["split"] == "probe", "chosen_logps"] += 4 * rows["step"]
+    held = rows.loc[rows["split"] == "probe"].assign(split="eval", pair_id="heldout/" + rows["pair_id"])
+    held["chosen_logps"] -= 8 * held["step"]
+    write_frame(
+        run.path / "audit_heldout.parquet", run.audit.assign(pair_id="heldout/" + run.audit["pair_id"].astype(str))
+    )
+    html = run_page.pairs(replace(run, pairs=pd.concat([rows.loc[rows["split"] == "probe"], held])), 3).html
+    assert re.findall(r"<p class=.head.>Pair ([^,:]+)", html) == ["heldout/p11", "heldout/p10", "heldout/p9"]
+    assert "not in the audit table" not in html
+    assert html.index("All 12 held-out pairs") < html.index("All 12 probe pairs")
+
+
 def test_without_text_no_text_of_the_data_is_on_the_page(make_run, nasty):
     html = unescape(run_page.pairs(run_page.load(make_run()), 3, text=False).html)
     assert nasty not in html
     assert "can't" not in html
-    assert html.count("<tr id=") == 12
+    assert html.count('<tr id="pair-') == 12
 
 
 def test_flag_page_counts_every_row(make_flags, nasty):
