@@ -59,6 +59,11 @@ class RunFolder:
         return set(read_steps(self.path))
 
     @property
+    def probed(self) -> int:
+        """The last step of its log that was measured; -1 where none was."""
+        return max((step for step, row in read_steps(self.path).items() if row.get("probe/n")), default=-1)
+
+    @property
     def noise(self) -> float:
         """The noise that the run found at its start; NaN where it did not look."""
         return outcomes.noise(self.about.get("parity"))

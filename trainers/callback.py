@@ -108,7 +108,10 @@ class DisplacementCallback(TrainerCallback):
         self.alarms, self.stopped = self._alarms(), ""  # stopped: by which of them
         self._logged = self._written = step or -1  # the last step whose log was kept, and that has a line of any kind
         self._norms: tuple[int, dict[str, float]] = (-1, {})
+        self._ended = step  # the step for which the log has all that it has of a last one
         self._before: dict[str, torch.Tensor] | None = None
+        self._after: dict[str, torch.Tensor] | None = None  # of the last step, where the trainer exchanges its weights
+        self._moved: dict[str, Any] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Step 0: folder, reference, parity and the first probe; of a trainer that resumes, the log's end."""
@@ -127,20 +130,26 @@ class DisplacementCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Probe where it is time, judge the alarms, and stop where one of them says so."""
+        if self.schedule is None:
+            return
         step, last = state.global_step, state.global_step >= state.max_steps
         row = self._probe(state, last=last)
+        if last:
+            self._at_end(step)
         if not row:
             return
         row |= sounded(self.alarms, {"step": step} | row, main=self._main)
         if "alarm" in row and self.alarms.stop and not last:
             self._stop(row["alarm"], control)
-            with left_alone(*self._models()):
-                row |= self.schedule.end(self._model(), step, _epoch(state))
+            row |= self._last(state)
         self._write(state, row)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """What the trainer logs of its training, under its own names and of its own meaning, once a step."""
+        """What the trainer logs of its training, under its own names and of its own meaning, once a step. Its
+        train_loss is its last word, before it exchanges its weights for the best ones."""
         step = state.global_step
+        if logs and "train_loss" in logs:
+            self._end(state)
         if not logs or "loss" not in logs or step <= self._logged or self.schedule is None:
             return
         self._logged = step
@@ -155,13 +164,49 @@ class DisplacementCallback(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs) -> None:
         """Where the training ends before its time: the last probe, with the weights of its last step."""
-        if control.should_training_stop and self.schedule.probed < state.global_step:
-            row = self._probe(state, last=True)
-            self._write(state, row | sounded(self.alarms, {"step": state.global_step} | row, main=self._main))
+        if control.should_training_stop:
+            self._end(state)
+        if self.schedule is not None and args.load_best_model_at_end and not self.sharded:
+            self._after = sample(self._model())
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        """As on_epoch_end: early stopping may end the training here."""
+        if control.should_training_stop:
+            self._end(state)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Close the log."""
-        share(lambda: self._close(args, state.global_step))
+        if self.schedule is None:
+            return
+        self._end(state)
+        share(lambda: self._close(args, state))
+        self.schedule = None
+
+    def _end(self, state: Any) -> None:
+        """What the log of a training that ends at this step still lacks, where its weights are still in the model."""
+        step = state.global_step
+        if self.schedule is None or self._ended == step == self.schedule.probed or self._exchanged():
+            return
+        row = self._last(state)
+        if row:
+            row |= sounded(self.alarms, {"step": step} | row, main=self._main)
+            self._write(state, row)
+
+    def _last(self, state: Any) -> dict[str, Any]:
+        with left_alone(*self._models()):
+            row = self.schedule.end(self._model(), state.global_step, _epoch(state))
+        self._at_end(state.global_step)
+        return row
+
+    def _at_end(self, step: int) -> None:
+        """The weights of the last step are in the model now."""
+        self._ended = step
+        if self._before is not None:
+            self._moved = moved(self._before, unwrap(self.trainer.model))
+
+    def _exchanged(self) -> bool:
+        """Whether the model has other weights than those of its last step (load_best_model_at_end)."""
+        return self._after is not None and moved(self._after, self._model()).get("share", 0) > 0
 
     @property
     def _main(self) -> bool:
@@ -216,7 +261,7 @@ class DisplacementCallback(TrainerCallback):
         self.schedule = ProbeSchedule(self.run.writer(), probe, every=self.every, tokens="ends", main=self._main)
         self.schedule.report = partial(show, self.trainer)
         if step:
-            self.schedule.noise, self.schedule.probed = self.run.noise, step
+            self.schedule.noise, self.schedule.probed = self.run.noise, self.run.probed
             return
         floats = (p.dtype for p in unwrap(model).parameters() if p.is_floating_point())
         eps = rounding(next(floats, torch.float32), args)
@@ -272,13 +317,20 @@ class DisplacementCallback(TrainerCallback):
         if self._main:
             self.schedule.writer.append_step(head | dict(row))
 
-    def _close(self, args: Any, step: int) -> None:
+    def _close(self, args: Any, state: Any) -> None:
+        step = state.global_step
         self.schedule.writer.close()
         self.run.compact()
-        if self._before is not None:
-            self.run.note(weights_moved=moved(self._before, unwrap(self.trainer.model)))
+        if self._moved is not None:
+            self.run.note(weights_moved=self._moved)
+        best = getattr(state, "best_global_step", None) if args.load_best_model_at_end else None
+        if best and best != step:
+            self.run.note(returned={"step": best, "said": "the trainer loaded its best checkpoint after the last step"})
+            tell(f"the trainer goes on with the weights of step {best} (load_best_model_at_end); the log ends at {step}.")
         if self.stopped:
             tell(f"stopped by its alarm: {self.stopped}. The log is whole.")
+        elif self.schedule.probed < step:
+            tell(f"warning: the weights of step {step} were exchanged before they could be measured.")
         else:
             self.run.note(finished={"step": step})
         if not any(Path(args.output_dir).glob("checkpoint-*")):  # nothing to go on from

@@ -15,7 +15,15 @@ import pytest
 import their_trainer
 import torch
 from datasets import disable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 
 from analysis.run import verdict
 from diagnostics.errors import UserError
@@ -46,8 +54,8 @@ def measured(make, tmp_path):
 
     def train(callback=None, place="run", resume=None, also=None, **keys):
         trainer = make(**keys)
-        if also:
-            trainer.add_callback(also)
+        for one in also if isinstance(also, list) else [also] if also else []:
+            trainer.add_callback(one)
         trainer.add_callback(DisplacementCallback(trainer, tmp_path / place, **({"every": 2} | (callback or {}))))
         trainer.train(resume_from_checkpoint=resume)
         return trainer, read_run(tmp_path / place)
@@ -251,6 +259,63 @@ def test_a_training_that_ends_early_is_measured_at_its_end(measured):
     assert log.steps.loc[log.steps["probe/n"].notna(), "step"].tolist() == [0, 2, 3]
     assert log.manifest["finished"] == {"step": 3}
     assert set(log.tokens["step"]) == {0, 3}
+
+
+@pytest.mark.parametrize("every", [2, 3], ids=["at a probe", "between probes"])
+def test_early_stopping_at_the_end_of_an_epoch_is_measured_before_the_best_weights_come_back(measured, capsys, every):
+    """The log is of the last step's weights, the model that is returned is another: that is said."""
+    kept = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "max_steps": 12}
+    kept |= {"metric_for_best_model": "eval_worse", "greater_is_better": False, "per_device_train_batch_size": 8}
+    seen = {}
+
+    class Last(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **keys):
+            seen["last"] = model.model.embed_tokens.weight.detach().clone()
+
+        def on_evaluate(self, args, state, control, metrics, **keys):
+            metrics["eval_worse"] = float(state.global_step)
+
+    stops = EarlyStoppingCallback(early_stopping_patience=1)
+    trainer, log = measured({"every": every}, also=[Last(), stops], **kept)
+    assert trainer.state.best_global_step == 2
+    assert trainer.state.global_step == 4
+    probed = log.steps.loc[log.steps["probe/n"].notna(), "step"].tolist()
+    assert probed == ([0, 2, 4] if every == 2 else [0, 3, 4])
+    assert set(log.tokens["step"]) == {0, 4}
+    assert log.manifest["finished"] == {"step": 4}
+    assert log.manifest["returned"]["step"] == 2
+    assert "goes on with the weights of step 2 (load_best_model_at_end); the log ends at 4" in capsys.readouterr().out
+    assert not torch.equal(seen["last"], trainer.model.model.embed_tokens.weight)
+    assert log.manifest["weights_moved"]["largest"] > 0
+
+
+def test_weights_that_are_gone_before_they_could_be_measured_are_no_end(make, tmp_path, capsys):
+    """A trainer that exchanges them and says nothing before."""
+    trainer = make(max_steps=4, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    callback = DisplacementCallback(trainer, tmp_path / "run", every=0)
+    state, control = trainer.state, TrainerControl()
+    state.max_steps = 4
+    callback.on_train_begin(trainer.args, state, control)
+    state.global_step = 2
+    callback.on_epoch_end(trainer.args, state, control)
+    with torch.no_grad():
+        trainer.model.model.embed_tokens.weight.add_(1)
+    callback.on_train_end(trainer.args, state, control)
+    log = read_run(tmp_path / "run")
+    assert "finished" not in log.manifest
+    assert log.steps["step"].tolist() == [0]
+    assert "the weights of step 2 were exchanged before they could be measured" in capsys.readouterr().out
+
+
+def test_a_training_that_resumes_at_its_end_is_measured_there(measured, tmp_path):
+    """Its checkpoint lies between two probes."""
+    kept = {"save_strategy": "steps", "save_steps": 2, "max_steps": -1, "per_device_train_batch_size": 8}
+    with pytest.raises(KeyboardInterrupt):
+        measured({"every": 3}, also=Breaks(), num_train_epochs=2, **kept)
+    checkpoint = str(tmp_path / "theirs" / "checkpoint-2")
+    _, log = measured({"every": 3}, resume=checkpoint, num_train_epochs=1, **kept)
+    assert log.steps.loc[log.steps["probe/n"].notna(), "step"].tolist() == [0, 2]
+    assert log.manifest["finished"] == {"step": 2}
 
 
 def test_alarms_of_the_probe_and_of_the_trainers_log(measured, capsys):
