@@ -78,7 +78,7 @@ class RunFolder:
     def go_on(self, step: int, hashes: Mapping[str, Any]) -> None:
         """Take the log back to the end of a step; UserError where what was hashed has changed since the start."""
         about = self.about
-        self._same(hashes, about.get("hashes", {}))
+        self.check(hashes)
         if about.pop("finished", None):
             write_json(self.path / "manifest.json", about)
         drop_after(self.path, step)
@@ -99,7 +99,9 @@ class RunFolder:
         """Bring a log that has ended into its last form, listed with checksums."""
         compact(self.path)
 
-    def _same(self, now: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+    def check(self, now: Mapping[str, Any]) -> None:
+        """UserError where what was hashed has changed since the start."""
+        written = self.about.get("hashes", {})
         changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
         if changed == ["rendered"]:
             changed = ["text of the prompts as the chat template renders it (does it show the date?)"]

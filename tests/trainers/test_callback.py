@@ -3,6 +3,7 @@ is changed by it, and its numbers are the trainer's."""
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from analysis.run import verdict
-from diagnostics.errors import UserError
+from diagnostics.errors import DataError, UserError
 from diagnostics.folder import release
 from diagnostics.pairs import read_pairs
 from diagnostics.runlog import read_run
@@ -179,6 +180,8 @@ def test_the_log_is_one_that_the_pages_read(measured, lm_folder, pairs_file):
     assert log.config["command"] == "callback"
     assert log.config["learning_rate"] == 3e-3
     assert log.manifest["finished"] == {"step": 4}
+    assert log.manifest["pairs"] == {"train": 16, "probe": 16, "eval": 8}
+    assert log.manifest["probe_pairs_are"] == "trained on"
     assert log.manifest["reference"]["kind"] == "ref_model"
     ids = {pair.pair_id for pair in read_pairs(pairs_file).pairs[:16]}
     assert set(log.pairs.loc[log.pairs["split"] == "probe", "pair_id"]) == ids  # those of `chesboard flag`
@@ -284,7 +287,7 @@ def test_early_stopping_at_the_end_of_an_epoch_is_measured_before_the_best_weigh
     assert set(log.tokens["step"]) == {0, 4}
     assert log.manifest["finished"] == {"step": 4}
     assert log.manifest["returned"]["step"] == 2
-    assert "goes on with the weights of step 2 (load_best_model_at_end); the log ends at 4" in capsys.readouterr().out
+    assert "returns the weights of step 2 (load_best_model_at_end); the log ends at 4" in capsys.readouterr().out
     assert not torch.equal(seen["last"], trainer.model.model.embed_tokens.weight)
     assert log.manifest["weights_moved"]["largest"] > 0
 
@@ -331,6 +334,99 @@ def test_alarms_of_the_probe_and_of_the_trainers_log(measured, capsys):
     assert log.steps["step"].max() == 3
     assert "finished" not in log.manifest
     assert log.steps["probe/n"].notna().tolist() == [True, False, True, True]
+
+
+def test_a_log_does_not_go_on_with_another_reference(make, measured, tmp_path):
+    """Of another kind, or of other weights; the log stays as it was, and goes on with the one that it had."""
+    kept = {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        measured(also=Breaks(), **kept)
+    checkpoint, before = str(tmp_path / "theirs" / "checkpoint-2"), (tmp_path / "run" / "steps.jsonl").read_bytes()
+    wrong = r"run: the reference is not the one that this run was started with \({}"
+    with pytest.raises(
+        UserError, match=wrong.format("it is the policy as it was at step 0.*; it was the trainer's ref")
+    ):
+        measured(resume=checkpoint, sums={"other": [0.0] * 16}, **kept)
+    for move in (1e-4, -1e-4):
+        trainer = make(**kept)
+        with torch.no_grad():
+            trainer.ref_model.model.norm.weight.add_(move)
+        trainer.add_callback(DisplacementCallback(trainer, tmp_path / "run", every=2))
+        with pytest.raises(UserError, match=wrong.format("its log-probs differ by .* nats, and rounding explains")):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    assert (tmp_path / "run" / "steps.jsonl").read_bytes() == before
+    _, log = measured(resume=checkpoint, **kept)
+    assert log.manifest["finished"] == {"step": 4}
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["one twice", "two"])
+def test_two_callbacks_of_one_folder_are_refused_before_anything_is_touched(make, tmp_path, twice):
+    trainer = make()
+    first = DisplacementCallback(trainer, tmp_path / "run")
+    trainer.add_callback(first)
+    trainer.add_callback(first if twice else DisplacementCallback(trainer, tmp_path / "theirs" / ".." / "run"))
+    with pytest.raises(UserError, match="two DisplacementCallbacks of this trainer write to this folder"):
+        trainer.train()
+    assert not (tmp_path / "run").exists()
+
+
+class Removes(TrainerCallback):
+    def __init__(self, place):
+        self.place = place
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            shutil.rmtree(self.place)
+
+
+def test_a_folder_that_is_removed_ends_the_log_and_not_the_training(measured, tmp_path, capsys):
+    with pytest.raises(DataError, match="no such run folder"):
+        measured({"every": 1}, also=Removes(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert said.count("warning: the training goes on, and its log ends here. ") == 1
+    assert said.count("its folder was removed meanwhile") == 1
+    assert "'train_loss'" in said  # the trainer came to its end
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_behind_the_end(measured):
+    trainer, log = measured()
+    before = (log.path / "steps.jsonl").read_bytes()
+    trainer.state.global_step += 1
+    trainer.log({"loss": 2.0})
+    assert (log.path / "steps.jsonl").read_bytes() == before
+
+
+def test_what_is_asked_for_is_said_where_it_cannot_be(make, tmp_path):
+    trainer = make()
+    for keys in ({"every": "50"}, {"every": 1.5}, {"every": True}, {"heldout_pairs": -1}, {"probe_pairs": 0}):
+        name, value = next(iter(keys.items()))
+        with pytest.raises(UserError, match=f"{name} is {value!r}. Give a whole number of"):
+            DisplacementCallback(trainer, tmp_path / "run", **keys)
+    for pairs in (5, {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, [1, 2], pd.DataFrame({"prompt": ["a"]})):
+        with pytest.raises(UserError, match=f"the pairs to measure are given as {type(pairs).__name__}. Give a file"):
+            DisplacementCallback(trainer, tmp_path / "run", pairs=pairs)
+
+
+def test_where_the_pairs_come_from_is_said_as_it_is(make, texts, tmp_path, capsys):
+    """Of streams the first ones, and how many they hold is not known; of many eval sets those that hold token ids."""
+    trainer = make()
+    whole = DisplacementCallback(trainer, tmp_path / "run").probed
+    assert (whole.rows, whole.given) == (16, False)
+    assert "drawn from the trainer's own data set" in whole.said
+    given = DisplacementCallback(trainer, tmp_path / "run", pairs=texts[:5]).probed
+    assert (given.rows, given.given) == (None, True)
+    held = trainer.eval_dataset
+    trainer.eval_dataset = {"a": held, "b": held.select([]), "c": held.remove_columns("chosen_ids")}
+    capsys.readouterr()
+    found = DisplacementCallback(trainer, tmp_path / "run").heldout
+    assert len(found.pairs) == 8
+    assert "Left out, as they hold no pairs as token ids: b, c." in found.said
+    assert "the trainer's sets a, b, c: Left out" in capsys.readouterr().out
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    stream = DisplacementCallback(trainer, tmp_path / "run", probe_pairs=5).probed
+    assert stream.rows is None
+    assert stream.said.startswith("5 pairs that come first in the trainer's own data set")
 
 
 def test_sequences_are_those_that_the_trainer_trains_on(make, tmp_path):
@@ -393,6 +489,8 @@ def test_any_trainer_with_pairs_that_are_given(lm_folder, pairs_file, texts, tmp
     pd.testing.assert_frame_equal(logs[0].steps, logs[1].steps)
     log = logs[0]
     assert log.manifest["reference"]["kind"] == "start"
+    assert "train" not in log.manifest["pairs"]
+    assert log.manifest["probe_pairs_are"] == "given"
     probe = log.pairs[log.pairs["split"] == "probe"].set_index("pair_id")
     start = probe[probe["step"] == 0]
     for side in ("chosen", "rejected"):
@@ -413,7 +511,7 @@ def test_what_cannot_be_measured_is_refused_before_the_training(make, lm_folder,
         DisplacementCallback(sft(lm_folder, texts, tmp_path / "sft"), tmp_path / "run")
     with pytest.raises(UserError, match="nothing that is logged is called loses"):
         DisplacementCallback(trainer, tmp_path / "run", alarm="loses > 3")
-    with pytest.raises(UserError, match="every is 0 or more"):
+    with pytest.raises(UserError, match="every is -1. Give a whole number of 0 or more"):
         DisplacementCallback(trainer, tmp_path / "run", every=-1)
     with pytest.raises(UserError, match="alarm_action is 'shout'"):
         DisplacementCallback(trainer, tmp_path / "run", alarm_action="shout")
