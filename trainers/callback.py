@@ -386,8 +386,8 @@ class DisplacementCallback(TrainerCallback):
 
     def _refuse(self, how: str) -> NoReturn:
         raise UserError(
-            f"{self.run.path}: the reference is not the one that this run was started with ({how}), so its log would mix "
-            "two. Give the trainer that reference again, or start anew in another folder."
+            f"{self.run.path}: the reference is not the one that this run was started with ({how}), so its log would "
+            "mix two. Give the trainer that reference again, or start anew in another folder."
         )
 
     def _probe(self, state: Any, *, last: bool) -> dict[str, Any]:

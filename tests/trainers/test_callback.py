@@ -15,9 +15,12 @@ import peft
 import pytest
 import their_trainer
 import torch
+import vlms
 from datasets import disable_progress_bars
+from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     EarlyStoppingCallback,
     Trainer,
@@ -501,6 +504,42 @@ def test_any_trainer_with_pairs_that_are_given(lm_folder, pairs_file, texts, tmp
     assert end["chosen_kl"].isna().all()
 
 
+def test_float16_that_a_cpu_does_not_cast_to_is_not_claimed(measured):
+    """accelerate casts nothing then: the numbers, and the noise of them, are those of float32."""
+    (_, plain), (_, half) = measured(place="plain"), measured(place="half", fp16=True)
+    assert half.manifest["dtypes"] == plain.manifest["dtypes"]
+    assert half.manifest["dtypes"]["autocast"] == "none"
+    assert half.manifest["parity"] == plain.manifest["parity"]
+    pd.testing.assert_frame_equal(half.pairs, plain.pairs)
+
+
+def test_a_vision_language_model_with_a_plain_tokenizer(tmp_path, lm_folder, texts, monkeypatch, capsys):
+    """It is shown its images, by the family that its config names; a model of text alone is not, and that is said."""
+    tokenizer = vlms.tiny_tokenizer()
+    folder = vlms.save("qwen25", tmp_path / "model", tokenizer)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    Image.fromarray(vlms.media(1).frames()[0]).save(tmp_path / "a.png")
+    pairs = [{"prompt": f"which {i} ?", "chosen": " left", "rejected": " up"} for i in range(3)]
+    pairs = [row | {"image": str(tmp_path / "a.png")} for row in pairs[:2]] + pairs[2:]
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 8
+    arguments = TrainingArguments(str(tmp_path / "theirs"), **(their_trainer.KEYS | {"max_steps": 1}))
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer.add_callback(DisplacementCallback(trainer, tmp_path / "run", pairs=pairs))
+    trainer.train()
+    log = read_run(tmp_path / "run")
+    assert log.audit["status"].tolist() == ["kept"] * 3
+    assert np.isfinite(log.pairs["chosen_logps"]).all()
+    lengths = log.audit.set_index("source_row")["prompt_length"]
+    assert lengths[0] > lengths[2]  # placeholders
+    assert not hasattr(tokenizer, "family")  # the trainer's own is as it was
+    assert "left out" not in capsys.readouterr().out
+    DisplacementCallback(sft(lm_folder, texts, tmp_path / "sft"), tmp_path / "text", pairs=pairs)
+    assert "pairs: 2 of 3 rows are left out: the row has images or videos" in capsys.readouterr().out
+    monkeypatch.setattr("trainers.callback.family_of", lambda config: None)
+    with pytest.raises(UserError, match=r"how a model of type qwen2_5_vl is shown them is not known here\. Leave"):
+        DisplacementCallback(trainer, tmp_path / "other", pairs=pairs)
+
+
 def test_what_cannot_be_measured_is_refused_before_the_training(make, lm_folder, texts, tmp_path):
     trainer = make()
     for out in ("theirs", "."):
@@ -511,7 +550,7 @@ def test_what_cannot_be_measured_is_refused_before_the_training(make, lm_folder,
         DisplacementCallback(sft(lm_folder, texts, tmp_path / "sft"), tmp_path / "run")
     with pytest.raises(UserError, match="nothing that is logged is called loses"):
         DisplacementCallback(trainer, tmp_path / "run", alarm="loses > 3")
-    with pytest.raises(UserError, match="every is -1. Give a whole number of 0 or more"):
+    with pytest.raises(UserError, match=r"every is -1\. Give a whole number of 0 or more"):
         DisplacementCallback(trainer, tmp_path / "run", every=-1)
     with pytest.raises(UserError, match="alarm_action is 'shout'"):
         DisplacementCallback(trainer, tmp_path / "run", alarm_action="shout")
