@@ -77,10 +77,11 @@ class RunFolder:
 
     def go_on(self, step: int, hashes: Mapping[str, Any]) -> None:
         """Take the log back to the end of a step; UserError where what was hashed has changed since the start."""
-        about = self.about
         self.check(hashes)
-        if about.pop("finished", None):
-            write_json(self.path / "manifest.json", about)
+        about = self.about
+        before = {name: found for name, found in about.items() if name not in ("finished", "returned")}
+        if before != about:
+            write_json(self.path / "manifest.json", before)
         drop_after(self.path, step)
 
     def describe(self, **content: Any) -> None:

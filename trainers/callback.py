@@ -379,7 +379,9 @@ class DisplacementCallback(TrainerCallback):
         if kind != "moving":
             pairs, limit = read_table(self.run.path, "pairs"), 4 * self.run.about["parity"]["noise_floor"]
             start = pairs[(pairs["step"] == 0) & (pairs["split"] == "probe")].set_index("pair_id")
-            far = max(abs(value - start[f"ref_{side}_logps"].get(i, np.inf)) for (i, side), value in found.items())
+            sides = ("chosen", "rejected")
+            then = {(str(i), side): float(v) for side in sides for i, v in start[f"ref_{side}_logps"].items()}
+            far = max(abs(value - then.get(key, np.inf)) for key, value in found.items())
             if not far <= limit:
                 self._refuse(f"its log-probs differ by {far:.3g} nats, and rounding explains {limit:.3g}")
         self.run.go_on(step, {})

@@ -33,6 +33,7 @@ from analysis.run import verdict
 from diagnostics.errors import DataError, UserError
 from diagnostics.folder import release
 from diagnostics.pairs import read_pairs
+from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import read_run
 from trainers.callback import DisplacementCallback, random_states_kept
 
@@ -293,6 +294,8 @@ def test_early_stopping_at_the_end_of_an_epoch_is_measured_before_the_best_weigh
     assert "returns the weights of step 2 (load_best_model_at_end); the log ends at 4" in capsys.readouterr().out
     assert not torch.equal(seen["last"], trainer.model.model.embed_tokens.weight)
     assert log.manifest["weights_moved"]["largest"] > 0
+    RunFolder(log.path).go_on(4, {})
+    assert not {"finished", "returned"} & set(read_run(log.path).manifest)
 
 
 def test_weights_that_are_gone_before_they_could_be_measured_are_no_end(make, tmp_path, capsys):
