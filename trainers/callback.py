@@ -65,6 +65,7 @@ class Writer(RunLogWriter):
     from then on."""
 
     broken = False
+    taken = False  # whether another training of this process has begun or gone on in the folder
 
     def append_step(self, row: Mapping[str, Any]) -> None:
         """See RunLogWriter."""
@@ -86,10 +87,15 @@ class Writer(RunLogWriter):
 
     def _or_give_up(self, write: Callable[[], None]) -> None:
         try:
+            if self.taken:
+                raise DataError(f"{self.path}: another training of this process writes to this folder now.")
             if not self.broken:
                 write()
         except DataError as error:
             self.give_up(error)
+
+
+_writers: dict[Path, Writer] = {}  # by folder, of the trainings of this process that have not come to their end
 
 
 class DisplacementCallback(TrainerCallback):
@@ -278,7 +284,9 @@ class DisplacementCallback(TrainerCallback):
     def _open(self, args: Any, step: int) -> None:
         """Hold the folder, and begin the log or take it back to the step from which the trainer goes on."""
         run = self.run
-        folder.release(run.path)  # of a training that broke off in this process
+        if earlier := _writers.pop(run.path.resolve(), None):  # of a training that broke off in this process
+            earlier.taken = True
+        folder.release(run.path)
         folder.take(run.path, "callback")
         if not run.empty and (not run.is_run or run.config.get("command") != "callback"):
             raise UserError(f"{run.path}: holds something else than a log of this callback. Choose another `out`.")
@@ -319,7 +327,8 @@ class DisplacementCallback(TrainerCallback):
             {"probe": pairs, "eval": self.heldout.pairs}, self.tokenizer, likelihood=tokens, reference=reference,
             track=None, start=self.run.path / START, resumed=step > 0, responses=RESPONSES, seed=args.seed,
         )  # fmt: skip
-        self.schedule = ProbeSchedule(Writer(self.run.path), probe, every=self.every, tokens="ends", main=self._main)
+        writer = _writers[self.run.path.resolve()] = Writer(self.run.path)
+        self.schedule = ProbeSchedule(writer, probe, every=self.every, tokens="ends", main=self._main)
         self.schedule.report = partial(show, self.trainer)
         if step:
             self.schedule.noise, self.schedule.probed = self.run.noise, self.run.probed
@@ -425,7 +434,9 @@ class DisplacementCallback(TrainerCallback):
         except (DataError, OSError) as error:  # what was trained is not lost for its log
             writer.give_up(error)
         say_unseen(self.alarms)
-        folder.release(self.run.path)
+        if not writer.taken:
+            _writers.pop(self.run.path.resolve(), None)
+            folder.release(self.run.path)
 
     def _finish(self, args: Any, state: Any) -> None:
         """The log's last form, and what is known of the run now."""

@@ -376,6 +376,36 @@ def test_two_callbacks_of_one_folder_are_refused_before_anything_is_touched(make
     assert not (tmp_path / "run").exists()
 
 
+def test_a_training_whose_folder_another_one_takes_ends_its_log_alone(make, tmp_path, capsys):
+    """Two trainers of one process at once: neither log holds a row of the other."""
+    trainers = [make(max_steps=2) for _ in range(2)]
+    first, second = (DisplacementCallback(trainer, tmp_path / "run", every=1) for trainer in trainers)
+    events = [(t.args, t.state, t.control) for t in trainers]
+    first.on_train_begin(*events[0])
+    second.on_train_begin(*events[1])
+    trainers[0].state.global_step = 1
+    trainers[0].state.max_steps = 2
+    first.on_step_end(*events[0])
+    first.on_train_end(*events[0])
+    assert capsys.readouterr().out.count("its log ends here. ") == 1
+    assert (tmp_path / "run" / "lock.json").exists()  # the second's
+    trainers[1].state.max_steps = trainers[1].state.global_step = 2
+    second.on_step_end(*events[1])
+    second.on_train_end(*events[1])
+    assert read_run(tmp_path / "run").pairs["step"].unique().tolist() == [0, 2]
+    assert read_run(tmp_path / "run" / "aside-1").pairs["step"].unique().tolist() == [0]
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_a_folder_that_is_gone_when_the_log_is_closed(make, tmp_path, capsys):
+    trainer = make(max_steps=2)
+    callback = DisplacementCallback(trainer, tmp_path / "run")
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    shutil.rmtree(tmp_path / "run")
+    callback.on_train_end(trainer.args, trainer.state, trainer.control)
+    assert capsys.readouterr().out.count("its log ends here. ") == 1
+
+
 class Removes(TrainerCallback):
     def __init__(self, place):
         self.place = place
