@@ -386,7 +386,8 @@ class DisplacementCallback(TrainerCallback):
         """Take the log back to a step; UserError, and nothing is touched, where the reference's log-probs are not those
         of the start: by more than four times the noise floor found then. One that moves stands elsewhere by now."""
         if kind != "moving":
-            pairs, limit = read_table(self.run.path, "pairs"), 4 * self.run.about["parity"]["noise_floor"]
+            pairs: Any = read_table(self.run.path, "pairs")
+            limit = 4 * self.run.about["parity"]["noise_floor"]
             start = pairs[(pairs["step"] == 0) & (pairs["split"] == "probe")].set_index("pair_id")
             sides = ("chosen", "rejected")
             then = {(str(i), side): float(v) for side in sides for i, v in start[f"ref_{side}_logps"].items()}
