@@ -59,6 +59,11 @@ class RunFolder:
         return set(read_steps(self.path))
 
     @property
+    def probed(self) -> int:
+        """The last step of its log that was measured; -1 where none was."""
+        return max((step for step, row in read_steps(self.path).items() if row.get("probe/n")), default=-1)
+
+    @property
     def noise(self) -> float:
         """The noise that the run found at its start; NaN where it did not look."""
         return outcomes.noise(self.about.get("parity"))
@@ -72,10 +77,11 @@ class RunFolder:
 
     def go_on(self, step: int, hashes: Mapping[str, Any]) -> None:
         """Take the log back to the end of a step; UserError where what was hashed has changed since the start."""
+        self.check(hashes)
         about = self.about
-        self._same(hashes, about.get("hashes", {}))
-        if about.pop("finished", None):
-            write_json(self.path / "manifest.json", about)
+        before = {name: found for name, found in about.items() if name not in ("finished", "returned")}
+        if before != about:
+            write_json(self.path / "manifest.json", before)
         drop_after(self.path, step)
 
     def describe(self, **content: Any) -> None:
@@ -94,7 +100,9 @@ class RunFolder:
         """Bring a log that has ended into its last form, listed with checksums."""
         compact(self.path)
 
-    def _same(self, now: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+    def check(self, now: Mapping[str, Any]) -> None:
+        """UserError where what was hashed has changed since the start."""
+        written = self.about.get("hashes", {})
         changed = sorted(k for k, v in now.items() if k in written and written[k] != v)
         if changed == ["rendered"]:
             changed = ["text of the prompts as the chat template renders it (does it show the date?)"]

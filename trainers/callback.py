@@ -8,13 +8,14 @@ Any Trainer of transformers will do. Nothing of it is changed: weights, gradient
 it logs and when. It is asked for its attributes only, so TRL need not be there.
 """
 
+import copy
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -25,16 +26,19 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from diagnostics import folder, outcomes
 from diagnostics.columns import described
 from diagnostics.engine import check_ids, device_of, engine_of, unwrap
-from diagnostics.errors import UserError
+from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.flag.flagging import EVERY
 from diagnostics.processes import share, tell
 from diagnostics.run_folder import RunFolder
+from diagnostics.runlog import RunLogWriter, read_table
+from diagnostics.scoring import likelihoods, score
 from diagnostics.token_likelihood import TokenLikelihood
+from diagnostics.vision.placeholders import family_of
 from trainers.loop.alarm import Alarms, parse
 from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
 from trainers.loop.moved import moved, sample
-from trainers.loop.parity import look, rounding
+from trainers.loop.parity import PARITY_PAIRS, look, rounding
 from trainers.loop.probe import Probe
 from trainers.loop.recorder import say_unseen, sounded
 from trainers.loop.reference import LiveReference, SummedReference, keep_start
@@ -54,6 +58,44 @@ KINDS = {
     "sums": "the trainer's precomputed sums of log-probs, so there is no KL",
     "start": "the policy as it was at step 0, by its log-probs then, so there is no KL",
 }
+
+
+class Writer(RunLogWriter):
+    """Of a log that a training does not depend on: what cannot be written is warned of once, and nothing is written
+    from then on."""
+
+    broken = False
+    taken = False  # whether another training of this process has begun or gone on in the folder
+
+    def append_step(self, row: Mapping[str, Any]) -> None:
+        """See RunLogWriter."""
+        self._or_give_up(lambda: super(Writer, self).append_step(row))
+
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See RunLogWriter."""
+        self._or_give_up(lambda: super(Writer, self).append(table, rows))
+
+    def close(self) -> None:
+        """See RunLogWriter."""
+        self._or_give_up(super().close)
+
+    def give_up(self, error: Exception) -> None:
+        """Warn, and write nothing any more."""
+        if not self.broken:
+            tell(f"warning: the training goes on, and its log ends here. {error}")
+        self.broken = True
+
+    def _or_give_up(self, write: Callable[[], None]) -> None:
+        try:
+            if self.taken:
+                raise DataError(f"{self.path}: another training of this process writes to this folder now.")
+            if not self.broken:
+                write()
+        except DataError as error:
+            self.give_up(error)
+
+
+_writers: dict[Path, Writer] = {}  # by folder, of the trainings of this process that have not come to their end
 
 
 class DisplacementCallback(TrainerCallback):
@@ -85,10 +127,17 @@ class DisplacementCallback(TrainerCallback):
     ) -> None:
         self.trainer: Any = trainer
         self.run, self.every = RunFolder(out), every
-        _check(trainer, self.run.path, every, probe_pairs, alarm_action)
+        _check(trainer, self.run.path, alarm_action)
+        for name, value, least in (
+            ("every", every, 0),
+            ("probe_pairs", probe_pairs, 1),
+            ("heldout_pairs", heldout_pairs, 0),
+        ):
+            if type(value) is not int or value < least:
+                raise UserError(f"{name} is {value!r}. Give a whole number of {least} or more.")
         conditions = parse(alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
         self._alarms = partial(Alarms, conditions, stop=alarm_action == "stop")
-        self.tokenizer = tokenizer or _tokenizer(trainer)
+        self.tokenizer = _with_family(tokenizer or _tokenizer(trainer), trainer.model)
         with random_states_kept():
             self.probed = read_set(trainer, pairs, trainer.train_dataset, self.tokenizer, probe_pairs)
             self.heldout = read_set(
@@ -108,11 +157,15 @@ class DisplacementCallback(TrainerCallback):
         self.alarms, self.stopped = self._alarms(), ""  # stopped: by which of them
         self._logged = self._written = step or -1  # the last step whose log was kept, and that has a line of any kind
         self._norms: tuple[int, dict[str, float]] = (-1, {})
+        self._ended = step  # the step for which the log has all that it has of a last one
         self._before: dict[str, torch.Tensor] | None = None
+        self._after: dict[str, torch.Tensor] | None = None  # of the last step, where the trainer exchanges its weights
+        self._moved: dict[str, Any] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Step 0: folder, reference, parity and the first probe; of a trainer that resumes, the log's end."""
         step = state.global_step
+        self._check_alone()
         self._begin(step)
         share(lambda: self._open(args, step))
         with left_alone(*self._models()):
@@ -127,20 +180,26 @@ class DisplacementCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Probe where it is time, judge the alarms, and stop where one of them says so."""
+        if self.schedule is None:
+            return
         step, last = state.global_step, state.global_step >= state.max_steps
         row = self._probe(state, last=last)
+        if last:
+            self._at_end(step)
         if not row:
             return
         row |= sounded(self.alarms, {"step": step} | row, main=self._main)
         if "alarm" in row and self.alarms.stop and not last:
             self._stop(row["alarm"], control)
-            with left_alone(*self._models()):
-                row |= self.schedule.end(self._model(), step, _epoch(state))
+            row |= self._last(state)
         self._write(state, row)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """What the trainer logs of its training, under its own names and of its own meaning, once a step."""
+        """What the trainer logs of its training, under its own names and of its own meaning, once a step. Its
+        train_loss is its last word, before it exchanges its weights for the best ones."""
         step = state.global_step
+        if logs and "train_loss" in logs:
+            self._end(state)
         if not logs or "loss" not in logs or step <= self._logged or self.schedule is None:
             return
         self._logged = step
@@ -155,13 +214,49 @@ class DisplacementCallback(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs) -> None:
         """Where the training ends before its time: the last probe, with the weights of its last step."""
-        if control.should_training_stop and self.schedule.probed < state.global_step:
-            row = self._probe(state, last=True)
-            self._write(state, row | sounded(self.alarms, {"step": state.global_step} | row, main=self._main))
+        if control.should_training_stop:
+            self._end(state)
+        if self.schedule is not None and args.load_best_model_at_end and not self.sharded:
+            self._after = sample(self._model())
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        """As on_epoch_end: early stopping may end the training here."""
+        if control.should_training_stop:
+            self._end(state)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Close the log."""
-        share(lambda: self._close(args, state.global_step))
+        if self.schedule is None:
+            return
+        self._end(state)
+        share(lambda: self._close(args, state))
+        self.schedule = None
+
+    def _end(self, state: Any) -> None:
+        """What the log of a training that ends at this step still lacks, where its weights are still in the model."""
+        step = state.global_step
+        if self.schedule is None or self._ended == step == self.schedule.probed or self._exchanged():
+            return
+        row = self._last(state)
+        if row:
+            row |= sounded(self.alarms, {"step": step} | row, main=self._main)
+            self._write(state, row)
+
+    def _last(self, state: Any) -> dict[str, Any]:
+        with left_alone(*self._models()):
+            row = self.schedule.end(self._model(), state.global_step, _epoch(state))
+        self._at_end(state.global_step)
+        return row
+
+    def _at_end(self, step: int) -> None:
+        """The weights of the last step are in the model now."""
+        self._ended = step
+        if self._before is not None:
+            self._moved = moved(self._before, unwrap(self.trainer.model))
+
+    def _exchanged(self) -> bool:
+        """Whether the model has other weights than those of its last step (load_best_model_at_end)."""
+        return self._after is not None and moved(self._after, self._model()).get("share", 0) > 0
 
     @property
     def _main(self) -> bool:
@@ -176,10 +271,22 @@ class DisplacementCallback(TrainerCallback):
         frozen = getattr(self.trainer, "ref_model", None)
         return [self._model(), *([frozen] if frozen is not None else [])]
 
+    def _check_alone(self) -> None:
+        """UserError where another callback of this trainer, or this one added again, writes to the same folder."""
+        every = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, DisplacementCallback)]
+        place = self.run.path.resolve()
+        if sum(callback.run.path.resolve() == place for callback in every) > 1:
+            raise UserError(
+                f"{self.run.path}: two DisplacementCallbacks of this trainer write to this folder. Add one alone, or "
+                "give each an `out` of its own."
+            )
+
     def _open(self, args: Any, step: int) -> None:
         """Hold the folder, and begin the log or take it back to the step from which the trainer goes on."""
         run = self.run
-        folder.release(run.path)  # of a training that broke off in this process
+        if earlier := _writers.pop(run.path.resolve(), None):  # of a training that broke off in this process
+            earlier.taken = True
+        folder.release(run.path)
         folder.take(run.path, "callback")
         if not run.empty and (not run.is_run or run.config.get("command") != "callback"):
             raise UserError(f"{run.path}: holds something else than a log of this callback. Choose another `out`.")
@@ -189,7 +296,10 @@ class DisplacementCallback(TrainerCallback):
                     f"the trainer goes on from step {step}, but {run.path} holds no log of its start. Give the `out` "
                     "that the run was started with, or measure its checkpoints with `chesboard trace`."
                 )
-            run.go_on(step, self._hashes())
+            run.check(self._hashes())
+            now, then = self._kind(), run.about["reference"]["kind"]
+            if now != then:
+                self._refuse(f"it is {KINDS[now]}; it was {KINDS[then]}")
             return
         if not run.empty:
             tell(f"{run.path}: the log of an earlier training is set aside.")
@@ -206,20 +316,25 @@ class DisplacementCallback(TrainerCallback):
         if not self.sharded:
             tokens.prepare(model)
             self._before = None if step else sample(model)
-        kind, reference = self._reference(model, tokens, resumed=step > 0)
-        if self._main and not step:
+        kind = self._kind()
+        reference = self._reference(kind, model, tokens, resumed=step > 0)
+        if step:
+            found = self._of_reference(model, reference, tokens)
+            share(lambda: self._go_on(step, kind, found))
+        elif self._main:
             self._describe(args, model, kind)
         probe = Probe(
             {"probe": pairs, "eval": self.heldout.pairs}, self.tokenizer, likelihood=tokens, reference=reference,
             track=None, start=self.run.path / START, resumed=step > 0, responses=RESPONSES, seed=args.seed,
         )  # fmt: skip
-        self.schedule = ProbeSchedule(self.run.writer(), probe, every=self.every, tokens="ends", main=self._main)
+        writer = _writers[self.run.path.resolve()] = Writer(self.run.path)
+        self.schedule = ProbeSchedule(writer, probe, every=self.every, tokens="ends", main=self._main)
         self.schedule.report = partial(show, self.trainer)
         if step:
-            self.schedule.noise, self.schedule.probed = self.run.noise, step
+            self.schedule.noise, self.schedule.probed = self.run.noise, self.run.probed
             return
         floats = (p.dtype for p in unwrap(model).parameters() if p.is_floating_point())
-        eps = rounding(next(floats, torch.float32), args)
+        eps = rounding(next(floats, torch.float32), _cast(self.trainer))
         parity, said = look(model, reference, pairs, tokens, self.run, eps=eps)
         warning = "" if parity["passed"] else "warning: the reference is not the model that this training starts from. "
         tell(f"{warning}{said.removesuffix('.')}. The reference is {KINDS[kind]}.")
@@ -228,25 +343,64 @@ class DisplacementCallback(TrainerCallback):
         self._write(self.trainer.state, row)
         self.alarms.require({"step": 0} | row)
 
-    def _reference(self, model: Any, tokens: TokenLikelihood, *, resumed: bool) -> tuple[str, Any]:
-        """The trainer's own reference, and which of KINDS it is."""
-        trainer = self.trainer
-        everything, inner = [*self.probed.pairs, *self.heldout.pairs], unwrap(model)
-        if (frozen := getattr(trainer, "ref_model", None)) is not None:
-            frozen = frozen if self.sharded else unwrap(frozen)
+    def _kind(self) -> str:
+        """Which of KINDS the reference is."""
+        trainer, inner = self.trainer, unwrap(self._model())
+        if getattr(trainer, "ref_model", None) is not None:
+            return "moving" if _has(trainer.args, "sync_ref_model") else "ref_model"
+        if hasattr(trainer, "ref_model") and hasattr(inner, "disable_adapter"):
+            return "ref" if "ref" in inner.peft_config else "off"
+        # ld_alpha weighs the tokens, so that its sums are no log-probs
+        known = all(p.pair_id in self._sums for p in [*self.probed.pairs, *self.heldout.pairs])
+        return "sums" if known and not _has(trainer, "ld_alpha") else "start"
+
+    @property
+    def _sums(self) -> dict[str, tuple[float, float]]:
+        return self.probed.sums | self.heldout.sums
+
+    def _reference(self, kind: str, model: Any, tokens: TokenLikelihood, *, resumed: bool) -> Any:
+        """The trainer's own reference."""
+        if kind in ("moving", "ref_model"):
+            frozen = self.trainer.ref_model if self.sharded else unwrap(self.trainer.ref_model)
             if not self.sharded:
                 tokens.prepare(frozen)
-            kind = "moving" if _has(trainer.args, "sync_ref_model") else "ref_model"
-            return kind, LiveReference(frozen, tokens)
-        if hasattr(trainer, "ref_model") and hasattr(inner, "disable_adapter"):
-            named = "ref" in inner.peft_config
-            return "ref" if named else "off", LiveReference(model, tokens, adapter="ref" if named else True)
-        sums = self.probed.sums | self.heldout.sums
-        # ld_alpha weighs the tokens, so that its sums are no log-probs
-        if not _has(trainer, "ld_alpha") and all(p.pair_id in sums for p in everything):
-            return "sums", SummedReference(sums)
-        path = self.run.path / START_LOGPS
-        return "start", keep_start(model, everything, likelihood=tokens, path=path, resumed=resumed)
+            return LiveReference(frozen, tokens)
+        if kind in ("ref", "off"):
+            return LiveReference(model, tokens, adapter="ref" if kind == "ref" else True)
+        if kind == "sums":
+            return SummedReference(self._sums)
+        pairs, path = [*self.probed.pairs, *self.heldout.pairs], self.run.path / START_LOGPS
+        return keep_start(model, pairs, likelihood=tokens, path=path, resumed=resumed)
+
+    def _of_reference(self, model: Any, reference: Any, tokens: TokenLikelihood) -> dict[tuple[str, str], float]:
+        """The reference's log-probs of the pairs that parity looked at, in nats, by pair_id and side."""
+        found = {}
+        for scored in score(model, self.probed.pairs[:PARITY_PAIRS], likelihood=tokens, reference=reference):
+            values = {name: column.tolist() for name, column in likelihoods(scored.stats).items()}
+            for side in ("chosen", "rejected"):
+                ids = [pair.pair_id for pair in scored.pairs]
+                found |= {(i, side): v for i, v in zip(ids, values[f"ref_{side}_logps"], strict=True)}
+        return found
+
+    def _go_on(self, step: int, kind: str, found: Mapping[tuple[str, str], float]) -> None:
+        """Take the log back to a step; UserError, and nothing is touched, where the reference's log-probs are not those
+        of the start: by more than four times the noise floor found then. One that moves stands elsewhere by now."""
+        if kind != "moving":
+            pairs: Any = read_table(self.run.path, "pairs")
+            limit = 4 * self.run.about["parity"]["noise_floor"]
+            start = pairs[(pairs["step"] == 0) & (pairs["split"] == "probe")].set_index("pair_id")
+            sides = ("chosen", "rejected")
+            then = {(str(i), side): float(v) for side in sides for i, v in start[f"ref_{side}_logps"].items()}
+            far = max(abs(value - then.get(key, np.inf)) for key, value in found.items())
+            if not far <= limit:
+                self._refuse(f"its log-probs differ by {far:.3g} nats, and rounding explains {limit:.3g}")
+        self.run.go_on(step, {})
+
+    def _refuse(self, how: str) -> NoReturn:
+        raise UserError(
+            f"{self.run.path}: the reference is not the one that this run was started with ({how}), so its log would "
+            "mix two. Give the trainer that reference again, or start anew in another folder."
+        )
 
     def _probe(self, state: Any, *, last: bool) -> dict[str, Any]:
         with left_alone(*self._models()):
@@ -272,20 +426,38 @@ class DisplacementCallback(TrainerCallback):
         if self._main:
             self.schedule.writer.append_step(head | dict(row))
 
-    def _close(self, args: Any, step: int) -> None:
-        self.schedule.writer.close()
+    def _close(self, args: Any, state: Any) -> None:
+        writer: Writer = self.schedule.writer
+        try:
+            writer.close()
+            if not writer.broken:
+                self._finish(args, state)
+        except (DataError, OSError) as error:  # what was trained is not lost for its log
+            writer.give_up(error)
+        say_unseen(self.alarms)
+        if not writer.taken:
+            _writers.pop(self.run.path.resolve(), None)
+            folder.release(self.run.path)
+
+    def _finish(self, args: Any, state: Any) -> None:
+        """The log's last form, and what is known of the run now."""
+        step = state.global_step
         self.run.compact()
-        if self._before is not None:
-            self.run.note(weights_moved=moved(self._before, unwrap(self.trainer.model)))
+        if self._moved is not None:
+            self.run.note(weights_moved=self._moved)
+        best = getattr(state, "best_global_step", None) if args.load_best_model_at_end else None
+        if best and best != step:
+            self.run.note(returned={"step": best, "said": "the trainer loaded its best checkpoint after the last step"})
+            tell(f"the trainer returns the weights of step {best} (load_best_model_at_end); the log ends at {step}.")
         if self.stopped:
             tell(f"stopped by its alarm: {self.stopped}. The log is whole.")
+        elif self.schedule.probed < step:
+            tell(f"warning: the weights of step {step} were exchanged before they could be measured.")
         else:
             self.run.note(finished={"step": step})
         if not any(Path(args.output_dir).glob("checkpoint-*")):  # nothing to go on from
             (self.run.path / START).unlink(missing_ok=True)
             (self.run.path / START_LOGPS).unlink(missing_ok=True)
-        say_unseen(self.alarms)
-        folder.release(self.run.path)
 
     def _hashes(self) -> dict[str, str]:
         pairs = [*self.probed.pairs, *self.heldout.pairs]
@@ -303,7 +475,7 @@ class DisplacementCallback(TrainerCallback):
 
     def _describe(self, args: Any, model: Any, kind: str) -> None:
         hashes = self._hashes() | ({} if self.sharded else {"model": weights_hash(model)})
-        cast = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"
+        cast = str(_cast(self.trainer) or "none").removeprefix("torch.")
         dtypes = {str(p.dtype).removeprefix("torch.") for p in unwrap(model).parameters()}
         beta = getattr(self.trainer, "beta", None)
         self.run.describe(
@@ -316,7 +488,9 @@ class DisplacementCallback(TrainerCallback):
             objective={"name": _objective(self.trainer)} | ({"beta": beta} if isinstance(beta, int | float) else {}),
             reading={"said": _said(self.probed, self.heldout)},
             columns=described(EVERY),
-            pairs={"train": self.probed.rows, "probe": len(self.probed.pairs), "eval": len(self.heldout.pairs)},
+            pairs=({} if self.probed.rows is None else {"train": self.probed.rows})
+            | {"probe": len(self.probed.pairs), "eval": len(self.heldout.pairs)},
+            probe_pairs_are="given" if self.probed.given else "trained on",
             steps="loss, grad_norm, learning_rate, rewards/*, logps/* and all else that stands without probe/ or eval/ "
             "is the trainer's own log, under its names: it may be a mean over several updates (logging_steps), and of "
             "means over batches; grad_norm/<layer group> is before clipping, on steps that are probed and logged",
@@ -348,16 +522,23 @@ def random_states_kept() -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _check(trainer: Trainer, out: Path, every: int, probe_pairs: int, alarm_action: str) -> None:
+def _check(trainer: Trainer, out: Path, alarm_action: str) -> None:
     theirs = Path(str(trainer.args.output_dir)).resolve()
     if out.resolve() in (theirs, *theirs.parents):
         raise UserError(
             f"{out}: the trainer writes into this folder. Give an `out` of its own, {theirs / 'chesboard'}."
         )
-    if every < 0 or probe_pairs < 1:
-        raise UserError("every is 0 or more, and probe_pairs is 1 or more.")
     if alarm_action not in ("warn", "stop"):
         raise UserError(f"alarm_action is {alarm_action!r}. Give warn or stop.")
+
+
+def _cast(trainer: Any) -> torch.dtype | None:
+    """The dtype that the trainer really computes in where it is not that of the weights: accelerate casts nothing for
+    float16 on a CPU; under DeepSpeed, which casts by itself, what was asked for."""
+    accelerator, args = trainer.accelerator, trainer.args
+    if not (accelerator.native_amp or _has(trainer, "is_deepspeed_enabled")):
+        return None
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _tokenizer(trainer: Any) -> PreTrainedTokenizerBase:
@@ -365,6 +546,16 @@ def _tokenizer(trainer: Any) -> PreTrainedTokenizerBase:
     found = getattr(found, "tokenizer", found)
     if not isinstance(found, PreTrainedTokenizerBase):
         raise UserError("the trainer has no tokenizer. Give it: DisplacementCallback(..., tokenizer=tokenizer).")
+    return found
+
+
+def _with_family(tokenizer: PreTrainedTokenizerBase, model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy that notes how the model is shown images and clips, as load_tokenizer does."""
+    family = family_of(getattr(unwrap(model), "config", None))
+    if family is None or getattr(tokenizer, "family", None) is not None:
+        return tokenizer
+    found: Any = copy.copy(tokenizer)
+    found.family = family
     return found
 
 

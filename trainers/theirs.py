@@ -3,8 +3,8 @@
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from datasets import Dataset, IterableDataset
 from diagnostics import sequences
 from diagnostics.audit import audit_pairs, frame_of
 from diagnostics.codes import SKIPS
+from diagnostics.engine import unwrap
 from diagnostics.errors import DataError, UserError
 from diagnostics.pairs import RawRows, pairs_of, read_pairs
+from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from diagnostics.tokenized import end_ids
+from diagnostics.vision.placeholders import FAMILIES
 from trainers.models import longest, model_limit
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # columns of TRL's preference trainers, before they are cut
@@ -28,7 +31,8 @@ TEXTS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "pair_
 @dataclass(frozen=True)
 class PairSet:
     """pairs: what is measured. sums: by pair_id the log-probs that the trainer took of its reference beforehand, where
-    it did. frame: the rows that were looked at, as in audit.parquet. said: where they come from. rows: of the data set.
+    it did. frame: the rows that were looked at, as in audit.parquet. said: where they come from. rows: of the
+    trainer's data set, where that is known. given: whether they are not of that set.
     """
 
     pairs: list[Example] = field(default_factory=list)
@@ -36,6 +40,7 @@ class PairSet:
     said: str = ""
     rows: int | None = None
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    given: bool = False
 
 
 def read_set(trainer: Any, given: Any, dataset: Any, tokenizer: Any, n: int, *, name: str = "") -> PairSet:
@@ -43,10 +48,17 @@ def read_set(trainer: Any, given: Any, dataset: Any, tokenizer: Any, n: int, *, 
     else none. given: a file or hub id, or rows. name: before the ids of pairs, where another set may have the same."""
     if given is not None:
         return _given(trainer, given, tokenizer, n, name)
-    datasets = dict(dataset) if isinstance(dataset, dict) else {"": dataset}
-    if not n or not datasets or not all(holds_ids(one) for one in datasets.values()):
+    datasets = dict(dataset) if isinstance(dataset, Mapping) else {"": dataset}
+    usable = [one for one in datasets.values() if n and holds_ids(one)]
+    if not usable:
         return PairSet()
-    return _own(trainer, list(datasets.values()), tokenizer, n, name)
+    found = _own(trainer, usable, tokenizer, n, name)
+    left = [key for key, one in datasets.items() if not any(one is other for other in usable)]
+    if not left:
+        return found
+    said = f" Left out, as they hold no pairs as token ids: {', '.join(map(str, left))}."
+    tell(f"the trainer's sets {', '.join(map(str, datasets))}:{said}")
+    return replace(found, said=found.said + said)
 
 
 def holds_ids(dataset: Any) -> bool:
@@ -81,7 +93,8 @@ def _own(trainer: Any, datasets: Sequence[Any], tokenizer: Any, n: int, name: st
     rows = [_row(pair, tokenizer) for pair in pairs] + [_skipped(at, reason) for at, _, reason in skipped]
     counts = Counter(code for pair in pairs for code in pair.doubts) + Counter(why.split(":")[0] for *_, why in skipped)
     doubts = f" ({', '.join(f'{k} {code}' for code, k in counts.items())})" if counts else ""
-    said = f"{len(pairs)} pairs drawn from the trainer's own data set, token ids as its collator cuts them{doubts}."
+    how = "drawn from" if _is_whole(datasets) else "that come first in"
+    said = f"{len(pairs)} pairs {how} the trainer's own data set, token ids as its collator cuts them{doubts}."
     more = sum(any(_goes_on(side, ends) for side in pair.rows.values()) for pair in pairs)
     said += f" In {more} of them tokens follow the end of an answer, which the trainer counts, so they count." * bool(
         more
@@ -92,7 +105,7 @@ def _own(trainer: Any, datasets: Sequence[Any], tokenizer: Any, n: int, name: st
 
 def _drawn(datasets: Sequence[Any], seed: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows with their numbers in a random order; as they come where a data set is only streamed."""
-    if not all(hasattr(one, "__len__") and hasattr(one, "__getitem__") for one in datasets):
+    if not _is_whole(datasets):
         rows = (row for one in datasets for row in one)
         yield from enumerate(rows)
         return
@@ -100,6 +113,11 @@ def _drawn(datasets: Sequence[Any], seed: int) -> Iterator[tuple[int, Mapping[st
     for number in random.Random(seed).sample(range(len(places)), len(places)):
         one, i = places[number]
         yield number, one[i]
+
+
+def _is_whole(datasets: Sequence[Any]) -> bool:
+    """Whether every row can be asked for: none of them is only streamed."""
+    return all(hasattr(one, "__len__") and hasattr(one, "__getitem__") for one in datasets)
 
 
 def _sides(collator: Any, row: Mapping[str, Any], ends: set[int]) -> dict[str, sequences.Sequence] | str:
@@ -192,12 +210,32 @@ def _given(trainer: Any, given: Any, tokenizer: Any, n: int, name: str) -> PairS
     if isinstance(given, str | Path):
         table = read_pairs(given)
     else:
-        kind = "hub" if isinstance(given, Dataset) else "json"
-        table = pairs_of("pairs", RawRows(kind, [dict(row) for row in given]))
+        rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else None
+        if rows is None or not all(isinstance(row, Mapping) for row in rows):
+            raise UserError(
+                f"the pairs to measure are given as {type(given).__name__}. Give a file, a hub id, a data set, or a "
+                "list of rows with prompt, chosen and rejected."
+            )
+        table = pairs_of("pairs", RawRows("hub" if isinstance(given, Dataset) else "json", [dict(row) for row in rows]))
+    _check_media(trainer.model, table, tokenizer)
     most = longest(getattr(trainer.args, "max_length", None), model_limit(trainer.model))
     audit = audit_pairs(table, tokenizer, max_length=most, truncation="drop")
     kept = audit.require_kept()
+    if unseen := audit.counts.get("media_unseen"):
+        tell(f"{table.source}: {unseen} of {len(audit.frame)} rows are left out: {SKIPS['media_unseen']}.")
     drawn = random.Random(trainer.args.seed).sample(list(kept), min(n, len(kept)))
     pairs = [Example(name + p.pair_id, p.source_row, p.rows, p.doubts) for p in drawn]
     frame = audit.frame.assign(pair_id=[name + i if i else i for i in audit.frame["pair_id"]])
-    return PairSet(pairs, frame, f"{table.source}: {' '.join(audit.said())}", len(table.raw.rows))
+    return PairSet(pairs, frame, f"{table.source}: {' '.join(audit.said())}", given=True)
+
+
+def _check_media(model: Any, table: Any, tokenizer: Any) -> None:
+    """UserError where the pairs have images or clips, and the model is shown them in a way that is not known here."""
+    config = getattr(unwrap(model), "config", None)
+    unknown = getattr(config, "vision_config", None) is not None and getattr(tokenizer, "family", None) is None
+    if unknown and any(pair.media for pair in table.pairs):
+        raise UserError(
+            f"{table.source}: some rows have images or clips, and how a model of type "
+            f"{getattr(config, 'model_type', '')} is shown them is not known here. Leave these rows out, or choose a "
+            f"model of type {', '.join(FAMILIES)}."
+        )

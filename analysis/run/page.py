@@ -115,7 +115,7 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
 
 
 _TERMS = {
-    "fell": "Share of the pairs trained on whose chosen answer is less likely than at the start, by more than 0.01 "
+    "fell": "Share of the probe pairs whose chosen answer is less likely than at the start, by more than 0.01 "
     "nats and more than the noise. Held-out pairs apart.",
     "change": "Change of the log-prob of a chosen answer since the start, mean over pairs; 1 nat is a factor of 2.7.",
     "accuracy": "Share of pairs whose chosen answer gained more than the rejected one.",
@@ -282,7 +282,8 @@ def data(run: RunLog) -> Block:
     rows = [("read", len(run.audit))]
     rows += [(str(status), int(n)) for status, n in run.audit["status"].value_counts().items()]
     counted = run.manifest.get("pairs") or {}
-    rows += [(words, int(counted[key])) for key, words in _SPLITS.items() if counted.get(key) is not None]
+    given = {"probe": "pairs given, measured"} if run.manifest.get("probe_pairs_are") == "given" else {}
+    rows += [(words, int(counted[k])) for k, words in (_SPLITS | given).items() if counted.get(k) is not None]
     doubts = flags.doubts(run.audit)
     reasons = flags.reasons(run.audit)
     skipped = reasons.loc[reasons["status"] != "kept"] if len(reasons) else reasons
@@ -329,6 +330,15 @@ def settings(run: RunLog) -> Block:
     shown = {"Conventions": run.manifest.get("conventions") or {}, "Settings": run.config}
     shown["Manifest"] = {k: v for k, v in run.manifest.items() if k != "conventions"}
     return page.stack(*(_dictionary(name, content) for name, content in shown.items()))
+
+
+def _returned(run: RunLog) -> list[Block]:
+    """Says so where the model that a training gave back is not that of its last step."""
+    returned, finished = (run.manifest.get(key) for key in ("returned", "finished"))
+    if not isinstance(returned, dict) or not isinstance(finished, dict) or returned.get("step") == finished.get("step"):
+        return []
+    words = f"The training gave back the model of step {returned.get('step')}; this page is about the last step, "
+    return [page.note(f"{words}{finished.get('step')}.", "alarm")]
 
 
 def _alarms(run: RunLog) -> list[Block]:

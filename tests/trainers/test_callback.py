@@ -3,6 +3,7 @@ is changed by it, and its numbers are the trainer's."""
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,25 @@ import peft
 import pytest
 import their_trainer
 import torch
+import vlms
 from datasets import disable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 
 from analysis.run import verdict
-from diagnostics.errors import UserError
+from diagnostics.errors import DataError, UserError
 from diagnostics.folder import release
 from diagnostics.pairs import read_pairs
+from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import read_run
 from trainers.callback import DisplacementCallback, random_states_kept
 
@@ -46,8 +59,8 @@ def measured(make, tmp_path):
 
     def train(callback=None, place="run", resume=None, also=None, **keys):
         trainer = make(**keys)
-        if also:
-            trainer.add_callback(also)
+        for one in also if isinstance(also, list) else [also] if also else []:
+            trainer.add_callback(one)
         trainer.add_callback(DisplacementCallback(trainer, tmp_path / place, **({"every": 2} | (callback or {}))))
         trainer.train(resume_from_checkpoint=resume)
         return trainer, read_run(tmp_path / place)
@@ -171,6 +184,8 @@ def test_the_log_is_one_that_the_pages_read(measured, lm_folder, pairs_file):
     assert log.config["command"] == "callback"
     assert log.config["learning_rate"] == 3e-3
     assert log.manifest["finished"] == {"step": 4}
+    assert log.manifest["pairs"] == {"train": 16, "probe": 16, "eval": 8}
+    assert log.manifest["probe_pairs_are"] == "trained on"
     assert log.manifest["reference"]["kind"] == "ref_model"
     ids = {pair.pair_id for pair in read_pairs(pairs_file).pairs[:16]}
     assert set(log.pairs.loc[log.pairs["split"] == "probe", "pair_id"]) == ids  # those of `chesboard flag`
@@ -253,6 +268,65 @@ def test_a_training_that_ends_early_is_measured_at_its_end(measured):
     assert set(log.tokens["step"]) == {0, 3}
 
 
+@pytest.mark.parametrize("every", [2, 3], ids=["at a probe", "between probes"])
+def test_early_stopping_at_the_end_of_an_epoch_is_measured_before_the_best_weights_come_back(measured, capsys, every):
+    """The log is of the last step's weights, the model that is returned is another: that is said."""
+    kept = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "max_steps": 12}
+    kept |= {"metric_for_best_model": "eval_worse", "greater_is_better": False, "per_device_train_batch_size": 8}
+    seen = {}
+
+    class Last(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **keys):
+            seen["last"] = model.model.embed_tokens.weight.detach().clone()
+
+        def on_evaluate(self, args, state, control, metrics, **keys):
+            metrics["eval_worse"] = float(state.global_step)
+
+    stops = EarlyStoppingCallback(early_stopping_patience=1)
+    trainer, log = measured({"every": every}, also=[Last(), stops], **kept)
+    assert trainer.state.best_global_step == 2
+    assert trainer.state.global_step == 4
+    probed = log.steps.loc[log.steps["probe/n"].notna(), "step"].tolist()
+    assert probed == ([0, 2, 4] if every == 2 else [0, 3, 4])
+    assert set(log.tokens["step"]) == {0, 4}
+    assert log.manifest["finished"] == {"step": 4}
+    assert log.manifest["returned"]["step"] == 2
+    assert "returns the weights of step 2 (load_best_model_at_end); the log ends at 4" in capsys.readouterr().out
+    assert not torch.equal(seen["last"], trainer.model.model.embed_tokens.weight)
+    assert log.manifest["weights_moved"]["largest"] > 0
+    RunFolder(log.path).go_on(4, {})
+    assert not {"finished", "returned"} & set(read_run(log.path).manifest)
+
+
+def test_weights_that_are_gone_before_they_could_be_measured_are_no_end(make, tmp_path, capsys):
+    """A trainer that exchanges them and says nothing before."""
+    trainer = make(max_steps=4, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    callback = DisplacementCallback(trainer, tmp_path / "run", every=0)
+    state, control = trainer.state, TrainerControl()
+    state.max_steps = 4
+    callback.on_train_begin(trainer.args, state, control)
+    state.global_step = 2
+    callback.on_epoch_end(trainer.args, state, control)
+    with torch.no_grad():
+        trainer.model.model.embed_tokens.weight.add_(1)
+    callback.on_train_end(trainer.args, state, control)
+    log = read_run(tmp_path / "run")
+    assert "finished" not in log.manifest
+    assert log.steps["step"].tolist() == [0]
+    assert "the weights of step 2 were exchanged before they could be measured" in capsys.readouterr().out
+
+
+def test_a_training_that_resumes_at_its_end_is_measured_there(measured, tmp_path):
+    """Its checkpoint lies between two probes."""
+    kept = {"save_strategy": "steps", "save_steps": 2, "max_steps": -1, "per_device_train_batch_size": 8}
+    with pytest.raises(KeyboardInterrupt):
+        measured({"every": 3}, also=Breaks(), num_train_epochs=2, **kept)
+    checkpoint = str(tmp_path / "theirs" / "checkpoint-2")
+    _, log = measured({"every": 3}, resume=checkpoint, num_train_epochs=1, **kept)
+    assert log.steps.loc[log.steps["probe/n"].notna(), "step"].tolist() == [0, 2]
+    assert log.manifest["finished"] == {"step": 2}
+
+
 def test_alarms_of_the_probe_and_of_the_trainers_log(measured, capsys):
     """Two at one step, each in a line of its own; the second ends the training."""
     alarm = {"alarm": "kl/chosen >= 0; rewards/chosen < 9 for 2; slack/mean > 0"}
@@ -266,6 +340,129 @@ def test_alarms_of_the_probe_and_of_the_trainers_log(measured, capsys):
     assert log.steps["step"].max() == 3
     assert "finished" not in log.manifest
     assert log.steps["probe/n"].notna().tolist() == [True, False, True, True]
+
+
+def test_a_log_does_not_go_on_with_another_reference(make, measured, tmp_path):
+    """Of another kind, or of other weights; the log stays as it was, and goes on with the one that it had."""
+    kept = {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        measured(also=Breaks(), **kept)
+    checkpoint, before = str(tmp_path / "theirs" / "checkpoint-2"), (tmp_path / "run" / "steps.jsonl").read_bytes()
+    wrong = r"run: the reference is not the one that this run was started with \({}"
+    with pytest.raises(
+        UserError, match=wrong.format("it is the policy as it was at step 0.*; it was the trainer's ref")
+    ):
+        measured(resume=checkpoint, sums={"other": [0.0] * 16}, **kept)
+    for move in (1e-4, -1e-4):
+        trainer = make(**kept)
+        with torch.no_grad():
+            trainer.ref_model.model.norm.weight.add_(move)
+        trainer.add_callback(DisplacementCallback(trainer, tmp_path / "run", every=2))
+        with pytest.raises(UserError, match=wrong.format("its log-probs differ by .* nats, and rounding explains")):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    assert (tmp_path / "run" / "steps.jsonl").read_bytes() == before
+    _, log = measured(resume=checkpoint, **kept)
+    assert log.manifest["finished"] == {"step": 4}
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["one twice", "two"])
+def test_two_callbacks_of_one_folder_are_refused_before_anything_is_touched(make, tmp_path, twice):
+    trainer = make()
+    first = DisplacementCallback(trainer, tmp_path / "run")
+    trainer.add_callback(first)
+    trainer.add_callback(first if twice else DisplacementCallback(trainer, tmp_path / "theirs" / ".." / "run"))
+    with pytest.raises(UserError, match="two DisplacementCallbacks of this trainer write to this folder"):
+        trainer.train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_whose_folder_another_one_takes_ends_its_log_alone(make, tmp_path, capsys):
+    """Two trainers of one process at once: neither log holds a row of the other."""
+    trainers = [make(max_steps=2) for _ in range(2)]
+    first, second = (DisplacementCallback(trainer, tmp_path / "run", every=1) for trainer in trainers)
+    events = [(t.args, t.state, t.control) for t in trainers]
+    first.on_train_begin(*events[0])
+    second.on_train_begin(*events[1])
+    trainers[0].state.global_step = 1
+    trainers[0].state.max_steps = 2
+    first.on_step_end(*events[0])
+    first.on_train_end(*events[0])
+    assert capsys.readouterr().out.count("its log ends here. ") == 1
+    assert (tmp_path / "run" / "lock.json").exists()  # the second's
+    trainers[1].state.max_steps = trainers[1].state.global_step = 2
+    second.on_step_end(*events[1])
+    second.on_train_end(*events[1])
+    assert read_run(tmp_path / "run").pairs["step"].unique().tolist() == [0, 2]
+    assert read_run(tmp_path / "run" / "aside-1").pairs["step"].unique().tolist() == [0]
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_a_folder_that_is_gone_when_the_log_is_closed(make, tmp_path, capsys):
+    trainer = make(max_steps=2)
+    callback = DisplacementCallback(trainer, tmp_path / "run")
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    shutil.rmtree(tmp_path / "run")
+    callback.on_train_end(trainer.args, trainer.state, trainer.control)
+    assert capsys.readouterr().out.count("its log ends here. ") == 1
+
+
+class Removes(TrainerCallback):
+    def __init__(self, place):
+        self.place = place
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            shutil.rmtree(self.place)
+
+
+def test_a_folder_that_is_removed_ends_the_log_and_not_the_training(measured, tmp_path, capsys):
+    with pytest.raises(DataError, match="no such run folder"):
+        measured({"every": 1}, also=Removes(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert said.count("warning: the training goes on, and its log ends here. ") == 1
+    assert said.count("its folder was removed meanwhile") == 1
+    assert "'train_loss'" in said  # the trainer came to its end
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_behind_the_end(measured):
+    trainer, log = measured()
+    before = (log.path / "steps.jsonl").read_bytes()
+    trainer.state.global_step += 1
+    trainer.log({"loss": 2.0})
+    assert (log.path / "steps.jsonl").read_bytes() == before
+
+
+def test_what_is_asked_for_is_said_where_it_cannot_be(make, tmp_path):
+    trainer = make()
+    for keys in ({"every": "50"}, {"every": 1.5}, {"every": True}, {"heldout_pairs": -1}, {"probe_pairs": 0}):
+        name, value = next(iter(keys.items()))
+        with pytest.raises(UserError, match=f"{name} is {value!r}. Give a whole number of"):
+            DisplacementCallback(trainer, tmp_path / "run", **keys)
+    for pairs in (5, {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, [1, 2], pd.DataFrame({"prompt": ["a"]})):
+        with pytest.raises(UserError, match=f"the pairs to measure are given as {type(pairs).__name__}. Give a file"):
+            DisplacementCallback(trainer, tmp_path / "run", pairs=pairs)
+
+
+def test_where_the_pairs_come_from_is_said_as_it_is(make, texts, tmp_path, capsys):
+    """Of streams the first ones, and how many they hold is not known; of many eval sets those that hold token ids."""
+    trainer = make()
+    whole = DisplacementCallback(trainer, tmp_path / "run").probed
+    assert (whole.rows, whole.given) == (16, False)
+    assert "drawn from the trainer's own data set" in whole.said
+    given = DisplacementCallback(trainer, tmp_path / "run", pairs=texts[:5]).probed
+    assert (given.rows, given.given) == (None, True)
+    held = trainer.eval_dataset
+    trainer.eval_dataset = {"a": held, "b": held.select([]), "c": held.remove_columns("chosen_ids")}
+    capsys.readouterr()
+    found = DisplacementCallback(trainer, tmp_path / "run").heldout
+    assert len(found.pairs) == 8
+    assert "Left out, as they hold no pairs as token ids: b, c." in found.said
+    assert "the trainer's sets a, b, c: Left out" in capsys.readouterr().out
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    stream = DisplacementCallback(trainer, tmp_path / "run", probe_pairs=5).probed
+    assert stream.rows is None
+    assert stream.said.startswith("5 pairs that come first in the trainer's own data set")
 
 
 def test_sequences_are_those_that_the_trainer_trains_on(make, tmp_path):
@@ -328,6 +525,8 @@ def test_any_trainer_with_pairs_that_are_given(lm_folder, pairs_file, texts, tmp
     pd.testing.assert_frame_equal(logs[0].steps, logs[1].steps)
     log = logs[0]
     assert log.manifest["reference"]["kind"] == "start"
+    assert "train" not in log.manifest["pairs"]
+    assert log.manifest["probe_pairs_are"] == "given"
     probe = log.pairs[log.pairs["split"] == "probe"].set_index("pair_id")
     start = probe[probe["step"] == 0]
     for side in ("chosen", "rejected"):
@@ -336,6 +535,42 @@ def test_any_trainer_with_pairs_that_are_given(lm_folder, pairs_file, texts, tmp
     assert (end["chosen_logps"] > start["chosen_logps"]).mean() > 0.9
     assert end["rejected_logps"].notna().all()
     assert end["chosen_kl"].isna().all()
+
+
+def test_float16_that_a_cpu_does_not_cast_to_is_not_claimed(measured):
+    """accelerate casts nothing then: the numbers, and the noise of them, are those of float32."""
+    (_, plain), (_, half) = measured(place="plain"), measured(place="half", fp16=True)
+    assert half.manifest["dtypes"] == plain.manifest["dtypes"]
+    assert half.manifest["dtypes"]["autocast"] == "none"
+    assert half.manifest["parity"] == plain.manifest["parity"]
+    pd.testing.assert_frame_equal(half.pairs, plain.pairs)
+
+
+def test_a_vision_language_model_with_a_plain_tokenizer(tmp_path, lm_folder, texts, monkeypatch, capsys):
+    """It is shown its images, by the family that its config names; a model of text alone is not, and that is said."""
+    tokenizer = vlms.tiny_tokenizer()
+    folder = vlms.save("qwen25", tmp_path / "model", tokenizer)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    Image.fromarray(vlms.media(1).frames()[0]).save(tmp_path / "a.png")
+    pairs = [{"prompt": f"which {i} ?", "chosen": " left", "rejected": " up"} for i in range(3)]
+    pairs = [row | {"image": str(tmp_path / "a.png")} for row in pairs[:2]] + pairs[2:]
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 8
+    arguments = TrainingArguments(str(tmp_path / "theirs"), **(their_trainer.KEYS | {"max_steps": 1}))
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer.add_callback(DisplacementCallback(trainer, tmp_path / "run", pairs=pairs))
+    trainer.train()
+    log = read_run(tmp_path / "run")
+    assert log.audit["status"].tolist() == ["kept"] * 3
+    assert np.isfinite(log.pairs["chosen_logps"]).all()
+    lengths = log.audit.set_index("source_row")["prompt_length"]
+    assert lengths[0] > lengths[2]  # placeholders
+    assert not hasattr(tokenizer, "family")  # the trainer's own is as it was
+    assert "left out" not in capsys.readouterr().out
+    DisplacementCallback(sft(lm_folder, texts, tmp_path / "sft"), tmp_path / "text", pairs=pairs)
+    assert "pairs: 2 of 3 rows are left out: the row has images or videos" in capsys.readouterr().out
+    monkeypatch.setattr("trainers.callback.family_of", lambda config: None)
+    with pytest.raises(UserError, match=r"how a model of type qwen2_5_vl is shown them is not known here\. Leave"):
+        DisplacementCallback(trainer, tmp_path / "other", pairs=pairs)
 
 
 def test_what_cannot_be_measured_is_refused_before_the_training(make, lm_folder, texts, tmp_path):
@@ -348,7 +583,7 @@ def test_what_cannot_be_measured_is_refused_before_the_training(make, lm_folder,
         DisplacementCallback(sft(lm_folder, texts, tmp_path / "sft"), tmp_path / "run")
     with pytest.raises(UserError, match="nothing that is logged is called loses"):
         DisplacementCallback(trainer, tmp_path / "run", alarm="loses > 3")
-    with pytest.raises(UserError, match="every is 0 or more"):
+    with pytest.raises(UserError, match=r"every is -1\. Give a whole number of 0 or more"):
         DisplacementCallback(trainer, tmp_path / "run", every=-1)
     with pytest.raises(UserError, match="alarm_action is 'shout'"):
         DisplacementCallback(trainer, tmp_path / "run", alarm_action="shout")

@@ -38,7 +38,8 @@ def check_parity(
     """
     if reference is None or config.reference_model or config.parity == "off":
         return math.nan
-    eps = rounding(getattr(torch, config.dtype), arguments)
+    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    eps = rounding(getattr(torch, config.dtype), cast)
     parity, said = look(model, reference, pairs, likelihood, run, eps=eps)
     if parity["passed"]:
         tell(said)
@@ -70,10 +71,9 @@ def look(
     return parity, said if parity["passed"] else said + worst
 
 
-def rounding(weights: torch.dtype, arguments: TrainingArguments) -> float:
+def rounding(weights: torch.dtype, cast: torch.dtype | None) -> float:
     """One rounding step of what is computed with: of the weights, or of the mixed precision where that is coarser."""
-    cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else weights
-    return max(torch.finfo(weights).eps, torch.finfo(cast).eps)
+    return max(torch.finfo(weights).eps, torch.finfo(cast or weights).eps)
 
 
 def measure_parity(
