@@ -48,7 +48,7 @@ def summary(run: RunLog) -> Block:
     boxed = Block(f'<section class="card {_KIND[state.word]}" aria-label="Verdict">{body.html}</section>')
     going = live.of(run)
     still = [page.note(live.words(going), "alarm")] if going.going else []
-    return page.stack(_bar(run), *still, boxed, *_alarms(run), page.tiles(tiles_of(run, found)))
+    return page.stack(_bar(run), *still, boxed, *_returned(run), *_alarms(run), page.tiles(tiles_of(run, found)))
 
 
 _KIND = {card.BROKEN: "bad", card.WATCH: "watch", card.NORMAL: "good", card.UNMEASURED: "unmeasured"}

@@ -146,6 +146,14 @@ def test_the_page_says_who_fell_and_who_rose_and_whether_it_harms(make_run):
     )
 
 
+def test_a_model_of_another_step_that_was_given_back_is_said(make_run):
+    run = run_page.load(make_run())
+    ends = {"finished": {"step": 20}, "returned": {"step": 10}}
+    words = "The training gave back the model of step 10; this page is about the last step, 20."
+    assert words in run_page.summary(replace(run, manifest=run.manifest | ends)).html
+    assert "gave back" not in run_page.summary(run).html
+
+
 def test_alarms_stand_under_the_verdict_and_are_escaped(make_run):
     path = make_run()
     with open(path / "steps.jsonl", "a") as file:
