@@ -87,6 +87,7 @@ def _is_clean(value: ast.expr) -> bool:
         "_push_table(",
         "_further_table(",
         "Text(_argument(",
+        "view(",
         "EXAMPLE.",
     )
     return (

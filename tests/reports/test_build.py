@@ -253,25 +253,26 @@ def test_the_table_of_pairs_sorts_filters_and_links(report, browser):
     page = browser.new_page()
     page.goto((report[0].parent / "index.html").as_uri())
     page.locator("table.sortable a[href^=run-]").click()
-    rows = page.locator("table.sortable tbody tr")
+    table = page.locator("table.sortable").first
+    rows = table.locator("tbody tr")
     assert rows.count() == 12
 
     def column(k: int) -> list[float]:
         return [
-            float(cell.get_attribute("data-v")) for cell in page.locator(f"tbody tr td:nth-child({k})[data-v]").all()
+            float(cell.get_attribute("data-v")) for cell in table.locator(f"tbody tr td:nth-child({k})[data-v]").all()
         ]
 
     assert column(3) == sorted(column(3))  # the pair that lost most first
-    head = page.locator("th", has=page.get_by_role("button", name="rejected"))
+    head = table.locator("th", has=page.get_by_role("button", name="rejected"))
     for order in ("ascending", "descending"):
         head.get_by_role("button").click()
         assert head.get_attribute("aria-sort") == order
         assert column(5) == sorted(column(5), reverse=order == "descending")
-    page.get_by_role("searchbox").fill("p11")
+    page.get_by_role("searchbox").first.fill("p11")
     visible = [row for row in rows.all() if row.is_visible()]
     assert [row.get_attribute("id") for row in visible] == ["pair-p11"]
-    page.get_by_role("searchbox").fill("")
-    page.get_by_role("link", name="p11", exact=True).click()
+    page.get_by_role("searchbox").first.fill("")
+    table.get_by_role("link", name="p11", exact=True).click()
     assert page.url.endswith("#pair-p11")
     assert page.locator("#pair-p11 details").get_attribute("open") is not None
     page.go_back()
