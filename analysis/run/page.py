@@ -78,9 +78,8 @@ def _leaf(path: object) -> str:
 
 
 def _duration(about: Any) -> str:
-    finished = about.get("finished") if isinstance(about, dict) else None
     try:
-        start, end = (datetime.fromisoformat(t) for t in (about["started"], finished["at"]))  # type: ignore[index]
+        start, end = (datetime.fromisoformat(t) for t in (about["started"], about["finished"]["at"]))
     except (KeyError, TypeError, ValueError):
         return ""
     minutes, seconds = divmod(round((end - start).total_seconds()), 60)

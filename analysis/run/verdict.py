@@ -38,18 +38,20 @@ def judge(run: RunLog) -> list[Finding]:
     probe = last["probe"]
     others = [_side(probe), _accuracy(probe), _margin(probe), _went_to(run), _eos(run), *_divergences(probe)]
     others += [_onset(tables["probe"], shares["probe"].n), _parity(run), _weights(run)]
-    found = {split: displacement.state(table) for split, table in tables.items() if shares[split].n}
     said = _unmeasured(run, shares["probe"].n) or _no_effect(run, last)
     if said:
         first = Finding("displaced", shares["probe"].value, shares["probe"].n, None, HALF, None, said)
     else:
-        first = _displaced(found, shares, means, others)
+        first = _displaced(_states(tables), shares, means, others)
     return [first, *(f for split in PAIRS for f in (shares[split], means[split])), *others]
 
 
 def states(run: RunLog) -> dict[str, str]:
     """DISPLACED, HELD or UNCLEAR for the probe pairs and for the held-out ones, where any was measured."""
-    tables = {split: displacement.by_step(_after_start(runs.rows(run, split))) for split in PAIRS}
+    return _states({split: displacement.by_step(_after_start(runs.rows(run, split))) for split in PAIRS})
+
+
+def _states(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     return {split: displacement.state(table) for split, table in tables.items() if len(table) and table.iloc[-1]["n"]}
 
 

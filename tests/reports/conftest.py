@@ -180,7 +180,7 @@ def browser() -> Iterator[Any]:
     with sync_playwright() as play:
         found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         if found is None and not Path(play.chromium.executable_path).exists():
-            pytest.skip("no Chromium here")
+            pytest.skip("no Chromium here: install one, or `playwright install chromium`")
         opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield opened
         opened.close()

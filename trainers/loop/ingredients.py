@@ -23,7 +23,7 @@ from diagnostics.stats import PAIR, PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
 from trainers import objectives
 from trainers.loop.reference import LiveReference
-from trainers.models import adapter_off
+from trainers.models import adapter_switched
 
 Marks = tuple[tuple[int, ...], tuple[int, ...]]  # a number for each token of chosen and of rejected
 
@@ -119,7 +119,10 @@ class Ingredients:
         stats = replace(stats, **sides, extra=extra)
         if not isinstance(reference, LiveReference):
             return stats
-        with torch.no_grad(), adapter_off(reference.model) if reference.adapter else nullcontext():
+        with (
+            torch.no_grad(),
+            adapter_switched(reference.model, reference.adapter) if reference.adapter else nullcontext(),
+        ):
             ref = embeddings(reference.model, batch)
         further = {name: replace(side, embeddings=ref[name]) for name, side in stats.ref_extra.items()}
         return replace(stats, ref_extra=further)

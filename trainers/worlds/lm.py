@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,14 +121,19 @@ def fit(model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int) -> lis
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         loss = (nll * weights[:, 1:]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+        losses.append(descend(model, loss, optimizer, schedule))
     model.eval()
     return losses
+
+
+def descend(model: Any, loss: Tensor, optimizer: Any, schedule: Any) -> float:
+    """One update down the gradient of a loss, clipped to norm 1; the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    return loss.item()
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:

@@ -176,12 +176,7 @@ def train(
         for _ in range(steps):
             batch = likelihood.collate(next(batches))
             loss = -logps(likelihood.run(model, batch)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
+            losses.append(lm.descend(model, loss, optimizer, schedule))
             counted.add(note=f"loss {losses[-1]:.3f}")
     return model.eval(), tokenizer, losses
 
