@@ -329,7 +329,8 @@ def incentives(stats: PairStats, losses: Tensor) -> dict[str, Tensor]:
         losses.sum(), [side.per_token_logps for side in sides], retain_graph=True, allow_unused=True
     )
     chosen, rejected = (
-        side.masked_sum(torch.zeros_like(side.per_token_logps) if slope is None else slope) / side.lengths
+        side.masked_sum(torch.zeros_like(side.per_token_logps) if slope is None else slope)
+        / side.completion_mask.sum(-1)
         for side, slope in zip(sides, found, strict=True)
     )
     return {"chosen_incentive": -chosen, "rejected_incentive": rejected}

@@ -9,6 +9,7 @@ File name = function name = the name to configure. An objective is
     ROWS        the further rows it reads besides chosen and rejected (other answers, prompts or pictures), in
                 `pair.extra` and `pair.ref_extra`: name -> what the row is (only where there are any)
     OPTIONAL_ROWS  further rows it reads where the data has them: name -> what the row is (only where there are any)
+    LIKELIHOOD  the kind of likelihood it is defined on: a word of LIKELIHOODS below (where there is none: tokens)
     PROVENANCE  how sure its formula is: a word of PROVENANCES below
 
 An objective that keeps statistics over batches has two more functions: `statistics(pair, previous, *,
@@ -63,6 +64,12 @@ PROVENANCES = {
 }
 
 
+LIKELIHOODS = {
+    "tokens": "log-probs of a language model's tokens",
+    "denoising": "minus the denoising error of a diffusion or flow model (diagnostics.diffusion.stats)",
+    "steps": "Gaussian log-probs of a denoiser's sampling steps",
+}
+
 _NO_REFERENCE = "this objective compares with a reference: set 'reference' to live or precomputed."
 
 
@@ -104,6 +111,11 @@ def load(name: str) -> Objective:
 def needs(name: str) -> tuple[str, ...]:
     """What the objective reads besides the two sides' log-probs: words of WORDS."""
     return module(name).NEEDS
+
+
+def likelihood(name: str) -> str:
+    """The kind of likelihood that the objective is defined on: a word of LIKELIHOODS."""
+    return getattr(module(name), "LIKELIHOOD", "tokens")
 
 
 def columns(name: str) -> tuple[str, ...]:
