@@ -1,6 +1,6 @@
 """Likelihood: how a kind of model gives the rows of a batch their log-probs. Trainer, probe, scoring, reference and
 forecast know nothing else of a model, but for what probe and forecast read of tokens. `TokenLikelihood` is that of a
-causal language model.
+causal language model, `DenoisingLikelihood` that of a diffusion or flow model.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,6 +41,9 @@ class Likelihood(Protocol):
 
     def batch(self, fields: dict[str, Any]) -> Any:
         """A batch again from its fields, as a data loader hands them on."""
+
+    def drawn(self, batch: Any, step: int, model: nn.Module, reference: Any) -> Any:
+        """The batch as the update after `step` updates sees it: itself, where a likelihood draws nothing."""
 
     def run(self, model: nn.Module, batch: Any) -> Any:
         """One forward pass: whatever `stats` reads."""

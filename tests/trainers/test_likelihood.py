@@ -67,6 +67,9 @@ class Gaussian:
     def batch(self, fields) -> Vectors:
         return Vectors(**fields)
 
+    def drawn(self, batch: Vectors, step, model, reference) -> Vectors:
+        return batch
+
     def run(self, model: nn.Module, batch: Vectors) -> Tensor:
         return model(batch.x)
 

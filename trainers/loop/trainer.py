@@ -141,8 +141,9 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
-        batch = self.likelihood.batch(inputs)
-        measured = self.gradients.due(self.state.global_step)
+        step = self.state.global_step
+        batch = self.likelihood.drawn(self.likelihood.batch(inputs), step, model, self.reference)
+        measured = self.gradients.due(step)
         further = None
         if measured and self.ingredients.further:  # these instruments know pairs alone: the rest is run apart
             further = self.ingredients.part(batch, self.ingredients.further)
