@@ -21,12 +21,17 @@ GIVES = {
 
 
 class Likelihood(Protocol):
-    """gives: which of GIVES it can; what it cannot is NaN in every table.
+    """kind: a word of trainers.objectives.LIKELIHOODS. gives: which of GIVES it can; what it cannot is NaN in every table.
 
     A batch is a dataclass of B examples with the same R names as R * B rows, those of the first name first: pair_ids
     (B strings), rows (where the rows of each name stand), completion_mask (R * B, T: 1 where a log-prob is given) and
     `to(device)`, which gives the same batch on another device.
     """
+
+    @property
+    def kind(self) -> str:
+        """Which objectives are defined on it."""
+        ...
 
     @property
     def gives(self) -> frozenset[str]:

@@ -33,6 +33,7 @@ class TokenLikelihood:
     pad_token_id: int
     head: bool = True
     family: Any = None
+    kind = "tokens"
     gives = frozenset(GIVES)
 
     @classmethod

@@ -41,6 +41,7 @@ class DenoisingLikelihood:
     draws: int = 16
     train_draws: int = 1
     seed: int = 0
+    kind = "denoising"
     gives = frozenset({"kl"})
 
     def prepare(self, model: nn.Module) -> None:

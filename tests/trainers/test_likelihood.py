@@ -52,6 +52,7 @@ class Vectors:
 class Gaussian:
     """y given x is normal about the model's output, with variance 1; of two of them the KL is |a - b|^2 / 2."""
 
+    kind = "tokens"
     gives = frozenset({"kl"})
 
     def prepare(self, model: nn.Module) -> None:

@@ -43,7 +43,7 @@ def check_parity(
     parity, said = look(model, reference, pairs, likelihood, run, eps=eps)
     if parity["passed"]:
         tell(said)
-        return outcomes.noise(parity)
+        return outcomes.noise(parity, likelihood.kind)
     why = (
         f"{said} They should be the same model: check reference_model, dtype, the adapter, and the cached log-probs "
         "(delete reference_cache to score them again), or set parity: warn."
@@ -51,7 +51,7 @@ def check_parity(
     if config.parity == "stop":
         raise DataError(why)
     tell(f"warning: {why}")
-    return outcomes.noise(parity)
+    return outcomes.noise(parity, likelihood.kind)
 
 
 def look(
