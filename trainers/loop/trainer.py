@@ -283,8 +283,8 @@ def check_gives(likelihood: Likelihood, objective: str, grad_every: int) -> None
     kind = objectives.likelihood(objective)
     if kind != likelihood.kind:
         raise UserError(
-            f"objective '{objective}' is defined on {objectives.LIKELIHOODS[kind]}: set likelihood to {kind}, or choose "
-            f"an objective of likelihood {likelihood.kind}."
+            f"objective '{objective}' is defined on {objectives.LIKELIHOODS[kind]}: set likelihood to {kind}, or "
+            f"choose an objective of likelihood {likelihood.kind}."
         )
     asked = {OF[need]: f"objective '{objective}'" for need in objectives.needs(objective) if need in OF}
     asked |= {"gradients": "grad_every"} if grad_every else {}
