@@ -280,12 +280,7 @@ class PreferenceTrainer(Trainer):
 
 def check_gives(likelihood: Likelihood, objective: str, grad_every: int) -> None:
     """UserError where the objective, or the gradient instruments, need what this likelihood does not give."""
-    kind = objectives.likelihood(objective)
-    if kind != likelihood.kind:
-        raise UserError(
-            f"objective '{objective}' is defined on {objectives.LIKELIHOODS[kind]}: set likelihood to {kind}, or "
-            f"choose an objective of likelihood {likelihood.kind}."
-        )
+    objectives.require_likelihood(objective, likelihood.kind)
     asked = {OF[need]: f"objective '{objective}'" for need in objectives.needs(objective) if need in OF}
     asked |= {"gradients": "grad_every"} if grad_every else {}
     for name, who in asked.items():
