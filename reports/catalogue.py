@@ -36,8 +36,8 @@ CARD_NOTES = (
 )
 DENOISER_NOTES = (
     CARD_NOTES[0].replace("a summed log-prob in nats", "minus a sample's denoising error, or a step's mean log-prob"),
-    "One standard pair, nothing sampled: 10 draws (or steps) a side, under the reference an error of 1 at each, margins "
-    "split evenly, v the rejected sample's log-ratio. All else is neutral: no deviation, one segment, equal pairs.",
+    "One standard pair, nothing sampled: 10 draws (or steps) a side, under the reference an error of 1 at each, "
+    "margins split evenly, v the rejected sample's log-ratio. All else is neutral: no deviation, one segment.",
 )
 _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
