@@ -1,10 +1,9 @@
-"""What a run on a denoiser has in the place of a language model's parts: the model from its folder, its adapter, its
-pairs of samples, and a pair on which an objective is tried."""
+"""What a run on a denoiser has in the place of a language model's parts: the model from its folder, its adapter and
+its place in the manifest."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -12,11 +11,8 @@ from torch import nn
 
 from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
-from diagnostics.diffusion.sample import Sample, sample_pair
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
-from diagnostics.likelihood import pair_stats
-from diagnostics.stats import PairStats
 from trainers.config import TrainConfig
 from trainers.models import adapter_base
 
@@ -84,29 +80,6 @@ def add_adapter(model: Denoiser, *, r: int, alpha: int, targets: str) -> Any:
         return peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=wanted))  # type: ignore
     except ValueError as error:
         raise UserError(f"lora_targets '{targets}' does not fit this model ({str(error).splitlines()[0]}).") from None
-
-
-def trial_pair(columns: tuple[str, ...]) -> PairStats:
-    """Two pairs of random samples under a tiny denoiser and itself as the reference, with gradient: what an objective
-    is tried on before anything is loaded. Every column is .5, of segment labels 1."""
-    draw = np.random.default_rng(0)
-    model, likelihood = MLPDenoiser(size=4, width=4, blocks=1), DenoisingLikelihood()
-    parts = {"segments": np.zeros(4, np.int64), "weights": np.ones(4, np.float32)}
-
-    def sample() -> Sample:
-        return Sample(draw.normal(size=4).astype(np.float32), **parts)
-
-    batch = likelihood.collate([sample_pair(str(k), k, {"chosen": sample(), "rejected": sample()}) for k in range(2)])
-    batch = likelihood.drawn(batch, 0, model, None)
-    with torch.no_grad():
-        reference = likelihood.run(model, batch)
-    stats = pair_stats(likelihood, batch, likelihood.run(model, batch), reference, kl_gradient=True)
-    half = {name: torch.full((2,), 0.5, dtype=torch.float64) for name in columns if name != "segment_labels"}
-    lists = {"list": torch.zeros(2, dtype=torch.long)}
-    lists |= {"chosen_item": torch.tensor([0, 0]), "rejected_item": torch.tensor([1, 2])}
-    labels = {"segment_labels": torch.ones(2, 1, dtype=torch.float64)} if "segment_labels" in columns else {}
-    stats.columns.update(half | labels | lists)
-    return stats
 
 
 def about(model: Denoiser, likelihood: DenoisingLikelihood) -> dict[str, Any]:

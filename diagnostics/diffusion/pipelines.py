@@ -39,9 +39,7 @@ class DiffusersDenoiser(Denoiser):
         self.target = "flow" if flow else PREDICTED[scheduler.config.get("prediction_type", "epsilon")]
         self.alphas = torch.zeros(0) if self.target == "flow" else scheduler.alphas_cumprod.double()
         object.__setattr__(self, "scheduler", scheduler)
-        object.__setattr__(
-            self, "parts", parts
-        )  # outside of the modules: not moved, hashed, trained or saved with them
+        object.__setattr__(self, "parts", parts)  # outside of the modules: not trained
         self.cache: Path | None = None
         self._texts: dict[str, dict[str, np.ndarray]] = {}
         self._vae_hash = ""
@@ -105,9 +103,7 @@ class DiffusersDenoiser(Denoiser):
         """See Denoiser; a text as its encoders give it, each once."""
         if self.told != "text":
             if self.kind not in ALONE and self.told != "class":
-                raise DataError(
-                    f"{self.kind} is told texts: give the folder of its whole pipeline, with text encoders."
-                )
+                raise DataError(f"{self.kind} is told texts: give the folder of its pipeline, with text encoders.")
             return super().tell(said)
         for text in {str(value) for value in said} - self._texts.keys():
             with torch.no_grad():
@@ -125,8 +121,8 @@ class DiffusersDenoiser(Denoiser):
 
 
 def load_pipeline(folder: Path) -> DiffusersDenoiser:
-    """The denoiser in a folder of diffusers: a pipeline's (model_index.json), or a net's config.json and safetensors with
-    scheduler_config.json beside them. Raises DataError where it cannot be loaded safely and whole."""
+    """The denoiser in a folder of diffusers: a pipeline's (model_index.json), or a net's config.json and safetensors
+    with scheduler_config.json beside them. Raises DataError where it cannot be loaded safely and whole."""
     try:
         import diffusers
     except ImportError:
@@ -160,9 +156,7 @@ def _unet(net: nn.Module, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) -
 
 
 def _dit(net: nn.Module, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) -> Tensor:
-    return net(x_t, timestep=times, **told).sample[
-        :, : x_t.shape[1]
-    ]  # behind them, where it has learned them, variances
+    return net(x_t, timestep=times, **told).sample[:, : x_t.shape[1]]  # behind them: variances
 
 
 def _sd3(net: nn.Module, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) -> Tensor:

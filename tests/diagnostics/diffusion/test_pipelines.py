@@ -31,7 +31,8 @@ NETS = {
     ),
     "SD3Transformer2DModel": dict(
         num_attention_heads=4, attention_head_dim=8, num_layers=1, sample_size=8, patch_size=2, in_channels=1,
-        out_channels=1, joint_attention_dim=16, caption_projection_dim=32, pooled_projection_dim=16, pos_embed_max_size=8,
+        out_channels=1, joint_attention_dim=16, caption_projection_dim=32, pooled_projection_dim=16,
+        pos_embed_max_size=8,
     ),
     "FluxTransformer2DModel": dict(
         num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1, in_channels=4,
