@@ -21,7 +21,7 @@ GIVES = {
 
 
 class Likelihood(Protocol):
-    """kind: a word of trainers.objectives.LIKELIHOODS. gives: which of GIVES it can; what it cannot is NaN in every table.
+    """kind: a word of trainers.objectives.LIKELIHOODS. gives: which of GIVES it can; what it cannot is NaN.
 
     A batch is a dataclass of B examples with the same R names as R * B rows, those of the first name first: pair_ids
     (B strings), rows (where the rows of each name stand), completion_mask (R * B, T: 1 where a log-prob is given) and

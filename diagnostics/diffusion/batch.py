@@ -72,7 +72,7 @@ def collate(examples: Sequence[Example], draws: int) -> DenoisingBatch:
                 f"pair_id {ids[i % len(ids)]}: a sample of {row.values.shape} numbers told {sorted(row.condition)}, "
                 f"others of {first.values.shape} told {sorted(first.condition)}. Samples of one run are alike in both."
             )
-    parts = {name: _stack([getattr(row, name) for row in rows]) for name in ("segments", "weights")}
+    parts: dict[str, Any] = {name: _stack([getattr(row, name) for row in rows]) for name in ("segments", "weights")}
     return DenoisingBatch(
         samples=torch.from_numpy(np.stack([row.values for row in rows])).float(),
         condition={name: torch.from_numpy(np.stack([r.condition[name] for r in rows])) for name in first.condition},
@@ -81,7 +81,7 @@ def collate(examples: Sequence[Example], draws: int) -> DenoisingBatch:
     )  # fmt: skip
 
 
-def _stack(values: list[np.ndarray | None]) -> Tensor | None:
+def _stack(values: list[Any]) -> Tensor | None:
     """(N, P), or None where no row has any."""
     known = [v for v in values if v is not None]
     if known and len(known) < len(values):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diagnostics.sequences import Example, Sequence
+from diagnostics.token_ids import TokenIds
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Sample:
         """All of the content, arrays by dtype, shape and hash."""
         parts = {"values": self.values, **dict(sorted(self.condition.items()))}
         parts |= {"segments": self.segments, "weights": self.weights}
-        said = [f"{name}={_digest(value)}" for name, value in parts.items() if value is not None]
+        said = [f"{name}={array_digest(value)}" for name, value in parts.items() if value is not None]
         return f"Sample({', '.join(said)}, group={self.group!r})"
 
     def __eq__(self, other: object) -> bool:
@@ -36,10 +37,11 @@ class Sample:
 
 
 def sample_row(sample: Sample) -> Sequence:
-    """A row of an example: its prompt says the condition and its completion the values, as two numbers of a hash each,
-    so that lists of one condition, and the same sample in several pairs, are known as such."""
-    told = repr([(name, _digest(value)) for name, value in sorted(sample.condition.items())])
-    return Sequence(_numbers(told), _numbers(_digest(sample.values)), has_eos=False, media=sample)
+    """A row of an example: its prompt says group and condition, its completion the values, as two numbers of a hash
+    each, so that lists, and the same sample in several pairs, are known as such."""
+    told = repr((sample.group, [(name, array_digest(value)) for name, value in sorted(sample.condition.items())]))
+    ids = TokenIds(_numbers(told)), TokenIds(_numbers(array_digest(sample.values)))
+    return Sequence(*ids, has_eos=False, media=sample)
 
 
 def sample_pair(pair_id: str, source_row: int, samples: Mapping[str, Sample]) -> Example:
@@ -47,7 +49,8 @@ def sample_pair(pair_id: str, source_row: int, samples: Mapping[str, Sample]) ->
     return Example(pair_id, source_row, {name: sample_row(sample) for name, sample in samples.items()})
 
 
-def _digest(values: np.ndarray) -> str:
+def array_digest(values: np.ndarray) -> str:
+    """Type, shape and a hash of the numbers."""
     values = np.ascontiguousarray(values)
     return f"{values.dtype}{values.shape} {hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()}"
 

@@ -63,8 +63,9 @@ def look(
         reference.exact = parity["max_difference"] == 0
     if PartialState().is_main_process:
         run.note(parity=parity)
+    unit = "of denoising error" if likelihood.kind == "denoising" else "nats"
     said = (
-        f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
+        f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} {unit} on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
     )
     worst = f"; worst is the {parity['side']} side of pair_id {parity['pair_id']}."

@@ -17,8 +17,9 @@ Tokens = Literal["ends", "all", "none"]
 class ProbeSchedule:
     """Measures at step 0, every so many steps (0: never between), and at the last one.
 
-    tokens: on which of them a row a token (of a denoiser, a row a draw) is kept too (ends: at the first and the last). main: whether this process
-    writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it is unknown.
+    tokens: on which of them a row a token (of a denoiser, a row a draw) is kept too (ends: at the first and the last).
+    main: whether this process writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it
+    is unknown.
     """
 
     def __init__(

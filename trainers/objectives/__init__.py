@@ -134,6 +134,16 @@ def likelihood(name: str) -> str:
     return getattr(module(name), "LIKELIHOOD", "tokens")
 
 
+def require_likelihood(name: str, kind: str) -> None:
+    """UserError where the objective is defined on another kind of likelihood, with the right one."""
+    wanted = likelihood(name)
+    if wanted != kind:
+        raise UserError(
+            f"objective '{name}' is defined on {LIKELIHOODS[wanted]}: set likelihood to {wanted}, or choose an "
+            f"objective of likelihood {kind}."
+        )
+
+
 def columns(name: str) -> tuple[str, ...]:
     """Names of the data columns that the objective reads."""
     return getattr(module(name), "COLUMNS", ())
