@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
 from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
-from diagnostics.diffusion.sample import Sample, sample_pair
 from diagnostics.errors import UserError
 from diagnostics.progress import Steps
-from diagnostics.sequences import Example
-from diagnostics.stats import PAIR
 
 POINTS, CLASSES = 64, 10  # of an image
 DROPPED = 0.1  # share of the images of which the class is not told
@@ -39,7 +36,6 @@ PAIRS = 256
 SAMPLING_STEPS = 50
 CLOSE_TIME, CLOSE_STEPS = 300, 20
 CORRUPTION = 0.5  # standard deviation of the noise on a corrupt image
-MODEL = "denoiser.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,14 +47,13 @@ class Pairs:
     chosen_labels: Tensor
     rejected_labels: Tensor
 
-    def examples(self) -> list[Example]:
-        """The pairs as rows of a denoising likelihood."""
-        sides = [
-            [Sample(x.numpy(), {"class_labels": label.numpy()}) for x, label in zip(values, labels)]
-            for values, labels in ((self.chosen, self.chosen_labels), (self.rejected, self.rejected_labels))
-        ]
-        both = zip(*sides, strict=True)
-        return [sample_pair(f"d{k:03d}", k, dict(zip(PAIR, pair, strict=True))) for k, pair in enumerate(both)]
+    def columns(self, kind: str) -> dict[str, Tensor]:
+        """The pairs as the columns of a data file of samples (diagnostics.diffusion.read)."""
+        if kind == "condition":
+            found = {"image": self.chosen, "condition_w": self.chosen_labels, "condition_l": self.rejected_labels}
+        else:
+            found = {"chosen": self.chosen, "rejected": self.rejected, "class": self.chosen_labels}
+        return {name: values.contiguous() for name, values in found.items()}
 
 
 @cache
@@ -69,30 +64,17 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 def build(folder: Path, seed: int, steps: int = STEPS, pairs: int = PAIRS) -> None:
-    """Write the trained denoiser and pairs of each kind."""
+    """Write the trained denoiser and a data file of pairs of each kind; see paths."""
     folder.mkdir(parents=True, exist_ok=True)
     model = train(seed, steps=steps)
-    save(model, folder / MODEL)
+    model.save(folder / "model")
     for kind in KINDS:
-        made = {k: v.clone() for k, v in vars(make_pairs(kind, model, seed, count=pairs)).items()}
-        save_file(made, folder / f"{kind}.safetensors")
+        save_file(make_pairs(kind, model, seed, count=pairs).columns(kind), paths(folder, kind)["data"])
 
 
-def save(model: Denoiser, path: Path) -> None:
-    """Write the denoiser's weights."""
-    save_file(model.state_dict(), path)
-
-
-def load(path: Path) -> MLPDenoiser:
-    """A denoiser from its weights, in eval mode."""
-    model = make_model(0)
-    model.load_state_dict(load_file(path))
-    return model.eval()
-
-
-def load_pairs(folder: Path, kind: str) -> Pairs:
-    """The pairs of a kind of a world."""
-    return Pairs(**load_file(folder / f"{kind}.safetensors"))
+def paths(folder: Path, kind: str) -> dict[str, str]:
+    """The keys model and data of a run on a world's pairs of a kind."""
+    return {"model": str(folder / "model"), "data": str(folder / f"{kind}.safetensors")}
 
 
 def make_model(seed: int) -> MLPDenoiser:

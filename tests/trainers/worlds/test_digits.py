@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from diagnostics.diffusion.read import read_samples
 from diagnostics.errors import UserError
+from trainers.denoisers import load_denoiser
 from trainers.worlds import digits
 
 COUNT = 12
@@ -42,20 +45,19 @@ def test_training_lowers_the_error(model):
 def test_a_world_is_what_its_seed_says_and_comes_back_from_disk(folder, tmp_path):
     digits.build(tmp_path / "again", 3, steps=2, pairs=COUNT)
     digits.build(tmp_path / "other", 4, steps=2, pairs=COUNT)
-    weights = [digits.load(f / digits.MODEL).head.weight for f in (folder, tmp_path / "again", tmp_path / "other")]
+    places = (folder, tmp_path / "again", tmp_path / "other")
+    weights = [load_denoiser(str(place / "model")).head.weight for place in places]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     for kind in digits.KINDS:
-        first, again, other = (digits.load_pairs(f, kind) for f in (folder, tmp_path / "again", tmp_path / "other"))
-        assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
-        assert not torch.equal(first.chosen, other.chosen)
-        made = digits.make_pairs(kind, digits.load(folder / digits.MODEL), 3, count=COUNT)
-        assert torch.equal(made.rejected, first.rejected)
+        first, again, other = (load_file(digits.paths(place, kind)["data"]) for place in places)
+        assert all(torch.equal(value, again[name]) for name, value in first.items())
+        assert not all(torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_of_two_samples_the_one_with_more_ink_wins(folder):
+def test_of_two_samples_the_one_with_more_ink_wins(model):
     for kind in ("on-policy", "close"):
-        pairs = digits.load_pairs(folder, kind)
+        pairs = digits.make_pairs(kind, model, 0, count=COUNT)
         assert (digits.ink(pairs.chosen) > digits.ink(pairs.rejected)).all()
         assert torch.equal(pairs.chosen_labels, pairs.rejected_labels)
         assert (pairs.chosen.abs() <= 1 + 1e-5).all()
@@ -69,8 +71,8 @@ def test_close_pairs_are_closer_than_two_samples(model):
     assert apart["close"] < 0.9 * apart["on-policy"]
 
 
-def test_corrupt_pairs_and_condition_pairs(folder):
-    corrupt, condition = (digits.load_pairs(folder, kind) for kind in ("corrupt", "condition"))
+def test_corrupt_pairs_and_condition_pairs(model):
+    corrupt, condition = (digits.make_pairs(kind, model, 0, count=COUNT) for kind in ("corrupt", "condition"))
     noise = corrupt.rejected - corrupt.chosen
     assert noise.std() == pytest.approx(digits.CORRUPTION, rel=0.1)
     assert torch.equal(condition.chosen, condition.rejected)
@@ -109,14 +111,18 @@ def test_new_samples_start_from_the_same_noise_for_every_model(model):
     assert labels.bincount().tolist() == [2] * digits.CLASSES
 
 
-def test_pairs_as_rows_of_a_likelihood(folder):
-    pairs = digits.load_pairs(folder, "condition")
-    found = pairs.examples()
-    assert [p.pair_id for p in found[:2]] == ["d000", "d001"]
-    assert len(found) == COUNT
-    one = found[1]
-    assert one.rejected.media.values.tolist() == pairs.rejected[1].tolist()
-    assert int(one.rejected.media.condition["class_labels"]) == int(pairs.rejected_labels[1])
+@pytest.mark.parametrize("kind", digits.KINDS)
+def test_pairs_are_read_as_any_data_of_samples(kind, model, folder):
+    made = digits.make_pairs(kind, load_denoiser(str(folder / "model")), 3, count=COUNT)
+    audit = read_samples(digits.paths(folder, kind)["data"], model)
+    assert len(audit.tokenized) == COUNT
+    for k, pair in enumerate(audit.tokenized):
+        for side, values, labels in (
+            (pair.chosen, made.chosen, made.chosen_labels),
+            (pair.rejected, made.rejected, made.rejected_labels),
+        ):
+            assert side.media.values.tolist() == values[k].tolist()
+            assert int(side.media.condition["class_labels"]) == int(labels[k])
 
 
 def test_an_unknown_kind_is_named(model):
