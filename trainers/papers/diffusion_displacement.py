@@ -3,8 +3,8 @@
 Diffusion-SDPO (arXiv:2511.03317) says that the denoising errors of both samples of a pair can rise while their margin
 grows, and scales the loser's gradient; PG-DPO (arXiv:2511.19049) says that pairs of small reward margin have almost
 the same gradient on both sides, which pushes both down. Trained here, on a denoiser of digits made on the spot: plain
-Diffusion-DPO at two strengths, SDPO, a term of supervised training, and DPO-Shift, on samples of the model itself and on
-close pairs. What pairs are scored on before training are other draws of time and noise than what is measured after it.
+Diffusion-DPO at two strengths, SDPO, a term of supervised training, and DPO-Shift, on samples of the model itself and
+on close pairs. Pairs are scored before training on other draws of time and noise than they are measured on after it.
 """
 
 from collections.abc import Mapping, Sequence
