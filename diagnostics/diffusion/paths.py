@@ -15,14 +15,16 @@ PATHS = {
     "noise": "the sample mixed with drawn noise",
     "inversion": "the sample inverted by DDIM, by the policy as it is now (DDIM-InPO, arXiv 2503.18454)",
     "reference_inversion": "the sample inverted by DDIM, by the reference (Inversion-DPO)",
-    "own": "the way of the policy from drawn noise to a sample of its own (Diffusion-DRO)",
+    "own": "the rejected side on the way of the policy from drawn noise to a sample of its own (Diffusion-DRO)",
 }
 GRID = 10  # steps, as DDIM-InPO has them
 
 Run = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
-def inverted(model: Denoiser, run: Run, samples: Tensor, told: Condition, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def inverted(
+    model: Denoiser, run: Run, samples: Tensor, told: Condition, times: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """x_t (N, *S) of samples at times (N,) by DDIM inversion, the noise (N, *S) that the sample and x_t imply, and the
     grid's times at which they stand: (x_t - signal * x) / spread, which is no drawn noise. run: the model's forward."""
     grid = _grid(model, samples.device)
