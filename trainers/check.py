@@ -45,6 +45,9 @@ def _check_likelihood(config: TrainConfig) -> None:
         return
     if config.reference == "precomputed":
         raise UserError("an update of a denoiser draws time and noise anew: set reference to live (or none).")
+    path = objectives.path(config.objective) if config.path == "objective" else config.path
+    if path == "reference_inversion" and config.reference != "live":
+        raise UserError("path reference_inversion needs the reference itself: set reference to live.")
     for key in ("max_length_gap", "track", "reward_model"):
         if getattr(config, key):
             raise UserError(f"{key} reads tokens, which likelihood {config.likelihood} does not have: leave it out.")

@@ -130,6 +130,12 @@ class TrainConfig:
         "tokens",
     )
     draws: int = _key("measuring", "denoising: fixed draws of time and noise at which a pair is measured", 16)
+    path: Literal["objective", "noise", "inversion", "reference_inversion", "own"] = _key(
+        "objective",
+        "denoising: where an update's x_t comes from: forward noise, DDIM inversion by the policy or by the reference, "
+        "the policy's own sampling (rejected side); objective is what the objective is defined on",
+        "objective",
+    )
     train_draws: int = _key("objective", "denoising: fresh draws of time and noise for each pair of an update", 1)
     reference: Literal["live", "precomputed", "none"] = _key(
         "reference", "live (exact KL is logged), precomputed (log-probs cached on disk, no KL), or none", "live"

@@ -13,13 +13,15 @@ from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
+from trainers import objectives
 from trainers.config import TrainConfig
 from trainers.models import adapter_base
 
 
 def likelihood_of(config: TrainConfig) -> DenoisingLikelihood:
     """The likelihood as a config asks for it."""
-    return DenoisingLikelihood(draws=config.draws, train_draws=config.train_draws, seed=config.seed)
+    path = objectives.path(config.objective) if config.path == "objective" else config.path
+    return DenoisingLikelihood(draws=config.draws, train_draws=config.train_draws, seed=config.seed, path=path)
 
 
 def load_denoiser(name: str, *, dtype: str = "float32") -> Denoiser:
@@ -85,6 +87,7 @@ def add_adapter(model: Denoiser, *, r: int, alpha: int, targets: str) -> Any:
 def about(model: Denoiser, likelihood: DenoisingLikelihood) -> dict[str, Any]:
     """The likelihood for manifest.json."""
     kind = {"kind": likelihood.kind, "target": model.target, "times": model.steps}
+    kind |= {"path": likelihood.path}
     return kind | {"draws": likelihood.draws, "train_draws": likelihood.train_draws, "seed": likelihood.seed}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diagnostics.diffusion import noise
+from diagnostics.diffusion import noise, paths
 from diagnostics.diffusion.batch import DenoisingBatch, Noised, collate
 from diagnostics.diffusion.denoiser import Denoiser
 from diagnostics.diffusion.stats import DenoisingStats
@@ -35,12 +35,14 @@ class DenoisingLikelihood:
     A pair's sides, the policy and the reference see the same draws of time and noise. Outside of training these are
     `draws` fixed ones, stratified in time, so that every measurement can be compared with every other. An update has
     `train_draws` fresh ones, made from seed, step and group (the pair, if its sample names none): order, batching and
-    resuming change no number. Dropout is off: the two models differ by their weights alone.
+    resuming change no number. Dropout is off: the two models differ by their weights alone. path: where the x_t of an
+    update comes from, a word of paths.PATHS; the fixed draws are always of forward noise.
     """
 
     draws: int = 16
     train_draws: int = 1
     seed: int = 0
+    path: str = "noise"
     kind = "denoising"
     gives = frozenset({"kl"})
 
@@ -64,7 +66,36 @@ class DenoisingLikelihood:
         times, noises = zip(*(noise.fresh_draws(*how, group) for group in batch.groups))
         mask = batch.completion_mask.new_ones(len(batch.samples), self.train_draws)
         found = noised(inner, batch, torch.stack(times), torch.stack(noises))
+        found = found if self.path == "noise" else self._walked(batch, found, model, reference)
         return replace(batch, completion_mask=mask, noised=found)
+
+    def _walked(self, batch: DenoisingBatch, found: Noised, model: nn.Module, reference: Any) -> Noised:
+        """The draws with the x_t of a path in the place of forward noise: on all rows, or of `own` on the rejected."""
+        inner, draws = denoiser_of(model), found.times.shape[1]
+        told, dtype = _told(batch, draws, model), next(model.parameters()).dtype
+        eps, times = found.noise.flatten(0, 1), found.times.flatten()
+        samples = batch.samples.to(eps.dtype).repeat_interleave(draws, 0)
+        with reference.running() if self.path == "reference_inversion" else evaluating(model) as other:
+
+            def run(x_t: Tensor, times: Tensor, told: Any) -> Tensor:
+                return _wide((other or model)(x_t.to(dtype), times, told))
+
+            if self.path == "own":
+                x_t, samples, eps, times = paths.own_way(inner, run, eps, told, times)
+            else:
+                x_t, eps, times = paths.inverted(inner, run, samples, told, times)
+        signal, spread = (_beside(v, eps[:, None])[:, 0] for v in noise.shares(inner.target, inner.alphas, times))
+        target = noise.wanted(inner.target, samples, eps, (signal, spread))
+        walked = (x_t, target, eps, times, noise.shares(inner.target, inner.alphas, times)[0].square())
+        rows = torch.ones(len(batch.samples), dtype=torch.bool)
+        if self.path == "own":
+            rows = torch.zeros_like(rows)
+            rows[batch.rows["rejected"]] = True
+        parts = {}
+        for name, new in zip(("x_t", "target", "noise", "times", "alphas"), walked, strict=True):
+            old = getattr(found, name)
+            parts[name] = torch.where(_beside(rows.to(old.device), old), new.unflatten(0, (-1, draws)).to(old), old)
+        return Noised(**parts)
 
     def fixed(self, batch: DenoisingBatch, model: nn.Module) -> Noised:
         """The draws that are always the same."""
@@ -77,9 +108,8 @@ class DenoisingLikelihood:
         """One forward pass over all draws of all rows."""
         found = batch.noised or self.fixed(batch, model)
         draws, dtype = found.times.shape[1], next(model.parameters()).dtype
-        told = {name: _cast(value, dtype).repeat_interleave(draws, 0) for name, value in batch.condition.items()}
         with evaluating(model):
-            output = model(found.x_t.flatten(0, 1).to(dtype), found.times.flatten(), told)
+            output = model(found.x_t.flatten(0, 1).to(dtype), found.times.flatten(), _told(batch, draws, model))
         return Denoised(_wide(output).unflatten(0, (-1, draws)).flatten(2), found)
 
     def stats(
@@ -145,8 +175,15 @@ def _named(batch: DenoisingBatch, stats: SequenceStats) -> dict[str, SequenceSta
 
 
 def _beside(values: Tensor, samples: Tensor) -> Tensor:
-    """(N, K) values to be multiplied with (N, K, *S) samples."""
-    return values.to(samples.dtype).view(*values.shape, *[1] * (samples.ndim - 2))
+    """(N, K) values, or (N,), to be beside (N, K, *S) samples; numbers in the dtype of these."""
+    values = values if values.dtype == torch.bool else values.to(samples.dtype)
+    return values.view(*values.shape, *[1] * (samples.ndim - values.ndim))
+
+
+def _told(batch: DenoisingBatch, draws: int, model: nn.Module) -> dict[str, Tensor]:
+    """The condition of every draw of every row."""
+    dtype = next(model.parameters()).dtype
+    return {name: _cast(value, dtype).repeat_interleave(draws, 0) for name, value in batch.condition.items()}
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
 """A denoiser goes through training, probe, log and report: its winner error, its draws, and what it does not give."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from diagnostics.manifest import manifest
 from diagnostics.runlog import RunLogWriter, compact, read_run, write_frame, write_json
 from diagnostics.sequences import Example
 from reports.build import build_report
+from reports.words import NOTE
 from trainers.loop.probe import Probe
 from trainers.loop.recorder import Recorder
 from trainers.loop.reference import LiveReference
@@ -126,6 +128,9 @@ def test_its_report_is_built(train):
     (page,) = [p.read_text(encoding="utf-8") for p in build_report([folder]).parent.glob("run-*.html")]
     assert "data:image/png" in page
     assert "Traceback" not in page
+    text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).replace(NOTE, "said", 1)
+    assert "said" in text
+    assert not re.findall(r"[^.]{0,40}(?:\d nats?\b|\d a token|in nats|1 % lower)[^.]{0,40}", text)
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:

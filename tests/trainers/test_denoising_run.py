@@ -45,7 +45,7 @@ def run(world, out="run", **changes):
 def test_a_run_from_folder_to_log(world):
     log = read_run(run(world))
     assert log.manifest["likelihood"] == {
-        "kind": "denoising", "target": "eps", "times": 1000, "draws": 4, "train_draws": 1, "seed": 0
+        "kind": "denoising", "target": "eps", "times": 1000, "draws": 4, "train_draws": 1, "seed": 0, "path": "noise"
     }  # fmt: skip
     assert "no nats" in log.manifest["conventions"]["kl"]
     assert log.manifest["parity"]["max_difference"] == 0
