@@ -1,6 +1,8 @@
 """Displacement in diffusion: both sides' denoising errors under Diffusion-DPO and its guards, what the samples are good
 for, and which scores of a pair told where its winner would go."""
 
+from dataclasses import replace
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -56,8 +58,11 @@ def measured(paper: Paper) -> dict[str, Measured]:
         found[f"gap_rank{end}"] = rank["gap"]
         found[f"gap_cosine{end}"] = rank["gap and cosine"]
     found["closer"] = found["plain_winner_close"] - found["plain_winner"]
-    found["alone"] = alone(paper).set_index("seed")["denoising_ches"]
-    return per_seed(found)
+    single = where(alone(paper), score="denoising_ches").set_index("seed")
+    found |= {"alone": single["auroc"], "alone_rank": single["spearman"]}
+    rose = ", ".join(f"{rose} of {n}" for rose, n in zip(single["rose"], single["n"]))
+    done = per_seed(found)
+    return done | {"alone": replace(done["alone"], note=f"{rose} rose")}
 
 
 @once
@@ -86,14 +91,15 @@ def ranks(paper: Paper) -> pd.DataFrame:
 
 @once
 def alone(paper: Paper) -> pd.DataFrame:
-    """One row a seed, of pairs trained alone: the share whose winner's error rose, and how well each score told which
-    (AUROC)."""
+    """One row a seed and score, of pairs trained alone: how many winners' errors rose of how many, and how well the
+    score told it (Spearman with the change, AUROC for the risen)."""
     both = paper.tables["alone"].merge(paper.tables["scores"], on=["seed", "kind", "pair"])
     rows = []
     for (seed,), of in groups(both, "seed"):
         rose = of["change"] > 0
-        told = {name: auroc(sign * of[name], rose) for name, (_, sign) in SCORES.items()}
-        rows.append({"seed": seed, "up": float(rose.mean())} | told)
+        for name, (_, sign) in SCORES.items():
+            told = {"spearman": spearman(sign * of[name], of["change"]), "auroc": auroc(sign * of[name], rose)}
+            rows.append({"seed": seed, "score": name, "rose": int(rose.sum()), "n": len(of)} | told)
     return pd.DataFrame(rows)
 
 
@@ -121,15 +127,15 @@ def trade_off(paper: Paper) -> Block:
 
 
 def predictors(paper: Paper) -> Block:
-    """Each score's rank correlation with what then happened under training on the whole set, and its AUROC for the
-    pairs that were trained alone."""
+    """Each score's rank correlation with what then happened under training on the whole set, and where each pair was
+    trained alone."""
     ranked, single = ranks(paper), alone(paper)
     rows = []
     for name, (label, _) in SCORES.items():
         found = {words: plus_minus(where(ranked, kind=kind)[name], sign=True) for kind, words in KINDS.items()}
-        rows.append({"score before training": label} | found | {"a pair alone, AUROC": plus_minus(single[name])})
-    heads = {words: f"{words}, Spearman" for words in KINDS.values()}
-    return page.table(pd.DataFrame(rows), heads=heads)
+        found["each pair alone"] = plus_minus(where(single, score=name)["spearman"], sign=True)
+        rows.append({"score before training": label} | found)
+    return page.table(pd.DataFrame(rows))
 
 
 @styled

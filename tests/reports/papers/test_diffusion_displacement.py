@@ -97,6 +97,17 @@ def test_scores_are_turned_so_that_high_values_speak_for_a_rise(paper, monkeypat
     assert ranks.loc[:, list(diffusion_displacement.SCORES)].to_numpy() == pytest.approx(1.0)
 
 
+def test_pairs_alone_by_hand(paper):
+    """Three pairs change by -2, 1 and 3: two rose; rates 3, 2 and 1 speak for a rise in this order."""
+    labels = {"seed": 16, "kind": "on-policy", "pair": ["a", "b", "c"]}
+    changes = pd.DataFrame(labels | {"change": [-2.0, 1.0, 3.0]})
+    scores = pd.DataFrame(labels | {name: [3.0, 2.0, 1.0] for name in diffusion_displacement.SCORES})
+    other = Paper(paper.path, paper.record, paper.tables | {"alone": changes, "scores": scores})
+    found = diffusion_displacement.alone(other).set_index("score")
+    assert found.loc["self_rate", ["rose", "n", "spearman", "auroc"]].tolist() == [2, 3, 1, 1]
+    assert found.loc["denoising_ches", ["spearman", "auroc"]].tolist() == [-1, 0]
+
+
 def test_measures_and_runs_see_other_noise():
     assert trained._other(4, 16).seed not in range(1000)
 
