@@ -20,7 +20,8 @@ OUTSIDE = {"README": "index.md", "CHANGELOG": "changelog.md", "CONTRIBUTING": "c
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that do not lie in docs/, then give the nav every page."""
-    questions = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/questions").glob("*.md"))}
+    asked = re.findall(r"questions/(?!index)([\w-]+\.md)", str(config.nav))
+    questions = {name: (ROOT / "docs/questions" / name).read_text(encoding="utf-8") for name in asked}
     made = reference.pages() | {"questions/index.md": reference.questions(questions)}
     made |= {page: (ROOT / f"{name}.md").read_text(encoding="utf-8") for name, page in OUTSIDE.items()}
     for path, text in made.items():

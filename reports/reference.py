@@ -4,6 +4,7 @@ written by hand, and nothing is kept. docs/hooks.py hands it to mkdocs.
 
 import html
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trainers import objectives
 from trainers import papers as made
 from trainers.card import Card, Push, card
 from trainers.config import USUAL
+from trainers.loop.columns import MEANS
 
 ROOT = Path(__file__).resolve().parents[1]
 _MARKUP = {ord(c): f"&#{ord(c)};" for c in "\\*_[]|~#"}  # what Markdown would read as markup
@@ -53,7 +55,7 @@ def questions(texts: Mapping[str, str]) -> str:
 def objective(shown: Card) -> str:
     """An objective's page: its docstring, what its file says, and how it pushes the two answers."""
     rows = [(words(what), words(said)) for what, said in catalogue.card_rows(shown)]
-    parts = [f"# {shown.name}", _docstring(shown.formula), _table(("", "what its file says"), rows), _arxiv(shown.papers)]
+    parts = [f"# {shown.name}", _docstring(shown.formula), _table(("", "what its file says"), rows)]
     parts += [f"    chesboard train --model my-model --data pairs.jsonl --output_dir runs/a --objective {shown.name}"]
     parts += [f"It stands in `trainers/objectives/{shown.name}.py`."]
     if shown.margins:
@@ -73,7 +75,7 @@ def all_objectives() -> str:
     for name in objectives.names():
         file, needs = objectives.module(name), ", ".join(objectives.needs(name))
         paper = ", ".join(sources(objectives.load(name)))
-        rows.append((f"[{name}]({name}.md)", words(catalogue.meaning(name)), needs, file.PROVENANCE, paper))
+        rows.append((f"[{name}]({name}.md)", words(catalogue.meaning(name)), needs, file.PROVENANCE, words(paper)))
     return _page(
         [
             "# Objectives",
@@ -95,8 +97,7 @@ def measure(name: str) -> str:
     function, column = measures.load(name), measures.column(name)
     file = Path(inspect.getfile(function)).name
     parts = [f"# {name}", _docstring(inspect.getdoc(function) or ""), _facts(name, column)]
-    parts += [_arxiv(sources(function)), f"It stands in `diagnostics/measures/{file}`."]
-    return _page(parts)
+    return _page([*parts, f"It stands in `diagnostics/measures/{file}`."])
 
 
 def forecast(name: str, column: Column) -> str:
@@ -113,8 +114,8 @@ def all_measures() -> str:
     return _page(
         [
             "# Measures",
-            "What is measured of a pair. A name is its column in every table; the prone end is the one that is taken to "
-            "mean displacement. How far each of them told who would fall: [flagging](../flagging.md).",
+            "What is measured of a pair. A name is its column in every table; the prone end is the one that is taken "
+            "to mean displacement. How far each of them told who would fall: [flagging](../flagging.md).",
             _table(heads, rows),
         ]
     )
@@ -125,10 +126,7 @@ def columns() -> str:
     every = measures.columns() | FURTHER
     held = {name: "run" if name in measures.names() else "flag" for name in every}
     held |= {name: "both" for name, column in measures.columns().items() if column.flags}
-    rows = [
-        (f"[{name}](measures/{name}.md)", words(c.unit), words(c.meaning), held[name], _code(c.mean) if c.mean else "")
-        for name, c in every.items()
-    ]
+    rows = [(f"[{name}](measures/{name}.md)", words(c.unit), words(c.meaning), held[name]) for name, c in every.items()]
     return _page(
         [
             "# Columns and codes",
@@ -137,9 +135,12 @@ def columns() -> str:
             "`conventions` in every manifest.json:",
             _table(("key", "meaning"), [(_code(k), words(v)) for k, v in CONVENTIONS.items()]),
             "## Columns of a pair",
-            "In `pairs/` of a run, in `scores.parquet` of `chesboard flag`, or in both; the last column is the key of "
-            "steps.jsonl under which the mean over rows stands, with `probe/` or `eval/` before it at a probe.",
-            _table(("column", "unit", "meaning", "where", "key"), rows),
+            "What a run measures (`pairs/`), what `chesboard flag` does (`scores.parquet`), or both.",
+            _table(("column", "unit", "meaning", "where"), rows),
+            "## Keys of steps.jsonl that are means over pairs",
+            "With `probe/` or `eval/` before it at a probe, where it is measured there. The rest are the trainer's "
+            "own, and what stands under `conventions`.",
+            _table(("key", "mean of the column"), [(_code(k), _code(v)) for k, v in MEANS.items()]),
             "## Why a row is skipped",
             "`reason` in audit.parquet:",
             _table(("code", "meaning"), [(_code(k), words(v)) for k, v in codes.SKIPS.items()]),
@@ -166,9 +167,7 @@ def keys() -> str:
 def analysis(name: str, entry: Mapping[str, Any]) -> str:
     """An analysis' page: its claims with their rules, and its settings beside the paper's."""
     module = made.load(name)
-    claims = [
-        (words(c["says"]), words(c["where"]), words(c["published"]), _rule(c), c["by"]) for c in entry["claims"]
-    ]
+    claims = [(words(c["says"]), words(c["where"]), words(c["published"]), _rule(c), c["by"]) for c in entry["claims"]]
     settings = made.table_of_settings(module.SETTINGS)[["name", "paper", "where", "toy", "why"]]
     heads = ("setting", "paper", "where", "toy", "why another")
     scale = "toy" if "toy" in made.scales(module) else "small"
@@ -177,7 +176,7 @@ def analysis(name: str, entry: Mapping[str, Any]) -> str:
         [
             f"# {name}: {words(entry['title'])}",
             words(summary(module.__doc__)),
-            _arxiv([f"arXiv:{entry['paper']}"] if str(entry["paper"])[:4].isdigit() else []),
+            f"Paper: {_paper(entry)}.",
             f"    {command}",
             "## Claims",
             "`by control`: what the paper leaves out. How a claim is judged: [papers rerun](../papers.md).",
@@ -191,7 +190,7 @@ def analysis(name: str, entry: Mapping[str, Any]) -> str:
 def all_analyses() -> str:
     """The list of analyses."""
     rows = [
-        (f"[{name}]({name}.md)", words(entry["title"]), words(str(entry["paper"])), str(len(entry["claims"])))
+        (f"[{name}]({name}.md)", words(entry["title"]), _paper(entry), str(len(entry["claims"])))
         for name, entry in judged.published().items()
     ]
     about = "Published analyses that `chesboard paper` reruns. What was found: [papers rerun](../papers.md)."
@@ -201,17 +200,17 @@ def all_analyses() -> str:
 def cite() -> str:
     """How to cite, from CITATION.cff, and the papers of what is measured and trained."""
     said = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    measured = [(f"[{n}](measures/{n}.md)", ", ".join(sources(measures.load(n)))) for n in measures.names()]
-    trained = [(f"[{n}](objectives/{n}.md)", ", ".join(sources(objectives.load(n)))) for n in objectives.names()]
-    parts = ["# How to cite", words(said["message"]), f"````text\n{BIBTEX}\n````", "## The papers of what you report"]
+    measured = [(f"[{n}](measures/{n}.md)", words(", ".join(sources(measures.load(n))))) for n in measures.names()]
+    trained = [(f"[{n}](objectives/{n}.md)", words(", ".join(sources(objectives.load(n))))) for n in objectives.names()]
+    parts = ["# How to cite", words(said["message"]), f"````bibtex\n{BIBTEX}\n````", "## The papers of what you report"]
     return _page([*parts, _table(("measure or objective", "paper"), [r for r in (*measured, *trained) if r[1]])])
 
 
 def words(text: str) -> str:
-    """Plain text as Markdown shows it unchanged; what stands in `backticks` becomes code."""
-    parts = html.escape(" ".join(str(text).split()), quote=False).split("`")
-    told = [f"<code>{p.translate(_MARKUP)}</code>" if i % 2 else p.translate(_MARKUP) for i, p in enumerate(parts)]
-    return "".join(told) if len(parts) % 2 else "&#96;".join(p.translate(_MARKUP) for p in parts)
+    """Plain text as Markdown shows it unchanged, but what stands in `backticks` is code, and a paper a link."""
+    safe = html.escape(" ".join(str(text).split()), quote=False).translate(_MARKUP)
+    safe = re.sub(r"`([^`]*)`", r"<code>\1</code>", safe)
+    return re.sub(r"arXiv[: ](\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", safe)
 
 
 def _page(parts: Iterable[str]) -> str:
@@ -229,7 +228,7 @@ def _first(text: str) -> str:
 
 def _docstring(text: str) -> str:
     """As it is written, formulas and line breaks too."""
-    return f"````text\n{text}\n````"
+    return f"````{{.text .docstring}}\n{text}\n````"
 
 
 def _code(text: str) -> str:
@@ -242,12 +241,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]) if lines else ""
 
 
-def _arxiv(papers: Iterable[str]) -> str:
-    """Links to the papers."""
-    links = [f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" for paper in papers]
-    return f"Paper: {', '.join(links)}." if links else ""
-
-
 def _facts(name: str, column: Column) -> str:
     """What a column is, and how to see it."""
     rows = [("label", words(column.label)), ("unit", words(column.unit)), ("meaning", words(column.meaning))]
@@ -255,6 +248,7 @@ def _facts(name: str, column: Column) -> str:
         rows += [("flagged", f"the {prone(name)} values"), ("flag by it", _code(f"--by {name}"))]
     if name in measures.names():
         rows += [("needs", words(", ".join(sorted(measures.needs(name))) or "nothing more"))]
+        rows += [("paper", words(", ".join(sources(measures.load(name))) or "none"))]
         rows += [("mean in steps.jsonl", _code(column.mean) or "no")]
     if column.float32:
         rows += [("weights", "float32 only")]
@@ -272,6 +266,11 @@ def _pushes(where: str, pushes: Sequence[Push]) -> str:
         for p in pushes
     ]
     return _table([words(head) for head in heads], rows)
+
+
+def _paper(entry: Mapping[str, Any]) -> str:
+    """The paper of an analysis, or its papers, as links."""
+    return words(re.sub(r"(?<!\d)(\d{4}\.\d{5})", r"arXiv:\1", str(entry["paper"])))
 
 
 def _rule(claim: Mapping[str, Any]) -> str:
