@@ -42,6 +42,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _linked(text, {name: up + path for name, path in known.items()})
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """A table wider than a phone is scrolled by keyboard too."""
+    box = '<div class="wide" tabindex="0" role="group" aria-label="Table">'
+    return html.replace("<table>", f"{box}<table>").replace("</table>", "</table></div>")
+
+
 def _nav(entries: list[Any], found: list[str]) -> list[Any]:
     """The nav of mkdocs.yml with its folders filled. A page of docs/ that stands nowhere comes last."""
     told = re.findall(r"[\w/-]+\.md|[\w-]+/(?=')", str(entries))
