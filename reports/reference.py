@@ -60,8 +60,9 @@ def objective(shown: Card) -> str:
     parts += [f"It stands in `trainers/objectives/{shown.name}.py`."]
     if shown.margins:
         parts += ["## How it pushes the two answers", "[How to read it](index.md#how-to-read-a-card)."]
-        parts += ["By the margin of log-ratios, in nats:", _pushes("margin", shown.margins)]
-        parts += ["As the rejected answer fades (v, its log-ratio, in nats; the chosen one's is 0):"]
+        unit = "nats" if objectives.likelihood(shown.name) == "tokens" else "units"
+        parts += [f"By the margin of log-ratios, in {unit}:", _pushes("margin", shown.margins)]
+        parts += [f"As the rejected answer fades (v, its log-ratio, in {unit}; the chosen one's is 0):"]
         parts += [_pushes("v", shown.far[::3])]
     parts += ["## Does it displace by construction?"]
     facts = catalogue.properties(shown)
@@ -73,9 +74,10 @@ def all_objectives() -> str:
     """The list of objectives."""
     rows = []
     for name in objectives.names():
-        file, needs = objectives.module(name), ", ".join(objectives.needs(name))
-        paper = ", ".join(sources(objectives.load(name)))
-        rows.append((f"[{name}]({name}.md)", words(catalogue.meaning(name)), needs, file.PROVENANCE, words(paper)))
+        file, needs = objectives.module(name), list(objectives.needs(name))
+        needs += [f"likelihood {kind}" for kind in [objectives.likelihood(name)] if kind != "tokens"]
+        says, paper = catalogue.meaning(name), ", ".join(sources(objectives.load(name)))
+        rows.append((f"[{name}]({name}.md)", words(says), ", ".join(needs), file.PROVENANCE, words(paper)))
     return _page(
         [
             "# Objectives",
@@ -86,6 +88,9 @@ def all_objectives() -> str:
             _table(("word", "meaning"), [(k, words(v)) for k, v in objectives.PROVENANCES.items()]),
             "## What an objective needs",
             _table(("word", "meaning"), [(k, words(v)) for k, v in objectives.WORDS.items()]),
+            "## Which likelihood it is defined on",
+            "Tokens, where nothing else is said.",
+            _table(("word", "meaning"), [(k, words(v)) for k, v in objectives.LIKELIHOODS.items()]),
             "## How to read a card",
             *map(words, catalogue.CARD_NOTES),
         ]
