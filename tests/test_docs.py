@@ -4,6 +4,7 @@ files that there are."""
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -39,9 +40,10 @@ def words(line: str) -> list[str]:
     return parts[start + 1 :]
 
 
-def command_of(parts: list[str]):
+def command_of(parts: list[str]) -> tuple[Any, list[str]]:
     """The command that is meant and what follows it; None for a placeholder (COMMAND, ...)."""
-    command, rest = APP, list(parts)
+    rest = list(parts)
+    command: Any = APP
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
         if name.isupper() or name == "...":
@@ -51,7 +53,7 @@ def command_of(parts: list[str]):
     return command, rest
 
 
-def options_of(command) -> set[str]:
+def options_of(command: Any) -> set[str]:
     known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
     if command.name == "train":
         hyper = {key for name in objectives.names() for key in objectives.hyperparameters(name)}
