@@ -21,12 +21,13 @@ OTHER = ("http:", "https:", "//")
 
 
 class Page(HTMLParser):
-    """What a page links to, loads, and can be linked to."""
+    """What a page links to, loads, says, and can be linked to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.links: list[str] = []
         self.loads: list[str] = []
+        self.text: list[str] = []
         self.anchors: set[str] = set()
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -37,6 +38,9 @@ class Page(HTMLParser):
             self.links.append(found["href"])
         if tag == "link" or tag in LOADS:
             self.loads += [found[name] for name in ("href", "src", "srcset", "data") if name in found]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +82,9 @@ def test_nothing_is_loaded_from_another_host(site, pages):
     assert "@import" not in styles
 
 
-def test_everything_that_has_a_name_has_a_page_with_its_own_words(site):
+def test_everything_that_has_a_name_has_a_page_with_its_own_words(site, pages):
     """Formulas stand as their docstrings have them; the text of a page is what a person reads."""
-    texts = {path.relative_to(site).as_posix(): text_of(path) for path in site.rglob("*.html")}
+    texts = {path.relative_to(site).as_posix(): plain("".join(page.text)) for path, page in pages.items()}
     for name in objectives.names():
         assert plain(objectives.load(name).__doc__) in texts[f"objectives/{name}.html"]
     for name in measures.names():
@@ -96,14 +100,6 @@ def test_everything_that_has_a_name_has_a_page_with_its_own_words(site):
 
 def plain(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-def text_of(path: Path) -> str:
-    found: list[str] = []
-    parser = HTMLParser()
-    parser.handle_data = found.append
-    parser.feed(path.read_text(encoding="utf-8"))
-    return plain("".join(found))
 
 
 @pytest.mark.parametrize(("scheme", "wide"), [("light", 390), ("light", 1440), ("dark", 390), ("dark", 1440)])
