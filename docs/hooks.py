@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links to files beside docs/ become links to their pages; the first `name` of a measure or an objective, one to
     its own page."""
     up = "../" * page.file.src_uri.count("/")
-    text = re.sub(r"\]\((?:\.\./)+(README|CHANGELOG|CONTRIBUTING)\.md", lambda m: f"]({up}{OUTSIDE[m[1]]}", markdown)
+    text = re.sub(r"\]\((?:\.\./)*(README|CHANGELOG|CONTRIBUTING)\.md", lambda m: f"]({up}{OUTSIDE[m[1]]}", markdown)
     known = {name: f"measures/{name}.md" for name in (*measures.names(), *FURTHER)}
     known = {name: f"objectives/{name}.md" for name in objectives.names()} | known
     known.pop(Path(page.file.src_uri).stem, None)
