@@ -15,8 +15,12 @@ def children(denoised):
     """One parent: output 0.3 and 0.1 (the target is 0) on both sides, the reference's 0.2 and 0.2, that of the moving
     average 0.25 and 0.15, alpha-bar 0.36, noises (1, -1) and (-0.5, 0)."""
     zeros = torch.zeros(1, 1, 2, dtype=torch.float64)
-    parts = {"target": zeros, "alphas": torch.tensor([[0.36]]).double(), "ema": torch.tensor([[[0.25, 0.15]]]).double()}
-    noises = [torch.tensor([[values]]).double() for values in ([1.0, -1.0], [-0.5, 0.0])]
+
+    def one(values):
+        return torch.tensor([values], dtype=torch.float64)
+
+    parts = {"target": zeros, "alphas": one([0.36]), "ema": one([[0.25, 0.15]])}
+    noises = [one([values]) for values in ([1.0, -1.0], [-0.5, 0.0])]
     own = [replace(denoised.chosen, **parts, noise=noise) for noise in noises]
     reference = replace(denoised.ref_chosen, target=zeros)
     return replace(denoised, chosen=own[0], rejected=own[1], ref_chosen=reference, ref_rejected=reference)
