@@ -42,8 +42,7 @@ def _try_objective(config: TrainConfig) -> None:
     needs = objectives.needs(config.objective)
     if "reference" in needs and config.reference == "none":
         raise UserError(f"objective '{config.objective}' needs a reference; set reference to live or precomputed.")
-    both = ("residual",) if "reference" in needs else ()  # the reference's outputs are not stored
-    for word in ("kl", "mismatched", *both):
+    for word in ("kl", "mismatched"):
         if word in needs and config.reference != "live":
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:

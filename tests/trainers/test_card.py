@@ -238,9 +238,8 @@ def test_a_card_does_not_depend_on_the_run_before(name):
 
 @pytest.mark.parametrize("beta", [200.0, 5000.0])
 def test_a_denoisers_margins_are_in_units_that_move_its_sigmoid_as_nats_do(beta):
-    """Diffusion-DPO: a unit is 0.2 / beta of the error, so a margin of 10 is a logit of 1 and pushes beta / 2 / (1 + e).
-
-    The standard pair's outputs follow from its errors."""
+    """Diffusion-DPO: a unit is 0.2 / beta of the error, so a margin of 10 is a logit of 1 and pushes
+    beta / 2 / (1 + e)."""
     made = card("diffusion_dpo", beta=beta)
     assert (made.likelihood, made.unit) == ("denoising", 0.2 / beta)
     assert made.margins[-1].loss == pytest.approx(math.log1p(math.exp(-1)), rel=1e-9)
