@@ -141,27 +141,27 @@ def test_other_objectives_are_refused(objective):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("guard", "strength", "said"),
     [
-        ({"guard": "sdpo", "guard_strength": 1.5}, "guard_strength is 1.5"),
-        ({"guard": "dpo_shift", "guard_strength": 0}, "guard_strength is 0"),
-        ({"guard_strength": 0.5}, "guard_strength is set, but guard is none"),
-        ({"guard": "sdpo", "objective": "dpo"}, "'dpo' is none"),
+        ("sdpo", 1.5, "guard_strength is 1.5"),
+        ("sft", -1, "guard_strength is -1"),
+        ("dpo_shift", 0, "guard_strength is 0"),
+        ("none", 0.5, "guard_strength is set, but guard is none"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_is_read(keys, said):
-    values = {"model": "m", "data": "d", "output_dir": "o", "objective": "diffusion_dpo"} | keys
+def test_a_strength_that_cannot_be_is_refused_by_name(guard, strength, said):
     with pytest.raises(UserError, match=said):
-        check(make_config(values))
+        guarded("diffusion_dpo", {}, guard, strength)
 
 
-def test_a_config_says_the_guard():
+def test_a_config_says_the_guard_and_a_wrong_one_is_refused_before_anything_is_read():
     values = {"model": "m", "data": "d", "output_dir": "o", "objective": "diffusion_dpo", "guard": "sft"}
     config = make_config(values)
-    check(config)
     assert (config.flat()["guard"], config.flat()["guard_strength"]) == ("sft", None)
     with pytest.raises(UserError, match="guard is 'sfd'"):
         make_config(values | {"guard": "sfd"})
+    with pytest.raises(UserError, match="guard sft goes with objectives"):
+        check(make_config(values | {"objective": "dpo"}))
 
 
 def test_a_single_rounding_of_float32_errors_does_not_move_the_shifted_margin():
