@@ -20,8 +20,8 @@ def inversion_dpo(pair: PairStats, *, beta: float = 2000.0) -> ObjectiveOutput:
     It rewards deviation on the chosen sample and has no error to a target: no likelihood contrast, and nothing keeps
     the chosen sample's error from rising. As d is a square, training that starts at the reference itself does not move:
     the policy must differ from it (reference_model), be it by the rounding of a lower precision. The draws must be the
-    steps of the reference's DDIM inversion of the sample (the likelihood's path). beta 2000, 80 steps and guidance 2 are
-    the authors'.
+    steps of the reference's DDIM inversion of the sample (the likelihood's path). The authors' are beta 2000, 80 steps
+    and guidance 2.
     """
     require_positive(beta=beta)
     chosen, rejected = (beta / 2 * _deviation(side) for side in (pair.chosen, pair.rejected))
