@@ -34,6 +34,11 @@ CARD_NOTES = (
     "One standard pair, nothing sampled: 10 tokens a side, reference log-prob -1 a token, margins split evenly, v the "
     "rejected answer's log-ratio. All else is neutral: KL 0, every token in one phrase, a batch of equal pairs.",
 )
+DENOISER_NOTES = (
+    CARD_NOTES[0].replace("a summed log-prob in nats", "minus a sample's denoising error, or a step's mean log-prob"),
+    "One standard pair, nothing sampled: 10 draws (or steps) a side, under the reference an error of 1 at each, "
+    "margins split evenly, v the rejected sample's log-ratio. All else is neutral: no deviation, one segment.",
+)
 _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -154,6 +159,8 @@ def _objective_table() -> Table:
         function = objectives.load(name)
         reads = [*objectives.needs(name), *(f"column {c}" for c in objectives.columns(name))]
         reads += [f"row {row}" for row in objectives.rows(name)]
+        kind = objectives.likelihood(name)
+        reads += [] if kind == "tokens" else [f"likelihood {kind}"]
         sure = objectives.module(name).PROVENANCE
         add(table, name, meaning(name), ", ".join(reads) or "-", sure, ", ".join(p[6:] for p in sources(function)))
     for column in (table.columns[0], table.columns[4]):
@@ -172,13 +179,14 @@ def show_card(shown: Card) -> None:
     _show_text(shown.name, shown.formula, card_rows(shown))
     console = Console()
     if shown.margins:
-        console.print(_push_table(shown.margins, "margin (nats)", "incentives and the margin of log-ratios"))
-        console.print(_push_table(shown.far[::3], "v (nats)", "incentives as the rejected answer fades (u = 0)"))
+        unit = "nats" if shown.likelihood == "tokens" else "units"
+        console.print(_push_table(shown.margins, f"margin ({unit})", "incentives and the margin of log-ratios"))
+        console.print(_push_table(shown.far[::3], f"v ({unit})", "incentives as the rejected answer fades (u = 0)"))
     table = new_table("by autograd", "value", "meaning", title="does it displace by construction?")
     for question, fact in properties(shown):
         add(table, question, number(fact.value), fact.words)
     console.print(table)
-    say(*CARD_NOTES)
+    say(*(CARD_NOTES if shown.likelihood == "tokens" else DENOISER_NOTES))
 
 
 def properties(card: Card) -> list[tuple[str, Property]]:
@@ -196,6 +204,8 @@ def card_rows(card: Card) -> list[tuple[str, str]]:
     rows = [("needs", f"{word}: {objectives.WORDS[word]}") for word in card.needs] or [("needs", "nothing more")]
     rows += [("column", f"{name} (here at {value:g})") for name, value in card.columns.items()]
     rows += [("row", f"{name}: {meaning}") for name, meaning in card.rows.items()]
+    if card.likelihood != "tokens":
+        rows += [("likelihood", objectives.LIKELIHOODS[card.likelihood]), ("unit", f"{card.unit:g} of it")]
     rows += [("formula", objectives.PROVENANCES[card.provenance])]
     types = objectives.kinds(card.name)
     keys = [(f"--{key}", f"default {value}; {wanted(value, types[key])}") for key, value in card.defaults.items()]

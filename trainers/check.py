@@ -8,9 +8,9 @@ from transformers import TrainingArguments
 from diagnostics.errors import UserError
 from diagnostics.sequences import Example
 from trainers import objectives
-from trainers.card import standard_pair
+from trainers.card import pair_for
 from trainers.config import TrainConfig
-from trainers.loop import recipes
+from trainers.loop import guards, recipes
 from trainers.loop.alarm import Alarms, parse
 from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
 from trainers.loop.ingredients import by_prompt
@@ -22,6 +22,7 @@ def check(config: TrainConfig) -> None:
     """Everything about a config that can be refused without reading data or model."""
     if config.training.get("max_steps") == 0:
         raise UserError("max_steps is 0; give 1 or more, or leave it out to train for num_train_epochs.")
+    guards.check(config.objective, config.guard, config.guard_strength)
     _try_objective(config)
     recipes.check(config)
     alarms(config)
@@ -46,7 +47,7 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    pair = standard_pair(0.0, 0.0)
+    pair = pair_for(config.objective, config.hyperparameters)(0.0, 0.0)
     if config.reference != "live":
         stored = {name: replace(row, embeddings=None) for name, row in pair.ref_extra.items()}
         pair = replace(pair, ref_extra=stored)

@@ -32,6 +32,9 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
 }
 
+# guards of a denoising objective, and how strong each is where nothing is said
+GUARDS = {"sdpo": 0.9, "sft": 0.1, "dpo_shift": 0.9}
+
 # keys of TrainingArguments that the run folder or the probes decide
 DECIDED = (
     "output_dir",
@@ -213,6 +216,19 @@ class TrainConfig:
         "after every so many steps the live reference becomes a copy of the policy (reference_renewed in steps.jsonl "
         "is 1, and log-ratios restart from 0); 0 is never",
         0,
+    )
+    # arXiv 2511.03317, 2502.07599
+    guard: Literal["none", "sdpo", "sft", "dpo_shift"] = _key(
+        "recipe",
+        "keeps the chosen sample's denoising error down: sdpo scales the rejected gradient by the batch's geometry, "
+        "sft adds the chosen error to the loss, dpo_shift weighs the rejected error less",
+        "none",
+    )
+    guard_strength: float | None = _key(
+        "recipe",
+        f"mu of sdpo (default {GUARDS['sdpo']}), weight of sft ({GUARDS['sft']}, times beta / 2), factor of dpo_shift "
+        f"({GUARDS['dpo_shift']})",
+        None,
     )
     alarm: str | list | None = _key(  # noqa: RUF009 (the same helper as everywhere here)
         "run",

@@ -117,7 +117,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     )  # fmt: skip
     trainer = _trainer(
         policy, arguments, pairs=splits.train, tokenizer=tokenizer, likelihood=likelihood,
-        objective=config.objective, hyperparameters=config.hyperparameters, ingredients=ingredients,
+        objective=config.objective, hyperparameters=config.hyperparameters, guard=config.guard,
+        guard_strength=config.guard_strength, ingredients=ingredients,
         reference=reference, recorder=recorder, log_kl=config.log_kl, recipe=recipe,
         renewal=recipes.renewal(config, recipe, reference, recorder),
         grad_every=config.grad_every, grad_parameters=config.grad_parameters,
