@@ -761,6 +761,39 @@ def gate(
         raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a folder that `chesboard flag` wrote (to files alone).")],
+    csv: Annotated[Path | None, typer.Option(help="Folder for every table as CSV, and columns.json.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Folder for every table as Parquet, and columns.json.")] = None,
+    to: Annotated[
+        Literal["wandb", "mlflow", "trackio"] | None, typer.Option(help="Viewer to send steps and pairs to.")
+    ] = None,
+    project: Annotated[str, typer.Option(help="With --to: the viewer's project or experiment.")] = "chesboard",
+) -> None:
+    """A run in plain files with a dictionary of its columns, or in W&B, MLflow or trackio.
+
+    Examples:
+
+        chesboard export runs/dpo --csv tables
+
+        chesboard export runs/dpo --parquet tables
+
+        chesboard export runs/dpo --to mlflow --project preferences
+    """
+    from reports.console import say
+    from reports.export import send, write_files
+
+    if not (csv or parquet or to):
+        raise UserError("say where to: --csv FOLDER, --parquet FOLDER, or --to wandb, mlflow or trackio.")
+    for folder_, kind in ((csv, "csv"), (parquet, "parquet")):
+        if folder_:
+            say(*map(str, write_files(run, folder_, kind)))
+    if to:
+        steps, pairs = send(run, to, project)
+        say(f"sent to {to}, project {project}: {steps} steps and {pairs} pairs.")
+
+
 @app.command(name="list")
 def list_all(
     what: Annotated[str | None, typer.Argument(help="objectives, measures or notebooks; default is all.")] = None,
