@@ -51,13 +51,27 @@ pairs_app = typer.Typer(no_args_is_help=True, help="Make preference pairs of a v
 app.add_typer(pairs_app, name="pairs")
 
 
-def __getattr__(name: str) -> Any:
-    """`from chesboard import DisplacementCallback`, which loads torch and transformers only then."""
-    if name != "DisplacementCallback":
-        raise AttributeError(f"module 'chesboard' has no attribute {name!r}")
-    from trainers.callback import DisplacementCallback
+_OFFERED = {  # what `import chesboard` gives to Python, and where it stands
+    "DisplacementCallback": "trainers.callback",
+    "judge": "analysis.run.verdict",
+    "load_run": "analysis.tables.runs",
+    "load_scores": "analysis.tables.runs",
+    "score_pairs": "trainers.score_pairs",
+} | dict.fromkeys(
+    ("plot_curves", "plot_displacement", "plot_gradients", "plot_kl", "plot_mass", "plot_outcomes"),
+    "analysis.run.plots",
+)
 
-    return DisplacementCallback
+
+def __getattr__(name: str) -> Any:
+    """`chesboard.load_run`, `from chesboard import DisplacementCallback` and the like: loaded only when asked for."""
+    if name not in _OFFERED:
+        raise AttributeError(f"module 'chesboard' has no attribute {name!r}")
+    return getattr(importlib.import_module(_OFFERED[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OFFERED})
 
 
 def _show_version(wanted: bool) -> None:
