@@ -40,6 +40,7 @@ SLOW = (
     "reports/test_papers.py",
     "reports/test_scorecard.py",
     "reports/test_tiny_run.py",
+    "test_action.py",
     "test_chesboard.py",
     "test_ends.py",
     "trainers/loop/test_alarm.py",
