@@ -52,11 +52,10 @@ def plot_kl(run: RunLog, split: str = "probe") -> Figure:
 
 def plot_mass(run: RunLog) -> Figure:
     """Who holds the probability where the two answers of a pair first differ, by step: the chosen token, the rejected
-    one, all others (mean over probe pairs; they add up to 1), and the most likely token."""
-    table = mass.ledger(run.mass)
-    if table.empty:
+    one, those that gained most, all others (mean over probe pairs; they add up to 1), and the most likely token."""
+    if mass.ledger(run.mass).empty:
         raise DataError(f"{run.name}: no probe pair has a first differing token logged.")
-    return figures.ledger(table, mass.probe_count(run))
+    return figures.ledger(mass.named(run.mass), mass.probe_count(run))
 
 
 def plot_gradients(run: RunLog) -> Figure:
