@@ -42,9 +42,11 @@ def wanted(step: dict, inputs: dict[str, str]) -> bool:
 
 
 class Job:
-    """Runs the action's own steps in a folder; afterwards code, outputs, what was printed and the job's page."""
+    """Runs the action's own steps in a folder; afterwards code, outputs, what was printed and the job's page.
 
-    def __init__(self, folder: Path, **given: str) -> None:
+    only: names of the steps to run, all by default."""
+
+    def __init__(self, folder: Path, only: tuple[str, ...] = (), **given: str) -> None:
         self.folder, self.outputs, self.code = folder, {}, 0
         self.inputs = {name: said["default"] for name, said in ACTION["inputs"].items()}
         self.inputs |= {"install": "false"} | {name.replace("_", "-"): value for name, value in given.items()}
@@ -57,7 +59,7 @@ class Job:
         self.page.write_text("")
         self.printed = ""
         for step in STEPS:
-            if "run" in step and wanted(step, self.inputs):
+            if "run" in step and wanted(step, self.inputs) and (not only or step["name"] in only):
                 self._run(step, tools)
             if self.code:
                 break
@@ -135,8 +137,9 @@ def test_what_is_uploaded_exists_and_holds_no_texts(whole):
 
 def test_a_missed_gate_ends_the_job_with_its_code_after_all_else(tmp_path):
     (tmp_path / "gates.yaml").write_text(GATES.replace("0.69", "0.0"))
-    job = Job(tmp_path, run=str(RUN), gates="gates.yaml")
+    job = Job(tmp_path, ("what is asked for", "gates of the run", "verdict"), run=str(RUN), gates="gates.yaml")
     assert job.code == 1
+    assert STEPS[-1]["id"] == "verdict"
     assert job.outputs["run-gates"] == {"code": "1"}
     assert job.output("passed") == "false"
     assert "FAIL" in (tmp_path / job.output("summary")).read_text()
@@ -158,9 +161,14 @@ def test_inputs_that_do_not_fit_are_one_sentence(tmp_path, given, said):
     assert said in job.printed
 
 
-def test_an_input_is_never_read_as_a_command_or_an_option(tmp_path):
-    job = Job(tmp_path, run=str(RUN), out="$(touch ran); `touch ran`", gates="--help")
+@pytest.mark.parametrize(
+    ("step", "given"), [("report", {"run": "--help"}), ("gates of the run", {"run": str(RUN), "gates": "--help"})]
+)
+def test_an_input_is_never_read_as_a_command_or_an_option(tmp_path, step, given):
+    steps = ("what is asked for", step, "verdict")
+    job = Job(tmp_path, steps, out="$(touch ran); `touch ran`", baseline="; touch ran", **given)
     assert job.code in (2, 3)
+    assert re.search(r"^chesboard: .*(--help|; touch ran)", job.printed, flags=re.M)
     assert not (tmp_path / "ran").exists()
     assert "Usage" not in job.printed
 
