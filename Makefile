@@ -43,9 +43,9 @@ bench: setup  ## speeds as ratios within one run; MODEL=folder: of your model on
 gpu: setup  ## on one card: every number against the CPU's, and the speeds, in nine minutes
 	$(BIN)/python tests/benchmarks/gpu.py
 
-lab: setup  ## JupyterLab on the notebooks
+lab: setup  ## JupyterLab on the latest run in runs/, or on RUN=folder
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lab]'
-	$(BIN)/jupyter lab notebooks
+	$(if $(RUN),CHESBOARD_RUN="$(abspath $(RUN))") $(BIN)/jupyter lab notebooks/run_report.ipynb
 
 clean:  ## remove the virtual environment (runs/ stays)
 	rm -rf $(VENV)

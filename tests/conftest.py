@@ -41,6 +41,7 @@ SLOW = (
     "reports/test_scorecard.py",
     "reports/test_site.py",
     "reports/test_tiny_run.py",
+    "test_action.py",
     "test_chesboard.py",
     "test_ends.py",
     "trainers/loop/test_alarm.py",
