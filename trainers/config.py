@@ -281,8 +281,10 @@ class TrainConfig:
         return [k for k, v in known.items() if k not in defaults or v != defaults[k]]
 
     def changed(self, written: dict[str, Any]) -> list[str]:
-        """Keys whose value is another than in a config.json; where a run lies and what it reports to does not count."""
+        """Keys whose value is another than in a config.json; where a run lies and what it reports to does not count.
+        A key that the file lacks, because the run is older than the key, has its default."""
         now = json.loads(json.dumps(self.flat(), default=str))
+        written = {n: f.default for n, f in OWN.items() if f.default is not MISSING} | written
         free = {"resume", "output_dir", "report_to", "save_model", "alarm", "alarm_action"}
         return sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
 

@@ -4,6 +4,7 @@ What is loaded is what the files say: weights that are missing, left over or of 
 never in a model that was partly filled with chance numbers. An adapter is put on the base model that it names.
 """
 
+import copy
 import functools
 import json
 import re
@@ -185,6 +186,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.stops_at, tokenizer.family = _stops_at(name, base), _family(name, base)
     return tokenizer
+
+
+def noted(tokenizer: Any, model: Any) -> Any:
+    """The tokenizer of a model that others loaded, or a copy, with what load_tokenizer notes at one: where the model
+    stops beside EOS, and how it is shown images and clips."""
+    inner = unwrap(model)
+    family = getattr(tokenizer, "family", None) or family_of(getattr(inner, "config", None))
+    ids = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
+    stops = {i for i in (ids if isinstance(ids, list) else [ids]) if i is not None} - {tokenizer.eos_token_id}
+    stops = getattr(tokenizer, "stops_at", None) or tuple(sorted(stops))
+    if family is getattr(tokenizer, "family", None) and stops == getattr(tokenizer, "stops_at", ()):
+        return tokenizer
+    found = copy.copy(tokenizer)
+    found.family, found.stops_at = family, stops
+    return found
 
 
 def has_tokenizer(name: str) -> bool:
