@@ -114,6 +114,7 @@ def by_seed(paper: Paper) -> Block:
     rows = table(paper)
     shown = pd.concat([where(rows, kind=kind, method=method) for kind in KINDS for method in METHODS])
     shown = shown.loc[:, ["kind", "method", "seed", *SHOWN, "ref_classes"]]
+    shown = shown.assign(kind=shown["kind"].map(KINDS), method=shown["method"].map(METHODS))
     forms = dict.fromkeys(("winner", "loser"), lambda v: signed(v, 1)) | {"ink": lambda v: signed(v, 3)}
     forms |= dict.fromkeys(("up", "accuracy", "both", "classes", "ref_classes"), number)
     return page.table(shown, forms, {"kind": "pairs", "ref_classes": "right class, start"} | COLUMNS)

@@ -41,7 +41,7 @@ _CODE, _SMALL = "2311.12908, code", "a denoiser of 0.11 million weights"
 SETTINGS = (
     Setting("pre-training steps", None, "starts from SD 1.5 and SDXL", digits.STEPS, "made from scratch, one a seed"),
     Setting("pairs of a kind", None, "Pick-a-Pic, not counted here", digits.PAIRS, _SMALL),
-    Setting("beta", 5000.0, _CODE, 2000.0, "the settings' own search; 2000 is common too"),
+    Setting("beta", 5000.0, _CODE, 2000.0, "2000 to 5000 are in use (DiffusionDPO issue 17)"),
     Setting("low beta", None, "ours", 200.0, "what a beta ten times too low does"),
     Setting("mu of SDPO", 0.9, "2511.03317, code, SD 1.5", 0.9),
     Setting("weight of the SFT term", None, "ours", 0.1, "times beta / 2"),
