@@ -2,6 +2,7 @@
 for, and which scores of a pair told where its winner would go."""
 
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, below, panels, styled
 from analysis.show.wording import number, signed
 from analysis.tables import runs
-from analysis.tables.intervals import auroc, spearman
+from analysis.tables.intervals import auroc, mean, spearman
 
 KINDS = {"on-policy": "the model's own samples", "close": "close pairs"}
 METHODS = {
@@ -49,7 +50,7 @@ SCORES = {
 
 def measured(paper: Paper) -> dict[str, Measured]:
     """By kind of pairs (claims on close ones end in _close): errors, use and predictors, one value a seed."""
-    found: dict[str, pd.Series] = {}
+    found: dict[str, Any] = {}
     for kind, end in (("on-policy", ""), ("close", "_close")):
         found |= {f"{name}{end}": values for name, values in _of_kind(where(table(paper), kind=kind)).items()}
         rank = where(ranks(paper), kind=kind).set_index("seed")
@@ -96,7 +97,7 @@ def alone(paper: Paper) -> pd.DataFrame:
     both = paper.tables["alone"].merge(paper.tables["scores"], on=["seed", "kind", "pair"])
     rows = []
     for (seed,), of in groups(both, "seed"):
-        rose = of["change"] > 0
+        rose = of["change"].to_numpy(float) > 0
         for name, (_, sign) in SCORES.items():
             told = {"spearman": spearman(sign * of[name], of["change"]), "auroc": auroc(sign * of[name], rose)}
             rows.append({"seed": seed, "score": name, "rose": int(rose.sum()), "n": len(of)} | told)
@@ -171,13 +172,13 @@ def _pairs(paper: Paper, run: str) -> pd.DataFrame:
 
 def _run(pairs: pd.DataFrame, row: dict) -> dict:
     labels = {name: row[name] for name in ("seed", "kind", "method")}
-    winner, loser = pairs["winner"], pairs["loser"]
+    winner, loser = pairs["winner"].to_numpy(float), pairs["loser"].to_numpy(float)
     return labels | {
-        "winner": 100 * float(winner.mean() / pairs["start_winner"].mean()),
-        "loser": 100 * float(loser.mean() / pairs["start_loser"].mean()),
-        "up": float((winner > 0).mean()),
-        "accuracy": float((winner < loser).mean()),
-        "both": float(((winner > 0) & (loser > 0) & (winner < loser)).mean()),
+        "winner": 100 * winner.mean() / mean(pairs["start_winner"]),
+        "loser": 100 * loser.mean() / mean(pairs["start_loser"]),
+        "up": (winner > 0).mean(),
+        "accuracy": (winner < loser).mean(),
+        "both": ((winner > 0) & (loser > 0) & (winner < loser)).mean(),
     }
 
 
@@ -187,7 +188,7 @@ def _by_method(of: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: wide.reindex(columns=list(METHODS)) for name, wide in found.items()}
 
 
-def _of_kind(of: pd.DataFrame) -> dict[str, pd.Series]:
+def _of_kind(of: pd.DataFrame) -> dict[str, Any]:
     """Values by seed of the claims on one kind of pairs. of: its rows of `table`."""
     wide = _by_method(of)
     winner = wide["winner"]

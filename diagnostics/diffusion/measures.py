@@ -72,7 +72,8 @@ def measure(likelihood: Likelihood, model: nn.Module, pairs: Sequence[Example]) 
         alone = pd.DataFrame([_alone(likelihood, model, pair, weights, last) for pair in pairs])
         mean = mean_difference(likelihood, model, pairs, weights)
         for name, direction in {"set_rate": mean, "set_rate_sign": {n: g.sign() for n, g in mean.items()}}.items():
-            alone[name] = alone["pair_id"].map(along(likelihood, model, pairs, weights, direction))
+            found = along(likelihood, model, pairs, weights, direction)
+            alone[name] = [found[pair.pair_id] for pair in pairs]
     return alone.loc[:, ["pair_id", *COLUMNS]]
 
 
@@ -114,7 +115,7 @@ def last_layer(model: nn.Module) -> nn.Module:
 
 
 def _alone(
-    likelihood: Likelihood, model: nn.Module, pair: Example, weights: rates.Weights, last: nn.Module
+    likelihood: Likelihood, model: nn.Module, pair: Example, weights: Mapping[str, Tensor], last: nn.Module
 ) -> dict[str, float | str]:
     """What a pair's own two gradients say."""
     batch = likelihood.collate([pair]).to(device_of(model))

@@ -114,10 +114,10 @@ def scores(paths: Mapping[str, str], seed: int, draws: int) -> list[dict[str, An
     """The measures of every pair at the start model, and the judge's margin."""
     model = load_denoiser(paths["model"])
     pairs = read_samples(paths["data"], model).tokenized
-    gaps = {p.pair_id: float(p.chosen.media.values.mean() - p.rejected.media.values.mean()) for p in pairs}
+    gaps = [float(p.chosen.media.values.mean() - p.rejected.media.values.mean()) for p in pairs]
     table = measures.measure(_other(draws, seed), model, pairs)
-    rows = table.rename(columns={"pair_id": "pair"}).assign(gap=table["pair_id"].map(gaps))
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    rows = table.rename(columns={"pair_id": "pair"}).assign(gap=gaps).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def alone(paths: Mapping[str, str], seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

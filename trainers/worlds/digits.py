@@ -149,8 +149,9 @@ def make_pairs(kind: str, model: Denoiser, seed: int, *, count: int = PAIRS) -> 
         return judged(samples(model, label, draw), samples(model, label, draw), label)
     if kind == "close":
         times, noises = torch.full((count,), CLOSE_TIME), torch.randn(2, count, POINTS, generator=draw)
-        starts = (noised(model, image, noise, times) for noise in noises)
-        return judged(*(denoised(model, x, label, time=CLOSE_TIME, steps=CLOSE_STEPS) for x in starts), label)
+        starts = [noised(model, image, noise, times) for noise in noises]
+        one, other = (denoised(model, x, label, time=CLOSE_TIME, steps=CLOSE_STEPS) for x in starts)
+        return judged(one, other, label)
     if kind == "corrupt":
         return Pairs(image, image + CORRUPTION * torch.randn(count, POINTS, generator=draw), label, label)
     return Pairs(image, image, label, (label + torch.randint(1, CLASSES, (count,), generator=draw)) % CLASSES)
