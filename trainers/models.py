@@ -285,6 +285,16 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any
         raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
 
 
+def freeze_vision(model: PreTrainedModel) -> None:
+    """Leave only the weights of the language model and its head to be trained. UserError where there are no others."""
+    inside = {id(p) for m in (model.get_decoder(), model.get_output_embeddings()) for p in m.parameters()}
+    others = [p for p in model.parameters() if id(p) not in inside]
+    if not others:
+        raise UserError("freeze_vision: this model is shown no images or clips; leave it out.")
+    for parameter in others:
+        parameter.requires_grad_(False)
+
+
 def _outside(model: Any) -> str | None:
     """A pattern for the modules outside of a language model and its head; None where there is nothing outside."""
     if model.config.get_text_config() is model.config:

@@ -128,6 +128,14 @@ def test_a_run_of_all_weights_and_its_saved_model(run, folder, data, tmp_path):
         assert row.chosen_logps == pytest.approx(plain(again, tokenizer, k, CHOSEN), abs=1e-3)
 
 
+def test_a_frozen_tower_stays_and_the_language_model_is_trained(run, folder):
+    start = dict(load_model(str(folder)).named_parameters())
+    end = dict(load_model(str(run("frozen", objective="dpo", freeze_vision=True).path / "model")).named_parameters())
+    moved = {name for name, p in end.items() if not p.equal(start[name])}
+    assert {layer_group(name) for name in moved} >= {"embed", "layer_00", "layer_01", "head"}
+    assert not {layer_group(name) for name in moved} & {"vision", "projector"}
+
+
 def test_a_reference_from_disk_is_the_live_one(run):
     live, stored = (run(kind, objective="dpo", reference=kind, max_steps=1).pairs for kind in ("live", "precomputed"))
     names = ["chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "loss"]
