@@ -154,7 +154,7 @@ def published(paper: Paper) -> Block:
 
 @styled
 def draw_curves(table: pd.DataFrame) -> Figure:
-    """One panel an objective: clips and words by colour, chosen solid, rejected dashed; a band is the range of seeds."""
+    """One panel an objective: clips and words by colour, chosen solid, rejected dashed; bands are ranges of seeds."""
     names = [name for name in METHODS if name in set(table["method"])]
     figure, all_axes = panels(len(names), height=2.7, width=11, rows=2 if len(names) > 4 else 1)
     for axes, name in zip(all_axes, names):

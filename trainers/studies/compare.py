@@ -326,16 +326,18 @@ def _folder(out: Path, entry: Entry, rate: float, base: dict[str, Any]) -> Path:
 def _same_data(run: TrainConfig, folder: Path) -> None:
     written = read_json(folder / "manifest.json").get("hashes", {})
     for name, path in (("data", run.data), ("probe_data", run.probe_data)):
-        if name in written and path and Path(path).exists() and _content(path, run.split) != written[name]:
+        if name in written and path and Path(path).exists() and written[name] not in _content(path, run):
             raise UserError(
                 f"{folder}: the data changed since this run was made ({path}), and a comparison must not mix them. "
                 "Choose another --out, or restore the file."
             )
 
 
-def _content(path: str, split: str | None) -> str:
-    """Hash of a data set as `train` writes it."""
-    return file_hash(path) or data_hash(read_pairs(path, split=split))
+def _content(path: str, run: TrainConfig) -> Iterator[str]:
+    """Hashes of a data set as `train` writes it: of a file its own, which is quick, else with its images and clips."""
+    if known := file_hash(path):
+        yield known
+    yield data_hash(read_pairs(path, split=run.split, frames=run.frames, media_folder=run.media_folder))
 
 
 def _last_step(folder: Path) -> int:

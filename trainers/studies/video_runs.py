@@ -19,7 +19,7 @@ from trainers.worlds.video_pairs import perturbed, row_seed
 MASKED = ("mask", "local_shuffle")  # the perturbation of the clips that pairs are made of
 # the standard run of the video world: equal keys, equal run
 VIDEO: dict[str, Any] = FACTS | {
-    "num_train_epochs": 1.0, "probe_pairs": 48, "heldout_pairs": 48, "probe_every": 2, "response_types": 0,
+    "num_train_epochs": 1.0, "probe_pairs": 32, "heldout_pairs": 32, "probe_every": 3, "response_types": 0,
     "save_model": True,
 }  # fmt: skip
 

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import vlms
-from test_video_deviation import QUICK
 
 from analysis import papers as judged
 from analysis.papers import video_displacement
@@ -13,12 +12,12 @@ from diagnostics.pairs import read_pairs
 from trainers.papers import load, values
 from trainers.studies.paper_runs import Order
 
-ENTRIES = {"entries": "dpo,leanpo", "entries on LeanPO's pairs": "dpo", "learning_rate": 3e-3}
+QUICK = {"SFT steps": 24, "rows of clips": 24, "clips held out": 12, "max_steps": 2, "learning_rate": 3e-3}
+QUICK |= {"entries": "dpo,leanpo", "entries on LeanPO's pairs": "dpo"}
 
 
 def test_rerun(rerun):
-    quick = {k: v for k, v in QUICK.items() if k not in ("entries", "learning rates")}
-    paper = rerun("video_displacement", seeds=1, **quick, **ENTRIES)
+    paper = rerun("video_displacement", seeds=1, **QUICK)
     ends = video_displacement.ends(paper).set_index(["pairs", "told", "method"])
     assert len(ends) == 6
     assert ends.loc[("rrpo", True, "DPO"), "length"] == ends.loc[("rrpo", False, "DPO"), "length"]
