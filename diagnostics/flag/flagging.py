@@ -36,6 +36,7 @@ from diagnostics.sequences import Example
 from diagnostics.stats import PairStats
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import Truncation, end_ids
+from diagnostics.vision import prior
 
 _FLAGS = {name: column for name, column in measures.columns().items() if column.flags}
 MEASURES = tuple(name for name, column in _FLAGS.items() if column.prone)
@@ -46,7 +47,7 @@ SHOWN = tuple(name for name in _FLAGS if name not in MEASURES)  # beside the mea
 COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES, *SHOWN)
 FURTHER = margins.COLUMNS | forecast.COLUMNS
 CHOICES = (*MEASURES, *FURTHER)
-EVERY = measures.columns() | FURTHER  # what a run or a score table may hold of a pair
+EVERY = measures.columns() | FURTHER | prior.COLUMNS  # what a run or a score table may hold of a pair
 
 
 def flag(

@@ -11,7 +11,7 @@ import vlms
 from PIL import Image
 
 from diagnostics.flag.flagging import flag
-from diagnostics.media import Media
+from diagnostics.media import Media, of_frames
 from diagnostics.runlog import read_run
 from diagnostics.sampling import answers
 from diagnostics.sequences import Sequence
@@ -70,11 +70,11 @@ def prompt(tokenizer: Any, k: int) -> str:
     return "".join(tokenizer.family.tags[m.kind] for m in shown(k)) + PROMPT.format(k)
 
 
-def plain(model: Any, tokenizer: Any, k: int, answer: str) -> float:
-    """Summed log-prob of row k's answer, by transformers' own forward alone."""
+def plain(model: Any, tokenizer: Any, k: int, answer: str, media: tuple[Media, ...] = ()) -> float:
+    """Summed log-prob of row k's answer, with its media or others, by transformers' own forward alone."""
 
     ids = tokenizer(tokenizer.family.expand(prompt(tokenizer, k), shown(k)))["input_ids"]
-    row = Sequence(ids, [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id], media=shown(k) or None)
+    row = Sequence(ids, [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id], media=media or shown(k) or None)
     return float(plain_vlms.logps(model, tokenizer.family, row).sum())
 
 
@@ -97,6 +97,14 @@ def test_a_run_with_lora_in_the_language_model(run, folder):
     assert steps.loc[2, "probe/logps/chosen"] > steps.loc[0, "probe/logps/chosen"]
     assert {c.split("/")[-1] for c in steps if c.startswith("grad_norm/")} == {"layer_00", "layer_01"}
     assert log.pairs.loc[log.pairs["split"] == "train", "grad_inner"].notna().all()
+    probe = log.pairs[log.pairs["split"] == "probe"].set_index(["pair_id", "step"])
+    tokenizer, start = load_tokenizer(str(folder)), load_model(str(folder)).double()
+    for name, step in probe.index:
+        k, value = int(name.removeprefix("row")), probe.loc[(name, step), "chosen_grey_logps"]
+        assert np.isnan(value) == (not shown(k))
+        if step == 0 and shown(k):
+            grey = tuple(of_frames(np.full_like(m.frames(), 128), kind=m.kind) for m in shown(k))
+            assert value == pytest.approx(plain(start, tokenizer, k, CHOSEN, grey), abs=1e-3)
     own = log.mass[(log.mass["kind"] == "response") & (log.mass["name"] == "own")]
     assert len(own) == 4  # two pairs, twice
     adapted = load_model(str(log.path / "model"))

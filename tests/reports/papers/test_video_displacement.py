@@ -12,14 +12,14 @@ from diagnostics.pairs import read_pairs
 from trainers.papers import load, values
 from trainers.studies.paper_runs import Order
 
-QUICK = {"SFT steps": 24, "rows of clips": 24, "clips held out": 12, "max_steps": 2, "learning_rate": 3e-3}
-QUICK |= {"entries": "dpo,leanpo", "entries on LeanPO's pairs": "dpo"}
+QUICK = {"SFT steps": 16, "rows of clips": 12, "clips held out": 8, "max_steps": 1, "learning_rate": 3e-3}
+QUICK |= {"entries": "dpo", "entries on LeanPO's pairs": "dpo"}
 
 
 def test_rerun(rerun):
     paper = rerun("video_displacement", seeds=1, **QUICK)
     ends = video_displacement.ends(paper).set_index(["pairs", "told", "method"])
-    assert len(ends) == 6
+    assert len(ends) == 4
     assert ends.loc[("rrpo", True, "DPO"), "length"] == ends.loc[("rrpo", False, "DPO"), "length"]
     assert ends.loc[("rrpo", True, "DPO"), "start"] != ends.loc[("rrpo", False, "DPO"), "start"]
     claims = {c.id: c for c in judged.judge(paper)}
@@ -69,7 +69,7 @@ def test_paper_scale_on_a_stand_in_of_the_real_class(rerun, tmp_path, analysis, 
     (tmp_path / "model").mkdir()
     model = vlms.save(family, tmp_path / "model", tokenizer)
     rows: list[dict[str, Any]] = []
-    for k in range(8):
+    for k in range(20):
         np.save(tmp_path / f"{k}.npy", vlms.media(k, 4).frames())
         words = ("to the <MASK> left </MASK>", "to the <MASK> right </MASK>")
         plain = [w.replace("<MASK> ", "").replace(" </MASK>", "") for w in words]
