@@ -12,7 +12,7 @@ from analysis.papers.deviation import kl_at
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, panels, styled
-from analysis.show.wording import percent, signed
+from analysis.show.wording import number, percent, signed
 from analysis.tables import runs
 from analysis.tables.intervals import mean
 from diagnostics.outcomes import fell
@@ -29,6 +29,7 @@ METHODS = {
     "LeanPO": "leanpo",
 }
 WANTED = 4.0  # nats of margin gained at which clips and words are compared
+SURE = -0.2  # log-prob of a chosen answer that the model is sure of, nats
 IN_WORDS = "#b07d2b"
 
 
@@ -91,19 +92,46 @@ def _tables(paper: Paper) -> tuple[pd.DataFrame, pd.DataFrame]:
 @once
 def at_equal_margin(paper: Paper) -> pd.DataFrame:
     """By pairs, method and seed: margin (nats gained, WANTED or the most that both runs reach), clip and words: the
-    change of the chosen log-prob where each run first has that margin, and their difference, clip less words. An
-    objective that widens no margin has none of these."""
-    rows = []
-    for (pairs, method, seed), of in groups(curves(paper), "pairs", "method", "seed"):
-        both = [where(of, told=told) for told in TOLD]
+    change of the chosen log-prob where each run first has that margin, and their difference, clip less words; n: pairs.
+    An objective that widens no margin has none of these."""
+    return _equal(_probes(paper))
+
+
+@once
+def among_sure(paper: Paper) -> pd.DataFrame:
+    """The same of the pairs whose chosen answer was likely before training with the clip and in words (SURE)."""
+    rows = _probes(paper)
+    known = rows.loc[(rows["step"] == 0) & (rows["chosen_logps"] >= SURE)]
+    asked = ["pairs", "method", "seed", "pair_id"]
+    both = known.groupby(asked)["told"].nunique()
+    return _equal(rows.merge(both.loc[both == 2].index.to_frame(index=False), on=asked))
+
+
+@once
+def _probes(paper: Paper) -> pd.DataFrame:
+    """The probe rows of every run, with its labels."""
+    names = ("pairs", "told", "method", "seed")
+    found = paper.runs.to_dict("records")
+    return pd.concat([runs.rows(paper.log(r["run"]), "probe").assign(**{k: r[k] for k in names}) for r in found])
+
+
+def _equal(rows: pd.DataFrame) -> pd.DataFrame:
+    found = []
+    for (pairs, method, seed), of in groups(rows, "pairs", "method", "seed"):
+        both = [_path(where(of, told=told)) for told in TOLD]
         if any(path.empty for path in both):
             continue
         target = min(WANTED, *(float(path["margin"].max()) for path in both))
         clip, words = (kl_at(path, target, "chosen") if target > 0 else math.nan for path in both)
         row = {"pairs": pairs, "method": method, "seed": seed, "margin": target, "clip": clip, "words": words}
-        rows.append(row | {"difference": clip - words})
-    names = ["pairs", "method", "seed", "margin", "clip", "words", "difference"]
-    return pd.DataFrame(rows, columns=names)
+        found.append(row | {"difference": clip - words, "n": of["pair_id"].nunique()})
+    return pd.DataFrame(found, columns=["pairs", "method", "seed", "margin", "clip", "words", "difference", "n"])
+
+
+def _path(rows: pd.DataFrame) -> pd.DataFrame:
+    """step, and there the means over pairs of chosen (change) and margin (gained)."""
+    means = rows.groupby("step", as_index=False)[["chosen_change", "margin_change"]].mean()
+    return means.rename(columns={"chosen_change": "chosen", "margin_change": "margin"})
 
 
 def likelihood(paper: Paper) -> Block:
@@ -114,17 +142,31 @@ def likelihood(paper: Paper) -> Block:
 
 
 def equal_margin(paper: Paper) -> Block:
-    """What each objective took from the chosen answers on the way to one margin, with clips and in words."""
+    """What each objective took from the chosen answers on the way to one margin, with clips and in words; of all pairs,
+    and of those that the model was sure of either way."""
     table = at_equal_margin(paper)
     if table.empty:
         return page.note("Not measured: it needs the same pairs with clips and in words.")
+    picture = page.picture(draw_margins(curves(paper)), "Chosen log-prob against margin, by objective")
+    words = (
+        f"Only pairs whose chosen answer had a log-prob of at least {number(SURE)} nats before training, either way:"
+    )
+    return page.stack(picture, _equal_table(table), page.note(words), _equal_table(among_sure(paper)))
+
+
+def _equal_table(table: pd.DataFrame) -> Block:
     rows = []
     for (kind, method), of in groups(table, "pairs", "method"):
         cells = {k: plus_minus(of[k], 2, sign=True) for k in ("margin", "clip", "words", "difference")}
-        rows.append({"pairs": PAIRS[str(kind)], "objective": method, "seeds": len(of)} | cells)
+        head = {
+            "pairs": PAIRS[str(kind)],
+            "objective": method,
+            "seeds": len(of),
+            "pairs a seed": f"{mean(of['n']):.0f}",
+        }
+        rows.append(head | cells)
     heads = {"margin": "margin gained, nats", "clip": "chosen with clips, nats", "words": "chosen in words, nats"}
-    shown = page.table(pd.DataFrame(rows), heads=heads | {"difference": "clips less words"})
-    return page.stack(page.picture(draw_margins(curves(paper)), "Chosen log-prob against margin, by objective"), shown)
+    return page.table(pd.DataFrame(rows), heads=heads | {"difference": "clips less words"})
 
 
 def methods(paper: Paper) -> Block:

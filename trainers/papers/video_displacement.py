@@ -74,7 +74,8 @@ def make(order: Order, settings: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 
 def _trials(entries: str, bases: Sequence[Trial], labels: Mapping[str, Any]) -> list[Trial]:
-    return [_trial(entry, base, labels) for entry in parse_entries(entries) for base in bases]
+    wanted = parse_entries(entries) if entries else []
+    return [_trial(entry, base, labels) for entry in wanted for base in bases]
 
 
 def _trial(entry: Entry, base: Trial, labels: Mapping[str, Any]) -> Trial:

@@ -13,13 +13,13 @@ from trainers.papers import load, values
 from trainers.studies.paper_runs import Order
 
 QUICK = {"SFT steps": 16, "rows of clips": 12, "clips held out": 8, "max_steps": 1, "learning_rate": 3e-3}
-QUICK |= {"entries": "dpo", "entries on LeanPO's pairs": "dpo"}
+QUICK |= {"entries": "dpo", "entries on LeanPO's pairs": ""}
 
 
 def test_rerun(rerun):
     paper = rerun("video_displacement", seeds=1, **QUICK)
     ends = video_displacement.ends(paper).set_index(["pairs", "told", "method"])
-    assert len(ends) == 4
+    assert len(ends) == 2
     assert ends.loc[("rrpo", True, "DPO"), "length"] == ends.loc[("rrpo", False, "DPO"), "length"]
     assert ends.loc[("rrpo", True, "DPO"), "start"] != ends.loc[("rrpo", False, "DPO"), "start"]
     claims = {c.id: c for c in judged.judge(paper)}
@@ -35,7 +35,7 @@ def test_rerun(rerun):
 
 
 def test_equal_margin_by_hand():
-    # clips: chosen -1 at margin 2, -3 at 6, so -2 at 4; words: margin 5 in one step, chosen -1 there, so -0.8 at 4
+    # pair a, clips: chosen -1 at margin 2, -3 at 6, so -2 at 4; words: margin 5 in one step, chosen -1 there, so -0.8
     rows = [
         (False, 0, 0.0, 0.0),
         (False, 2, 2.0, -1.0),
@@ -43,13 +43,19 @@ def test_equal_margin_by_hand():
         (True, 0, 0.0, 0.0),
         (True, 2, 5.0, -1.0),
     ]
-    table = pd.DataFrame(rows, columns=["told", "step", "margin", "chosen"]).assign(pairs="rrpo", method="DPO", seed=1)
+    names = ["told", "step", "margin_change", "chosen_change"]
+    one = pd.DataFrame(rows, columns=names).assign(pairs="rrpo", method="DPO", seed=1, pair_id="a", chosen_logps=-0.1)
+    # pair b moves nowhere, and was unlikely with its clip
+    other = one.assign(margin_change=0.0, chosen_change=0.0, pair_id="b", chosen_logps=[-9.0, -9, -9, 0, 0])
     paper = judged.Paper(None, {}, {})  # pyright: ignore[reportArgumentType]
-    paper.kept["analysis.papers.video_displacement._tables"] = (table, table)
-    (found,) = video_displacement.at_equal_margin(paper).to_dict("records")
-    assert (found["margin"], found["clip"]) == (4, -2)
-    assert found["words"] == pytest.approx(-0.8)
-    assert found["difference"] == pytest.approx(-1.2)
+    paper.kept["analysis.papers.video_displacement._probes"] = pd.concat([one, other])
+    (sure,) = video_displacement.among_sure(paper).to_dict("records")
+    assert (sure["margin"], sure["clip"], sure["n"]) == (4, -2, 1)
+    assert sure["words"] == pytest.approx(-0.8)
+    assert sure["difference"] == pytest.approx(-1.2)
+    (both,) = video_displacement.at_equal_margin(paper).to_dict("records")
+    # means of both pairs: margins 1, 3 and 2.5, chosen -0.5, -1.5 and -0.5; at 2.5: clips -1.25, words -0.5
+    assert (both["margin"], both["clip"], both["words"], both["n"]) == (2.5, -1.25, -0.5, 2)
 
 
 @pytest.mark.parametrize(
