@@ -47,7 +47,7 @@ SETTINGS = (
     Setting("num_train_epochs", 1.0, "scripts", 1.0),
     Setting("max_steps", None, "the epochs decide", None),
     Setting("per_device_train_batch_size", 1, "scripts", 16, "it fits"),
-    Setting("gradient_accumulation_steps", 32, "scripts: effective batch 32", None, "16 pairs an update: 15 updates"),
+    Setting("gradient_accumulation_steps", 32, "scripts: effective batch 32", None, "16 pairs an update: 14 updates"),
     Setting("lora_r", 128, "scripts: on the language model alone", None, "all weights are trained"),
     Setting("lora_alpha", 256, "scripts", None, "all weights are trained"),
     Setting("bf16", True, "scripts", None, "a CPU"),

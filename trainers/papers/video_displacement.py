@@ -40,7 +40,7 @@ SETTINGS = (
     Setting("num_train_epochs", 1.0, "scripts (Qwen2.5-VL)", 1.0),
     Setting("max_steps", None, "the epochs decide", None),
     Setting("per_device_train_batch_size", 1, "not stated", 16, "it fits"),
-    Setting("gradient_accumulation_steps", 8, "scripts: effective batch 8 or 32", None, "15 updates in all"),
+    Setting("gradient_accumulation_steps", 8, "scripts: effective batch 8 or 32", None, "14 updates in all"),
     Setting("freeze_vision", True, "scripts: the whole language model is trained, tower and projector are not", None,
             "all weights are trained"),
     Setting("bf16", True, "scripts", None, "a CPU"),
