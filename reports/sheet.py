@@ -13,8 +13,9 @@ from diagnostics.errors import DataError
 from diagnostics.files import replace_text
 from diagnostics.media import Media
 from diagnostics.pairs import PreferencePair, read_pairs
+from diagnostics.vision.thumbs import THUMBS
 from reports.tables import say
-from reports.thumbs import THUMBS, strip
+from reports.thumbs import strip
 from trainers.worlds.video_pairs import Made, perturbed
 
 SHOWN = 24  # pairs on a sheet

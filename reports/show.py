@@ -32,8 +32,9 @@ from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair
 from diagnostics.tokenized import render_pair
 from diagnostics.vision.prompts import written
+from diagnostics.vision.thumbs import caption
 from reports.tables import say
-from reports.thumbs import THUMBS, strip
+from reports.thumbs import strip
 
 STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "yellow"}
 _END, _ID, _PARTED = "bold reverse", "dim", "dim"
@@ -78,14 +79,9 @@ def _lines(found: Sequence[Text | Media], drawn: bool) -> list[Text]:
 def write_row(path: Path, table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any]) -> None:
     """Write the same as a page that holds everything, with frames of each clip under its line."""
     lines = _found(table, tokenizer, row, settings)
-    said = [_html(line) if isinstance(line, Text) else strip(line, _captioned(line)) for line in lines]
+    said = [_html(line) if isinstance(line, Text) else strip(line, caption(line)) for line in lines]
     replace_text(path, PAGE.format(title=escape(printable(table.where(row))), rows="\n".join(said)))
     say(f"look at it: {path}")
-
-
-def _captioned(medium: Media) -> str:
-    count = medium.shape()[0]
-    return f"{min(count, THUMBS)} of {count} frames of the clip" if medium.kind == "video" else "the image"
 
 
 def _html(line: Text) -> str:

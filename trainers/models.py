@@ -285,7 +285,7 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any
         raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
 
 
-def freeze_vision(model: PreTrainedModel) -> None:
+def freeze_vision(model: Any) -> None:
     """Leave only the weights of the language model and its head to be trained. UserError where there are no others."""
     inside = {id(p) for m in (model.get_decoder(), model.get_output_embeddings()) for p in m.parameters()}
     others = [p for p in model.parameters() if id(p) not in inside]

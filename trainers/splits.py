@@ -14,6 +14,7 @@ from diagnostics.pairs import read_pairs
 from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from diagnostics.stats import PAIR
+from diagnostics.vision import thumbs
 from trainers.config import TrainConfig
 from trainers.loop.given import cleaned, further_rows, gather, score_gaps
 from trainers.loop.ingredients import Given
@@ -93,6 +94,8 @@ def _data(
         _say(config.probe_data, fixed)
         audits["audit_probe.parquet"] = fixed.frame
         probe = list(fixed.require_kept())[: config.probe_pairs]
+    if len(pictures := thumbs.table([*probe, *heldout])):
+        audits["frames.parquet"] = pictures
     train = [p for p in pairs if p.pair_id not in away]
     given = gather(
         table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings

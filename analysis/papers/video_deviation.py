@@ -167,7 +167,10 @@ def start(paper: Paper) -> Block:
 def draw_divergence(table: pd.DataFrame) -> Figure:
     """One panel a kind of accuracy: KL (log) against points."""
     shown = table.rename(columns={"kl": "eval_kl"})
-    labels, heights = list(dict.fromkeys(shown["label"])), ANSWERS if table["right"].notna().any() else LOGGED
+    labels, heights = (
+        list(dict.fromkeys(shown["label"])),
+        ANSWERS if table["right"].notna().to_numpy().any() else LOGGED,
+    )
     starts = {name: mean(shown[f"start_{name}"]) for name in heights}
     figure = board_figures.frontier(shown, labels, heights, starts)
     last = shown.loc[shown["rate"] == shown["rate"].max()]

@@ -121,7 +121,7 @@ def _equal(rows: pd.DataFrame) -> pd.DataFrame:
         both = [_path(where(of, told=told)) for told in TOLD]
         if any(path.empty for path in both):
             continue
-        target = min(WANTED, *(float(path["margin"].max()) for path in both))
+        target = min(WANTED, *(path["margin"].to_numpy().max() for path in both))
         clip, words = (kl_at(path, target, "chosen") if target > 0 else math.nan for path in both)
         row = {"pairs": pairs, "method": method, "seed": seed, "margin": target, "clip": clip, "words": words}
         found.append(row | {"difference": clip - words, "n": of["pair_id"].nunique()})
@@ -130,7 +130,7 @@ def _equal(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _path(rows: pd.DataFrame) -> pd.DataFrame:
     """step, and there the means over pairs of chosen (change) and margin (gained)."""
-    means = rows.groupby("step", as_index=False)[["chosen_change", "margin_change"]].mean()
+    means = rows.pivot_table(["chosen_change", "margin_change"], "step", aggfunc="mean").reset_index()
     return means.rename(columns={"chosen_change": "chosen", "margin_change": "margin"})
 
 

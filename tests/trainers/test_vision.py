@@ -1,5 +1,6 @@
 """A tiny vision-language model from its folder to a finished log: scores, training, the reference, the saved model."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from PIL import Image
 
 from diagnostics.flag.flagging import flag
 from diagnostics.media import Media, of_frames
-from diagnostics.runlog import read_run
+from diagnostics.runlog import read_frame, read_run
 from diagnostics.sampling import answers
 from diagnostics.sequences import Sequence
 from diagnostics.vision.placeholders import FILES
+from diagnostics.vision.thumbs import caption
 from trainers.config import make_config
 from trainers.loop.trainer import layer_group
 from trainers.models import add_lora, load_model, load_tokenizer, model_limit
@@ -105,6 +107,14 @@ def test_a_run_with_lora_in_the_language_model(run, folder):
         if step == 0 and shown(k):
             grey = tuple(of_frames(np.full_like(m.frames(), 128), kind=m.kind) for m in shown(k))
             assert value == pytest.approx(plain(start, tokenizer, k, CHOSEN, grey), abs=1e-3)
+    frames = read_frame(log.path / "frames.parquet").set_index("pair_id")
+    assert set(frames.index) == {name for name in {n for n, _ in probe.index} if shown(int(name.removeprefix("row")))}
+    for name, line in frames.iterrows():
+        (medium,) = shown(int(str(name).removeprefix("row")))
+        seen = np.asarray(Image.open(io.BytesIO(line["picture"])))
+        assert seen.shape == (72, 74 * len(medium.frames()), 3)
+        assert (seen[0, ::74] == medium.frames()[:, 0, 0]).all()
+        assert line["words"] == caption(medium)
     own = log.mass[(log.mass["kind"] == "response") & (log.mass["name"] == "own")]
     assert len(own) == 4  # two pairs, twice
     adapted = load_model(str(log.path / "model"))

@@ -67,7 +67,7 @@ def answered(model: str, seed: int, count: int) -> list[dict[str, float]]:
         for k, (clip, m) in enumerate(zip(clips, clean, strict=True))
     ]
     prior = language_prior(policy, rows, likelihood=TokenLikelihood.of(tokenizer), row="answer")
-    return [found | {"seen": float(prior["seen"].mean())}]
+    return [found | {"seen": float(prior["seen"].to_numpy().mean())}]
 
 
 def started(model: str, seed: int, count: int) -> pd.DataFrame:
