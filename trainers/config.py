@@ -124,9 +124,10 @@ class TrainConfig:
     data: str = _key("data", "preference file, folder or hub id")
     output_dir: str = _key("run", "the run folder; must not exist, except with resume")
     objective: str = _key("objective", "a file in trainers/objectives; its hyperparameters are keys beside it", "dpo")
-    likelihood: Literal["tokens", "denoising"] = _key(
+    likelihood: Literal["tokens", "denoising", "steps"] = _key(
         "objective",
-        "tokens: log-probs of a language model; denoising: minus the error of a diffusion or flow model",
+        "tokens: log-probs of a language model; denoising: minus the error of a diffusion or flow model; "
+        "steps: Gaussian log-probs of a denoiser's sampling steps",
         "tokens",
     )
     draws: int = _key("measuring", "denoising: fixed draws of time and noise at which a pair is measured", 16)

@@ -159,7 +159,7 @@ def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> P
     samples = Samples(config, model)
     splits, found, hashes = data(config, samples.audited, samples.given)
     audits |= found
-    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.CONVENTIONS}
+    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
     return Parts(model, None, likelihood, splits, hashes, "every draw of time and noise is a row", about)
 
 

@@ -94,7 +94,9 @@ class Samples:
 
     def audited(self, source: str, split: str | None = None) -> tuple[Audit, str]:
         """The pairs of a source, and the hash of what was read."""
-        audit = read_samples(source, self.model, split=split, folder=self.config.media_folder)
+        audit = read_samples(
+            source, self.model, split=split, folder=self.config.media_folder, chains=self.config.likelihood == "steps"
+        )
         return audit, data_hash(audit.table)
 
     def given(self, audit: Audit, train: list[Example]) -> tuple[Given, list[Example]]:

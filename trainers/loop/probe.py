@@ -89,7 +89,7 @@ class Probe:
                 out.pairs += [head | row for row in rows(scored.pairs, stats)]
                 if tokens and has_tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
-                if tokens and isinstance(stats.chosen, DenoisingStats):
+                if tokens and self.likelihood.kind == "denoising":
                     out.draws += draw_rows(scored, step, name)
         out.mass += self._tracked(model, step) if self.prompts else []
         if self.responses:

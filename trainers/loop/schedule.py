@@ -38,7 +38,7 @@ class ProbeSchedule:
     @property
     def nats(self) -> bool:
         """Whether likelihoods are log-probs."""
-        return self.probe.likelihood.kind != "denoising"
+        return self.probe.likelihood.kind == "tokens"
 
     def at(self, model: nn.Module, step: int, epoch: float, *, last: bool = False) -> dict[str, Any]:
         """Measure where this step's turn has come, and write; what of it stands in steps.jsonl, empty where it has not
