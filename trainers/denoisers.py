@@ -27,12 +27,12 @@ def likelihood_of(config: TrainConfig) -> DenoisingLikelihood:
     return DenoisingLikelihood(draws=config.draws, train_draws=config.train_draws, seed=config.seed, path=path)
 
 
-def load_denoiser(name: str, *, dtype: str = "float32") -> Denoiser:
+def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = None) -> Denoiser:
     """A denoiser from its folder, in eval mode: one of ours (config.json names `denoiser`), or a folder of diffusers, a
     pipeline's or one model's; of an adapter, its base model with the adapter merged into it. Only safetensors are read.
-    Raises DataError for a folder that cannot be loaded safely and whole."""
+    cache: a folder for latents of images. Raises DataError for a folder that cannot be loaded safely and whole."""
     if base := adapter_base(name):
-        return _merged(name, load_denoiser(base, dtype=dtype))
+        return _merged(name, load_denoiser(base, dtype=dtype, cache=cache))
     folder = Path(name)
     if not folder.is_dir():
         raise DataError(f"{name}: no such model folder. Give the folder of a denoiser, or of a diffusers pipeline.")
@@ -48,6 +48,7 @@ def load_denoiser(name: str, *, dtype: str = "float32") -> Denoiser:
             f"{name}: no denoiser (its config.json names no `denoiser`, and it is no folder of diffusers). A language "
             "model is trained with likelihood tokens."
         )
+    model.cache = cache
     model.name_or_path = name  # type: ignore[assignment]  # an adapter names it as its base
     return model.to(getattr(torch, dtype)).eval()
 

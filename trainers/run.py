@@ -154,8 +154,13 @@ def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Pa
     return Parts(model, tokenizer, TokenLikelihood.of(tokenizer), splits, hashes)
 
 
+def _denoiser(config: TrainConfig) -> Denoiser:
+    cache = Path(config.output_dir).parent / "latents"
+    return denoisers.load_denoiser(config.model, dtype=config.dtype, cache=cache)
+
+
 def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Parts:
-    model, likelihood = denoisers.load_denoiser(config.model, dtype=config.dtype), denoisers.likelihood_of(config)
+    model, likelihood = _denoiser(config), denoisers.likelihood_of(config)
     samples = Samples(config, model)
     splits, found, hashes = data(config, samples.audited, samples.given)
     audits |= found

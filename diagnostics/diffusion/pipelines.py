@@ -4,6 +4,7 @@ diffusers is an optional extra (pip install 'chesboard[diffusion]') and takes se
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ PREDICTED = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_predic
 
 class DiffusersDenoiser(Denoiser):
     """A net of diffusers with the target and the times of its scheduler. parts: the pipeline that it stands in, for
-    texts and images, or None; it is no part of what is trained. cache: a folder for latents of images."""
+    texts and images, or None; it is no part of what is trained."""
 
     def __init__(self, net: Any, scheduler: Any, parts: Any = None) -> None:
         super().__init__()
@@ -40,7 +41,6 @@ class DiffusersDenoiser(Denoiser):
         self.alphas = torch.zeros(0) if self.target == "flow" else scheduler.alphas_cumprod.double()
         object.__setattr__(self, "scheduler", scheduler)
         object.__setattr__(self, "parts", parts)  # outside of the modules: not trained
-        self.cache: Path | None = None
         self._texts: dict[str, dict[str, np.ndarray]] = {}
         self._vae_hash = ""
         self.shape = self._shape()
@@ -129,6 +129,7 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
         raise UserError("models of diffusers need an extra: pip install 'chesboard[diffusion]'.") from None
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # on settings of old folders
     how: Any = {"use_safetensors": True, "local_files_only": True}
     index = folder / "model_index.json"
     try:
@@ -164,7 +165,7 @@ def _sd3(net: nn.Module, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) ->
 
 
 def _flux(net: Any, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) -> Tensor:
-    """Its tokens are squares of 2 x 2; it counts time from 0 to 1, and is told a guidance of 1 where it asks for one."""
+    """Its tokens are squares of 2 x 2; it counts time from 0 to 1, and is told guidance 1 where it asks for one."""
     count, channels, height, width = x_t.shape
     tokens = x_t.view(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     places = torch.cartesian_prod(torch.arange(height // 2), torch.arange(width // 2))

@@ -82,8 +82,9 @@ class StepLikelihood(DenoisingLikelihood):
 
 
 def ddim_step(model: Denoiser, output: Tensor, x_t: Tensor, times: Tensor, next_times: Tensor) -> tuple[Tensor, Tensor]:
-    """mu (N, *S) and s (N,) of DDIM's step with eta 1 from x_t at times to next_times, both (N,). Raises DataError for a
-    flow, whose sampling steps have no noise, and for a step without noise or forward in time."""
+    """mu (N, *S) and s (N,) of DDIM's step with eta 1 from x_t at times to next_times, both (N,).
+
+    Raises DataError for a flow, whose sampling steps have no noise, and for a step without noise or forward in time."""
     if model.target == "flow":
         raise DataError("the sampling steps of a flow have no noise, so no likelihood; choose likelihood denoising.")
     now, then = (shares(model.target, model.alphas, t)[0].square() for t in (times, next_times.clamp(min=0)))
@@ -96,7 +97,7 @@ def ddim_step(model: Denoiser, output: Tensor, x_t: Tensor, times: Tensor, next_
 
 
 def step_stats(batch: DenoisingBatch, run: Denoised) -> DenoisingStats:
-    """DenoisingStats whose per_token_logps (N, L) are the steps' log-probs, residual mu - x_next, noise the step's."""
+    """DenoisingStats whose per_token_logps (N, L) are the steps' log-probs, and residual mu - x_next."""
     drawn, spread = run.noised, run.spread
     assert spread is not None
     target = drawn.target.flatten(2)
