@@ -39,6 +39,7 @@ SLOW = (
     "reports/test_pages.py",
     "reports/test_papers.py",
     "reports/test_scorecard.py",
+    "reports/test_site.py",
     "reports/test_tiny_run.py",
     "test_chesboard.py",
     "test_ends.py",

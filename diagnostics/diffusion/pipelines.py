@@ -29,6 +29,9 @@ class DiffusersDenoiser(Denoiser):
     """A net of diffusers with the target and the times of its scheduler. parts: the pipeline that it stands in, for
     texts and images, or None; it is no part of what is trained."""
 
+    scheduler: Any
+    parts: Any
+
     def __init__(self, net: Any, scheduler: Any, parts: Any = None) -> None:
         super().__init__()
         self.net, self.kind = net, type(net).__name__
@@ -124,9 +127,10 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
     """The denoiser in a folder of diffusers: a pipeline's (model_index.json), or a net's config.json and safetensors
     with scheduler_config.json beside them. Raises DataError where it cannot be loaded safely and whole."""
     try:
-        import diffusers
+        import diffusers as library
     except ImportError:
         raise UserError("models of diffusers need an extra: pip install 'chesboard[diffusion]'.") from None
+    diffusers: Any = library
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # on settings of old folders
@@ -144,7 +148,7 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
             raise DataError(f"{folder}: holds a {kind}, and not one of {', '.join(CALLS)}.")
         if not (folder / "scheduler_config.json").exists():
             raise DataError(f"{folder}: has no scheduler_config.json, which says what the net predicts. Copy it there.")
-        named = read_json(folder / "scheduler_config.json").get("_class_name")
+        named = str(read_json(folder / "scheduler_config.json").get("_class_name"))
         return DiffusersDenoiser(
             getattr(diffusers, kind).from_pretrained(folder, **how), getattr(diffusers, named).from_pretrained(folder)
         )
@@ -208,7 +212,6 @@ ENCODED = {
 }
 ALONE = ("UNet2DModel", "DiTTransformer2DModel")  # those that are told no text
 # whether a net is told a class
-CLASSES: dict[str, Callable[[Any], bool]] = {name: lambda net: False for name in CALLS} | {
-    "UNet2DModel": lambda net: bool(net.config.num_class_embeds),
-    "DiTTransformer2DModel": lambda net: True,
-}
+CLASSES: dict[str, Callable[[Any], bool]] = {name: lambda net: False for name in CALLS}
+CLASSES["UNet2DModel"] = lambda net: bool(net.config.num_class_embeds)
+CLASSES["DiTTransformer2DModel"] = lambda net: True
