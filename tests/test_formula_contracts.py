@@ -120,7 +120,8 @@ def denoised(residual: Tensor, reference: Tensor, seed: int) -> DenoisingStats:
         alphas=0.1 + 0.8 * drawn(size, draws),
         segments=(torch.arange(numbers) % SEGMENTS).expand(size, -1),
         weights=drawn(size, numbers),
-        ema=drawn(size, draws, numbers) - 0.5,
+        predicted_noise=residual + 0.5,
+        ema_noise=drawn(size, draws, numbers) - 0.5,
     )
 
 
@@ -474,7 +475,7 @@ def test_needs_says_exactly_what_an_objective_reads(name, pair):
     if name in DENOISING:
         del known["phrases"], known["collision"]
         known |= {part: {part: None} for part in ("residual", "alphas", "segments", "weights")}
-        known |= {"child noise": {"ema": None}}
+        known |= {"child noise": {"ema_noise": None}}
     bare = strip_parts(pair, {k: v for word, parts in known.items() if word not in needs for k, v in parts.items()})
     same(objective(bare).losses, objective(pair).losses)
     for word in set(needs) & set(known):

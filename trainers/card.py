@@ -260,7 +260,8 @@ def _denoised(logratio: float, child: float = 0.0) -> DenoisingStats:
         times=ones[..., 0] * 500,
         segments=torch.zeros(COPIES, NUMBERS).long(),
         weights=ones[:, 0] / 2,
-        ema=ones,
+        predicted_noise=error.abs().sqrt()[..., None] * ones,
+        ema_noise=ones,
     )
 
 

@@ -158,7 +158,7 @@ class PreferenceTrainer(Trainer):
         output = self.objective(stats, **self.statistics(stats))
         output, more = self._weigh(batch, output)
         pushes = incentives(stats, output.losses)
-        if "residual" in self.needs:  # the loss reaches the outputs not by the log-probs alone
+        if {"residual", "child noise"} & self.needs:  # the loss reaches the outputs not by the log-probs alone
             pushes = {name: torch.full_like(values, torch.nan) for name, values in pushes.items()}
         columns = pushes | more
         pairs = num_items_in_batch if num_items_in_batch is not None else len(output.losses)

@@ -56,7 +56,8 @@ WORDS = {
     "alphas": "alpha-bar at each draw of a denoiser",
     "segments": "the segment that each number of a sample belongs to",
     "weights": "an error map of each sample",
-    "child noise": "the noise of each step's child, and the output of a moving average of the policy there",
+    "child noise": "the noise of each step's child, and the one predicted at its parent by the model and by a moving "
+    "average of the policy",
 }
 
 PROVENANCES = {

@@ -6,7 +6,7 @@ from diagnostics.stats import PairStats, SequenceStats
 from trainers.objectives import ObjectiveOutput, part, references, require_positive, widened
 from trainers.objectives.d3po import stepwise
 
-NEEDS = ("reference", "residual", "alphas", "child noise")
+NEEDS = ("reference", "alphas", "child noise")
 LIKELIHOOD = "steps"
 PROVENANCE = "code"
 
@@ -16,8 +16,9 @@ def gradspo(pair: PairStats, *, beta: float = 10.0, clip: float = 0.1, scale: fl
 
     losses = the mean over steps of -log sigmoid(beta * log r_w - beta * log r_l), r = clamp(exp(l_policy - l_ref),
     1 - clip, 1 + clip), l = -mean over the sample's numbers of (f - (f_ema - scale * sqrt(1 - a) * n))^2; (B,), lower
-    is better, log 2 where policy = reference. f is the model's output at the step's parent, f_ema that of a moving
-    average of the policy (decay 0.9), n the noise that made the child, a alpha-bar; f_ema - ... is a stop-gradient.
+    is better, log 2 where policy = reference. f is the noise that the model predicts at the step's parent, f_ema that
+    of a moving average of the policy (decay 0.9), n the noise that made the child, a the parent's alpha-bar; the lean
+    and f_ema are a stop-gradient.
     Chosen and rejected are the best and the worst child of one parent, as in spo: f is the same on both sides.
     rewards = beta * the mean over steps of log r. Defaults are the authors', whose code was read: A Gradient Guidance
     Perspective on Stepwise Preference Optimization for Diffusion Models (NeurIPS 2025).
@@ -30,6 +31,6 @@ def gradspo(pair: PairStats, *, beta: float = 10.0, clip: float = 0.1, scale: fl
 
 def _near(model: SequenceStats, own: SequenceStats, scale: float) -> Tensor:
     """(B, S) l of a model; child, moving average and alpha-bar are those of the policy's stats."""
-    output = widened(part(model, "residual")) + part(model, "target")
     lean = scale * (1 - widened(part(own, "alphas"))).sqrt()[..., None] * part(own, "noise")
-    return -(output - (part(own, "ema") - lean).detach()).square().mean(-1)
+    goal = (part(own, "ema_noise") - lean).detach()
+    return -(widened(part(model, "predicted_noise")) - goal).square().mean(-1)

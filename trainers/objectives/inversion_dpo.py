@@ -19,8 +19,10 @@ def inversion_dpo(pair: PairStats, *, beta: float = 2000.0) -> ObjectiveOutput:
     sample's numbers of (output - reference's output)^2, a = alpha-bar of the draw; (B,), lower is better, log 2 where
     policy = reference, and without gradient there. rewards = +(beta / 2) * d_w and +(beta / 2) * d_l.
     It rewards deviation on the chosen sample and has no error to a target: no likelihood contrast, and nothing keeps
-    the chosen sample's error from rising. The draws must be the steps of the reference's DDIM inversion of the sample
-    (the likelihood's path: inversion). beta 2000, 80 steps and guidance 2 are the authors'.
+    the chosen sample's error from rising. As d is a square, training that starts at the reference itself does not move:
+    the policy must differ from it (reference_model), be it by the rounding of a lower precision. The draws must be the
+    steps of the reference's DDIM inversion of the sample (the likelihood's path). The authors' are beta 2000, 80 steps
+    and guidance 2.
     """
     require_positive(beta=beta)
     chosen, rejected = (beta / 2 * _deviation(side) for side in (pair.chosen, pair.rejected))

@@ -147,7 +147,8 @@ def pipeline(folder):
         up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16, scaling_factor=0.2,
     )  # fmt: skip
     made = diffusers.StableDiffusionPipeline(
-        vae=vae, text_encoder=transformers.CLIPTextModel(text), scheduler=diffusers.DDPMScheduler(steps_offset=1, clip_sample=False),
+        vae=vae, text_encoder=transformers.CLIPTextModel(text),
+        scheduler=diffusers.DDPMScheduler(steps_offset=1, clip_sample=False),
         tokenizer=transformers.CLIPTokenizer(
             str(folder / "words" / "vocab.json"), str(folder / "words" / "merges.txt"), model_max_length=8
         ),

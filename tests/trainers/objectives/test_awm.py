@@ -12,13 +12,11 @@ from trainers.objectives.awm import awm
 def with_advantages(pair, chosen, rejected):
     sides = zip(("chosen", "rejected"), (pair.chosen, pair.rejected), (pair.ref_chosen, pair.ref_rejected), strict=True)
     apart = {
-        name: replace(
-            own, per_token_kl=(own.residual - ref.residual.detach()).square().mean(-1) / own.residual.shape[1]
-        )
+        name: replace(own, per_token_kl=(own.residual - ref.residual.detach()).square().mean(-1))
         for name, own, ref in sides
     }
-    columns = {"chosen_advantage": torch.tensor([chosen]), "rejected_advantage": torch.tensor([rejected])}
-    return replace(pair, **apart, columns={k: v.double() for k, v in columns.items()})
+    columns = {"chosen_advantage": [chosen], "rejected_advantage": [rejected]}
+    return replace(pair, **apart, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in columns.items()})
 
 
 def test_worked_value_and_gradient(denoised):
@@ -40,7 +38,8 @@ def test_its_gradient_is_that_of_the_weighted_errors(denoised):
     pair = with_advantages(denoised, 2.0, -3.0)
     plain = (2.0 * -pair.chosen.logps - 3.0 * -pair.rejected.logps) / 2
     sides = [pair.chosen.residual, pair.rejected.residual]
-    found, expected = (torch.autograd.grad(v.sum(), sides) for v in (awm(pair, beta=0.0).losses, plain))
+    found = torch.autograd.grad(awm(pair, beta=0.0).losses.sum(), sides, retain_graph=True)
+    expected = torch.autograd.grad(plain.sum(), sides)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 

@@ -27,7 +27,7 @@ def test_beta_2500_of_diffusers_is_beta_5000(many_denoised):
     errors = [side.errors.mean(-1).tolist() for side in (
         many_denoised.chosen, many_denoised.rejected, many_denoised.ref_chosen, many_denoised.ref_rejected
     )]  # fmt: skip
-    theirs = [math.log1p(math.exp(2500 * ((w - l) - (rw - rl)))) for w, l, rw, rl in zip(*errors, strict=True)]
+    theirs = [math.log1p(math.exp(2500 * ((w - x) - (rw - rx)))) for w, x, rw, rx in zip(*errors, strict=True)]
     assert diffusion_dpo(many_denoised, beta=5000.0).losses.tolist() == pytest.approx(theirs, rel=1e-9)
     assert diffusion_dpo(many_denoised).losses.tolist() == diffusion_dpo(many_denoised, beta=5000.0).losses.tolist()
 

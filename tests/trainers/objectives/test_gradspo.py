@@ -12,13 +12,16 @@ from trainers.objectives.gradspo import gradspo
 
 @pytest.fixture
 def children(denoised):
-    """One parent: output 0.3 and 0.1 (the target is 0) on both sides, the reference's 0.2 and 0.2, that of the moving
-    average 0.25 and 0.15, alpha-bar 0.36, noises (1, -1) and (-0.5, 0)."""
-    zeros = torch.zeros(1, 1, 2, dtype=torch.float64)
-    parts = {"target": zeros, "alphas": torch.tensor([[0.36]]).double(), "ema": torch.tensor([[[0.25, 0.15]]]).double()}
-    noises = [torch.tensor([[values]]).double() for values in ([1.0, -1.0], [-0.5, 0.0])]
+    """One parent: noise predicted 0.3 and 0.1 for both children, by the reference 0.2 and 0.2, by the moving average
+    0.25 and 0.15, alpha-bar 0.36, their own noises (1, -1) and (-0.5, 0)."""
+
+    def one(values):
+        return torch.tensor([values], dtype=torch.float64)
+
+    parts = {"predicted_noise": denoised.chosen.residual, "alphas": one([0.36]), "ema_noise": one([[0.25, 0.15]])}
+    noises = [one([values]) for values in ([1.0, -1.0], [-0.5, 0.0])]
     own = [replace(denoised.chosen, **parts, noise=noise) for noise in noises]
-    reference = replace(denoised.ref_chosen, target=zeros)
+    reference = replace(denoised.ref_chosen, predicted_noise=one([[0.2, 0.2]]))
     return replace(denoised, chosen=own[0], rejected=own[1], ref_chosen=reference, ref_rejected=reference)
 
 
@@ -43,17 +46,17 @@ def test_worked_value_and_gradient(children):
 
 
 def test_log_2_at_the_reference(children):
-    same = replace(children.chosen, ema=None)
+    same = replace(children.chosen, ema_noise=None)
     output = gradspo(replace(children, ref_chosen=same, ref_rejected=same))
     assert output.losses.tolist() == [math.log(2)]
 
 
 def test_the_ratio_is_clamped(children):
-    far = replace(children.ref_chosen, residual=torch.full((1, 1, 2), 5.0, dtype=torch.float64))
+    far = replace(children.ref_chosen, predicted_noise=torch.full((1, 1, 2), 5.0, dtype=torch.float64))
     output = gradspo(replace(children, ref_chosen=far, ref_rejected=far))
     assert output.chosen_rewards.tolist() == output.rejected_rewards.tolist() == pytest.approx([10 * math.log(1.1)])
 
 
-def test_missing_parts_are_refused_by_name(children, denoised):
-    with pytest.raises(UserError, match="ema, which was not measured"):
-        gradspo(replace(children, chosen=replace(children.chosen, ema=None)))
+def test_missing_parts_are_refused_by_name(children):
+    with pytest.raises(UserError, match="ema_noise, which was not measured"):
+        gradspo(replace(children, chosen=replace(children.chosen, ema_noise=None)))

@@ -12,8 +12,8 @@ from trainers.objectives.pg_dpo import pg_dpo
 
 
 def scored(pair, chosen: float, rejected: float):
-    columns = {"chosen_score": torch.tensor([chosen]), "rejected_score": torch.tensor([rejected])}
-    return replace(pair, columns={k: v.double() for k, v in columns.items()})
+    columns = {"chosen_score": [chosen], "rejected_score": [rejected]}
+    return replace(pair, columns={k: torch.tensor(v, dtype=torch.float64) for k, v in columns.items()})
 
 
 def test_worked_value_and_gradient(denoised, slopes):

@@ -58,13 +58,13 @@ def four(make_denoised, errors, scores, **options):
     one = [[[1.0]]] * 2
     columns = {"list": [0, 0], "chosen_item": [0, 2], "rejected_item": [1, 3]}
     columns |= {"chosen_score": scores[::2], "rejected_score": scores[1::2]}
-    return rankdpo(make_denoised(residuals[::2], residuals[1::2], one, one, **columns), beta=1.0, **options)
+    return rankdpo(make_denoised(residuals[::2], residuals[1::2], one, one, **columns), beta=50.0, **options)
 
 
-def test_a_wrong_order_of_first_and_last_costs_more_than_of_the_middle(make_denoised):
-    right = four(make_denoised, [0.7, 0.8, 0.9, 1.0], [4.0, 3.0, 2.0, 1.0]).losses[0]
-    ends = four(make_denoised, [1.0, 0.8, 0.9, 0.7], [4.0, 3.0, 2.0, 1.0]).losses[0]
-    middle = four(make_denoised, [0.7, 0.9, 0.8, 1.0], [4.0, 3.0, 2.0, 1.0]).losses[0]
+@pytest.mark.parametrize("ranks", ["predicted", "labels"])
+def test_a_wrong_order_of_first_and_last_costs_more_than_of_the_middle(make_denoised, ranks):
+    errors = [0.7, 0.8, 0.9, 1.0], [0.7, 0.9, 0.8, 1.0], [1.0, 0.8, 0.9, 0.7]
+    right, middle, ends = (four(make_denoised, e, [4.0, 3.0, 2.0, 1.0], ranks=ranks).losses[0] for e in errors)
     assert right < middle < ends
 
 
