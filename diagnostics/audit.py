@@ -29,6 +29,7 @@ from diagnostics.tokenized import SkippedPair, Truncation, render_pairs, tokeniz
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SAMPLES = "samples"  # the shape of data whose rows hold no text to learn (diagnostics.diffusion.read)
 CHUNK = 256  # pairs rendered and tokenized at a time: a tokenizer's own lists take a hundred times the ids
 
 _SCORE = re.compile(r"score|rating|reward|quality")
@@ -61,15 +62,20 @@ class Audit:
         reasons = [f"{n} {code}" for code, n in sorted(own.items(), key=lambda item: -item[1])]
         rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
         rows += f" ({', '.join(reasons)})." if reasons else "."
-        part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
-        how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
         told = [f" {code} in {n} rows: {DOUBTS[code]}." for code in OF_TEMPLATE if (n := self.counts.get(code))]
         if 2 * self.disagree > self.scored:
             told.append(
                 f" The scores prefer the rejected side in {self.disagree} of the {self.scored} rows that have them: "
                 "the columns chosen and rejected are probably swapped."
             )
-        return [self.table.reading.said(), f"{rows} {how}.{''.join(told)}"]
+        return [self.table.reading.said(), f"{rows}{self._how()}{''.join(told)}"]
+
+    def _how(self) -> str:
+        """How texts became tokens; nothing of samples."""
+        if self.table.shape == SAMPLES:
+            return ""
+        part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
+        return f" {part} go through the chat template." if self.templated else " All are tokenized as plain text."
 
     def record(self) -> dict[str, Any]:
         """The same for manifest.json and the pages."""
@@ -114,7 +120,7 @@ def audit_pairs(
                 doubts = "; ".join(code for code in DOUBTS if code in found)
             rows.append(_pair_row(pair, text, result, doubts))
     frame = frame_of(sorted(rows, key=lambda row: row["source_row"]))
-    return Audit(table, frame, kept, _count(frame), scored, disagree, templated)
+    return Audit(table, frame, kept, count_codes(frame), scored, disagree, templated)
 
 
 def _chunks(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:
@@ -152,7 +158,7 @@ def skip_length_gaps(audit: Audit, most: int) -> Audit:
     frame.loc[wide, "reason"] = [f"length_gap: the answers differ by {n:.0f} tokens, over {most}" for n in gaps[wide]]
     kept = set(frame.loc[frame["status"] == "kept", "source_row"])
     tokenized = [p for p in audit.tokenized if p.source_row in kept]
-    return replace(audit, frame=frame, tokenized=tokenized, counts=_count(frame))
+    return replace(audit, frame=frame, tokenized=tokenized, counts=count_codes(frame))
 
 
 def counts_table(audit: Audit) -> pd.DataFrame:
@@ -303,5 +309,6 @@ def _codes(frame: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def _count(frame: pd.DataFrame) -> dict[str, int]:
+def count_codes(frame: pd.DataFrame) -> dict[str, int]:
+    """Code -> number of rows of an audit's frame that have it."""
     return dict(Counter(code for codes in _codes(frame) for code in codes))

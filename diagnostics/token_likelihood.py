@@ -33,6 +33,7 @@ class TokenLikelihood:
     pad_token_id: int
     head: bool = True
     family: Any = None
+    kind = "tokens"
     gives = frozenset(GIVES)
 
     @classmethod
@@ -59,6 +60,10 @@ class TokenLikelihood:
         found = Batch(**fields)
         rows: Any = (found.lengths and tuple(map(tuple, found.lengths)), tuple(map(tuple, found.first)))
         return replace(found, pair_ids=tuple(found.pair_ids), names=tuple(found.names), lengths=rows[0], first=rows[1])
+
+    def drawn(self, batch: Batch, step: int, model: nn.Module, reference: Any) -> Batch:
+        """See Likelihood: nothing is drawn."""
+        return batch
 
     def run(self, model: nn.Module, batch: Batch) -> Outputs:
         """See forward.run."""

@@ -22,6 +22,7 @@ def check(config: TrainConfig) -> None:
     """Everything about a config that can be refused without reading data or model."""
     if config.training.get("max_steps") == 0:
         raise UserError("max_steps is 0; give 1 or more, or leave it out to train for num_train_epochs.")
+    _check_likelihood(config)
     guards.check(config.objective, config.guard, config.guard_strength)
     _try_objective(config)
     recipes.check(config)
@@ -35,6 +36,21 @@ def alarms(config: TrainConfig) -> Alarms:
     if unmeasured:
         raise UserError(f"alarm: {unmeasured[0]} is measured only with grad_every; set it to 10, for example.")
     return Alarms(conditions, stop=config.alarm_action == "stop")
+
+
+def _check_likelihood(config: TrainConfig) -> None:
+    """An objective of another likelihood, and keys that mean nothing for this one, are refused by name."""
+    objectives.require_likelihood(config.objective, config.likelihood)
+    if config.likelihood == "tokens":
+        return
+    if config.reference == "precomputed":
+        raise UserError("an update of a denoiser draws time and noise anew: set reference to live (or none).")
+    path = objectives.path(config.objective) if config.path == "objective" else config.path
+    if path == "reference_inversion" and config.reference != "live":
+        raise UserError("path reference_inversion needs the reference itself: set reference to live.")
+    for key in ("max_length_gap", "track", "reward_model"):
+        if getattr(config, key):
+            raise UserError(f"{key} reads tokens, which likelihood {config.likelihood} does not have: leave it out.")
 
 
 def _try_objective(config: TrainConfig) -> None:

@@ -59,6 +59,8 @@ ONE_OR_MORE = (
     "max_length",
     "frames",
     "rounds",
+    "draws",
+    "train_draws",
     "save_total_limit",
     "torch_empty_cache_steps",
     "dataloader_prefetch_factor",
@@ -118,10 +120,24 @@ def _key(group: str, words: str, default: Any = MISSING) -> Any:
 class TrainConfig:
     """One training run. Every field says what it is in its own line; `chesboard train --help` prints them."""
 
-    model: str = _key("model", "local folder or hub id of a causal language model")
+    model: str = _key("model", "local folder or hub id of a causal language model, or the folder of a denoiser")
     data: str = _key("data", "preference file, folder or hub id")
     output_dir: str = _key("run", "the run folder; must not exist, except with resume")
     objective: str = _key("objective", "a file in trainers/objectives; its hyperparameters are keys beside it", "dpo")
+    likelihood: Literal["tokens", "denoising", "steps"] = _key(
+        "objective",
+        "tokens: log-probs of a language model; denoising: minus the error of a diffusion or flow model; "
+        "steps: Gaussian log-probs of a denoiser's sampling steps",
+        "tokens",
+    )
+    draws: int = _key("measuring", "denoising: fixed draws of time and noise at which a pair is measured", 16)
+    path: Literal["objective", "noise", "inversion", "reference_inversion", "own"] = _key(
+        "objective",
+        "denoising: where an update's x_t comes from: forward noise, DDIM inversion by the policy or by the reference, "
+        "the policy's own sampling (rejected side); objective is what the objective is defined on",
+        "objective",
+    )
+    train_draws: int = _key("objective", "denoising: fresh draws of time and noise for each pair of an update", 1)
     reference: Literal["live", "precomputed", "none"] = _key(
         "reference", "live (exact KL is logged), precomputed (log-probs cached on disk, no KL), or none", "live"
     )

@@ -166,8 +166,8 @@ def rows(run: RunLog, split: str) -> pd.DataFrame:
 
 
 def noise(run: RunLog) -> float:
-    """A change of a log-prob within this, in nats, is rounding (see outcomes.noise)."""
-    return outcomes.noise(run.manifest.get("parity"))
+    """A change of a log-prob within this is no movement (see outcomes.noise)."""
+    return outcomes.noise(run.manifest.get("parity"), str(run.config.get("likelihood", "tokens")))
 
 
 def fell(rows: pd.DataFrame, side: str) -> pd.Series:

@@ -207,6 +207,7 @@ def test_any_change_of_a_config_file_works_or_is_named(tmp_path_factory, data):
 @pytest.mark.parametrize("objective", objectives.names())
 def test_every_objective_works_with_its_defaults(objective):
     more = {"reward_model": "r"} if "reward model" in objectives.needs(objective) else {}
+    more |= {"likelihood": objectives.likelihood(objective)}
     config = make_config(NEEDED | more | {"objective": objective})
     check(config)
     assert set(config.hyperparameters) == set(objectives.hyperparameters(objective))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics import sequences
+from diagnostics.diffusion.stats import DenoisingStats
 from diagnostics.engine import device_of, evaluating
 from diagnostics.errors import DataError, UserError
 from diagnostics.forward import Outputs
@@ -75,7 +76,7 @@ class Probe:
             self.sets = {p["id"]: p["set"] for p in track["prompts"]}
 
     def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool) -> ProbeRows:
-        """Measure everything once, with the weights after `step` updates. tokens: also one row a token."""
+        """Measure everything once, with the weights after `step` updates. tokens: also one row a token, or draw."""
         out, has_tokens = ProbeRows(), "tokens" in self.likelihood.gives
         same = isinstance(self.reference, LiveReference) and self.reference.same(model)
         for name, pairs in self.pairs.items():
@@ -88,6 +89,8 @@ class Probe:
                 out.pairs += [head | row for row in rows(scored.pairs, stats)]
                 if tokens and has_tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
+                if tokens and self.likelihood.kind == "denoising":
+                    out.draws += draw_rows(scored, step, name)
         out.mass += self._tracked(model, step) if self.prompts else []
         if self.responses:
             known = set(self.start)
@@ -242,6 +245,30 @@ class Probe:
                         }
                     )
         return found
+
+
+def draw_rows(scored: Scored, step: int, split: str) -> list[dict[str, Any]]:
+    """One row a draw of time and noise: the denoising error under policy and reference, and the deviation."""
+    stats, found = scored.stats, []
+    for side, policy, ref in (
+        ("chosen", stats.chosen, stats.ref_chosen), ("rejected", stats.rejected, stats.ref_rejected)
+    ):  # fmt: skip
+        count, nan = policy.completion_mask.shape[1], torch.full_like(policy.per_token_logps, torch.nan)
+        times = policy.times if isinstance(policy, DenoisingStats) and policy.times is not None else nan
+        columns = {
+            "time": times,
+            "error": -policy.per_token_logps * count,
+            "ref_error": -ref.per_token_logps * count if ref else nan,
+            "deviation": policy.per_token_kl * count if policy.per_token_kl is not None else nan,
+        }
+        values = {name: column.double().tolist() for name, column in columns.items()}
+        found += [
+            {"step": step, "split": split, "pair_id": pair.pair_id, "side": side, "draw": k}
+            | {name: of[i][k] for name, of in values.items()}
+            for i, pair in enumerate(scored.pairs)
+            for k in range(count)
+        ]
+    return found
 
 
 def _read_start(path: Path) -> dict[str, Tensor]:

@@ -144,8 +144,9 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
-        batch = self.likelihood.batch(inputs)
-        measured = self.gradients.due(self.state.global_step)
+        step = self.state.global_step
+        batch = self.likelihood.drawn(self.likelihood.batch(inputs), step, model, self.reference)
+        measured = self.gradients.due(step)
         further = None
         if measured and self.ingredients.further:  # these instruments know pairs alone: the rest is run apart
             further = self.ingredients.part(batch, self.ingredients.further)
@@ -284,6 +285,7 @@ class PreferenceTrainer(Trainer):
 
 def check_gives(likelihood: Likelihood, objective: str, grad_every: int) -> None:
     """UserError where the objective, or the gradient instruments, need what this likelihood does not give."""
+    objectives.require_likelihood(objective, likelihood.kind)
     asked = {OF[need]: f"objective '{objective}'" for need in objectives.needs(objective) if need in OF}
     asked |= {"gradients": "grad_every"} if grad_every else {}
     for name, who in asked.items():

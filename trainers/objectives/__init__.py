@@ -10,6 +10,7 @@ File name = function name = the name to configure. An objective is
                 `pair.extra` and `pair.ref_extra`: name -> what the row is (only where there are any)
     OPTIONAL_ROWS  further rows it reads where the data has them: name -> what the row is (only where there are any)
     LIKELIHOOD  the kind of likelihood it is defined on: a word of LIKELIHOODS below (where there is none: tokens)
+    PATH        where it takes its x_t from, a word of diagnostics.diffusion.paths.PATHS (where there is none: noise)
     PROVENANCE  how sure its formula is: a word of PROVENANCES below
 
 An objective that keeps statistics over batches has two more functions: `statistics(pair, previous, *,
@@ -133,6 +134,21 @@ def needs(name: str) -> tuple[str, ...]:
 def likelihood(name: str) -> str:
     """The kind of likelihood that the objective is defined on: a word of LIKELIHOODS."""
     return getattr(module(name), "LIKELIHOOD", "tokens")
+
+
+def path(name: str) -> str:
+    """Where a denoising objective takes its x_t from: a word of diagnostics.diffusion.paths.PATHS."""
+    return getattr(module(name), "PATH", "noise")
+
+
+def require_likelihood(name: str, kind: str) -> None:
+    """UserError where the objective is defined on another kind of likelihood, with the right one."""
+    wanted = likelihood(name)
+    if wanted != kind:
+        raise UserError(
+            f"objective '{name}' is defined on {LIKELIHOODS[wanted]}: set likelihood to {wanted}, or choose an "
+            f"objective of likelihood {kind}."
+        )
 
 
 def columns(name: str) -> tuple[str, ...]:

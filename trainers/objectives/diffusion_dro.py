@@ -7,6 +7,7 @@ from trainers.objectives import ObjectiveOutput, logratios, require_not_negative
 
 NEEDS = ("reference",)
 LIKELIHOOD = "denoising"
+PATH = "own"
 PROVENANCE = "code"
 
 

@@ -6,6 +6,7 @@ from trainers.objectives.diffusion_dpo import diffusion_dpo
 
 NEEDS = ("reference",)
 LIKELIHOOD = "denoising"
+PATH = "inversion"
 PROVENANCE = "code"
 
 

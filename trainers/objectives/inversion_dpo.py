@@ -8,6 +8,7 @@ from trainers.objectives import ObjectiveOutput, part, require_positive, rewarde
 
 NEEDS = ("reference", "kl", "alphas")
 LIKELIHOOD = "denoising"
+PATH = "reference_inversion"
 PROVENANCE = "code"
 
 

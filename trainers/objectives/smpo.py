@@ -9,6 +9,7 @@ from trainers.objectives import ObjectiveOutput, column, logratios, require_posi
 
 NEEDS = ("reference",)
 LIKELIHOOD = "denoising"
+PATH = "inversion"
 COLUMNS = ("chosen_score", "rejected_score")
 PROVENANCE = "code"
 
