@@ -63,6 +63,7 @@ class Audit:
         rows += f" ({', '.join(reasons)})." if reasons else "."
         part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
         how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
+        how = how if self.tokenized or self.templated else "None is tokenized"
         told = [f" {code} in {n} rows: {DOUBTS[code]}." for code in OF_TEMPLATE if (n := self.counts.get(code))]
         if 2 * self.disagree > self.scored:
             told.append(
@@ -164,8 +165,18 @@ def counts_table(audit: Audit) -> pd.DataFrame:
         for code in codes:
             if len(places[code]) < 3:
                 places[code].append(audit.table.where(source_row).removeprefix(f"{audit.table.source}: "))
-    rows = [(code, _kind(code), n, ", ".join(places[code]), MEANINGS[code]) for code, n in found]
+    rows = [
+        (code, _kind(code), n, ", ".join(places[code]), MEANINGS[code] + _refusal(audit, code)) for code, n in found
+    ]
     return pd.DataFrame(rows, columns=["code", "kind", "n", "first_rows", "meaning"])
+
+
+def _refusal(audit: Audit, code: str) -> str:
+    """Of rows that the template does not fit, its own words about the first."""
+    if code != "template_failed":
+        return ""
+    reasons = audit.frame["reason"]
+    return f"; the first: {reasons[reasons.str.startswith(code)].iloc[0].removeprefix(f'{code}: ')}"
 
 
 def _kind(code: str) -> str:
