@@ -42,7 +42,7 @@ class Audit:
     frame: one row per source row, the columns of audit.parquet (lengths NaN and EOS flags missing where not known).
     tokenized: the kept pairs, in source order. counts: code -> number of rows (codes: MEANINGS).
     scored, disagree: rows with a score for each side, and those whose scores prefer the rejected side.
-    templated: rows that go through the chat template; the others are plain text.
+    templated, plain: rows that go through the chat template, and rows of plain text.
     """
 
     table: PairTable
@@ -52,6 +52,7 @@ class Audit:
     scored: int
     disagree: int
     templated: int = 0
+    plain: int = 0
 
     def said(self) -> list[str]:
         """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
@@ -63,7 +64,10 @@ class Audit:
         rows += f" ({', '.join(reasons)})." if reasons else "."
         part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
         how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
-        how = how if self.tokenized or self.templated else "None is tokenized"
+        how += f", the other {self.plain} are plain text: the model is asked in two ways" * bool(
+            self.templated and self.plain
+        )
+        how = how if self.templated or self.plain else "None can be tokenized"
         told = [f" {code} in {n} rows: {DOUBTS[code]}." for code in OF_TEMPLATE if (n := self.counts.get(code))]
         if 2 * self.disagree > self.scored:
             told.append(
@@ -100,10 +104,11 @@ def audit_pairs(
     special, twins = _special_pattern(tokenizer), _twins(table.pairs)
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
     kept: list[Example] = []
-    scored = disagree = templated = 0
+    scored = disagree = 0
+    forms: Counter[bool] = Counter()  # whether the template made a row's texts
     for chunk in _chunks(table.pairs):
         texts = render_pairs(chunk, tokenizer)
-        templated += sum(isinstance(text, RenderedPair) and text.templated for text in texts)
+        forms.update(text.templated for text in texts if isinstance(text, RenderedPair))
         for pair, text, result in zip(chunk, texts, _tokenized(chunk, texts, tokenizer, table, settings), strict=True):
             agree = _scores_agree(pair)
             scored, disagree = scored + (agree is not None), disagree + (agree is False)
@@ -115,7 +120,7 @@ def audit_pairs(
                 doubts = "; ".join(code for code in DOUBTS if code in found)
             rows.append(_pair_row(pair, text, result, doubts))
     frame = frame_of(sorted(rows, key=lambda row: row["source_row"]))
-    return Audit(table, frame, kept, _count(frame), scored, disagree, templated)
+    return Audit(table, frame, kept, _count(frame), scored, disagree, forms[True], forms[False])
 
 
 def _chunks(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:

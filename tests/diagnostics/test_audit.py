@@ -204,6 +204,6 @@ def test_a_template_that_refuses_a_role_says_so_in_its_own_words(tmp_path: Path)
     assert meaning.endswith("the first: the chat template refuses the messages (no system turns here)")
     alone = audit(tmp_path, strict, rows[0])
     assert "1 skipped" in alone.said()[1]
-    assert "None is tokenized." in alone.said()[1]
+    assert "None can be tokenized." in alone.said()[1]
     with pytest.raises(DataError, match="no system turns here"):
         alone.require_kept()
