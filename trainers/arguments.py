@@ -24,6 +24,8 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         _try_optimizer(arguments)
     except Exception as error:  # whatever a library makes of a setting, the setting is the user's
         raise UserError(_does_not_fit(values, error)) from None
+    if arguments.torch_compile and arguments.device.type == "cpu":
+        raise UserError("torch_compile: no run on a CPU is compiled (none came to its first step). Leave it out.")
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by `accelerate launch`
     return arguments
 

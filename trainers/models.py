@@ -22,6 +22,7 @@ import transformers
 from huggingface_hub import file_exists
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -141,6 +142,16 @@ def load_config(name: str) -> Any:
         raise DataError(f"{name}: the model's config cannot be read ({why}).") from None
     config._attn_implementation = None  # also in its parts: the attention is chosen here
     return config
+
+
+def check_model(name: str) -> None:
+    """What can be told of a model without loading it: that its config, of an adapter its base's, can be read, and that
+    its files of weights are there and plain. Raises DataError."""
+    base = adapter_base(name)
+    if base is not None:
+        return check_model(_next_base(name, base))
+    _check_folder(name)
+    _check_weights(name, load_config(name))
 
 
 def adapter_base(name: str) -> str | None:
@@ -473,6 +484,30 @@ def _check_weights(name: str, config: Any) -> None:
             f"{name}: its weights are to be read from {_some(wrong)}, which is no .safetensors file of this model. "
             "Save the model with model.save_pretrained, which writes safetensors."
         )
+    if Path(name).is_dir():
+        files = files or [_WEIGHTS] * (Path(name) / _WEIGHTS).is_file()
+        _check_files(sorted({Path(name) / str(file) for file in files}))
+
+
+def _check_files(files: Collection[Path]) -> None:
+    """DataError for a file of weights that is missing, cut or no safetensors, or holds weights as whole numbers: these
+    are quantised, and the scale that makes them weights is not known here. Reads the files' heads alone."""
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: missing, and the list of the model's weights names it. Copy it there.")
+        try:
+            with safe_open(file, "pt") as opened:
+                kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{file}: not readable as safetensors ({_first_line(error)}). Copy or save it anew."
+            ) from None
+        whole = sorted(key for key, kind in kinds.items() if key.endswith("weight") and kind[0] in "IU")
+        if whole:
+            raise DataError(
+                f"{file}: its weights are quantised ({_some(whole)}: {kinds[whole[0]]}). Chesboard reads plain weights "
+                "only: dequantise the model and save it with save_pretrained."
+            )
 
 
 def _check_loaded(name: str, config: Any, found: dict[str, Any], *, text: bool) -> None:

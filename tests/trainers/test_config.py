@@ -90,6 +90,8 @@ def test_a_wrong_training_argument_is_named():
         training_arguments(make_config(NEEDED | {"adam_beta1": 1}))
     with pytest.raises(UserError, match="training settings do not fit: lr_scheduler_kwargs is "):
         training_arguments(make_config(NEEDED | {"lr_scheduler_kwargs": {"none_such": 1}}))
+    with pytest.raises(UserError, match="torch_compile: no run on a CPU is compiled"):
+        training_arguments(make_config(NEEDED | {"torch_compile": True, "use_cpu": True}))
 
 
 def test_flags_are_read_as_yaml():
