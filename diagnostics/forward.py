@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diagnostics import encoder
 from diagnostics.batch import Batch
 from diagnostics.engine import (
     accepted,
     apply_head,
+    encodes,
     engine_of,
     fresh_factors,
     head_of,
@@ -120,6 +122,8 @@ def decode(
     stands on the left. For a model that keeps no such cache, past is None and ids are all tokens, without padding.
     seen: what the rows are shown.
     """
+    if encodes(model):
+        return _decode_encoded(model, ids, mask, past)
     height, width = ids.shape
     last = torch.arange(height, device=ids.device) * width + width - 1
     counted = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
@@ -130,6 +134,14 @@ def decode(
     with _select(head_of(model), last, True), fresh_factors(model):
         output = model(**(accepted(model, given) | cache))
     return output.logits.flatten(0, 1), output.past_key_values if cache else None
+
+
+def _decode_encoded(model: nn.Module, ids: Tensor, mask: Tensor, past: Any) -> tuple[Tensor, Any]:
+    """`decode` of an encoder-decoder model; past: what the encoder made of the prompts, and the decoder's cache."""
+    kept, cache = past or (None, None)
+    given, kept = encoder.decode(model, ids, mask, kept)
+    output = model(**(accepted(model, given) | {"past_key_values": cache, "use_cache": True}))
+    return output.logits[:, -1], (kept, output.past_key_values)
 
 
 def caches(model: nn.Module) -> bool:
@@ -231,6 +243,8 @@ def _run_padded(
     model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor, logits: bool, features: Features | None
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states (N, D) and logits (N, V) or None at places of the batch, in a pass for each regime of lengths."""
+    if encodes(model):
+        return read_at(model, encoder.inputs(model, batch), encoder.places(batch, rows, columns + 1), logits=logits)
     found, places = [], []
     for index, part in _groups(model, batch.attention_mask):
         ids, mask = batch.input_ids[index][:, part], batch.attention_mask[index][:, part]
