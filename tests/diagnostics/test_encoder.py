@@ -102,7 +102,11 @@ def test_gradients_of_the_sides_are_those_of_one_row_alone(name, make_pairs, mak
             ids, labels = torch.tensor([row.prompt_ids]), torch.tensor([row.completion_ids])
             summed = -model(input_ids=ids, labels=labels).loss * len(row.completion_ids)
             gradient = torch.autograd.grad(summed, parameters, allow_unused=True)
-            sides.append(torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradient)]))
+            sides.append(
+                torch.cat(
+                    [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradient)]
+                )
+            )
         torch.testing.assert_close(found.chosen_norm[i], sides[0].norm(), atol=1e-6, rtol=1e-9)
         torch.testing.assert_close(found.rejected_norm[i], sides[1].norm(), atol=1e-6, rtol=1e-9)
         torch.testing.assert_close(found.inner[i], sides[0] @ sides[1], atol=1e-6, rtol=1e-9)
