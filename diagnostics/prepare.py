@@ -44,7 +44,8 @@ def prepare(model: nn.Module, family: Any = None) -> Engine:
     """Choose the fastest way that gives this model's plain results, by trying each on a small random batch.
 
     family: of a model that is shown media; then packing is tried on rows with media too. Nothing in the model is
-    changed by it. Raises DataError for a model that is not causal, or an encoder-decoder whose numbers depend on padding.
+    changed by it. Raises DataError for a model that is not causal, and for an encoder-decoder model that says another
+    thing of a text beside a longer one.
     """
     if device_of(model).type == "cpu":
         keep_memory()

@@ -1,7 +1,5 @@
 """Encoder-decoder models: every number is that of one row alone in the model's own forward, in float64."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import transformers
@@ -13,14 +11,14 @@ from diagnostics.gradients.pairs import one_by_one
 from diagnostics.prepare import prepare
 from diagnostics.row_stats import pair_stats
 from diagnostics.sampling import draw
-from diagnostics.sequences import pair_of
 
 VOCAB = 61
 SIZES = dict(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
 SPECIAL = dict(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
 BART = dict(
     vocab_size=VOCAB, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-    decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, forced_eos_token_id=None,
+    decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+    max_position_embeddings=64, forced_eos_token_id=None,
 )  # fmt: skip
 # T5's tied head reads what the decoder gives times d_model ** -0.5; that of T5 v1.1 is untied and reads it as it is
 MODELS = {
@@ -71,7 +69,8 @@ def test_numbers_are_those_of_one_row_alone(name, prepared, side, make_pairs, ma
     model, reference = build(name), build(name, seed=1)
     if prepared:
         prepare(model), prepare(reference)
-        assert engine_of(model).tiled and not engine_of(model).packed
+        assert engine_of(model).tiled
+        assert not engine_of(model).packed
     pairs = make_pairs(5)[::-1]
     batch = make_batch(pairs, side)
     with torch.no_grad():

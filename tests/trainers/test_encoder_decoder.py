@@ -1,5 +1,5 @@
-"""A T5 with its tokenizer, as generative retrieval trains it (DDRO, arXiv 2504.05181): a query, and document ids of which
-one is right. Trained, flagged, with an adapter, traced; every logged number is that of one row in the plain forward."""
+"""A T5 with its tokenizer, as generative retrieval trains it (DDRO, arXiv 2504.05181): a query, and document ids of
+which one is right. Trained, flagged, with an adapter, traced; every number is that of one row in the plain forward."""
 
 import json
 import random
@@ -95,9 +95,11 @@ def test_both_texts_are_tokenized_as_a_seq2seq_trainer_does(t5_folder):
     made = tokenize_pair(
         PreferencePair("a", 0, "who is it", "doc 1-2", "doc 3"), tokenizer, max_length=None, truncation="drop"
     )
-    assert list(made.prompt_ids) == tokenizer("who is it").input_ids and made.prompt_ids[-1] == 1
+    assert list(made.prompt_ids) == tokenizer("who is it").input_ids
+    assert made.prompt_ids[-1] == 1
     for side, text in ((made.chosen, "doc 1-2"), (made.rejected, "doc 3")):
-        assert list(side.completion_ids) == tokenizer(text).input_ids and side.has_eos
+        assert list(side.completion_ids) == tokenizer(text).input_ids
+        assert side.has_eos
     assert made.doubts == ()
 
 
@@ -105,7 +107,7 @@ def test_a_tokenizer_that_begins_every_text_is_refused(tmp_path):
     tokenizer = save_tokenizer(tmp_path, front="<s>")
     tokenizer.encodes = True
     pair = PreferencePair("a", 0, "who", "doc 1", "doc 2")
-    with pytest.raises(DataError, match="in front of every text.*T5 family"):
+    with pytest.raises(DataError, match=r"in front of every text.*T5 family"):
         tokenize_pair(pair, tokenizer, max_length=None, truncation="drop")
 
 
@@ -138,7 +140,8 @@ def test_a_run_logs_what_the_plain_forward_says(lora, t5_folder, rows, tmp_path)
     _check_ledger(log.mass, texts, end, tokenizer)
     if not lora:
         parts = log.pairs[(log.pairs["split"] == "train") & (log.pairs["step"] == 1)]
-        assert (parts["chosen_grad_norm"] > 0).all() and parts["gradient_cosine"].abs().le(1).all()
+        assert (parts["chosen_grad_norm"] > 0).all()
+        assert parts["gradient_cosine"].abs().le(1).all()
         assert log.mass[log.mass["kind"] == "response"]["name"].isin(["own"]).any()
 
 
@@ -152,7 +155,8 @@ def _check_ledger(mass, texts, model, tokenizer) -> None:
         at = next(k for k, (a, b) in enumerate(zip(ids, other)) if a != b)
         token = (ids if row["kind"] == "chosen" else other)[at]
         prob = float(plain(model, tokenizer, text["prompt"], text["chosen"])[at, token].exp())
-        assert row["token_id"] == token and row["prob"] == pytest.approx(prob, abs=1e-5)
+        assert row["token_id"] == token
+        assert row["prob"] == pytest.approx(prob, abs=1e-5)
 
 
 def test_every_pair_is_flagged_by_its_plain_numbers(t5_folder, rows, tmp_path):
@@ -176,9 +180,11 @@ def test_the_front_door(t5_folder, rows, tmp_path):
     """show, audit and trace take the folder as any other."""
     data, _ = rows
     said = CliRunner().invoke(chesboard.app, ["show", data, "--model", t5_folder, "--row", "0"])
-    assert said.exit_code == 0 and "[END </s>:1]" in said.output, said.output
+    assert said.exit_code == 0, said.output
+    assert "[END </s>:1]" in said.output
     said = CliRunner().invoke(chesboard.app, ["audit", data, "--model", t5_folder, "--out", str(tmp_path / "audit")])
-    assert said.exit_code == 0 and "12 of 12 rows kept" in said.output, said.output
+    assert said.exit_code == 0, said.output
+    assert "12 of 12 rows kept" in said.output
     out = tmp_path / "traced"
     words = ["trace", data, "--reference", t5_folder, "--checkpoints", f"{t5_folder}=1", "--out", str(out)]
     said = CliRunner().invoke(chesboard.app, words)
