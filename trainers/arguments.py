@@ -1,5 +1,6 @@
 """A run's TrainingArguments of transformers, tried before anything is read or trained."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         raise UserError(_does_not_fit(values, error)) from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by `accelerate launch`
     return arguments
+
+
+def shards() -> bool:
+    """Whether accelerate's launcher asks for weights in parts: then a model is whole only inside its own forward, and
+    is run in the plain way."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
 
 
 def _try_optimizer(arguments: TrainingArguments) -> None:

@@ -11,10 +11,16 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from diagnostics.engine import engine_of
 from diagnostics.runlog import read_run
+from diagnostics.token_likelihood import TokenLikelihood
+from trainers.arguments import training_arguments
 from trainers.config import make_config
-from trainers.models import load_model
+from trainers.loop.given import Given
+from trainers.models import load_model, load_policy
+from trainers.references import reference_of
 from trainers.run import train
+from trainers.splits import Splits
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -56,3 +62,18 @@ def test_the_log_of_two_shards_is_that_of_one_process(lm_folder, pairs_file, tmp
     ends = [load_model(str(run / "model")).state_dict() for run in (one, two)]
     for name, weight in ends[0].items():
         torch.testing.assert_close(ends[1][name], weight, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_will_be_sharded_is_scored_in_the_plain_way(
+    lm_folder, pairs_file, make_pairs, tmp_path, monkeypatch
+):
+    """Prepared for packed rows, it would still be run so when its weights lie in parts: torch crashed there."""
+    values = {"model": lm_folder, "data": pairs_file, "output_dir": str(tmp_path / "run"), "reference": "precomputed"}
+    config = make_config(values | {"objective": "dpo", "learning_rate": 1e-6})
+    arguments, likelihood = training_arguments(config), TokenLikelihood(0)
+    for asked, packed in (("true", False), ("false", True)):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", asked)
+        policy = load_policy(lm_folder)
+        splits = Splits([], make_pairs(2), [], Given(), [], {})
+        reference_of(config, policy, splits, arguments, likelihood, {"model": asked, "tokenizer": ""})
+        assert engine_of(policy).packed == packed
