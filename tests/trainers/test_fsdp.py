@@ -77,3 +77,10 @@ def test_a_model_that_will_be_sharded_is_scored_in_the_plain_way(
         splits = Splits([], make_pairs(2), [], Given(), [], {})
         reference_of(config, policy, splits, arguments, likelihood, {"model": asked, "tokenizer": ""})
         assert engine_of(policy).packed == packed
+
+
+def test_fsdp_that_accelerate_does_not_do_is_warned_of(lm_folder, pairs_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    values = {"model": lm_folder, "data": pairs_file, "output_dir": str(tmp_path / "run"), "learning_rate": 1e-4}
+    train(make_config(values | {"max_steps": 1, "probe_pairs": 2, "report_to": "none"}))
+    assert "FSDP was asked for, but accelerate does not shard" in capsys.readouterr().err
