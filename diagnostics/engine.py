@@ -93,7 +93,7 @@ def head_of(model: nn.Module) -> nn.Module:
 
 def encodes(model: nn.Module) -> bool:
     """Whether a model's prompts go to an encoder, and its decoder predicts the completions."""
-    return bool(getattr(innermost(model).config, "is_encoder_decoder", False))
+    return bool(getattr(getattr(innermost(model), "config", None), "is_encoder_decoder", False))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from diagnostics import folder, outcomes
 from diagnostics.columns import described
-from diagnostics.engine import check_ids, device_of, engine_of, unwrap
+from diagnostics.engine import check_ids, device_of, encodes, engine_of, unwrap
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.flag.flagging import EVERY
@@ -137,7 +137,7 @@ class DisplacementCallback(TrainerCallback):
                 raise UserError(f"{name} is {value!r}. Give a whole number of {least} or more.")
         conditions = parse(alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
         self._alarms = partial(Alarms, conditions, stop=alarm_action == "stop")
-        self.tokenizer = _with_family(tokenizer or _tokenizer(trainer), trainer.model)
+        self.tokenizer = _noted(tokenizer or _tokenizer(trainer), trainer.model)
         with random_states_kept():
             self.probed = read_set(trainer, pairs, trainer.train_dataset, self.tokenizer, probe_pairs)
             self.heldout = read_set(
@@ -549,13 +549,15 @@ def _tokenizer(trainer: Any) -> PreTrainedTokenizerBase:
     return found
 
 
-def _with_family(tokenizer: PreTrainedTokenizerBase, model: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that notes how the model is shown images and clips, as load_tokenizer does."""
-    family = family_of(getattr(unwrap(model), "config", None))
-    if family is None or getattr(tokenizer, "family", None) is not None:
+def _noted(tokenizer: PreTrainedTokenizerBase, model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy that notes how the model is shown images and clips, and whether it has an encoder, as
+    load_tokenizer does."""
+    notes = {"family": family_of(getattr(unwrap(model), "config", None)), "encodes": encodes(model)}
+    missing = {name: value for name, value in notes.items() if value and not getattr(tokenizer, name, None)}
+    if not missing:
         return tokenizer
     found: Any = copy.copy(tokenizer)
-    found.family = family
+    vars(found).update(missing)
     return found
 
 

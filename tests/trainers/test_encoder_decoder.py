@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from typer.testing import CliRunner
 
 import chesboard
+from chesboard import DisplacementCallback
 from diagnostics.errors import DataError
 from diagnostics.flag.flagging import flag
 from diagnostics.pairs import PreferencePair
@@ -191,3 +192,32 @@ def test_the_front_door(t5_folder, rows, tmp_path):
     assert said.exit_code == 0, said.output
     pairs = read_run(out).pairs
     assert pairs[pairs["step"] == 1]["chosen_kl"].eq(0).all()
+
+
+def test_the_callback_measures_another_trainers_t5(t5_folder, rows, tmp_path):
+    """transformers' own trainer on the right document ids, as seq2seq training is; both are measured."""
+    data, made = rows
+    model, tokenizer = load_model(t5_folder), transformers.AutoTokenizer.from_pretrained(t5_folder)
+    items = [{"input_ids": tokenizer(r["prompt"]).input_ids, "labels": tokenizer(r["chosen"]).input_ids} for r in made]
+    settings = transformers.TrainingArguments(
+        str(tmp_path / "theirs"), max_steps=2, learning_rate=1e-2, use_cpu=True, report_to="none", save_strategy="no",
+        per_device_train_batch_size=4, disable_tqdm=True,
+    )  # fmt: skip
+    collator = transformers.DataCollatorForSeq2Seq(tokenizer, model)
+    trainer = transformers.Trainer(
+        model,
+        settings,
+        train_dataset=items,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    trainer.add_callback(DisplacementCallback(trainer, tmp_path / "run", pairs=data, probe_pairs=3))
+    trainer.train()
+    log = read_run(tmp_path / "run")
+    last = log.pairs[log.pairs["step"] == 2]
+    texts = {row["pair_id"]: made[row["source_row"]] for row in log.audit.to_dict("records")}
+    assert len(last) == 3
+    for row in last.to_dict("records"):
+        text = texts[row["pair_id"]]
+        for side in ("chosen", "rejected"):
+            assert row[f"{side}_logps"] == pytest.approx(logp(model, tokenizer, text["prompt"], text[side]), abs=1e-4)
