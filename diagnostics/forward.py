@@ -1,4 +1,5 @@
-"""One forward pass over a batch of pairs: everything the measures need, for any causal LM of transformers.
+"""One forward pass over a batch of pairs: everything the measures need, for any causal LM of transformers, and for
+encoder-decoder models (encoder.py says what they are called with).
 
 The model's own forward is run whole, with one change: a hook on its output embedding (the head) keeps the hidden
 states that predict completion tokens and lets the head see none, or only those. They are the exact vectors that the
@@ -88,7 +89,7 @@ class Sides:
 
 
 def run(model: nn.Module, batch: Batch, *, head: bool = True) -> Outputs:
-    """Run a causal LM over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
+    """Run a model over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
     return run_as(model, batch, head=head, packed=_packs(model, batch), tiled=engine_of(model).tiled)
 
 
