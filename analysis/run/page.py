@@ -444,8 +444,9 @@ def _ledger(run: RunLog) -> Block:
     table = mass.ledger(run.mass)
     if table.empty:
         return page.missing("The ledger", "No probe pair has a first differing token logged.")
+    shown = mass.named(run.mass)
     return page.picture(
-        figures.ledger(table, mass.probe_count(run)), "Probability at the first differing token, by step"
+        figures.ledger(shown, mass.probe_count(run)), "Probability at the first differing token, by step"
     )
 
 
