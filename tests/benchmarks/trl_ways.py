@@ -68,19 +68,18 @@ def trainings(model: nn.Module, pairs: Sequence[Example], folder: str, updates: 
     The last PROBED pairs are held out, the others trained on."""
     from chesboard import DisplacementCallback
 
-    def train(name: str) -> float:
-        split = max(1, len(pairs) - PROBED)
-        options = dict(
-            max_steps=updates, per_device_train_batch_size=PADDED_PAIRS, logging_steps=10, save_strategy="no"
-        )
-        sets = [_texts(part) for part in (pairs[:split], pairs[split:])]
-        trainer = _trainer(copy.deepcopy(model), copy.deepcopy(model), sets, **options)
+    split = max(1, len(pairs) - PROBED)
+    sets = [_texts(part) for part in (pairs[:split], pairs[split:])]
+    options = dict(max_steps=updates, per_device_train_batch_size=PADDED_PAIRS, logging_steps=10, save_strategy="no")
+    trainers = [_trainer(copy.deepcopy(model), copy.deepcopy(model), sets, **options) for _ in range(2)]
+    for trainer in trainers:
         trainer.remove_callback(transformers.PrinterCallback)
-        if name != "TRL":
-            trainer.add_callback(DisplacementCallback(trainer, out=f"{folder}/callback"))
-        return float(trainer.train().training_loss)
 
-    return {name: partial(train, name) for name in ("TRL", "TRL with the callback")}
+    def measured() -> float:
+        trainers[1].add_callback(DisplacementCallback(trainers[1], out=f"{folder}/callback-{updates}"))
+        return float(trainers[1].train().training_loss)
+
+    return {"TRL": lambda: float(trainers[0].train().training_loss), "TRL with the callback": measured}
 
 
 def _texts(pairs: Sequence[Example]) -> list[dict[str, str]]:
