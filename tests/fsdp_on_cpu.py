@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import chesboard
@@ -28,6 +29,9 @@ def _without_devices(*args, device_ids=None, **kwargs):  # gloo's takes none
 def _witnessed(self, *args, **kwargs):
     """Train, and leave word of how much of the weights this process held in the end."""
     done = train(self, *args, **kwargs)
+    for module in self.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the last layer's stay whole from the end of a forward pass on
     weights = [p for p in self.model.parameters() if isinstance(p, DTensor)]
     assert len(weights) == len(list(self.model.parameters())), "not all weights are sharded"
     share = sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights)
