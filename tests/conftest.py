@@ -55,6 +55,8 @@ SLOW = (
     "trainers/studies/",
     "trainers/test_callback",
     "trainers/test_denoising",
+    "trainers/test_encoder_decoder.py",
+    "trainers/test_fsdp.py",
     "trainers/test_likelihood.py",
     "trainers/test_resume.py",
     "trainers/test_run.py",

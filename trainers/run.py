@@ -1,5 +1,7 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,6 +124,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
         renewal=recipes.renewal(config, recipe, reference, recorder),
         grad_every=config.grad_every, grad_parameters=config.grad_parameters,
     )  # fmt: skip
+    _say_whole(trainer)
     if main and not checkpoint:
         about = _about(config, arguments, splits, started, parts.engine or engine_of(policy).name) | parts.about
         if config.grad_every:
@@ -214,6 +217,16 @@ def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> Prefere
         return PreferenceTrainer(policy, arguments, **parts)
     except (RuntimeError, ValueError, ImportError) as error:
         raise UserError(f"the training settings do not fit: {' '.join(str(error).split())[:300]}") from None
+
+
+def _say_whole(trainer: PreferenceTrainer) -> None:
+    """Where FSDP is asked for and not done: accelerate shards on accelerators alone, and says nothing of it."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
+        tell(
+            "warning: FSDP was asked for, but accelerate does not shard on this kind of device: each process holds all "
+            "weights.",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
