@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup report real test test-fast check bench gpu lab clean
+.PHONY: help setup report real test test-fast check docs bench gpu lab clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,15 +34,18 @@ check: setup  ## style, types and the one-way imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+docs: setup  ## the documentation's site: runs/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: setup  ## speeds as ratios within one run; MODEL=folder: of your model on real pairs
 	$(BIN)/python tests/benchmarks/bench.py $(if $(MODEL),--model $(MODEL))
 
 gpu: setup  ## on one card: every number against the CPU's, and the speeds, in nine minutes
 	$(BIN)/python tests/benchmarks/gpu.py
 
-lab: setup  ## JupyterLab on the notebooks
+lab: setup  ## JupyterLab on the latest run in runs/, or on RUN=folder
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lab]'
-	$(BIN)/jupyter lab notebooks
+	$(if $(RUN),CHESBOARD_RUN="$(abspath $(RUN))") $(BIN)/jupyter lab notebooks/run_report.ipynb
 
 clean:  ## remove the virtual environment (runs/ stays)
 	rm -rf $(VENV)

@@ -51,13 +51,27 @@ pairs_app = typer.Typer(no_args_is_help=True, help="Make preference pairs of a v
 app.add_typer(pairs_app, name="pairs")
 
 
-def __getattr__(name: str) -> Any:
-    """`from chesboard import DisplacementCallback`, which loads torch and transformers only then."""
-    if name != "DisplacementCallback":
-        raise AttributeError(f"module 'chesboard' has no attribute {name!r}")
-    from trainers.callback import DisplacementCallback
+_OFFERED = {  # what `import chesboard` gives to Python, and where it stands
+    "DisplacementCallback": "trainers.callback",
+    "judge": "analysis.run.verdict",
+    "load_run": "analysis.tables.runs",
+    "load_scores": "analysis.tables.runs",
+    "score_pairs": "trainers.score_pairs",
+} | dict.fromkeys(
+    ("plot_curves", "plot_displacement", "plot_gradients", "plot_kl", "plot_mass", "plot_outcomes"),
+    "analysis.run.plots",
+)
 
-    return DisplacementCallback
+
+def __getattr__(name: str) -> Any:
+    """`chesboard.load_run`, `from chesboard import DisplacementCallback` and the like: loaded only when asked for."""
+    if name not in _OFFERED:
+        raise AttributeError(f"module 'chesboard' has no attribute {name!r}")
+    return getattr(importlib.import_module(_OFFERED[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OFFERED})
 
 
 def _show_version(wanted: bool) -> None:
@@ -764,6 +778,39 @@ def gate(
     findings = judge(run, gates, junit or run / "report" / "gates.xml", baseline)
     if not show(findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a folder that `chesboard flag` wrote (to files alone).")],
+    csv: Annotated[Path | None, typer.Option(help="Folder for every table as CSV, and columns.json.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Folder for every table as Parquet, and columns.json.")] = None,
+    to: Annotated[
+        Literal["wandb", "mlflow", "trackio"] | None, typer.Option(help="Viewer to send steps and pairs to.")
+    ] = None,
+    project: Annotated[str, typer.Option(help="With --to: the viewer's project or experiment.")] = "chesboard",
+) -> None:
+    """A run in plain files with a dictionary of its columns, or in W&B, MLflow or trackio.
+
+    Examples:
+
+        chesboard export runs/dpo --csv tables
+
+        chesboard export runs/dpo --parquet tables
+
+        chesboard export runs/dpo --to mlflow --project preferences
+    """
+    from reports.console import say
+    from reports.export import send, write_files
+
+    if not (csv or parquet or to):
+        raise UserError("say where to: --csv FOLDER, --parquet FOLDER, or --to wandb, mlflow or trackio.")
+    for folder_, kind in ((csv, "csv"), (parquet, "parquet")):
+        if folder_:
+            say(*map(str, write_files(run, folder_, kind)))
+    if to:
+        steps, pairs = send(run, to, project)
+        say(f"sent to {to}, project {project}: {steps} steps and {pairs} pairs.")
 
 
 @app.command(name="list")

@@ -29,6 +29,7 @@ from diagnostics.tokenized import SkippedPair, Truncation, render_pairs, tokeniz
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SAMPLES = "samples"  # the shape of data whose rows hold no text to learn (diagnostics.diffusion.read)
 CHUNK = 256  # pairs rendered and tokenized at a time: a tokenizer's own lists take a hundred times the ids
 
 _SCORE = re.compile(r"score|rating|reward|quality")
@@ -42,7 +43,7 @@ class Audit:
     frame: one row per source row, the columns of audit.parquet (lengths NaN and EOS flags missing where not known).
     tokenized: the kept pairs, in source order. counts: code -> number of rows (codes: MEANINGS).
     scored, disagree: rows with a score for each side, and those whose scores prefer the rejected side.
-    templated: rows that go through the chat template; the others are plain text.
+    templated, plain: rows that go through the chat template, and rows of plain text.
     """
 
     table: PairTable
@@ -52,6 +53,7 @@ class Audit:
     scored: int
     disagree: int
     templated: int = 0
+    plain: int = 0
 
     def said(self) -> list[str]:
         """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
@@ -61,15 +63,23 @@ class Audit:
         reasons = [f"{n} {code}" for code, n in sorted(own.items(), key=lambda item: -item[1])]
         rows = f"{kept.sum()} of {len(kept)} rows kept, {(~kept).sum()} skipped; {doubtful} of the kept are doubtful"
         rows += f" ({', '.join(reasons)})." if reasons else "."
-        part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
-        how = f"{part} go through the chat template" if self.templated else "All are tokenized as plain text"
         told = [f" {code} in {n} rows: {DOUBTS[code]}." for code in OF_TEMPLATE if (n := self.counts.get(code))]
         if 2 * self.disagree > self.scored:
             told.append(
                 f" The scores prefer the rejected side in {self.disagree} of the {self.scored} rows that have them: "
                 "the columns chosen and rejected are probably swapped."
             )
-        return [self.table.reading.said(), f"{rows} {how}.{''.join(told)}"]
+        return [self.table.reading.said(), f"{rows}{self._how()}{''.join(told)}"]
+
+    def _how(self) -> str:
+        """How texts became tokens; nothing of samples."""
+        if self.table.shape == SAMPLES:
+            return ""
+        if not self.templated:
+            return " All are tokenized as plain text." if self.plain else " None can be tokenized."
+        part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
+        other = f", the other {self.plain} are plain text: the model is asked in two ways" * bool(self.plain)
+        return f" {part} go through the chat template{other}."
 
     def record(self) -> dict[str, Any]:
         """The same for manifest.json and the pages."""
@@ -99,10 +109,11 @@ def audit_pairs(
     special, twins = _special_pattern(tokenizer), _twins(table.pairs)
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
     kept: list[Example] = []
-    scored = disagree = templated = 0
+    scored = disagree = 0
+    forms: Counter[bool] = Counter()  # whether the template made a row's texts
     for chunk in _chunks(table.pairs):
         texts = render_pairs(chunk, tokenizer)
-        templated += sum(isinstance(text, RenderedPair) and text.templated for text in texts)
+        forms.update(text.templated for text in texts if isinstance(text, RenderedPair))
         for pair, text, result in zip(chunk, texts, _tokenized(chunk, texts, tokenizer, table, settings), strict=True):
             agree = _scores_agree(pair)
             scored, disagree = scored + (agree is not None), disagree + (agree is False)
@@ -114,7 +125,7 @@ def audit_pairs(
                 doubts = "; ".join(code for code in DOUBTS if code in found)
             rows.append(_pair_row(pair, text, result, doubts))
     frame = frame_of(sorted(rows, key=lambda row: row["source_row"]))
-    return Audit(table, frame, kept, _count(frame), scored, disagree, templated)
+    return Audit(table, frame, kept, count_codes(frame), scored, disagree, forms[True], forms[False])
 
 
 def _chunks(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:
@@ -152,7 +163,7 @@ def skip_length_gaps(audit: Audit, most: int) -> Audit:
     frame.loc[wide, "reason"] = [f"length_gap: the answers differ by {n:.0f} tokens, over {most}" for n in gaps[wide]]
     kept = set(frame.loc[frame["status"] == "kept", "source_row"])
     tokenized = [p for p in audit.tokenized if p.source_row in kept]
-    return replace(audit, frame=frame, tokenized=tokenized, counts=_count(frame))
+    return replace(audit, frame=frame, tokenized=tokenized, counts=count_codes(frame))
 
 
 def counts_table(audit: Audit) -> pd.DataFrame:
@@ -164,8 +175,18 @@ def counts_table(audit: Audit) -> pd.DataFrame:
         for code in codes:
             if len(places[code]) < 3:
                 places[code].append(audit.table.where(source_row).removeprefix(f"{audit.table.source}: "))
-    rows = [(code, _kind(code), n, ", ".join(places[code]), MEANINGS[code]) for code, n in found]
+    rows = [
+        (code, _kind(code), n, ", ".join(places[code]), MEANINGS[code] + _refusal(audit, code)) for code, n in found
+    ]
     return pd.DataFrame(rows, columns=["code", "kind", "n", "first_rows", "meaning"])
+
+
+def _refusal(audit: Audit, code: str) -> str:
+    """Of rows that the template does not fit, its own words about the first."""
+    if code != "template_failed":
+        return ""
+    reasons = audit.frame["reason"]
+    return f"; the first: {reasons[reasons.str.startswith(code)].iloc[0].removeprefix(f'{code}: ')}"
 
 
 def _kind(code: str) -> str:
@@ -303,5 +324,6 @@ def _codes(frame: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def _count(frame: pd.DataFrame) -> dict[str, int]:
+def count_codes(frame: pd.DataFrame) -> dict[str, int]:
+    """Code -> number of rows of an audit's frame that have it."""
     return dict(Counter(code for codes in _codes(frame) for code in codes))

@@ -23,6 +23,8 @@ SKIPS = {
     "prompt_over_length": "the prompt alone fills max_length",
     "completion_over_length": "a completion alone fills max_length",
     "over_length": "prompt and completion together are over max_length",
+    "tie": "neither of the two samples is preferred",
+    "other_size": "a sample has not the shape that the model takes",
     "length_gap": "the answers differ by more tokens than max_length_gap",
 }
 DOUBTS = {
@@ -47,6 +49,7 @@ DOUBTS = {
     "special_tokens": "the text itself holds special tokens of the tokenizer",
     "duplicate": "an earlier row has the same prompt and completions",
     "contradiction": "another row has the same prompt with the sides exchanged",
+    "sizes_differ": "the two images are of different sizes, so they were cut and resized differently",
     "sides_swapped": "the row's own scores prefer the rejected completion",
 }
 MEANINGS = SKIPS | DOUBTS

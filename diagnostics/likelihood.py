@@ -1,6 +1,6 @@
 """Likelihood: how a kind of model gives the rows of a batch their log-probs. Trainer, probe, scoring, reference and
 forecast know nothing else of a model, but for what probe and forecast read of tokens. `TokenLikelihood` is that of a
-causal language model.
+causal language model, `DenoisingLikelihood` that of a diffusion or flow model.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,17 @@ GIVES = {
 
 
 class Likelihood(Protocol):
-    """gives: which of GIVES it can; what it cannot is NaN in every table.
+    """kind: a word of trainers.objectives.LIKELIHOODS. gives: which of GIVES it can; what it cannot is NaN.
 
     A batch is a dataclass of B examples with the same R names as R * B rows, those of the first name first: pair_ids
     (B strings), rows (where the rows of each name stand), completion_mask (R * B, T: 1 where a log-prob is given) and
     `to(device)`, which gives the same batch on another device.
     """
+
+    @property
+    def kind(self) -> str:
+        """Which objectives are defined on it."""
+        ...
 
     @property
     def gives(self) -> frozenset[str]:
@@ -41,6 +46,9 @@ class Likelihood(Protocol):
 
     def batch(self, fields: dict[str, Any]) -> Any:
         """A batch again from its fields, as a data loader hands them on."""
+
+    def drawn(self, batch: Any, step: int, model: nn.Module, reference: Any) -> Any:
+        """The batch as the update after `step` updates sees it: itself, where a likelihood draws nothing."""
 
     def run(self, model: nn.Module, batch: Any) -> Any:
         """One forward pass: whatever `stats` reads."""

@@ -53,7 +53,7 @@ def manifest(**content: Any) -> dict[str, Any]:
         "platform": platform.machine(),
         "started": now(),
         **content,
-        "conventions": CONVENTIONS,
+        "conventions": CONVENTIONS | content.get("conventions", {}),
     }
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 MIN_EFFECT = 0.01  # nats per answer, a likelihood 1 % lower: a smaller change is no movement, however certain
+# by kind of likelihood, in its unit; that of a denoising error is a quarter of a nat at B 5000 (own)
+MIN_EFFECTS = {"tokens": MIN_EFFECT, "steps": MIN_EFFECT, "denoising": 1e-4}
 STRONG = 100.0  # a push ratio above this: the rejected answer drives nearly everything
 
 
@@ -22,20 +24,22 @@ def rose(change: Any, noise: Any = 0.0) -> Any:
 
 
 def least(noise: Any = 0.0) -> Any:
-    """What a change of a log-prob must exceed to be a movement, in nats: the noise, and never less than MIN_EFFECT."""
-    return np.fmax(noise, MIN_EFFECT)
+    """What a change of a log-prob must exceed to be a movement: the noise as `noise` gives it; MIN_EFFECT where it is
+    0 or was not measured."""
+    return np.where(np.greater(noise, 0.0), noise, MIN_EFFECT)
 
 
-def noise(parity: Mapping[str, Any] | None) -> float:
-    """A change within this, in nats, is rounding: the noise found at the start of the run, or the difference that
-    policy and reference, then the same model, had where that is larger (manifest.json, parity); 0 where the run did not
-    look. Where the check failed they were two models, whose difference is no noise. A log without `noise` has its
-    noise_floor, which was made to pass the parity check."""
+def noise(parity: Mapping[str, Any] | None, kind: str = "tokens") -> float:
+    """A change within this is no movement, in nats or in what this kind of likelihood is counted in: the noise found at
+    the start of the run, or the difference that policy and reference, then the same model, had where that is larger
+    (manifest.json, parity), and never less than MIN_EFFECTS. Where the check failed they were two models, whose
+    difference is no noise. A log without `noise` has its noise_floor, which was made to pass the parity check."""
     parity = parity or {}
-    measured = "noise" if "noise" in parity else "noise_floor"
-    keys = (measured,) if parity.get("passed") is False else (measured, "max_difference")
+    own = "noise" if "noise" in parity else "noise_floor"
+    keys = (own,) if parity.get("passed") is False else (own, "max_difference")
     found = [parity.get(key) for key in keys]
-    return max((float(v) for v in found if isinstance(v, (int, float)) and math.isfinite(v)), default=0.0)
+    measured = [float(v) for v in found if isinstance(v, (int, float)) and math.isfinite(v)]
+    return max(*measured, MIN_EFFECTS[kind]) if measured else MIN_EFFECTS[kind]
 
 
 def log_push_ratio(chosen_logps: Any, rejected_logps: Any) -> Any:

@@ -65,8 +65,8 @@ class RunFolder:
 
     @property
     def noise(self) -> float:
-        """The noise that the run found at its start; NaN where it did not look."""
-        return outcomes.noise(self.about.get("parity"))
+        """What a change must exceed to be a movement in this run (see outcomes.noise)."""
+        return outcomes.noise(self.about.get("parity"), str(self.config.get("likelihood", "tokens")))
 
     def begin(self, config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
         """Write the settings and the tables (audit.parquet ...) of a new run; what lay there is set aside."""

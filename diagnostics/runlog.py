@@ -1,8 +1,8 @@
 """The run log: the contract between trainers, analysis and other people's tools. No torch.
 
-    runs/<name>/config.json  manifest.json  audit.parquet  steps.jsonl  pairs/  mass/  tokens/  samples/
+    runs/<name>/config.json  manifest.json  audit.parquet  steps.jsonl  pairs/  mass/  tokens/  samples/  draws/
 
-While a run lives, `pairs`, `mass`, `tokens` and `samples` grow as Arrow IPC streams (part-*.arrow, one record batch an
+While a run lives, the tables (`pairs`, `mass` ...) grow as Arrow IPC streams (part-*.arrow, one record batch an
 append, see streams), so that a crash loses nothing; `compact` turns each into part-*.parquet and lists all finished
 files with their checksums in manifest.json (see listing). The reader takes both, and refuses what is damaged or lacks
 rows (see complete).
@@ -44,10 +44,10 @@ __all__ = [
     "write_json",
 ]
 
-TABLES = ("pairs", "mass", "tokens", "samples")
-LATER = ("samples",)  # whose folder is made with the first row
+TABLES = ("pairs", "mass", "tokens", "samples", "draws")
+LATER = ("samples", "draws")  # whose folder is made with the first row
 
-_INTS = ("step", "rank", "token_id", "position", "source_row", "round", "sample", "seed", "tokens")
+_INTS = ("step", "rank", "token_id", "position", "source_row", "round", "sample", "seed", "tokens", "draw")
 _STRINGS = ("split", "pair_id", "kind", "name", "token", "side", "prompt_id", "sampler", "text")
 _TEXTS = ("alarm",)  # keys of steps.jsonl that hold words
 _CONFIG_NUMBERS = ("seed", "learning_rate", "beta", "ablate_drop", "demo_seed", "demo_prompt")
@@ -58,6 +58,7 @@ _SORT = {  # the columns by which a table's rows are known, and sorted
     "mass": ["step", "split", "pair_id", "kind", "rank"],
     "tokens": ["step", "pair_id", "side", "position"],
     "samples": ["step", "round", "prompt_id", "sampler", "sample"],
+    "draws": ["step", "split", "pair_id", "side", "draw"],
 }
 
 
@@ -72,6 +73,8 @@ class RunLog:
 
     samples: answers that a model gave: step, round, prompt_id, sampler (who, and how), sample (number among those of
     one prompt), seed, text, tokens (how many), score (a judge's, NaN without one).
+    draws: of a denoiser: step, split, pair_id, side, draw (number), time, error (of the policy), ref_error, deviation
+    (mean squared difference of the two outputs).
     """
 
     path: Path
@@ -83,6 +86,7 @@ class RunLog:
     tokens: pd.DataFrame
     audit: pd.DataFrame
     samples: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    draws: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     @property
     def name(self) -> str:

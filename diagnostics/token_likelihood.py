@@ -1,4 +1,5 @@
-"""TokenLikelihood: a causal language model of transformers, whose rows are prompts with completions as token ids."""
+"""TokenLikelihood: a language model of transformers, causal or with an encoder, whose rows are prompts with completions
+as token ids."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ class TokenLikelihood:
     pad_token_id: int
     head: bool = True
     family: Any = None
+    kind = "tokens"
     gives = frozenset(GIVES)
 
     @classmethod
@@ -59,6 +61,10 @@ class TokenLikelihood:
         found = Batch(**fields)
         rows: Any = (found.lengths and tuple(map(tuple, found.lengths)), tuple(map(tuple, found.first)))
         return replace(found, pair_ids=tuple(found.pair_ids), names=tuple(found.names), lengths=rows[0], first=rows[1])
+
+    def drawn(self, batch: Batch, step: int, model: nn.Module, reference: Any) -> Batch:
+        """See Likelihood: nothing is drawn."""
+        return batch
 
     def run(self, model: nn.Module, batch: Batch) -> Outputs:
         """See forward.run."""

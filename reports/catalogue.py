@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, Field
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from reports.console import number
 from reports.tables import add, say
 from reports.tables import table as new_table
 from trainers import objectives
-from trainers.card import Card, Push, card
+from trainers.card import Card, Property, Push, card
 from trainers.config import DEFAULTS, OWN, arguments
 from trainers.values import wanted
 
@@ -33,6 +33,11 @@ CARD_NOTES = (
     "A push on X is -dL/dX: above 0 raises X. A dash is no number.",
     "One standard pair, nothing sampled: 10 tokens a side, reference log-prob -1 a token, margins split evenly, v the "
     "rejected answer's log-ratio. All else is neutral: KL 0, every token in one phrase, a batch of equal pairs.",
+)
+DENOISER_NOTES = (
+    CARD_NOTES[0].replace("a summed log-prob in nats", "minus a sample's denoising error, or a step's mean log-prob"),
+    "One standard pair, nothing sampled: 10 draws (or steps) a side, under the reference an error of 1 at each, "
+    "margins split evenly, v the rejected sample's log-ratio. All else is neutral: no deviation, one segment.",
 )
 _NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -54,28 +59,37 @@ def show_list(what: str | None = None, name: str | None = None, *, details: bool
 
 def show_keys(objective: str) -> None:
     """Every key of `chesboard train` with its default and a line of help, in groups."""
-    groups: dict[str, list[tuple[str, Any, str]]] = {"model": [], "data": [], "objective": []}
-    for name, key in OWN.items():
-        groups.setdefault(key.metadata["group"], []).append((name, key.default, key.metadata["help"]))
+    groups = own_keys()
     types = objectives.kinds(objective)
     groups["objective"] += [
-        (name, default, f"of {objective}: {wanted(default, types[name])}")
+        (name, _default(default), f"of {objective}: {wanted(default, types[name])}")
         for name, default in objectives.hyperparameters(objective).items()
     ]
     for group, rows in groups.items():
         say("", f"Keys, {group}:")
-        Console().print(_grid([(f"--{name}", _default(default), words) for name, default, words in rows]))
+        Console().print(_grid([(f"--{name}", default, words) for name, default, words in rows]))
     say("", "Keys, every field of transformers' TrainingArguments:")
-    for name, key in arguments().items():
-        Console().print(Text(_argument(name, key)), no_wrap=True, overflow="ellipsis")
+    for name, default, words in their_keys():
+        line = f"--{name} {default}".rstrip() + f"  {words}"
+        Console().print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
     say("", f"Hyperparameters are those of {objective}; `chesboard train --help NAME` shows another objective's.")
 
 
-def _argument(name: str, key: Field) -> str:
-    """A key of transformers: with its default, and what its own help says."""
-    default = _default(DEFAULTS.get(name, key.default))
-    words = " ".join(str(key.metadata.get("help", "")).replace("%%", "%").split())
-    return printable(f"--{name} {default}".rstrip() + f"  {words}")
+def own_keys() -> dict[str, list[tuple[str, str, str]]]:
+    """Our own keys in groups: name, default in words, a line of help."""
+    groups: dict[str, list[tuple[str, str, str]]] = {"model": [], "data": [], "objective": []}
+    for name, key in OWN.items():
+        groups.setdefault(key.metadata["group"], []).append((name, _default(key.default), key.metadata["help"]))
+    return groups
+
+
+def their_keys() -> list[tuple[str, str, str]]:
+    """The keys of transformers, likewise, with what its own help says."""
+    helps = {name: str(key.metadata.get("help", "")).replace("%%", "%") for name, key in arguments().items()}
+    return [
+        (name, _default(DEFAULTS.get(name, key.default)), " ".join(helps[name].split()))
+        for name, key in arguments().items()
+    ]
 
 
 def _default(value: Any) -> str:
@@ -101,7 +115,7 @@ def _grid(rows: Sequence[Sequence[str]], *, one_line: bool = False) -> Table:
 def _show_names(kinds: Sequence[str]) -> None:
     """A name and as much of its meaning as fits in one line."""
     rows = {
-        "objectives": [(name, _meaning(name)) for name in objectives.names()],
+        "objectives": [(name, meaning(name)) for name in objectives.names()],
         "measures": [row[:2] for row in _measures()] + [(name, column.meaning) for name, column in FURTHER.items()],
         "notebooks": [row[:2] for row in _notebooks()],
     }
@@ -145,42 +159,53 @@ def _objective_table() -> Table:
         function = objectives.load(name)
         reads = [*objectives.needs(name), *(f"column {c}" for c in objectives.columns(name))]
         reads += [f"row {row}" for row in objectives.rows(name)]
+        kind = objectives.likelihood(name)
+        reads += [] if kind == "tokens" else [f"likelihood {kind}"]
         sure = objectives.module(name).PROVENANCE
-        add(table, name, _meaning(name), ", ".join(reads) or "-", sure, ", ".join(p[6:] for p in sources(function)))
+        add(table, name, meaning(name), ", ".join(reads) or "-", sure, ", ".join(p[6:] for p in sources(function)))
     for column in (table.columns[0], table.columns[4]):
         column.no_wrap = True
     table.caption = "paper: arXiv number; formula: " + "; ".join(objectives.PROVENANCES.values())
     return table
 
 
-def _meaning(objective: str) -> str:
+def meaning(objective: str) -> str:
+    """What an objective is, in a line."""
     return re.split(r"\. (?:arXiv|Source)", summary(objectives.load(objective).__doc__))[0].rstrip(".")
 
 
 def show_card(shown: Card) -> None:
     """One objective: its formula, what it reads, how sure it is, and how it pushes the two answers."""
-    _show_text(shown.name, shown.formula, _says(shown))
+    _show_text(shown.name, shown.formula, card_rows(shown))
     console = Console()
     if shown.margins:
-        console.print(_push_table(shown.margins, "margin (nats)", "incentives and the margin of log-ratios"))
-        console.print(_push_table(shown.far[::3], "v (nats)", "incentives as the rejected answer fades (u = 0)"))
+        unit = "nats" if shown.likelihood == "tokens" else "units"
+        console.print(_push_table(shown.margins, f"margin ({unit})", "incentives and the margin of log-ratios"))
+        console.print(_push_table(shown.far[::3], f"v ({unit})", "incentives as the rejected answer fades (u = 0)"))
     table = new_table("by autograd", "value", "meaning", title="does it displace by construction?")
-    for question, fact in (
-        ("d_w / d_l as rejected -> 0", shown.far_ratio),
-        ("d_l bounded as rejected -> 0", shown.far_rejected),
-        ("absolute chosen likelihood enters", shown.common_fall),
-        ("argmin f (f-divergence)", shown.argmin),
-    ):
+    for question, fact in properties(shown):
         add(table, question, number(fact.value), fact.words)
     console.print(table)
-    say(*CARD_NOTES)
+    say(*(CARD_NOTES if shown.likelihood == "tokens" else DENOISER_NOTES))
 
 
-def _says(card: Card) -> list[tuple[str, str]]:
+def properties(card: Card) -> list[tuple[str, Property]]:
+    """The questions on displacement that a card answers."""
+    return [
+        ("d_w / d_l as rejected -> 0", card.far_ratio),
+        ("d_l bounded as rejected -> 0", card.far_rejected),
+        ("absolute chosen likelihood enters", card.common_fall),
+        ("argmin f (f-divergence)", card.argmin),
+    ]
+
+
+def card_rows(card: Card) -> list[tuple[str, str]]:
     """What the objective's file says beside its formula."""
     rows = [("needs", f"{word}: {objectives.WORDS[word]}") for word in card.needs] or [("needs", "nothing more")]
     rows += [("column", f"{name} (here at {value:g})") for name, value in card.columns.items()]
     rows += [("row", f"{name}: {meaning}") for name, meaning in card.rows.items()]
+    if card.likelihood != "tokens":
+        rows += [("likelihood", objectives.LIKELIHOODS[card.likelihood]), ("unit", f"{card.unit:g} of it")]
     rows += [("formula", objectives.PROVENANCES[card.provenance])]
     types = objectives.kinds(card.name)
     keys = [(f"--{key}", f"default {value}; {wanted(value, types[key])}") for key, value in card.defaults.items()]

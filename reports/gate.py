@@ -8,7 +8,9 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -106,13 +108,18 @@ def judge(
     baseline: the run that gates `against: baseline` hold this one against. Raises UserError for a gates file that
     cannot be used, DataError for a run that cannot be read, or shares no measured pair with the baseline.
     """
+    began = perf_counter()
     gates = read_gates(Path(gates_path))
     _require_baseline(gates, Path(gates_path), baseline)
     read = _tables(Path(run_path), gates)
     apart = _Apart(runs.load(baseline), runs.load(run_path)) if baseline else None
-    findings = [_judge_apart(gate, apart) if gate.against and apart else _judge(gate, read) for gate in gates]
+    findings, seconds = [], []
+    for gate in gates:
+        start = perf_counter()
+        findings.append(_judge_apart(gate, apart) if gate.against and apart else _judge(gate, read))
+        seconds.append(perf_counter() - start)
     if junit_path:
-        write_junit(Path(junit_path), findings, Path(run_path).resolve().name)
+        write_junit(Path(junit_path), findings, Path(run_path).resolve().name, seconds, perf_counter() - began)
     return findings
 
 
@@ -174,12 +181,19 @@ def read_gates(path: Path) -> list[Gate]:
         raise UserError(f"{path}: {_explain(error)}") from None
 
 
-def write_junit(path: Path, findings: Sequence[GateFinding], suite: str) -> None:
-    """One testcase a gate, as every CI reads it. A missed warning is a pass with a note."""
+def write_junit(
+    path: Path, findings: Sequence[GateFinding], suite: str, seconds: Sequence[float], total: float
+) -> None:
+    """One testcase a gate, in the one testsuite of a testsuites root, as every CI reads it. A missed warning is a pass
+    with a note. seconds: how long each gate took to judge; total: all of it, reading too."""
     missed = [f for f in findings if failed([f])]
-    root = ET.Element("testsuite", name=_xml(suite), tests=str(len(findings)), failures=str(len(missed)), errors="0")
-    for f in findings:
-        case = ET.SubElement(root, "testcase", classname="gates", name=_xml(f.name))
+    counts = {"tests": str(len(findings)), "failures": str(len(missed)), "errors": "0", "time": f"{total:.3f}"}
+    root = ET.Element("testsuites", counts)
+    started = datetime.now(UTC) - timedelta(seconds=total)
+    about = {"name": _xml(suite), "timestamp": started.strftime("%Y-%m-%dT%H:%M:%S")}
+    cases = ET.SubElement(root, "testsuite", about | counts)
+    for f, took in zip(findings, seconds, strict=True):
+        case = ET.SubElement(cases, "testcase", classname="gates", name=_xml(f.name), time=f"{took:.3f}")
         if f in missed:
             ET.SubElement(case, "failure", message=_xml(f.meaning)).text = _xml(f.meaning)
         else:

@@ -23,6 +23,7 @@ from analysis.questions import Page
 from analysis.show.files import FOLDER
 from analysis.show.wording import clip
 from diagnostics.errors import NotebookError, UserError
+from reports import words
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -102,7 +103,9 @@ def execute(
             f"{source.name}: its Python process died, most likely for lack of memory. "
             f"The notebook as far as it ran: {done}"
         ) from None
-    return render(done, page.title, links, beside)
+    made = render(done, page.title, links, beside)
+    words.for_run(made, page.parameters)
+    return made
 
 
 def beside(out: Path) -> list[str]:

@@ -264,6 +264,12 @@ def test_a_card_shows_every_hyperparameter_with_its_default(call):
     assert re.search(r"--gamma_beta_ratio +default 0.5; a number", printed)
 
 
+def test_what_is_not_built_says_why(call):
+    code, _, complaint = call("list", "objectives", "distillation_dpo")
+    assert code == 2
+    one_sentence(complaint, "Distillation-DPO", "gradient is exactly 0")
+
+
 def test_version(call):
     code, printed, _ = call("--version")
     assert code == 0

@@ -86,7 +86,6 @@ def _is_clean(value: ast.expr) -> bool:
         "_objective_table(",
         "_push_table(",
         "_further_table(",
-        "Text(_argument(",
         "view(",
         "EXAMPLE.",
     )

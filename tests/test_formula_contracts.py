@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diagnostics import measures
+from diagnostics.diffusion.stats import DenoisingStats
 from diagnostics.errors import UserError
 from diagnostics.stats import PairStats, SequenceStats
 from trainers import objectives
@@ -30,11 +31,14 @@ PROMPT = 2  # tokens before the completion, where embeddings stand too
 COUPLED = [name for name in objectives.names() if "whole batch" in objectives.needs(name)]
 SINGLE = [(name, {}) for name in objectives.names() if name not in COUPLED] + [("dpo_nll", {"normalization": "sum"})]
 ROWS = sorted({row for name in objectives.names() for row in objectives.rows(name) | objectives.optional_rows(name)})
+DENOISING = [name for name in objectives.names() if objectives.likelihood(name) != "tokens"]  # and steps of denoisers
 BATCH_COUPLED = [(name, {}) for name in COUPLED] + [
     (name, {"normalization": "batch_token_mean"})
     for name in objectives.names()
     if "normalization" in objectives.hyperparameters(name)
 ]
+OF_TOKENS = [case for case in SINGLE + BATCH_COUPLED if case[0] not in DENOISING]
+DRAWS, NUMBERS, SEGMENTS = 3, 6, 2  # of a sample of the denoisers' pairs
 
 
 def random_side(lengths: list[int], seed: int) -> SequenceStats:
@@ -76,7 +80,7 @@ def apply(pair: PairStats, change) -> PairStats:
 def pick(pair: PairStats, rows: list[int]) -> PairStats:
     """Some rows of a batch, in the given order."""
     pair = replace(pair, columns={name: values[rows] for name, values in pair.columns.items()})
-    return apply(pair, lambda s: SequenceStats(**{k: v[rows] for k, v in vars(s).items() if v is not None}))
+    return apply(pair, lambda s: type(s)(**{k: v[rows] for k, v in vars(s).items() if v is not None}))
 
 
 def pad(pair: PairStats, *, left: int, right: int, garbage: float) -> PairStats:
@@ -97,9 +101,55 @@ def pad(pair: PairStats, *, left: int, right: int, garbage: float) -> PairStats:
     return apply(pair, change)
 
 
+def denoised(residual: Tensor, reference: Tensor, seed: int) -> DenoisingStats:
+    """All that a denoiser says of B samples, whose errors and deviations follow from the two outputs (B, K, P)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    size, draws, numbers = residual.shape
+    return DenoisingStats(
+        per_token_logps=-residual.square().mean(-1) / draws,
+        completion_mask=torch.ones(size, draws, dtype=torch.long),
+        per_token_kl=(residual - reference).square().mean(-1) / draws,
+        residual=residual,
+        target=drawn(size, draws, numbers) - 0.5,
+        noise=drawn(size, draws, numbers) - 0.5,
+        times=1000 * drawn(size, draws),
+        alphas=0.1 + 0.8 * drawn(size, draws),
+        segments=(torch.arange(numbers) % SEGMENTS).expand(size, -1),
+        weights=drawn(size, numbers),
+        predicted_noise=residual + 0.5,
+        ema_noise=drawn(size, draws, numbers) - 0.5,
+    )
+
+
+def denoisers_pair(residuals: list[Tensor]) -> PairStats:
+    """The pair of a denoiser's outputs less targets: chosen, rejected, and the reference's."""
+    own, ref = residuals[:2], residuals[2:]
+    sides = [denoised(r, f, i) for i, (r, f) in enumerate(zip(own, ref, strict=True))]
+    references = [denoised(f, f, i) for i, f in enumerate(ref)]
+    generator, size = torch.Generator().manual_seed(7), len(own[0])
+    found = {c for name in DENOISING for c in objectives.columns(name)}
+    columns = {c: torch.rand(size, generator=generator, dtype=torch.float64) for c in sorted(found)}
+    return PairStats(*sides, *references, columns=columns)
+
+
+def near(size: int) -> list[Tensor]:
+    """Residuals (B, K, P) of policy and reference: of the order of 1, and 1e-3 from each other."""
+    generator = torch.Generator().manual_seed(8)
+    shape = (2, size, DRAWS, NUMBERS)
+    reference, move = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return [*(reference + 1e-3 * move), *reference]
+
+
 @pytest.fixture
-def pair() -> PairStats:
-    """Five pairs of ragged lengths, with everything measured."""
+def pair(request) -> PairStats:
+    """Five pairs of ragged lengths, with everything measured; of samples, for the objectives of denoisers."""
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("name") in DENOISING:
+        residuals = near(5)
+        return denoisers_pair([r.requires_grad_() for r in residuals[:2]] + residuals[2:])
     chosen, rejected = LENGTHS["chosen"], LENGTHS["rejected"]
     extra = {"gold": random_side(chosen, 4), "reward_chosen": random_side(chosen, 5)}
     extra["reward_rejected"] = random_side(rejected, 6)
@@ -144,7 +194,8 @@ def test_names_are_sorted_and_docstrings_name_their_source(registry):
         (measures, "chosen_kl_revers", "chosen_kl_reverse"),
         (objectives, "DPO", "dpo"),
         (objectives, "ipo_means", "ipo_mean"),
-        (objectives, "sinpo", "simpo"),
+        (objectives, "simppo", "simpo"),
+        (objectives, "difusion_dpo", "diffusion_dpo"),
         (objectives, "ipo", "ipo_mean' or 'ipo_nll' or 'ipo_sum"),
     ],
 )
@@ -320,7 +371,7 @@ def test_a_batch_coupled_objective_says_so_and_is(name, options, pair):
     assert not torch.allclose(singles.mean(), objective(pair, **options).losses.mean(), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize(("name", "options"), SINGLE + BATCH_COUPLED)
+@pytest.mark.parametrize(("name", "options"), OF_TOKENS)
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_padding_changes_neither_losses_nor_gradients(name, options, garbage, pair):
     """NaN and inf under the mask too: multiplying by the mask would turn them into NaN gradients."""
@@ -340,7 +391,7 @@ def test_padding_changes_neither_losses_nor_gradients(name, options, garbage, pa
             assert moves == reads(objective, pair, name, **options), "a gradient on each row that the loss reads"
 
 
-@pytest.mark.parametrize(("name", "options"), SINGLE + BATCH_COUPLED)
+@pytest.mark.parametrize(("name", "options"), OF_TOKENS)
 def test_gradients_are_those_of_finite_differences(name, options, pair):
     """In float64, in the per-token log-probs and in the per-token KL; a formula with a stop-gradient is exempt. Of the
     further rows, in those that the objective names."""
@@ -362,7 +413,34 @@ def test_gradients_are_those_of_finite_differences(name, options, pair):
     assert torch.autograd.gradcheck(losses, [*leaves, *kls, *further])
 
 
-@pytest.mark.parametrize(("name", "options"), SINGLE + BATCH_COUPLED)
+@pytest.mark.parametrize("name", DENOISING)
+def test_gradients_of_denoisers_are_those_of_finite_differences(name):
+    """In float64, in the outputs of both sides; a formula with a stop-gradient is exempt."""
+    if "stop-gradient" in (objectives.load(name).__doc__ or "").lower():
+        return
+    chosen, rejected, *reference = near(5)
+
+    def losses(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return objectives.load(name)(denoisers_pair([chosen, rejected, *reference])).losses
+
+    assert torch.autograd.gradcheck(losses, [chosen.requires_grad_(), rejected.requires_grad_()])
+
+
+@pytest.mark.parametrize("name", DENOISING)
+@pytest.mark.parametrize("far", [1.0, 100.0, 1e4])
+def test_losses_and_gradients_of_denoisers_stay_finite_far_away(name, far):
+    """Every combination of errors of 1e-6 and far^2 of both sides under both models."""
+    ends = torch.tensor([1e-3, far], dtype=torch.float64)
+    table = torch.cartesian_prod(ends, ends, ends, ends).T[..., None, None].expand(-1, -1, DRAWS, NUMBERS)
+    own = [side.clone().requires_grad_() for side in table[:2]]
+    output = objectives.load(name)(denoisers_pair([*own, *table[2:]]))
+    assert all(values.isfinite().all() for values in output)
+    found = torch.autograd.grad(output.losses.sum(), own, materialize_grads=True)
+    assert all(gradient.isfinite().all() for gradient in found)
+    assert any(gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize(("name", "options"), OF_TOKENS)
 @pytest.mark.parametrize("far", [-200.0, -1e4])
 def test_losses_and_gradients_stay_finite_far_away(name, options, far):
     """Every combination of almost 0 and -200 (-10,000) nats for the four log-probs."""
@@ -388,12 +466,16 @@ def test_losses_and_gradients_stay_finite_far_away(name, options, far):
 def test_needs_says_exactly_what_an_objective_reads(name, pair):
     """Without any one of them it is refused in a sentence; without all the others it is what it was."""
     objective, needs = objectives.load(name), objectives.needs(name)
-    known = {
+    known: dict[str, dict[str, None]] = {
         "reference": {"ref_chosen": None, "ref_rejected": None},
         "kl": {"per_token_kl": None},
         "phrases": {"phrase_mask": None},
         "collision": {"per_token_collision": None},
     }
+    if name in DENOISING:
+        del known["phrases"], known["collision"]
+        known |= {part: {part: None} for part in ("residual", "alphas", "segments", "weights")}
+        known |= {"child noise": {"ema_noise": None}}
     bare = strip_parts(pair, {k: v for word, parts in known.items() if word not in needs for k, v in parts.items()})
     same(objective(bare).losses, objective(pair).losses)
     for word in set(needs) & set(known):

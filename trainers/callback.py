@@ -8,7 +8,6 @@ Any Trainer of transformers will do. Nothing of it is changed: weights, gradient
 it logs and when. It is asked for its attributes only, so TRL need not be there.
 """
 
-import copy
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import RunLogWriter, read_table
 from diagnostics.scoring import likelihoods, score
 from diagnostics.token_likelihood import TokenLikelihood
-from diagnostics.vision.placeholders import family_of
 from trainers.loop.alarm import Alarms, parse
 from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
 from trainers.loop.moved import moved, sample
@@ -45,6 +43,7 @@ from trainers.loop.reference import LiveReference, SummedReference, keep_start
 from trainers.loop.schedule import ProbeSchedule
 from trainers.loop.trainer import group_norms
 from trainers.loop.viewers import show
+from trainers.models import noted
 from trainers.theirs import IDS, PairSet, read_set
 
 RESPONSES = 16  # pairs of which further answers are followed
@@ -137,7 +136,7 @@ class DisplacementCallback(TrainerCallback):
                 raise UserError(f"{name} is {value!r}. Give a whole number of {least} or more.")
         conditions = parse(alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
         self._alarms = partial(Alarms, conditions, stop=alarm_action == "stop")
-        self.tokenizer = _with_family(tokenizer or _tokenizer(trainer), trainer.model)
+        self.tokenizer = noted(tokenizer or _tokenizer(trainer), trainer.model)
         with random_states_kept():
             self.probed = read_set(trainer, pairs, trainer.train_dataset, self.tokenizer, probe_pairs)
             self.heldout = read_set(
@@ -546,16 +545,6 @@ def _tokenizer(trainer: Any) -> PreTrainedTokenizerBase:
     found = getattr(found, "tokenizer", found)
     if not isinstance(found, PreTrainedTokenizerBase):
         raise UserError("the trainer has no tokenizer. Give it: DisplacementCallback(..., tokenizer=tokenizer).")
-    return found
-
-
-def _with_family(tokenizer: PreTrainedTokenizerBase, model: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that notes how the model is shown images and clips, as load_tokenizer does."""
-    family = family_of(getattr(unwrap(model), "config", None))
-    if family is None or getattr(tokenizer, "family", None) is not None:
-        return tokenizer
-    found: Any = copy.copy(tokenizer)
-    found.family = family
     return found
 
 

@@ -4,12 +4,14 @@ A pairwise loss acts on the model through two numbers, the incentives d_w = -dL/
 summed log-prob of the chosen and of the rejected answer (nats). To first order in a small step the chosen answer rises
 only if d_w / d_l > <s_w, s_l> / |s_w|^2, and the rejected one falls only if d_w / d_l < |s_l|^2 / <s_w, s_l>, where s
 is the gradient of z in the weights and <s_w, s_l> > 0 (arXiv 2604.18239, arXiv 2410.13828). So d_w / d_l says how an
-objective leans before any model is looked at. All of it is taken by autograd on one standard pair.
+objective leans before any model is looked at. All of it is taken by autograd on one standard pair. For a denoiser z is
+minus the denoising error, which has no nats: margins and distances are in a card's `unit` of it, so that they push as
+nats do.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import exp, inf, isfinite, nan
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diagnostics.diffusion.stats import DenoisingStats
 from diagnostics.docstrings import sources, summary
 from diagnostics.errors import UserError
 from diagnostics.names import unknown
@@ -29,6 +32,7 @@ MARGINS = (-10.0, -2.0, 0.0, 2.0, 10.0)  # nats between the log-ratios, half on 
 # log-ratios of the rejected answer, nats
 FAR = (-1.0, -2.0, -5.0, -10.0, -20.0, -50.0, -100.0, -200.0, -500.0, -1e3, -2e3, -5e3, -1e4)
 FALL = 5.0  # nats that both answers lose together
+NUMBERS = 4  # of the standard denoised sample
 COLUMNS = {  # values of data columns in the standard pair; the others stand at 0.5
     "tie": 0.0,
     "mismatched_logratios": 0.0,
@@ -40,6 +44,9 @@ COLUMNS = {  # values of data columns in the standard pair; the others stand at 
     "rejected_source_logps": -1.0,
     "chosen_proposal_logps": -1.0 * TOKENS,  # as the reference: a summed log-prob
     "rejected_proposal_logps": -1.0 * TOKENS,
+    "segment_labels": 1.0,
+    "chosen_advantage": 1.0,
+    "rejected_advantage": -1.0,
 }
 _LISTS = {"list", "chosen_item", "rejected_item"}  # without them each row is a list of its own two answers
 
@@ -89,6 +96,7 @@ class Card:
     absolute likelihood enters. argmin: the ratio t = policy / reference where the f of its f-divergence is least,
     with f as the papers write it: c (t - 1) more would be the same divergence and another argmin.
     columns: the data columns it reads and the values they had here. rows: the further rows it reads, and what each is.
+    likelihood: the kind it is defined on; unit: what a margin of 1 is in it.
     """
 
     name: str
@@ -100,6 +108,8 @@ class Card:
     papers: tuple[str, ...]
     columns: dict[str, float]
     rows: dict[str, str]
+    likelihood: str
+    unit: float
     margins: tuple[Push, ...]
     far: tuple[Push, ...]
     far_ratio: Property
@@ -126,17 +136,37 @@ def card(name: str, **hyperparameters: Any) -> Card:
         papers=tuple(sources(function)),
         columns={c: _column(c) for c in objectives.columns(name)},
         rows=objectives.rows(name) | {n: f"{s}; optional" for n, s in objectives.optional_rows(name).items()},
+        likelihood=objectives.likelihood(name),
+        unit=unit(name, settings),
         argmin=_argmin(name, settings),
-        **_pushes(partial(function, **hyperparameters)),
+        **_in_units(_pushes(partial(function, **hyperparameters), pair_for(name, settings)), name),
     )
 
 
-def _pushes(objective: objectives.Objective) -> dict[str, Any]:
+def unit(name: str, settings: dict[str, Any]) -> float:
+    """What takes the place of a nat for an objective: of a denoising error what moves (beta / 2) * D by 0.1, as a nat
+    does beta * z at the usual beta of 0.1, and 0.001 where beta is none of this or not there; of a chain 0.1, within
+    every clip."""
+    kind, other = objectives.likelihood(name), {"kl", "residual"} & set(objectives.needs(name))
+    if kind == "denoising":
+        return 0.2 / settings["beta"] if settings.get("beta") and not other else 1e-3
+    return {"tokens": 1.0, "steps": 0.1}[kind]
+
+
+def pair_for(name: str, settings: dict[str, Any]) -> Callable[[float, float], PairStats]:
+    """The standard pair of the kind of likelihood that an objective is defined on, from two log-ratios in its unit."""
+    if objectives.likelihood(name) == "tokens":
+        return standard_pair
+    scale = unit(name, settings)
+    return lambda chosen, rejected: denoising_pair(chosen * scale, rejected * scale)
+
+
+def _pushes(objective: objectives.Objective, pair: Callable[[float, float], PairStats]) -> dict[str, Any]:
     """The facts that are taken by autograd; where the objective refuses the standard pair, its reason."""
     try:
-        margins = tuple(push(objective, standard_pair(m / 2, -m / 2), m) for m in MARGINS)
-        far = tuple(push(objective, standard_pair(0.0, v), v) for v in FAR)
-        fallen = tuple(push(objective, standard_pair(m / 2 - FALL, -m / 2 - FALL), m) for m in MARGINS)
+        margins = tuple(push(objective, pair(m / 2, -m / 2), m) for m in MARGINS)
+        far = tuple(push(objective, pair(0.0, v), v) for v in FAR)
+        fallen = tuple(push(objective, pair(m / 2 - FALL, -m / 2 - FALL), m) for m in MARGINS)
     except UserError as error:
         reason = Property(nan, f"not measured: {error}")
         return {"margins": (), "far": (), "far_ratio": reason, "far_rejected": reason, "common_fall": reason}
@@ -147,6 +177,14 @@ def _pushes(objective: objectives.Objective) -> dict[str, Any]:
         "far_rejected": far_rejected(far),
         "common_fall": common_fall(margins, fallen),
     }
+
+
+def _in_units(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same facts, in words that fit what the objective's likelihood is counted in."""
+    if objectives.likelihood(name) == "tokens":
+        return facts
+    properties = {key: fact for key, fact in facts.items() if isinstance(fact, Property)}
+    return facts | {key: replace(fact, words=fact.words.replace(" nats", " units")) for key, fact in properties.items()}
 
 
 # --- compute ---
@@ -168,6 +206,15 @@ def standard_pair(chosen: float, rejected: float, *, lengths: tuple[int, int] = 
     extra |= {row: _side(lengths[0]) for row in rows}
     sides = (_side(lengths[0], chosen), _side(lengths[1], rejected))
     return PairStats(*sides, first, second, columns=columns, extra=extra, ref_extra=dict.fromkeys(rows, first))
+
+
+def denoising_pair(chosen: float, rejected: float) -> PairStats:
+    """COPIES rows of one pair of samples of NUMBERS numbers whose log-ratios, minus D, are `chosen` and `rejected`,
+    the same at each of TOKENS draws. Under the reference the error is 1 (or the log-prob of a step -1). All else is
+    neutral: alpha-bar 1/2, one segment, an error map of 1/2, a moving average that is the reference, no deviation."""
+    first, second = _denoised(0.0), _denoised(0.0)
+    columns = {c: torch.full((COPIES,), _column(c), dtype=torch.float64) for c in _named()}
+    return PairStats(_denoised(chosen, -1.0), _denoised(rejected, 1.0), first, second, columns=columns)
 
 
 @cache
@@ -194,6 +241,27 @@ def _side(tokens: int, logratio: float = 0.0) -> SequenceStats:
         step_ids=ones,
         step_similarity=zeros,
         embeddings=ones[..., None].double(),
+    )
+
+
+def _denoised(logratio: float, child: float = 0.0) -> DenoisingStats:
+    """One side; its outputs follow from its log-probs, so that a loss of either has its gradient in them."""
+    logps = torch.full((COPIES, TOKENS), (logratio - 1) / TOKENS, dtype=torch.float64, requires_grad=True)
+    ones = torch.ones(COPIES, TOKENS, NUMBERS, dtype=torch.float64)
+    error = -logps * TOKENS
+    return DenoisingStats(
+        logps,
+        ones[..., 0].long(),
+        per_token_kl=torch.zeros_like(logps).requires_grad_(),
+        residual=error.abs().sqrt()[..., None] * ones,
+        target=torch.zeros_like(ones),
+        noise=child * ones,
+        alphas=ones[..., 0] / 2,
+        times=ones[..., 0] * 500,
+        segments=torch.zeros(COPIES, NUMBERS).long(),
+        weights=ones[:, 0] / 2,
+        predicted_noise=error.abs().sqrt()[..., None] * ones,
+        ema_noise=ones,
     )
 
 

@@ -8,9 +8,9 @@ from transformers import TrainingArguments
 from diagnostics.errors import UserError
 from diagnostics.sequences import Example
 from trainers import objectives
-from trainers.card import standard_pair
+from trainers.card import pair_for
 from trainers.config import TrainConfig
-from trainers.loop import recipes
+from trainers.loop import guards, recipes
 from trainers.loop.alarm import Alarms, parse
 from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
 from trainers.loop.ingredients import by_prompt
@@ -22,6 +22,8 @@ def check(config: TrainConfig) -> None:
     """Everything about a config that can be refused without reading data or model."""
     if config.training.get("max_steps") == 0:
         raise UserError("max_steps is 0; give 1 or more, or leave it out to train for num_train_epochs.")
+    _check_likelihood(config)
+    guards.check(config.objective, config.guard, config.guard_strength)
     _try_objective(config)
     recipes.check(config)
     alarms(config)
@@ -36,6 +38,21 @@ def alarms(config: TrainConfig) -> Alarms:
     return Alarms(conditions, stop=config.alarm_action == "stop")
 
 
+def _check_likelihood(config: TrainConfig) -> None:
+    """An objective of another likelihood, and keys that mean nothing for this one, are refused by name."""
+    objectives.require_likelihood(config.objective, config.likelihood)
+    if config.likelihood == "tokens":
+        return
+    if config.reference == "precomputed":
+        raise UserError("an update of a denoiser draws time and noise anew: set reference to live (or none).")
+    path = objectives.path(config.objective) if config.path == "objective" else config.path
+    if path == "reference_inversion" and config.reference != "live":
+        raise UserError("path reference_inversion needs the reference itself: set reference to live.")
+    for key in ("max_length_gap", "track", "reward_model"):
+        if getattr(config, key):
+            raise UserError(f"{key} reads tokens, which likelihood {config.likelihood} does not have: leave it out.")
+
+
 def _try_objective(config: TrainConfig) -> None:
     """A wrong hyperparameter, and a reference of the wrong kind, are refused now, not at the first step."""
     needs = objectives.needs(config.objective)
@@ -46,7 +63,7 @@ def _try_objective(config: TrainConfig) -> None:
             raise UserError(f"objective '{config.objective}' needs {objectives.WORDS[word]}: set reference to live.")
     if "reward model" in needs and not config.reward_model:
         raise UserError(f"objective '{config.objective}' needs {objectives.WORDS['reward model']}; set reward_model.")
-    pair = standard_pair(0.0, 0.0)
+    pair = pair_for(config.objective, config.hyperparameters)(0.0, 0.0)
     if config.reference != "live":
         stored = {name: replace(row, embeddings=None) for name, row in pair.ref_extra.items()}
         pair = replace(pair, ref_extra=stored)

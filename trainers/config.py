@@ -32,6 +32,9 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
 }
 
+# guards of a denoising objective, and how strong each is where nothing is said
+GUARDS = {"sdpo": 0.9, "sft": 0.1, "dpo_shift": 0.9}
+
 # keys of TrainingArguments that the run folder or the probes decide
 DECIDED = (
     "output_dir",
@@ -56,6 +59,8 @@ ONE_OR_MORE = (
     "max_length",
     "frames",
     "rounds",
+    "draws",
+    "train_draws",
     "save_total_limit",
     "torch_empty_cache_steps",
     "dataloader_prefetch_factor",
@@ -115,10 +120,24 @@ def _key(group: str, words: str, default: Any = MISSING) -> Any:
 class TrainConfig:
     """One training run. Every field says what it is in its own line; `chesboard train --help` prints them."""
 
-    model: str = _key("model", "local folder or hub id of a causal language model")
+    model: str = _key("model", "local folder or hub id of a causal language model, or the folder of a denoiser")
     data: str = _key("data", "preference file, folder or hub id")
     output_dir: str = _key("run", "the run folder; must not exist, except with resume")
     objective: str = _key("objective", "a file in trainers/objectives; its hyperparameters are keys beside it", "dpo")
+    likelihood: Literal["tokens", "denoising", "steps"] = _key(
+        "objective",
+        "tokens: log-probs of a language model; denoising: minus the error of a diffusion or flow model; "
+        "steps: Gaussian log-probs of a denoiser's sampling steps",
+        "tokens",
+    )
+    draws: int = _key("measuring", "denoising: fixed draws of time and noise at which a pair is measured", 16)
+    path: Literal["objective", "noise", "inversion", "reference_inversion", "own"] = _key(
+        "objective",
+        "denoising: where an update's x_t comes from: forward noise, DDIM inversion by the policy or by the reference, "
+        "the policy's own sampling (rejected side); objective is what the objective is defined on",
+        "objective",
+    )
+    train_draws: int = _key("objective", "denoising: fresh draws of time and noise for each pair of an update", 1)
     reference: Literal["live", "precomputed", "none"] = _key(
         "reference", "live (exact KL is logged), precomputed (log-probs cached on disk, no KL), or none", "live"
     )
@@ -219,6 +238,19 @@ class TrainConfig:
         "is 1, and log-ratios restart from 0); 0 is never",
         0,
     )
+    # arXiv 2511.03317, 2502.07599
+    guard: Literal["none", "sdpo", "sft", "dpo_shift"] = _key(
+        "recipe",
+        "keeps the chosen sample's denoising error down: sdpo scales the rejected gradient by the batch's geometry, "
+        "sft adds the chosen error to the loss, dpo_shift weighs the rejected error less",
+        "none",
+    )
+    guard_strength: float | None = _key(
+        "recipe",
+        f"mu of sdpo (default {GUARDS['sdpo']}), weight of sft ({GUARDS['sft']}, times beta / 2), factor of dpo_shift "
+        f"({GUARDS['dpo_shift']})",
+        None,
+    )
     alarm: str | list | None = _key(  # noqa: RUF009 (the same helper as everywhere here)
         "run",
         "conditions on logged keys, several separated by ;: `displacement/frac > 0.8 for 3` means at three evaluations "
@@ -255,8 +287,10 @@ class TrainConfig:
         return [k for k, v in known.items() if k not in defaults or v != defaults[k]]
 
     def changed(self, written: dict[str, Any]) -> list[str]:
-        """Keys whose value is another than in a config.json; where a run lies and what it reports to does not count."""
+        """Keys whose value is another than in a config.json; where a run lies and what it reports to does not count.
+        A key that the file lacks, because the run is older than the key, has its default."""
         now = json.loads(json.dumps(self.flat(), default=str))
+        written = {n: f.default for n, f in OWN.items() if f.default is not MISSING} | written
         free = {"resume", "output_dir", "report_to", "save_model", "alarm", "alarm_action"}
         return sorted(k for k in now.keys() | written.keys() if k not in free and now.get(k) != written.get(k))
 

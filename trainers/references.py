@@ -10,7 +10,9 @@ from transformers import TrainingArguments
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.likelihood import Likelihood
 from trainers import objectives
+from trainers.arguments import shards
 from trainers.config import TrainConfig
+from trainers.denoisers import load_denoiser
 from trainers.loop.reference import LiveReference, precompute
 from trainers.models import adapter_off, load_policy, weights_hash
 from trainers.splits import Splits
@@ -30,13 +32,14 @@ def reference_of(
     if config.reference == "live" and config.lora_r and not config.reference_model:
         return LiveReference(policy, likelihood, adapter=True)
     if config.reference == "live":
-        frozen = load_policy(config.reference_model or config.model, dtype=config.dtype)
+        load: Any = load_policy if config.likelihood == "tokens" else load_denoiser
+        frozen = load(config.reference_model or config.model, dtype=config.dtype)
         frozen.requires_grad_(False)
         return LiveReference(nn.Module.to(frozen, arguments.device), likelihood)
     model = load_policy(config.reference_model, dtype=config.dtype) if config.reference_model else policy
     cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
     nn.Module.to(model, arguments.device)
-    if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike
+    if not arguments.torch_compile and not shards():  # scored as the policy will be run, so that both round alike
         likelihood.prepare(model)
     weights = weights_hash(model) if config.reference_model else started["model"]
     key = {"model": weights, "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}

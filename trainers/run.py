@@ -1,7 +1,10 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -11,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments, set_seed
 
 from diagnostics.columns import described
+from diagnostics.diffusion.denoiser import Denoiser
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash
@@ -19,6 +23,7 @@ from diagnostics.manifest import file_hash, now
 from diagnostics.processes import hold, share, tell
 from diagnostics.run_folder import RunFolder
 from diagnostics.token_likelihood import TokenLikelihood
+from trainers import denoisers
 from trainers.arguments import training_arguments
 from trainers.check import alarms, check, check_batches
 from trainers.checkpoint import is_last, step_of
@@ -45,7 +50,7 @@ from trainers.models import (
 )
 from trainers.references import reference_of, reward_model_of
 from trainers.resume import look
-from trainers.splits import Splits, read_splits
+from trainers.splits import Samples, Splits, data, read_splits
 from trainers.track import read_track
 
 START = "probe_start.safetensors"  # the first probe's distributions, for a run that goes on from a checkpoint
@@ -70,21 +75,17 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     """Prepare everything, then train, from the checkpoint where there is one."""
     main = arguments.process_index == 0
     set_seed(config.seed)
-    tokenizer = load_tokenizer(config.model)
     cast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else config.dtype
     warn_if_slow(cast, arguments.device.type)
-    model = load_policy(config.model, dtype=config.dtype)
-    if changed := make_savable(model):
-        tell(changed)
     track = read_track(config.track) if config.track else None
     audits: dict[str, Any] = {}
-    splits, hashes = read_splits(config, tokenizer, model_limit(model), run.path, audits)
-    everything = [*splits.train, *splits.probe, *splits.heldout]
-    check_ids(model, everything)
-    hashes["rendered"] = rendered_hash(everything)
+    begin = _language if config.likelihood == "tokens" else _denoising
+    parts = begin(config, run, audits)
+    model, tokenizer, likelihood, splits = parts.model, parts.tokenizer, parts.likelihood, parts.splits
+    parts.hashes["rendered"] = rendered_hash([*splits.train, *splits.probe, *splits.heldout])
     check_batches(config, arguments, splits.train)
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
-    started = {"model": weights_hash(model), "tokenizer": tokenizer_hash(tokenizer), **hashes}
+    started = {"model": weights_hash(model), **parts.hashes}
     files = {"pair_weights": config.pair_weights, "track": config.track}
     started |= {name: file_hash(path) for name, path in files.items() if path}
     if checkpoint:
@@ -97,8 +98,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     if config.freeze_vision:
         freeze_vision(model)
     if config.lora_r:
-        policy = add_lora(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
-    likelihood = TokenLikelihood.of(tokenizer)
+        add = add_lora if config.likelihood == "tokens" else denoisers.add_adapter
+        policy = add(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
     reference = reference_of(config, policy, splits, arguments, likelihood, started)
     ingredients = Ingredients(
         config.objective, splits.train, likelihood=likelihood, given=splits.given,
@@ -120,17 +121,57 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     )  # fmt: skip
     trainer = _trainer(
         policy, arguments, pairs=splits.train, tokenizer=tokenizer, likelihood=likelihood,
-        objective=config.objective, hyperparameters=config.hyperparameters, ingredients=ingredients,
+        objective=config.objective, hyperparameters=config.hyperparameters, guard=config.guard,
+        guard_strength=config.guard_strength, ingredients=ingredients,
         reference=reference, recorder=recorder, log_kl=config.log_kl, recipe=recipe,
         renewal=recipes.renewal(config, recipe, reference, recorder),
         grad_every=config.grad_every, grad_parameters=config.grad_parameters,
     )  # fmt: skip
+    _say_whole(trainer)
     if main and not checkpoint:
-        about = _about(config, arguments, splits, started, engine_of(policy).name)
+        about = _about(config, arguments, splits, started, parts.engine or engine_of(policy).name) | parts.about
         if config.grad_every:
             about |= {"gradients": {"parameters": config.grad_parameters, "pairs": trainer.gradients.way}}
         run.describe(**about, recipes=recipe.said)
     _fit(trainer, run, config, checkpoint)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What depends on the kind of likelihood. engine, about: for the manifest; engine: "" for that of the model."""
+
+    model: Any
+    tokenizer: Any
+    likelihood: Any
+    splits: Splits
+    hashes: dict[str, Any]
+    engine: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Parts:
+    tokenizer = load_tokenizer(config.model)
+    model = load_policy(config.model, dtype=config.dtype)
+    if changed := make_savable(model):
+        tell(changed)
+    splits, hashes = read_splits(config, tokenizer, model_limit(model), run.path, audits)
+    check_ids(model, [*splits.train, *splits.probe, *splits.heldout])
+    hashes["tokenizer"] = tokenizer_hash(tokenizer)
+    return Parts(model, tokenizer, TokenLikelihood.of(tokenizer), splits, hashes)
+
+
+def _denoiser(config: TrainConfig) -> Denoiser:
+    cache = Path(config.output_dir).parent / "latents"
+    return denoisers.load_denoiser(config.model, dtype=config.dtype, cache=cache)
+
+
+def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Parts:
+    model, likelihood = _denoiser(config), denoisers.likelihood_of(config)
+    samples = Samples(config, model)
+    splits, found, hashes = data(config, samples.audited, samples.given)
+    audits |= found
+    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
+    return Parts(model, None, likelihood, splits, hashes, "every draw of time and noise is a row", about)
 
 
 def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkpoint: str | None) -> None:
@@ -149,7 +190,7 @@ def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkp
         if main:
             run.compact()
         if config.save_model:
-            trainer.save_model(str(run_dir / "model"))
+            save(trainer, run_dir / "model")
     if main:
         (run_dir / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json says the same
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -165,11 +206,30 @@ def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkp
         tell(f"{said}goes on from it, with or without the alarm, and counts anew.")
 
 
+def save(trainer: PreferenceTrainer, folder: Path) -> None:
+    """The trained weights in the layout in which such a model is loaded."""
+    if isinstance(trainer.model, Denoiser):
+        if PartialState().is_main_process:
+            trainer.model.save(folder)
+    else:
+        trainer.save_model(str(folder))
+
+
 def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> PreferenceTrainer:
     try:
         return PreferenceTrainer(policy, arguments, **parts)
     except (RuntimeError, ValueError, ImportError) as error:
         raise UserError(f"the training settings do not fit: {' '.join(str(error).split())[:300]}") from None
+
+
+def _say_whole(trainer: PreferenceTrainer) -> None:
+    """Where FSDP is asked for and not done: accelerate shards on accelerators alone, and says nothing of it."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
+        tell(
+            "warning: FSDP was asked for, but accelerate does not shard on this kind of device: each process holds all "
+            "weights.",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The pairs of a run: read, audited, and split into those that train, are probed, or are held out."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
+from diagnostics.diffusion.denoiser import Denoiser
+from diagnostics.diffusion.read import read_samples
 from diagnostics.fingerprint import data_hash
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import read_pairs
@@ -43,8 +46,10 @@ def read_splits(
     """The pairs of a run and the hashes of what was read, once however many processes there are. audits: filled in the
     first process only, by file name: every input row stands in one of them."""
 
+    text = Texts(config, tokenizer, limit)
+
     def read() -> tuple[list[Example], tuple[Splits, list[int], dict[str, str]]]:
-        splits, found, hashes = _data(config, tokenizer, limit)
+        splits, found, hashes = data(config, text.audited, text.given)
         audits.update(found)
         parts = (splits.train, splits.probe, splits.heldout)
         others = replace(splits, train=[], probe=[], heldout=[])
@@ -55,18 +60,60 @@ def read_splits(
     return replace(splits, train=sets[0], probe=sets[1], heldout=sets[2]), hashes
 
 
-def _data(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+class Texts:
+    """How the pairs of a language model are read: text, tokenized."""
+
+    def __init__(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.settings: Any = {"max_length": longest(config.max_length, limit), "truncation": config.truncation}
+        self.settings["append_eos"] = config.append_eos
+        self.shown: Any = {"frames": config.frames, "media_folder": config.media_folder}
+        self.spans: dict[int, Any] | None = None
+
+    def audited(self, source: str, split: str | None = None) -> tuple[Audit, str]:
+        """The pairs of a source, and the hash of what was read."""
+        raw = read_pairs(source, split=split, **self.shown)
+        table, spans = cleaned(raw, self.config.objective)
+        self.spans = spans if self.spans is None else self.spans  # of the first source, which trains
+        return audit_pairs(table, self.tokenizer, **self.settings), data_hash(raw)
+
+    def given(self, audit: Audit, train: list[Example]) -> tuple[Given, list[Example]]:
+        """What the objective reads of the training pairs, and these with their further rows."""
+        config, table = self.config, audit.table
+        given = gather(
+            table, train, self.spans or {}, self.tokenizer, config.objective,
+            phrase_source=config.phrase_source, settings=self.settings,
+        )  # fmt: skip
+        return given, further_rows(table, train, self.tokenizer, config.objective, self.settings, **self.shown)
+
+
+class Samples:
+    """How the pairs of a denoiser are read: samples, each with what the model is told."""
+
+    def __init__(self, config: TrainConfig, model: Denoiser) -> None:
+        self.config, self.model = config, model
+
+    def audited(self, source: str, split: str | None = None) -> tuple[Audit, str]:
+        """The pairs of a source, and the hash of what was read."""
+        audit = read_samples(
+            source, self.model, split=split, folder=self.config.media_folder, chains=self.config.likelihood == "steps"
+        )
+        return audit, data_hash(audit.table)
+
+    def given(self, audit: Audit, train: list[Example]) -> tuple[Given, list[Example]]:
+        """What the objective reads of the training pairs: columns."""
+        return gather(audit.table, train, {}, None, self.config.objective, phrase_source="tags", settings={}), train
+
+
+def data(
+    config: TrainConfig,
+    audited: Callable[..., tuple[Audit, str]],
+    given_of: Callable[[Audit, list[Example]], tuple[Given, list[Example]]],
 ) -> tuple[Splits, dict[str, Any], dict[str, str]]:
     """Read, audit and split the pairs; also the audits by file name, in which every input row stands, and the hashes
-    of what was read."""
-    settings: Any = {"max_length": longest(config.max_length, limit), "truncation": config.truncation}
-    settings["append_eos"] = config.append_eos
-    shown: Any = {"frames": config.frames, "media_folder": config.media_folder}
-    raw = read_pairs(config.data, split=config.split, **shown)
-    hashes = {"data": data_hash(raw)}
-    table, spans = cleaned(raw, config.objective)
-    audit = audit_pairs(table, tokenizer, **settings)
+    of what was read. audited: a source's pairs and its hash; given_of: what the objective reads of training pairs."""
+    audit, found = audited(config.data, config.split)
+    hashes = {"data": found}
     if config.max_length_gap is not None:
         audit = skip_length_gaps(audit, config.max_length_gap)
     pairs = list(audit.require_kept())
@@ -74,9 +121,7 @@ def _data(
     audits = {"audit.parquet": audit.frame}
     shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     if config.heldout_data:
-        raw = read_pairs(config.heldout_data, **shown)
-        hashes["heldout_data"] = data_hash(raw)
-        other = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
+        other, hashes["heldout_data"] = audited(config.heldout_data)
         _say(config.heldout_data, other)
         # both files may count their ids from 0: held-out ids say so
         kept = [replace(p, pair_id=f"heldout/{p.pair_id}") for p in other.require_kept()]
@@ -88,23 +133,18 @@ def _data(
     away = {p.pair_id for p in heldout}
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
     if config.probe_data:
-        raw = read_pairs(config.probe_data, **shown)
-        hashes["probe_data"] = data_hash(raw)
-        fixed = audit_pairs(cleaned(raw, config.objective)[0], tokenizer, **settings)
+        fixed, hashes["probe_data"] = audited(config.probe_data)
         _say(config.probe_data, fixed)
         audits["audit_probe.parquet"] = fixed.frame
         probe = list(fixed.require_kept())[: config.probe_pairs]
     if len(pictures := thumbs.table([*probe, *heldout])):
         audits["frames.parquet"] = pictures
     train = [p for p in pairs if p.pair_id not in away]
-    given = gather(
-        table, train, spans, tokenizer, config.objective, phrase_source=config.phrase_source, settings=settings
-    )
-    train = further_rows(table, train, tokenizer, config.objective, settings, **shown)
+    given, train = given_of(audit, train)
     if further := [name for name in (train[0].rows if train else ()) if name not in PAIR]:
         names = ", ".join(further)
         tell(f"{config.data}: '{config.objective}' reads further rows, from columns of their names: {names}.")
-    gaps = score_gaps(table, train) if config.curriculum == "score_gap" else []
+    gaps = score_gaps(audit.table, train) if config.curriculum == "score_gap" else []
     return Splits(train, probe, heldout, given, gaps, audit.record()), audits, hashes
 
 

@@ -16,7 +16,7 @@ from diagnostics.audit import audit_pairs, frame_of
 from diagnostics.codes import SKIPS
 from diagnostics.engine import unwrap
 from diagnostics.errors import DataError, UserError
-from diagnostics.pairs import RawRows, pairs_of, read_pairs
+from diagnostics.pairs import PairTable, RawRows, pairs_of, read_pairs
 from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from diagnostics.tokenized import end_ids
@@ -207,17 +207,8 @@ def _skipped(source_row: int, reason: str) -> dict[str, Any]:
 
 def _given(trainer: Any, given: Any, tokenizer: Any, n: int, name: str) -> PairSet:
     """Pairs as texts, read, tokenized and audited as all other commands do it."""
-    if isinstance(given, str | Path):
-        table = read_pairs(given)
-    else:
-        rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else None
-        if rows is None or not all(isinstance(row, Mapping) for row in rows):
-            raise UserError(
-                f"the pairs to measure are given as {type(given).__name__}. Give a file, a hub id, a data set, or a "
-                "list of rows with prompt, chosen and rejected."
-            )
-        table = pairs_of("pairs", RawRows("hub" if isinstance(given, Dataset) else "json", [dict(row) for row in rows]))
-    _check_media(trainer.model, table, tokenizer)
+    table = table_of(given)
+    check_media(trainer.model, table, tokenizer)
     most = longest(getattr(trainer.args, "max_length", None), model_limit(trainer.model))
     audit = audit_pairs(table, tokenizer, max_length=most, truncation="drop")
     kept = audit.require_kept()
@@ -229,7 +220,23 @@ def _given(trainer: Any, given: Any, tokenizer: Any, n: int, name: str) -> PairS
     return PairSet(pairs, frame, f"{table.source}: {' '.join(audit.said())}", given=True)
 
 
-def _check_media(model: Any, table: Any, tokenizer: Any) -> None:
+def table_of(given: Any) -> PairTable:
+    """The pairs of a file, a hub id, a data set, a DataFrame or a list of rows, as all commands read them."""
+    if isinstance(given, str | Path):
+        return read_pairs(given)
+    if isinstance(given, pd.DataFrame):
+        rows = given.astype(object).where(given.notna(), None).to_dict("records")
+        return pairs_of("pairs", RawRows("hub", rows))
+    rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else None
+    if rows is None or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(
+            f"the pairs to measure are given as {type(given).__name__}. Give a file, a hub id, a data set, a DataFrame "
+            "or a list of rows with prompt, chosen and rejected."
+        )
+    return pairs_of("pairs", RawRows("hub" if isinstance(given, Dataset) else "json", [dict(row) for row in rows]))
+
+
+def check_media(model: Any, table: Any, tokenizer: Any) -> None:
     """UserError where the pairs have images or clips, and the model is shown them in a way that is not known here."""
     config = getattr(unwrap(model), "config", None)
     unknown = getattr(config, "vision_config", None) is not None and getattr(tokenizer, "family", None) is None

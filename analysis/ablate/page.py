@@ -23,6 +23,7 @@ FORMS: dict[str, Callable[[float], str]] = {"chosen": signed, "fell": percent, "
 
 def load(run_dirs: list[str]) -> Ablation:
     """Read every run of the ablation."""
+    runs.require(run_dirs=run_dirs)
     return tables.collect([runs.load(p) for p in run_dirs])
 
 

@@ -21,6 +21,7 @@ from analysis.tables.intervals import geometric_mean
 
 def load(run_dirs: list[str]) -> Board:
     """Read every run of the board."""
+    runs.require(run_dirs=run_dirs)
     return tables.collect([runs.load(p) for p in run_dirs])
 
 

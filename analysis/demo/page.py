@@ -21,6 +21,7 @@ from diagnostics.runlog import RunLog
 
 def load(run_dirs: list[str], flag_dirs: list[str]) -> Demo:
     """Read every run and score folder of the demo."""
+    runs.require(run_dirs=run_dirs)
     return tables.collect([runs.load(p) for p in run_dirs], [runs.load_flags(p) for p in flag_dirs])
 
 

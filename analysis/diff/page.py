@@ -16,6 +16,7 @@ ROWS = 1000  # pairs in the table of a page
 
 def load(before: str, after: str) -> Compared:
     """Read both runs. Raises DataError where one cannot be read, or they share no measured pair."""
+    runs.require(before=before, after=after)
     return verdict.compare(runs.load(before), runs.load(after))
 
 

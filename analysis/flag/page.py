@@ -13,8 +13,8 @@ from analysis.tables.runs import Flags
 
 
 def load(flag_dir: str) -> Flags:
-    """Read the scores that this report is about."""
-    return runs.load_flags(flag_dir)
+    """Read the scores that this report is about; of "", see runs.load_scores."""
+    return runs.load_flags(flag_dir or runs.newest(runs.is_flags, "score folder"))
 
 
 def headline(found: Flags) -> str:

@@ -127,6 +127,7 @@ def names() -> list[str]:
 
 def load(path: str | Path) -> Paper:
     """Read an analysis' folder. Raises DataError where it is none, not finished, or a table or column of it is gone."""
+    runs.require(folder=path)
     path = Path(path)
     if not (path / RECORD).is_file():
         raise DataError(f"{path}: no finished analysis in it. Run `chesboard paper {path.name}` (again); it goes on.")

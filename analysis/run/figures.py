@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, SIDE, below, panels, styled
-from analysis.show.wording import correlation, for_plot, number, percent, signed
+from analysis.show.wording import correlation, for_plot, number, percent, signed, visible
 from analysis.tables.columns import label
+from analysis.tables.mass import LEDGER
 
 
 @styled
@@ -152,12 +153,15 @@ def gradients(table: pd.DataFrame, label: str = "total") -> Figure:
 
 @styled
 def ledger(table: pd.DataFrame, n: int) -> Figure:
-    """Who holds the probability where chosen and rejected first differ. table: mass.ledger."""
+    """Who holds the probability where chosen and rejected first differ. table: mass.named."""
     figure, (axes,) = panels(1, height=3.4)
-    parts = [c for c in ("chosen", "rejected", "other") if c in table]
+    gained = [c for c in table if c not in LEDGER]
+    parts = [c for c in ("chosen", "rejected", *gained, "other") if c in table]
     colours = {"chosen": CHOSEN, "rejected": REJECTED, "other": "#d5d8de"}
+    colours |= {token: CYCLE[(k + 2) % len(CYCLE)] for k, token in enumerate(gained)}
+    names = [for_plot(visible(c), 18) if c in gained else "all other tokens" * (c == "other") or c for c in parts]
     axes.stackplot(
-        table.index, *(table[c] for c in parts), labels=parts, colors=[colours[c] for c in parts], alpha=0.85
+        table.index, *(table[c] for c in parts), labels=names, colors=[colours[c] for c in parts], alpha=0.85
     )
     if "argmax" in table:
         axes.plot(table.index, table["argmax"], color=DARK, lw=1.6, ls="--", label="most likely token, whichever it is")

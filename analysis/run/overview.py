@@ -1,7 +1,9 @@
 """The runs of a report in one table, the worst first."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -21,14 +23,41 @@ _HEADS = {
     "KL": "KL(reference || policy) on the chosen answers, nats", "onset": "the step from which on it is displaced",
     "by step": "share of the pairs that fell, from 0 to 100 %",
 }  # fmt: skip
+SEED = ("seed", "data_seed", "output_dir", "resume", "report_to")
 _ORDER = (card.BROKEN, card.WATCH, card.UNMEASURED, card.NORMAL)
 
 
 def table(logs: Sequence[RunLog], addresses: Mapping[str, str]) -> Block:
-    """One line a run. addresses: of the pages, by their titles."""
-    rows = [_row(run, addresses.get(f"Run {run.name}", "")) for run in logs]
-    rows.sort(key=lambda row: (row[1].value, -(row[3].value or 0.0) if row[3].value == row[3].value else 0.0))
+    """One line a run, runs that differ in their seed alone in one. addresses: of the pages, by their titles."""
+    groups: dict[str, list[list[Cell]]] = {}
+    seeds: set[tuple[str, str]] = set()
+    for run in logs:
+        key, seed = _but_seed(run), str(run.config.get("seed"))
+        key = run.name if (key, seed) in seeds else key  # the same run twice is no other seed
+        seeds.add((key, seed))
+        groups.setdefault(key, []).append(_row(run, addresses.get(f"Run {run.name}", "")))
+    rows = sorted((_folded(sorted(group, key=_worst)) for group in groups.values()), key=_worst)
     return page.sortable(_HEADS, rows, name="runs", filter_by="verdict")
+
+
+def _but_seed(run: RunLog) -> str:
+    """What runs share that differ in nothing but their seed and where they lie."""
+    return json.dumps({k: v for k, v in run.config.items() if k not in SEED}, sort_keys=True, default=str)
+
+
+def _worst(row: Sequence[Cell]) -> tuple[float, float]:
+    share = row[3].value
+    return row[1].value or 0.0, 0.0 if share is None or math.isnan(share) else -share
+
+
+def _folded(rows: list[list[Cell]]) -> list[Cell]:
+    """The worst of runs that differ in their seed alone; the others open under its name."""
+    first, *others = rows
+    if not others:
+        return first
+    lines = [page.links([(row[0].words, row[0].link), (f"{row[1].words}, {row[3].words} fell", "")]) for row in others]
+    more = page.fold(f"and {len(others)} of other seeds", *lines)
+    return [replace(first[0], more=more), *first[1:]]
 
 
 def counts(logs: Sequence[RunLog]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.flag import tables as flags
-from analysis.run import advice, card, curve_figures, figures, gradient_figures, kept, live, readings, verdict
+from analysis.run import advice, card, curve_figures, figures, gradient_figures, kept, live, plots, readings, verdict
 from analysis.run import pairs as pairs_of
 from analysis.run.advice import Advice, advise
 from analysis.scorecard import page as scorecard_page
@@ -24,8 +24,8 @@ from diagnostics.runlog import RunLog
 
 
 def load(run_dir: str) -> RunLog:
-    """Read the run that this report is about."""
-    return runs.load(run_dir)
+    """Read the run that this report is about; of "", see runs.load_run."""
+    return runs.load_run(run_dir)
 
 
 def probed(section: Callable[..., Block]) -> Callable[..., Block]:
@@ -164,18 +164,10 @@ def known(run: RunLog) -> Block:
 @probed
 def trajectories(run: RunLog) -> Block:
     """Likelihoods of both sides over steps, and the share of pairs that fell, for probe and held-out pairs."""
-    rows = runs.rows(run, "probe")
-    table = displacement.by_step(rows)
-    chosen, rejected = (curves.bands(rows, f"{side}_change") for side in runs.SIDES)
-    moves = ((side, _last(table)) for side, table in (("Chosen", chosen), ("rejected", rejected)))
-    words = [f"{side}{' moved' if side == 'Chosen' else ''} by {signed(by)}" for side, by in moves if by == by]
-    title = f"{', '.join(words)} nats (median of probe pairs)"
-    picture = figures.trajectories(chosen, rejected, runs.rows(run, "train"), title)
+    curve = plots.plot_curves(run)
     return page.stack(
-        page.picture(picture, title),
-        page.picture(
-            figures.shares(table, displacement.onset(table)), "Share of pairs whose chosen answer fell, by step"
-        ),
+        page.picture(curve, curve.get_suptitle()),
+        page.picture(plots.plot_displacement(run), "Share of pairs whose chosen answer fell, by step"),
         _splits(run),
     )
 
@@ -188,7 +180,7 @@ def quadrants(run: RunLog) -> Block:
     shares = displacement.quadrants(ends)
     if not sum(shares["n"]):
         return page.missing("Outcomes", "No probe pair was measured on both sides.")
-    figure = figures.quadrant(ends, shares, "start_ches_score", "CHES before training")
+    figure = plots.plot_outcomes(run)
     shown = shares.assign(interval=[span(i, percent) for i in zip(shares["low"], shares["high"])])
     shown = shown.drop(columns=["low", "high"])
     table = page.table(shown, {"share": percent}, {"interval": "95 % interval"})
@@ -211,20 +203,18 @@ def scorecard(run: RunLog) -> Block:
 @probed
 def divergence(run: RunLog) -> Block:
     """Exact KL between policy and reference on the probe responses, and what the preference cost in it."""
-    table = curves.kl(runs.rows(run, "probe"))
-    if table.empty:
+    if curves.kl(runs.rows(run, "probe")).empty:
         return page.missing("KL", "The run has no reference, or KL was switched off.")
-    return page.stack(page.picture(figures.divergence(table), "KL over steps, both directions, both sides"), _cost(run))
+    return page.stack(page.picture(plots.plot_kl(run), "KL over steps, both directions, both sides"), _cost(run))
 
 
 def gradients(run: RunLog) -> Block:
     """Gradient norms before clipping, in total and by layer group."""
-    table = curves.gradients(run.steps)
-    if table.empty:
+    if curves.gradients(run.steps).empty:
         why = "steps.jsonl has no grad_norm."
         return page.missing("Gradient norms", why) if verdict.measured(run) else page.EMPTY
     whose = "" if "grad_norm" in run.steps else ", as its trainer logged it"
-    return page.picture(figures.gradients(table, f"total{whose}"), f"Gradient norm over steps{whose}")
+    return page.picture(plots.plot_gradients(run), f"Gradient norm over steps{whose}")
 
 
 def pulls(run: RunLog) -> Block:
@@ -435,10 +425,6 @@ def _prediction(table: pd.DataFrame) -> Block:
     return page.stack(page.note(words), page.table(shown.drop(columns=["low", "high"]), {"share": percent}, heads))
 
 
-def _last(table: pd.DataFrame) -> float:
-    return float(table["q50"].iloc[-1]) if len(table) else float("nan")
-
-
 def _splits(run: RunLog) -> Block:
     found = []
     for split, name in (("probe", "probe (training pairs)"), ("eval", "held-out pairs")):
@@ -452,12 +438,9 @@ def _splits(run: RunLog) -> Block:
 
 
 def _ledger(run: RunLog) -> Block:
-    table = mass.ledger(run.mass)
-    if table.empty:
+    if mass.ledger(run.mass).empty:
         return page.missing("The ledger", "No probe pair has a first differing token logged.")
-    return page.picture(
-        figures.ledger(table, mass.probe_count(run)), "Probability at the first differing token, by step"
-    )
+    return page.picture(plots.plot_mass(run), "Probability at the first differing token, by step")
 
 
 def _movers(run: RunLog, kind: str) -> Block:

@@ -1,5 +1,6 @@
 """The house style of every figure."""
 
+import io
 from typing import Any
 
 import matplotlib
@@ -31,9 +32,18 @@ STYLE: dict[Any, Any] = {
 styled = matplotlib.rc_context(STYLE)  # decorates every function that draws
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows, whether or not it has loaded pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png", dpi=100)
+        return drawn.getvalue()
+
+
 def panels(count: int, *, height: float = 3.8, width: float = 10.0, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes in `rows` rows, in the house style."""
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    figure = Drawing(figsize=(width, height * rows), layout="constrained")
     columns = -(-count // rows)
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 

@@ -10,6 +10,7 @@ from diagnostics.runlog import RunLog
 
 LEDGER = ("chosen", "rejected", "argmax", "other")
 EOS = ("chosen_eos", "rejected_eos")
+SEEN = 0.005  # a smaller mean probability is no area that can be seen
 
 
 def of_kind(mass: pd.DataFrame, kinds: tuple[str, ...], split: str | None = "probe") -> pd.DataFrame:
@@ -49,6 +50,29 @@ def ledger(mass: pd.DataFrame) -> pd.DataFrame:
     Columns chosen, rejected, other (these add up to 1) and argmax (the most likely token, whichever it is).
     """
     return mean_by_step(of_kind(mass, LEDGER))
+
+
+def named(mass: pd.DataFrame, most: int = 4) -> pd.DataFrame:
+    """The ledger with the tokens that gained most taken out of `other`: mean probability over probe pairs by step.
+
+    Columns chosen, rejected, argmax, the tokens as logged (at most `most`), and other, which is what is left. A token
+    counts in a pair where it is neither answer's and stands among the tokens that the log names there, the ten of
+    largest gain at that step (at the start: at any step); elsewhere it is in `other`.
+    """
+    table, top = ledger(mass), movers(mass).head(most)
+    pairs = of_kind(mass, ("chosen",)).groupby("step")["pair_id"].nunique()
+    both = of_kind(mass, ("chosen", "rejected"))
+    taken = set(zip(both["pair_id"], both["token_id"])) if len(both) else set()
+    rows = of_kind(mass, ("gained",))
+    for token, token_id in zip(top["token"], top["token_id"]):
+        mine = rows.loc[rows["token_id"] == token_id]
+        mine = mine.loc[[(pair, token_id) not in taken for pair in mine["pair_id"]]]
+        share = (mine.groupby("step")["prob"].sum() / pairs).reindex(table.index).fillna(0.0)
+        share.iloc[0] = mine.groupby("pair_id")["prob_start"].first().sum() / pairs.iloc[0]
+        if "other" in table and token not in table and share.max() >= SEEN:
+            table[token] = share
+            table["other"] = table["other"] - share
+    return table
 
 
 def eos(mass: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """Load run logs and score folders; give every row its change since the start."""
 
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ import pandas as pd
 from analysis.tables import columns
 from diagnostics import outcomes
 from diagnostics.errors import DataError
+from diagnostics.folder import is_aside
 from diagnostics.runlog import RunLog, read_frame, read_json, read_run
 
 SIDES = ("chosen", "rejected")
+RUN = "CHESBOARD_RUN"  # variable of the environment: the folder that notebooks read where none is given
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,47 @@ def load(path: str | Path) -> RunLog:
         raise DataError(f"{run.path / 'pairs'}: the column {missing[0]} is missing. Run `chesboard train` again.")
     columns.learn(run.manifest)
     return run
+
+
+def load_run(path: str | Path = "") -> RunLog:
+    """Read one run: its config and manifest (dictionaries) and its tables (DataFrames, empty where there is none).
+
+    path: what `chesboard train`, `trace` or a callback wrote; "" takes $CHESBOARD_RUN, else the newest run below runs/.
+    The tables: steps (one row an optimizer step), pairs (one row per step, split and pair: log-probs are sums in nats),
+    mass, tokens, samples and audit (one row an input row); docs/run-log.md says what is in each. Raises DataError where
+    the run cannot be read.
+    """
+    return load(path or newest(is_run, "run"))
+
+
+def load_scores(path: str | Path = "") -> pd.DataFrame:
+    """scores.parquet of a folder that `chesboard flag` wrote, a row an input row; "" takes the newest, as load_run."""
+    return load_flags(path or newest(is_flags, "score folder")).scores
+
+
+def newest(of_kind: Callable[[Path], bool], words: str) -> Path:
+    """The folder that $CHESBOARD_RUN names, but where that is one of the other kind; else the newest of a kind below
+    runs/, here or one folder up (as notebooks have it). Raises DataError where there is none."""
+    given = Path(os.environ.get(RUN, ""))
+    if os.environ.get(RUN) and (of_kind(given) or not (is_run(given) or is_flags(given))):
+        return given
+    found = [
+        file
+        for place in (Path("runs"), Path("../runs"))
+        for file in place.rglob("config.json")
+        if of_kind(file.parent) and not is_aside(file.parent)
+    ]
+    if not found:
+        raise DataError(f"no folder is given, and there is no {words} below runs/. Give one, or set {RUN} to it.")
+    return max(found, key=lambda file: file.stat().st_mtime).parent
+
+
+def require(**given: Any) -> None:
+    """DataError naming the first parameter of a notebook that names no folder, and how to give it."""
+    for name, value in given.items():
+        if not value:
+            how = f'-y "{name}: [folder, folder]"' if isinstance(value, list) else f"-p {name} folder"
+            raise DataError(f"{name} names no folder. Give it in the notebook's first cell, or with papermill: {how}")
 
 
 def load_flags(path: str | Path) -> Flags:
@@ -121,8 +166,8 @@ def rows(run: RunLog, split: str) -> pd.DataFrame:
 
 
 def noise(run: RunLog) -> float:
-    """A change of a log-prob within this, in nats, is rounding (see outcomes.noise)."""
-    return outcomes.noise(run.manifest.get("parity"))
+    """A change of a log-prob within this is no movement (see outcomes.noise)."""
+    return outcomes.noise(run.manifest.get("parity"), str(run.config.get("likelihood", "tokens")))
 
 
 def fell(rows: pd.DataFrame, side: str) -> pd.Series:

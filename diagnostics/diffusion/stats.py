@@ -22,6 +22,8 @@ class DenoisingStats(SequenceStats):
     alphas: (B, K) alpha-bar of the draws, the share of the sample in its noised form squared; of a flow (1 - s)^2.
     segments: (B, P) integers, the segment 0 .. S - 1 that each number belongs to, where a sample has segments.
     weights: (B, P) of the sample's numbers, an error map in [0, 1], where there is one.
+    predicted_noise: (B, K, P) the noise that the model predicts at a sampling step's start, with the policy's gradient.
+    ema_noise: (B, K, P) the same of a moving average of the policy, without gradient, where one is kept.
     """
 
     residual: Tensor | None = None
@@ -31,6 +33,8 @@ class DenoisingStats(SequenceStats):
     alphas: Tensor | None = None
     segments: Tensor | None = None
     weights: Tensor | None = None
+    predicted_noise: Tensor | None = None
+    ema_noise: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:

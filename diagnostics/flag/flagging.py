@@ -31,7 +31,7 @@ from diagnostics.pairs.write import media_left_behind
 from diagnostics.processes import agree, hold, processes, share, tell
 from diagnostics.progress import Progress
 from diagnostics.runlog import list_table, read_frame, write_frame
-from diagnostics.scoring import dealt, rows, score_batches
+from diagnostics.scoring import dealt, rows, score, score_batches
 from diagnostics.sequences import Example
 from diagnostics.stats import PairStats
 from diagnostics.token_likelihood import TokenLikelihood
@@ -151,6 +151,17 @@ def flag(
             forecast.measure(job(), further, probe_rows)
         share(finish if done is not None else again)
     return read_frame(out / "scores.parquet"), table, audit
+
+
+def scores_of(model: Any, audit: Audit, likelihood: Likelihood) -> pd.DataFrame:
+    """The table of scores.parquet of audited pairs, ranked and flagged by DEFAULT; nothing is written."""
+    likelihood.prepare(model)
+    found: list[dict[str, Any]] = []
+    with Progress("scoring", audit.tokenized) as bar:
+        for scored in score(model, audit.tokenized, likelihood=likelihood):
+            found += _scored(scored.pairs, scored.stats)
+            bar.add(scored.pairs)
+    return choose(_join(audit.frame, pd.DataFrame(found, columns=list(COLUMNS))), DEFAULT)
 
 
 def choose(

@@ -33,7 +33,8 @@ def caption(medium: Media) -> str:
 
 
 def table(pairs: Sequence[Example]) -> pd.DataFrame:
-    """One row a medium that a pair's chosen answer is shown: pair_id, words (caption) and picture (PNG)."""
-    shown = [(pair.pair_id, medium) for pair in pairs for medium in pair.chosen.media or ()]
+    """One row an image or a clip that a pair's chosen answer is shown: pair_id, words (caption) and picture (PNG)."""
+    media = {pair.pair_id: pair.chosen.media for pair in pairs}  # of a denoiser's pair no tuple, but what is scored
+    shown = [(name, medium) for name, some in media.items() if isinstance(some, tuple) for medium in some]
     rows = [(pair_id, caption(medium), strip(medium)) for pair_id, medium in shown]
     return pd.DataFrame(rows, columns=["pair_id", "words", "picture"])

@@ -22,6 +22,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       body.append(...rows.sort(order(k, down)));
     });
   });
+  if (rows.length < 5) continue;
   const name = table.dataset.name, column = Number(table.dataset.filter);
   const tools = document.createElement("div"), search = document.createElement("input");
   const said = document.createElement("span"), choice = document.createElement("select");

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.outcomes import MIN_EFFECT, fell, least, noise, rose
+from diagnostics.outcomes import MIN_EFFECT, MIN_EFFECTS, fell, least, noise, rose
 
 NAN = math.nan
 
@@ -55,5 +55,5 @@ def test_arrays_series_and_frames_keep_their_shape_and_their_gaps():
     ],
 )
 def test_the_noise_of_a_run_is_the_larger_of_floor_and_difference(parity, expected):
-    assert noise(parity) == expected
-    assert least(noise(parity)) == max(expected, MIN_EFFECT)
+    assert noise(parity) == least(noise(parity)) == max(expected, MIN_EFFECT)
+    assert noise(parity, "denoising") == least(noise(parity, "denoising")) == max(expected, MIN_EFFECTS["denoising"])

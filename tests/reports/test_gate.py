@@ -1,6 +1,7 @@
 import json
 import os
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
@@ -149,9 +150,14 @@ def test_junit_is_well_formed_whatever_the_names(make_run, tmp_path):
     gates = [LOSS | dict(name=names[0], value=0), LOSS | dict(name=names[1], value=0, severity="warning")]
     path.write_text(yaml.safe_dump([*gates, LOSS | dict(name=names[2])]))
     gate.judge(make_run(), path, junit)
-    suite = ET.parse(junit).getroot()
-    assert suite.attrib["tests"] == "3"
-    assert suite.attrib["failures"] == "1"
+    root = ET.parse(junit).getroot()
+    (suite,) = root
+    assert (root.tag, suite.tag, suite.attrib["name"]) == ("testsuites", "testsuite", "run")
+    for element in (root, suite):
+        assert [element.attrib[k] for k in ("tests", "failures", "errors")] == ["3", "1", "0"]
+        assert 0 < float(element.attrib["time"]) < 60
+    assert sum(float(c.attrib["time"]) for c in suite) <= float(suite.attrib["time"]) + 0.002  # each is rounded
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(suite.attrib["timestamp"] + "+00:00")) < timedelta(minutes=1)
     assert [c.attrib["name"] for c in suite] == ["<b>&��", "a warning", "fine"]
     assert [c.find("failure") is not None for c in suite] == [True, False, False]
 

@@ -1,4 +1,8 @@
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -35,7 +39,9 @@ def test_notebooks_are_thin(name):
             if isinstance(node, ast.Import):
                 pytest.fail(f"{name} imports {node.names[0].name}")
             if isinstance(node, ast.ImportFrom):
-                assert str(node.module).split(".")[0] == "analysis"
+                assert str(node.module).split(".")[0] in (
+                    ("chesboard", "pandas") if name == "tutorial" else ("analysis",)
+                )
 
 
 def test_the_notebooks_are_there():
@@ -47,6 +53,7 @@ def test_the_notebooks_are_there():
         "objective_board",
         "run_report",
         "scorecard",
+        "tutorial",
     ]
 
 
@@ -99,3 +106,55 @@ def test_the_title_is_escaped(tmp_path):
     path = _notebook(tmp_path / "plain.ipynb", "x = 1")
     page = notebooks.render(path, "<script>x</script>").read_text()
     assert "<title>&lt;script&gt;x&lt;/script&gt;</title>" in page
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def _run(*command: str, cwd: Path, **environment: str) -> str:
+    """A command of this Python with our rooms on its path; what it printed. It must end well."""
+    env = os.environ | {"PYTHONPATH": str(notebooks.ROOT)} | environment
+    done = subprocess.run([sys.executable, "-m", *command], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def _outputs(path: Path) -> str:
+    book = nbformat.read(path, as_version=4)
+    return "\n".join(str(o) for c in book.cells if c.cell_type == "code" for o in c.outputs)
+
+
+def test_the_tutorial_runs_with_plain_papermill_on_the_run_that_it_is_given(tmp_path):
+    source, done = str(notebooks.NOTEBOOKS / "tutorial.ipynb"), tmp_path / "out.ipynb"
+    _run("papermill", source, str(done), "-p", "run_dir", str(DATA / "tiny_run"), cwd=tmp_path)
+    shown = _outputs(done)
+    assert "displaced: 100 % of 12 probe pairs lost chosen likelihood" in shown
+    assert shown.count("image/png") == 4
+    assert "nats lost" in shown
+
+
+def test_a_notebook_runs_with_plain_nbconvert_on_the_newest_run(tmp_path):
+    """From its own parameter comment: nothing given takes the newest run below runs/."""
+    for name in ("older", "newer"):
+        shutil.copytree(DATA / "tiny_run", tmp_path / "runs" / name)
+    os.utime(tmp_path / "runs" / "older" / "config.json", (1, 1))
+    (tmp_path / "notebooks").mkdir()
+    source = shutil.copy(notebooks.NOTEBOOKS / "run_report.ipynb", tmp_path / "notebooks")
+    _run("nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", str(source), cwd=tmp_path)
+    assert "<strong>Run</strong> newer" in _outputs(tmp_path / "notebooks" / "out.ipynb")
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_the_first_cell_says_what_to_pass(name):
+    """Every parameter that has no default of use is followed by a word on what it is."""
+    cell = next(
+        c
+        for c in nbformat.read(notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+        if "parameters" in c.metadata.get("tags", [])
+    )
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    folders = [
+        line for line in lines if line.split(" = ")[0] in ("run_dir", "run_dirs", "flag_dir", "folder", "before")
+    ]
+    assert folders
+    assert all("folder" in line.partition("#")[2] for line in folders)

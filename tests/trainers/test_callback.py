@@ -439,7 +439,7 @@ def test_what_is_asked_for_is_said_where_it_cannot_be(make, tmp_path):
         name, value = next(iter(keys.items()))
         with pytest.raises(UserError, match=f"{name} is {value!r}. Give a whole number of"):
             DisplacementCallback(trainer, tmp_path / "run", **keys)
-    for pairs in (5, {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, [1, 2], pd.DataFrame({"prompt": ["a"]})):
+    for pairs in (5, {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, [1, 2]):
         with pytest.raises(UserError, match=f"the pairs to measure are given as {type(pairs).__name__}. Give a file"):
             DisplacementCallback(trainer, tmp_path / "run", pairs=pairs)
 

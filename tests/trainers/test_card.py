@@ -225,7 +225,7 @@ def test_every_objective_has_a_card(name):
     assert [p.at for p in made.margins] == list(MARGINS), made.far_ratio.words
     assert [p.at for p in made.far] == list(FAR)
     assert all(p.measured for p in made.margins), "loss and incentives are numbers at every margin"
-    assert any(p.chosen or p.rejected for p in made.margins), "it pushes something"
+    assert any(p.chosen or p.rejected or p.others for p in made.margins), "it pushes something"
     for fact in (made.far_ratio, made.far_rejected, made.common_fall, made.argmin):
         told = ("not measured", "none", "not settled")
         assert math.isnan(fact.value) == fact.words.startswith(told), f"{fact}: no number, then a reason"
@@ -234,6 +234,31 @@ def test_every_objective_has_a_card(name):
 @pytest.mark.parametrize("name", objectives.names())
 def test_a_card_does_not_depend_on_the_run_before(name):
     assert [p.chosen for p in card(name).margins] == [p.chosen for p in card(name).margins]
+
+
+@pytest.mark.parametrize("beta", [200.0, 5000.0])
+def test_a_denoisers_margins_are_in_units_that_move_its_sigmoid_as_nats_do(beta):
+    """Diffusion-DPO: a unit is 0.2 / beta of the error, so a margin of 10 is a logit of 1 and pushes
+    beta / 2 / (1 + e)."""
+    made = card("diffusion_dpo", beta=beta)
+    assert (made.likelihood, made.unit) == ("denoising", 0.2 / beta)
+    assert made.margins[-1].loss == pytest.approx(math.log1p(math.exp(-1)), rel=1e-9)
+    assert made.margins[-1].chosen == pytest.approx(beta / 2 / (1 + math.e), rel=1e-9)
+    assert (made.far_ratio.value, made.far_rejected.value) == (pytest.approx(1), 0)
+    assert made.common_fall.words == "no: where both answers lose 5 units, nothing changes"
+
+
+def test_what_reads_outputs_is_pushed_through_its_errors():
+    """One segment whose label is the chosen side's: DenseDPO pushes as Diffusion-DPO with twice the beta."""
+    dense, plain = card("densedpo", beta=100.0), card("diffusion_dpo", beta=200.0)
+    assert dense.margins[2].chosen == pytest.approx(plain.margins[2].chosen, rel=1e-9) == pytest.approx(50)
+    assert dense.margins[2].rejected == pytest.approx(50, rel=1e-9)
+
+
+def test_the_deviation_that_inversion_dpo_rewards_is_told():
+    """Half of beta / 2, over 2 alpha-bar = 1, at the reference: chosen pushed away, rejected held."""
+    made = card("inversion_dpo", beta=8.0)
+    assert made.margins[2].others == pytest.approx({"KL of chosen": 2.0, "KL of rejected": -2.0})
 
 
 def test_the_incentives_are_those_of_finite_differences():

@@ -52,6 +52,7 @@ class Vectors:
 class Gaussian:
     """y given x is normal about the model's output, with variance 1; of two of them the KL is |a - b|^2 / 2."""
 
+    kind = "tokens"
     gives = frozenset({"kl"})
 
     def prepare(self, model: nn.Module) -> None:
@@ -66,6 +67,9 @@ class Gaussian:
 
     def batch(self, fields) -> Vectors:
         return Vectors(**fields)
+
+    def drawn(self, batch: Vectors, step, model, reference) -> Vectors:
+        return batch
 
     def run(self, model: nn.Module, batch: Vectors) -> Tensor:
         return model(batch.x)

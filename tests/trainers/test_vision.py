@@ -11,6 +11,7 @@ import pytest
 import vlms
 from PIL import Image
 
+from diagnostics.errors import UserError
 from diagnostics.flag.flagging import flag
 from diagnostics.media import Media, of_frames
 from diagnostics.runlog import read_frame, read_run
@@ -20,9 +21,10 @@ from diagnostics.vision.placeholders import FILES
 from diagnostics.vision.thumbs import caption
 from trainers.config import make_config
 from trainers.loop.trainer import layer_group
-from trainers.models import add_lora, load_model, load_tokenizer, model_limit
+from trainers.models import add_lora, freeze_vision, load_model, load_tokenizer, model_limit
 from trainers.run import train
 from trainers.trace import trace
+from trainers.worlds import lm
 
 CHOSEN, REJECTED, PROMPT = "to the left", "up , then down", "which way {} ?"
 KEYS = {
@@ -152,6 +154,8 @@ def test_a_frozen_tower_stays_and_the_language_model_is_trained(run, folder):
     moved = {name for name, p in end.items() if not p.equal(start[name])}
     assert {layer_group(name) for name in moved} >= {"embed", "layer_00", "layer_01", "head"}
     assert not {layer_group(name) for name in moved} & {"vision", "projector"}
+    with pytest.raises(UserError, match="freeze_vision: this model is shown no images or clips"):
+        freeze_vision(lm.build_model(lm.word_tokenizer(["a"]), seed=0))
 
 
 def test_a_reference_from_disk_is_the_live_one(run):

@@ -44,6 +44,7 @@ FIRST = (
     *("ches_score", "ln_ches_score", "chosen_grad_norm", "rejected_grad_norm", "grad_inner"),
     *("incentive_ratio", "gradient_cosine", "slack", "grad_push_ratio"),
 )
+NO_NATS = {"log_push_ratio": NAN, "strong_push": NAN}
 # what only a training row has; what else a step has; what every probe measures. All can be given an alarm
 TRAINED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "incentive/chosen", "incentive/rejected")
 TRAINED += ("incentive_ratio/mean", "gradient_cosine/mean", "slack/mean", "slack/frac", "grad_push_ratio/mean")
@@ -61,15 +62,16 @@ class ProbeRows:
     mass: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    draws: list[dict[str, Any]] = field(default_factory=list)
 
 
-def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
+def summarise(found: ProbeRows, noise: float = 0.0, *, nats: bool = True) -> dict[str, Any]:
     """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass;
     probe/response/<type>: mean log-prob a token of the followed answers."""
     out: dict[str, Any] = {}
     for split in dict.fromkeys(row["split"] for row in found.pairs):
         chosen = [row for row in found.pairs if row["split"] == split]
-        out |= {f"{split}/{k}": v for k, v in means(chosen, noise).items() if not math.isnan(v)}
+        out |= {f"{split}/{k}": v for k, v in means(chosen, noise, nats=nats).items() if not math.isnan(v)}
         out[f"{split}/n"] = len(chosen)
     groups: dict[str, list[float]] = {}
     for row in found.mass:
@@ -81,9 +83,10 @@ def summarise(found: ProbeRows, noise: float = 0.0) -> dict[str, Any]:
     return out | {name: mean(values) for name, values in groups.items()}
 
 
-def means(pair_rows: Sequence[dict[str, Any]], noise: float = 0.0) -> dict[str, float]:
-    """Means over rows, never over batch means, of every column in MEANS; NaN where nothing was measured."""
-    derived = [row | _derive(row, noise) for row in pair_rows]
+def means(pair_rows: Sequence[dict[str, Any]], noise: float = 0.0, *, nats: bool = True) -> dict[str, float]:
+    """Means over rows, never over batch means, of every column in MEANS; NaN where nothing was measured, and where a
+    column is made of probabilities and the likelihoods are no nats."""
+    derived = [row | _derive(row, noise) | ({} if nats else NO_NATS) for row in pair_rows]
     return {name: mean([row.get(column, NAN) for row in derived]) for name, column in MEANS.items()}
 
 

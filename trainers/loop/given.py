@@ -47,7 +47,7 @@ def gather(
     table: PairTable,
     kept: Sequence[Example],
     spans: dict[int, Spans],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     objective: str,
     *,
     phrase_source: str,
@@ -59,11 +59,11 @@ def gather(
     """
     needs, columns = objectives.needs(objective), objectives.columns(objective)
     perhaps = objectives.optional_columns(objective)
-    rows = {p.source_row: p for p in table.pairs}
+    rows = {(p.source_row, p.pair_id): p for p in table.pairs}
     tagged = bool(spans) if phrase_source == "auto" else phrase_source == "tags"
     given = Given()
     for pair in kept:
-        row, place = rows[pair.source_row], table.where(pair.source_row)
+        row, place = rows[pair.source_row, pair.pair_id], table.where(pair.source_row)
         names = [*columns, *_there(row, perhaps)]
         given.columns[pair.pair_id] = {n: _number(row, n, f"{place}: objective '{objective}'") for n in names}
         if "phrases" in needs:
@@ -105,10 +105,10 @@ def further_rows(
 
 def score_gaps(table: PairTable, kept: Sequence[Example]) -> list[float]:
     """chosen_score - rejected_score of each kept pair, as a curriculum orders them."""
-    rows, gaps = {p.source_row: p for p in table.pairs}, []
+    rows, gaps = {(p.source_row, p.pair_id): p for p in table.pairs}, []
     for pair in kept:
         where = f"{table.where(pair.source_row)}: curriculum 'score_gap'"
-        chosen, rejected = (_number(rows[pair.source_row], f"{side}_score", where) for side in SIDES)
+        chosen, rejected = (_number(rows[pair.source_row, pair.pair_id], f"{side}_score", where) for side in SIDES)
         if isinstance(chosen, list) or isinstance(rejected, list):
             raise DataError(f"{where} reads chosen_score and rejected_score, which hold lists here. Give numbers.")
         gaps.append(chosen - rejected)

@@ -43,7 +43,7 @@ def check_parity(
     parity, said = look(model, reference, pairs, likelihood, run, eps=eps)
     if parity["passed"]:
         tell(said)
-        return outcomes.noise(parity)
+        return outcomes.noise(parity, likelihood.kind)
     why = (
         f"{said} They should be the same model: check reference_model, dtype, the adapter, and the cached log-probs "
         "(delete reference_cache to score them again), or set parity: warn."
@@ -51,7 +51,7 @@ def check_parity(
     if config.parity == "stop":
         raise DataError(why)
     tell(f"warning: {why}")
-    return outcomes.noise(parity)
+    return outcomes.noise(parity, likelihood.kind)
 
 
 def look(
@@ -63,8 +63,9 @@ def look(
         reference.exact = parity["max_difference"] == 0
     if PartialState().is_main_process:
         run.note(parity=parity)
+    unit = "of denoising error" if likelihood.kind == "denoising" else "nats"
     said = (
-        f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} nats on {parity['n']} pairs "
+        f"step 0: policy and reference differ by at most {parity['max_difference']:.3g} {unit} on {parity['n']} pairs "
         f"(noise floor {parity['noise_floor']:.3g})"
     )
     worst = f"; worst is the {parity['side']} side of pair_id {parity['pair_id']}."

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics import sequences
+from diagnostics.diffusion.stats import DenoisingStats
 from diagnostics.engine import device_of, evaluating
 from diagnostics.errors import DataError, UserError
 from diagnostics.forward import Outputs
@@ -57,7 +58,6 @@ class Probe:
         seed: int = 0,
     ) -> None:
         self.pairs = {name: [pair.only(PAIR) for pair in some] for name, some in pairs.items()}
-        self.shows = any(row.media for some in self.pairs.values() for pair in some for row in pair.rows.values())
         self.likelihood = likelihood
         self.tokenizer: Any = tokenizer  # of a likelihood that gives tokens
         self.reference = reference
@@ -77,8 +77,9 @@ class Probe:
             self.sets = {p["id"]: p["set"] for p in track["prompts"]}
 
     def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool, without: bool = False) -> ProbeRows:
-        """Measure everything once, with the weights after `step` updates. tokens: also one row a token; without: also
-        the pairs' answers with other frames in the place of theirs, where any shows some (vision.prior)."""
+        """Measure everything once, with the weights after `step` updates. tokens: also one row a token, or draw;
+        without: also the pairs' answers with other frames in the place of theirs, where any shows some (vision.prior).
+        """
         out, has_tokens = ProbeRows(), "tokens" in self.likelihood.gives
         same = isinstance(self.reference, LiveReference) and self.reference.same(model)
         for name, pairs in self.pairs.items():
@@ -91,6 +92,8 @@ class Probe:
                 out.pairs += [head | row for row in rows(scored.pairs, stats)]
                 if tokens and has_tokens and name == "probe":
                     out.tokens += self._tokens(scored, step, name)
+                if tokens and self.likelihood.kind == "denoising":
+                    out.draws += draw_rows(scored, step, name)
         out.pairs = self._with_prior(model, out.pairs, without)
         out.mass += self._tracked(model, step) if self.prompts else []
         if self.responses:
@@ -108,7 +111,8 @@ class Probe:
         """The rows with the language-prior meter's columns, NaN where it was not taken; without them in a run whose
         pairs show nothing."""
         likelihood = self.likelihood
-        if not isinstance(likelihood, TokenLikelihood) or not self.shows:
+        everything = [row for some in self.pairs.values() for pair in some for row in pair.rows.values()]
+        if not isinstance(likelihood, TokenLikelihood) or not any(row.media for row in everything):
             return rows
         found = {}
         for name, pairs in self.pairs.items() if measured else ():
@@ -259,6 +263,30 @@ class Probe:
                         }
                     )
         return found
+
+
+def draw_rows(scored: Scored, step: int, split: str) -> list[dict[str, Any]]:
+    """One row a draw of time and noise: the denoising error under policy and reference, and the deviation."""
+    stats, found = scored.stats, []
+    for side, policy, ref in (
+        ("chosen", stats.chosen, stats.ref_chosen), ("rejected", stats.rejected, stats.ref_rejected)
+    ):  # fmt: skip
+        count, nan = policy.completion_mask.shape[1], torch.full_like(policy.per_token_logps, torch.nan)
+        times = policy.times if isinstance(policy, DenoisingStats) and policy.times is not None else nan
+        columns = {
+            "time": times,
+            "error": -policy.per_token_logps * count,
+            "ref_error": -ref.per_token_logps * count if ref else nan,
+            "deviation": policy.per_token_kl * count if policy.per_token_kl is not None else nan,
+        }
+        values = {name: column.double().tolist() for name, column in columns.items()}
+        found += [
+            {"step": step, "split": split, "pair_id": pair.pair_id, "side": side, "draw": k}
+            | {name: of[i][k] for name, of in values.items()}
+            for i, pair in enumerate(scored.pairs)
+            for k in range(count)
+        ]
+    return found
 
 
 def _read_start(path: Path) -> dict[str, Tensor]:

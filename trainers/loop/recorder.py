@@ -124,9 +124,14 @@ class Recorder(TrainerCallback):
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
         gradients, self._gradients = dict.fromkeys(UNMEASURED, NAN) | self._gradients, {}
         # the first update sees the reference's own weights: whatever policy and reference differ by there is rounding
-        noise = self.schedule.noise
-        noise = math.inf if step == 1 and not math.isnan(noise) else noise
-        return summary | means(everywhere, noise) | gradients | self.notes | {"n": len(everywhere)}
+        noise = math.inf if step == 1 and not math.isnan(self.schedule.noise) else self.schedule.least
+        return (
+            summary
+            | means(everywhere, noise, nats=self.schedule.nats)
+            | gradients
+            | self.notes
+            | {"n": len(everywhere)}
+        )
 
     def _write_step(self, summary: dict[str, Any]) -> None:
         self.last_step = summary

@@ -6,8 +6,8 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,15 @@ class LiveReference:
 
     def __call__(self, batch: Any) -> Any:
         """The reference's outputs on a batch, without gradient and in eval mode."""
+        with torch.no_grad(), self.running() as model:
+            return self.likelihood.run(model, batch)
+
+    @contextmanager
+    def running(self) -> Iterator[nn.Module]:
+        """The reference's model in eval mode, for the time being: the policy itself with another adapter, or none."""
         switched = adapter_switched(self.model, self.adapter) if self.adapter else nullcontext()
-        with torch.no_grad(), evaluating(self.model), switched:
-            return self.likelihood.run(self.model, batch)
+        with evaluating(self.model), switched:
+            yield self.model
 
     def same(self, model: nn.Module) -> bool:
         """Whether running this model is running the reference: it is the same one, or it agreed at the start to the

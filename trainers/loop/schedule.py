@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
+from diagnostics.outcomes import MIN_EFFECTS
 from diagnostics.runlog import RunLogWriter
 from trainers.loop.columns import NAN, ordered, summarise
 from trainers.loop.probe import Probe
@@ -15,8 +17,9 @@ Tokens = Literal["ends", "all", "none"]
 class ProbeSchedule:
     """Measures at step 0, every so many steps (0: never between), and at the last one.
 
-    tokens: on which of them a row a token is kept too (ends: at the first and the last). main: whether this process
-    writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it is unknown.
+    tokens: on which of them a row a token (of a denoiser, a row a draw) is kept too (ends: at the first and the last).
+    main: whether this process writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it
+    is unknown.
     """
 
     def __init__(
@@ -26,6 +29,16 @@ class ProbeSchedule:
         self.noise = noise
         self.probed = -1  # the last step measured
         self.report: Callable[[dict[str, float]], None] = lambda values: None  # to a trainer's viewers
+
+    @property
+    def least(self) -> float:
+        """What a change must exceed to be a movement, also where no noise was measured."""
+        return float(np.fmax(self.noise, MIN_EFFECTS[self.probe.likelihood.kind]))
+
+    @property
+    def nats(self) -> bool:
+        """Whether likelihoods are log-probs."""
+        return self.probe.likelihood.kind == "tokens"
 
     def at(self, model: nn.Module, step: int, epoch: float, *, last: bool = False) -> dict[str, Any]:
         """Measure where this step's turn has come, and write; what of it stands in steps.jsonl, empty where it has not
@@ -40,7 +53,8 @@ class ProbeSchedule:
             self.writer.append("mass", found.mass)
             self.writer.append("tokens", found.tokens)
             self.writer.append("samples", found.samples)
-        summary = summarise(found, self.noise)
+            self.writer.append("draws", found.draws)
+        summary = summarise(found, self.least, nats=self.nats)
         self.report(summary)
         return summary
 
@@ -52,4 +66,5 @@ class ProbeSchedule:
             found = self.probe.measure(model, step, epoch, tokens=True)
             if self.main:
                 self.writer.append("tokens", found.tokens)
+                self.writer.append("draws", found.draws)
         return {}

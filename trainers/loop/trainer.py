@@ -38,6 +38,7 @@ from trainers import objectives
 from trainers.checkpoint import seal
 from trainers.loop import gradient_log
 from trainers.loop.gradient_log import GradientLog
+from trainers.loop.guards import Guard, guarded
 from trainers.loop.ingredients import Ingredients
 from trainers.loop.recipes import Ordered, Recipe, Renewal
 from trainers.loop.recorder import Recorder
@@ -65,7 +66,7 @@ class PairDataset(Dataset):
 class PreferenceTrainer(Trainer):
     """Trains on pairs with any objective of trainers/objectives and records every pair of every update.
 
-    objective: its name; hyperparameters: its settings (defaults where not given).
+    objective: its name; hyperparameters: its settings (defaults where not given); guard, guard_strength: see guards.
     reference: runs the reference on a batch (LiveReference or StoredReference), or None. The training step runs it
         only where the objective needs it; the probe always.
     ingredients: what the objective reads of each pair besides the two answers.
@@ -87,6 +88,8 @@ class PreferenceTrainer(Trainer):
         reference: Any,
         recorder: Recorder,
         hyperparameters: dict[str, Any] | None = None,
+        guard: Guard = "none",
+        guard_strength: float | None = None,
         ingredients: Ingredients | None = None,
         log_kl: bool = True,
         recipe: Recipe | None = None,
@@ -108,7 +111,7 @@ class PreferenceTrainer(Trainer):
             processing_class=tokenizer,
         )
         self.remove_callback(PrinterCallback)  # the recorder shows progress
-        self.objective = partial(objectives.load(objective), **(hyperparameters or {}))
+        self.objective = guarded(objective, hyperparameters or {}, guard, guard_strength)
         self.statistics = Statistics(objective, hyperparameters or {})
         self.needs = frozenset(objectives.needs(objective))
         self.likelihood = likelihood
@@ -141,8 +144,9 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Share of this micro-batch in the update's mean loss; its rows go to the recorder."""
-        batch = self.likelihood.batch(inputs)
-        measured = self.gradients.due(self.state.global_step)
+        step = self.state.global_step
+        batch = self.likelihood.drawn(self.likelihood.batch(inputs), step, model, self.reference)
+        measured = self.gradients.due(step)
         further = None
         if measured and self.ingredients.further:  # these instruments know pairs alone: the rest is run apart
             further = self.ingredients.part(batch, self.ingredients.further)
@@ -154,6 +158,8 @@ class PreferenceTrainer(Trainer):
         output = self.objective(stats, **self.statistics(stats))
         output, more = self._weigh(batch, output)
         pushes = incentives(stats, output.losses)
+        if {"residual", "child noise"} & self.needs:  # the loss reaches the outputs not by the log-probs alone
+            pushes = {name: torch.full_like(values, torch.nan) for name, values in pushes.items()}
         columns = pushes | more
         pairs = num_items_in_batch if num_items_in_batch is not None else len(output.losses)
         loss = (output.losses.sum() * self.accelerator.num_processes / pairs).float()
@@ -279,6 +285,7 @@ class PreferenceTrainer(Trainer):
 
 def check_gives(likelihood: Likelihood, objective: str, grad_every: int) -> None:
     """UserError where the objective, or the gradient instruments, need what this likelihood does not give."""
+    objectives.require_likelihood(objective, likelihood.kind)
     asked = {OF[need]: f"objective '{objective}'" for need in objectives.needs(objective) if need in OF}
     asked |= {"gradients": "grad_every"} if grad_every else {}
     for name, who in asked.items():

@@ -10,6 +10,7 @@ File name = function name = the name to configure. An objective is
                 `pair.extra` and `pair.ref_extra`: name -> what the row is (only where there are any)
     OPTIONAL_ROWS  further rows it reads where the data has them: name -> what the row is (only where there are any)
     LIKELIHOOD  the kind of likelihood it is defined on: a word of LIKELIHOODS below (where there is none: tokens)
+    PATH        where it takes its x_t from, a word of diagnostics.diffusion.paths.PATHS (where there is none: noise)
     PROVENANCE  how sure its formula is: a word of PROVENANCES below
 
 An objective that keeps statistics over batches has two more functions: `statistics(pair, previous, *,
@@ -38,7 +39,8 @@ from diagnostics.stats import PairStats, SequenceStats, wide
 
 WORDS = {
     "reference": "log-probs of a reference model",
-    "kl": "exact KL(ref || policy) over the vocabulary at each completion token, with gradient",
+    "kl": "exact KL(ref || policy) over the vocabulary at each completion token (of a denoiser: the mean squared "
+    "difference of its output from the reference's at each draw), with gradient",
     "phrases": "marked phrases: <MASK> tags in the data, or a token diff of chosen and rejected",
     "collision": "log sum of squared probabilities at each completion token",
     "mismatched": "log-ratios of the batch's prompts with other prompts' answers",
@@ -50,6 +52,12 @@ WORDS = {
     "no eos": "completions without EOS",
     "prefix": "the text field 'prefix', put behind the prompt",
     "whole batch": "the whole batch at once: gradient accumulation and processes change its numbers",
+    "residual": "a denoiser's output minus its target at each draw",
+    "alphas": "alpha-bar at each draw of a denoiser",
+    "segments": "the segment that each number of a sample belongs to",
+    "weights": "an error map of each sample",
+    "child noise": "the noise of each step's child, and the one predicted at its parent by the model and by a moving "
+    "average of the policy",
 }
 
 PROVENANCES = {
@@ -67,7 +75,14 @@ PROVENANCES = {
 LIKELIHOODS = {
     "tokens": "log-probs of a language model's tokens",
     "denoising": "minus the denoising error of a diffusion or flow model (diagnostics.diffusion.stats)",
-    "steps": "Gaussian log-probs of a denoiser's sampling steps",
+    "steps": "Gaussian log-probs of a denoiser's sampling steps: of each step the mean over the sample's numbers",
+}
+
+NOT_BUILT = {
+    "distillation_dpo": "Distillation-DPO (arXiv 2504.11447) is not built: its released loss of the student "
+    "multiplies score differences, taken without gradient, by (noised sample - sample), which is the noise alone and "
+    "does not depend on the student, so that the student's gradient is exactly 0. What must have been meant is the "
+    "score difference times the sample itself. diffusion_dpo trains on the same pairs.",
 }
 
 _NO_REFERENCE = "this objective compares with a reference: set 'reference' to live or precomputed."
@@ -95,7 +110,10 @@ def names() -> tuple[str, ...]:
 
 def module(name: str) -> ModuleType:
     """The file of one objective. An unknown name raises UserError with the nearest known one; where it is what several
-    are called (`ipo`), with what each of them is, for none of them can be meant without a choice."""
+    are called (`ipo`), with what each of them is, for none of them can be meant without a choice; where it is one of
+    NOT_BUILT, with the reason."""
+    if name in NOT_BUILT:
+        raise UserError(NOT_BUILT[name])
     if name not in names():
         kin = [import_module(f"{__name__}.{other}") for other in names() if other.startswith(f"{name}_")]
         said = [f" {file.__name__.rpartition('.')[2]}: {summary(file.__doc__).partition('. ')[0]}." for file in kin]
@@ -116,6 +134,21 @@ def needs(name: str) -> tuple[str, ...]:
 def likelihood(name: str) -> str:
     """The kind of likelihood that the objective is defined on: a word of LIKELIHOODS."""
     return getattr(module(name), "LIKELIHOOD", "tokens")
+
+
+def path(name: str) -> str:
+    """Where a denoising objective takes its x_t from: a word of diagnostics.diffusion.paths.PATHS."""
+    return getattr(module(name), "PATH", "noise")
+
+
+def require_likelihood(name: str, kind: str) -> None:
+    """UserError where the objective is defined on another kind of likelihood, with the right one."""
+    wanted = likelihood(name)
+    if wanted != kind:
+        raise UserError(
+            f"objective '{name}' is defined on {LIKELIHOODS[wanted]}: set likelihood to {wanted}, or choose an "
+            f"objective of likelihood {kind}."
+        )
 
 
 def columns(name: str) -> tuple[str, ...]:
@@ -155,8 +188,7 @@ def _settings(name: str) -> list[inspect.Parameter]:
 
 def logratios(pair: PairStats) -> tuple[Tensor, Tensor]:
     """(B,) nats each: log-ratios of chosen and rejected, policy - reference, summed over completion tokens."""
-    if pair.ref_chosen is None or pair.ref_rejected is None:
-        raise UserError(_NO_REFERENCE)
+    references(pair)
     return chosen_logratios(pair), rejected_logratios(pair)
 
 
@@ -189,11 +221,24 @@ def column(pair: PairStats, name: str) -> Tensor:
 
 
 def part(sequence: SequenceStats, name: str) -> Tensor:
-    """(B, T): an optional part of SequenceStats, such as per_token_kl or phrase_mask, that must be there."""
-    values = getattr(sequence, name)
+    """(B, T): an optional part of SequenceStats, such as per_token_kl or phrase_mask, that must be there; or a part of
+    DenoisingStats, of its own shape."""
+    values = getattr(sequence, name, None)
     if values is None:
         raise UserError(f"this objective reads {name}, which was not measured.")
     return values
+
+
+def widened(values: Tensor) -> Tensor:
+    """The same values in the dtype to reduce in."""
+    return values.to(wide(values.device))
+
+
+def references(pair: PairStats) -> tuple[SequenceStats, SequenceStats]:
+    """Chosen and rejected under the reference."""
+    if pair.ref_chosen is None or pair.ref_rejected is None:
+        raise UserError(_NO_REFERENCE)
+    return pair.ref_chosen, pair.ref_rejected
 
 
 def nll(sequence: SequenceStats, normalization: Normalization) -> Tensor:

@@ -152,4 +152,17 @@ def test_the_overview_puts_the_worst_run_first() -> None:
     assert overview.counts(logs) == "2 BROKEN, 1 NORMAL"
 
 
+def test_runs_that_differ_in_their_seed_alone_are_one_line_with_the_worst_first() -> None:
+    made = {"a": (run(ROSE), 0), "b": (run(FELL), 1), "c": (run(ROSE), 2), "other": (run(ROSE, rate=1e-3), 0)}
+    logs = [
+        RunLog(Path(name), log.config | {"seed": seed}, *(getattr(log, f) for f in FIELDS[1:]))
+        for name, (log, seed) in made.items()
+    ]
+    html = overview.table(logs, {"Run a": "run-a.html"}).html
+    assert html.count("<tr>") == 3  # the head, b with its two other seeds, and the other rate
+    line = html[html.index(">b<") : html.index(">other<")]
+    assert "and 2 of other seeds" in line
+    assert 'href="run-a.html"' in line
+
+
 FIELDS = ("config", "manifest", "steps", "pairs", "mass", "tokens", "audit")

@@ -47,6 +47,18 @@ def test_ledger_means_add_up_at_each_step():
     assert mass.first_and_last(table, "chosen") == (0.5, 0.3)
 
 
+def test_tokens_that_gained_are_taken_out_of_the_others():
+    start = {"Yes": 0.1, "Sure": 0.05}
+    rows = ROWS.assign(prob_start=[start.get(token, math.nan) for token in ROWS["token"]])
+    other = [(step, "probe", "b", "other", "", "", -1, 0.5, 0.0, math.nan) for step in (0, 9)]
+    answers = [(0, "probe", "b", "chosen", "", "Sure", 4, 0.5, 0.0, math.nan)]
+    rows = pd.concat([rows, pd.DataFrame(other + answers, columns=rows.columns)])
+    table, plain = mass.named(rows), mass.ledger(rows)
+    assert table["Yes"].tolist() == pytest.approx([0.1, 0.3])  # at the start what it was there; (0.4 + 0.2) / 2
+    assert "Sure" not in table  # it is the answer of the only pair in which it gained
+    assert (table["other"] + table["Yes"]).tolist() == pytest.approx(plain["other"].tolist())
+
+
 def test_tracked_groups_average_over_prompts_of_their_set():
     assert mass.first_and_last(mass.tracked(ROWS), "unsafe: refusal") == pytest.approx((0.7, 0.2))
 

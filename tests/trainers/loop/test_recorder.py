@@ -1,6 +1,7 @@
 """What the recorder derives from pair rows: means over rows, outcomes by the signs of the log-ratios."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,7 +76,8 @@ def test_an_impossible_rejected_answer_is_over_100_and_leaves_the_mean_finite():
 def test_before_the_first_update_nothing_has_moved(tmp_path, noise):
     """Policy and reference are the same weights: what they differ by there is rounding, however the batch was run;
     but not where the reference is another model, of which no noise is known."""
-    schedule = ProbeSchedule(RunLogWriter(tmp_path), None, every=0, tokens="none", main=False, noise=noise)
+    probe = SimpleNamespace(likelihood=SimpleNamespace(kind="tokens"))
+    schedule = ProbeSchedule(RunLogWriter(tmp_path), probe, every=0, tokens="none", main=False, noise=noise)
     made = Recorder(schedule, before=lambda _: noise)
     for step, ratio in ((1, 1e-6), (1, -0.02), (2, 1e-6), (2, -0.02)):
         made._rows = [row(ratio, ratio) | dict(loss=0.69), row(NAN, NAN) | dict(loss=0.69)]

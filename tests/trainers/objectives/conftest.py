@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from diagnostics.diffusion.stats import DenoisingStats
 from diagnostics.stats import PairStats, SequenceStats
 
 Rows = list[list[float]]
@@ -158,3 +160,71 @@ def check_lists(listed, list_rows, list_answers):
         assert all(g is None or g.isfinite().all() for g in found)
 
     return check
+
+
+def build_denoised(residual: Any, **parts: Any) -> DenoisingStats:
+    """DenoisingStats of residuals (B, K, P), which take the gradient; further parts as they are given."""
+    values = torch.as_tensor(residual, dtype=torch.float64)
+    values = values if values.requires_grad else values.requires_grad_()
+    mask = torch.ones(values.shape[:2], dtype=torch.long)
+    logps = -values.square().mean(-1) / values.shape[1]
+    given = {name: torch.as_tensor(part) for name, part in parts.items()}
+    return DenoisingStats(logps, mask, residual=values, **given)
+
+
+@pytest.fixture
+def make_denoised():
+    """A pair from the residuals (B, K, P) of chosen, rejected, and the reference's of both; columns by name."""
+
+    def make(chosen: Any, rejected: Any, ref_chosen: Any = None, ref_rejected: Any = None, **columns: Any) -> PairStats:
+        references = [None if side is None else build_denoised(side) for side in (ref_chosen, ref_rejected)]
+        values = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
+        return PairStats(build_denoised(chosen), build_denoised(rejected), *references, columns=values)
+
+    return make
+
+
+@pytest.fixture
+def denoised(make_denoised) -> PairStats:
+    """The pair of every worked example of a denoiser: one draw, two numbers a sample.
+
+    chosen (0.3^2 + 0.1^2) / 2 = 0.05, its reference (0.2^2 + 0.2^2) / 2 = 0.04: D_w = 0.01.
+    rejected (0.4^2 + 0.2^2) / 2 = 0.1, its reference (0.3^2 + 0.2^2) / 2 = 0.065: D_l = 0.035. Both errors rose.
+    """
+    return make_denoised([[[0.3, 0.1]]], [[[0.4, 0.2]]], [[[0.2, 0.2]]], [[[0.3, 0.2]]])
+
+
+@pytest.fixture
+def many_denoised(make_denoised) -> PairStats:
+    """Four pairs of three draws of five numbers, policy and reference 0.01 apart, with scores in [0, 1]."""
+    generator = torch.Generator().manual_seed(3)
+    reference, move = (torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    scores = torch.rand(2, 4, generator=generator).tolist()
+    columns = {"chosen_score": scores[0], "rejected_score": scores[1]}
+    return make_denoised(*(reference + 0.01 * move), *reference, **columns)
+
+
+@pytest.fixture
+def at_reference(many_denoised) -> PairStats:
+    """The four pairs where the policy is the reference."""
+    own = {"ref_chosen": many_denoised.chosen, "ref_rejected": many_denoised.rejected}
+    return replace(
+        many_denoised, **{name: build_denoised(side.residual.detach().clone()) for name, side in own.items()}
+    )
+
+
+@pytest.fixture
+def slopes():
+    """Gradients of the summed losses in the log-probs (B, K) of chosen and rejected; 0 where one is not read."""
+
+    def of(losses: Tensor, pair: PairStats) -> list[Tensor]:
+        sides = [side.per_token_logps for side in (pair.chosen, pair.rejected)]
+        return list(torch.autograd.grad(losses.sum(), sides, materialize_grads=True))
+
+    return of
+
+
+@pytest.fixture
+def steps(make_pair) -> PairStats:
+    """Two steps of two chains: log-ratios 0.05 and 0.3 of the chosen one, -0.02 and -0.01 of the rejected one."""
+    return make_pair([[1.05, 2.3]], [[0.98, 1.99]], [[1.0, 2.0]], [[1.0, 2.0]])

@@ -1,0 +1,125 @@
+"""What a run on a denoiser has in the place of a language model's parts: the model from its folder, its adapter and
+its place in the manifest."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
+from diagnostics.diffusion.likelihood import DenoisingLikelihood
+from diagnostics.diffusion.steps import StepLikelihood
+from diagnostics.errors import DataError, UserError
+from diagnostics.files import read_json
+from trainers import objectives
+from trainers.config import TrainConfig
+from trainers.models import adapter_base
+
+
+def likelihood_of(config: TrainConfig) -> DenoisingLikelihood:
+    """The likelihood as a config asks for it."""
+    if config.likelihood == "steps":
+        return StepLikelihood()
+    path = objectives.path(config.objective) if config.path == "objective" else config.path
+    return DenoisingLikelihood(draws=config.draws, train_draws=config.train_draws, seed=config.seed, path=path)
+
+
+def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = None) -> Denoiser:
+    """A denoiser from its folder, in eval mode: one of ours (config.json names `denoiser`), or a folder of diffusers, a
+    pipeline's or one model's; of an adapter, its base model with the adapter merged into it. Only safetensors are read.
+    cache: a folder for latents of images. Raises DataError for a folder that cannot be loaded safely and whole."""
+    if base := adapter_base(name):
+        return _merged(name, load_denoiser(base, dtype=dtype, cache=cache))
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DataError(f"{name}: no such model folder. Give the folder of a denoiser, or of a diffusers pipeline.")
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if config.get("denoiser") == "mlp":
+        model = _mlp(folder, config)
+    elif "_class_name" in config or (folder / "model_index.json").exists():
+        from diagnostics.diffusion.pipelines import load_pipeline
+
+        model = load_pipeline(folder)
+    else:
+        raise DataError(
+            f"{name}: no denoiser (its config.json names no `denoiser`, and it is no folder of diffusers). A language "
+            "model is trained with likelihood tokens."
+        )
+    model.cache = cache
+    model.name_or_path = name  # type: ignore[assignment]  # an adapter names it as its base
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def _mlp(folder: Path, config: dict[str, Any]) -> MLPDenoiser:
+    try:
+        model = MLPDenoiser(**{k: v for k, v in config.items() if k != "denoiser"})
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from None
+    return model
+
+
+def _merged(name: str, base: Denoiser) -> Denoiser:
+    import peft
+
+    try:
+        model: Any = peft.PeftModel.from_pretrained(base, name)
+    except Exception as error:  # whatever an adapter's files make peft raise, they cannot be used
+        raise DataError(f"{name}: the adapter cannot be loaded ({' '.join(str(error).split())[:200]}).") from None
+    merged = model.merge_and_unload().eval().requires_grad_(True)
+    merged.name_or_path = name
+    return merged
+
+
+def add_adapter(model: Denoiser, *, r: int, alpha: int, targets: str) -> Any:
+    """The denoiser with a fresh LoRA adapter (peft); its reference is itself with the adapter off. `all-linear` is
+    every linear layer but the last of the model."""
+    import peft
+
+    wanted: Any = [t.strip() for t in targets.split(",")]
+    if targets == "all-linear":
+        wanted = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][:-1]
+    try:
+        return peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=wanted))  # type: ignore
+    except ValueError as error:
+        raise UserError(f"lora_targets '{targets}' does not fit this model ({str(error).splitlines()[0]}).") from None
+
+
+def about(model: Denoiser, likelihood: DenoisingLikelihood) -> dict[str, Any]:
+    """The likelihood for manifest.json."""
+    kind = {"kind": likelihood.kind, "target": model.target, "times": model.steps}
+    if likelihood.kind == "steps":
+        return kind | {"sampler": "DDIM, eta 1"}
+    kind |= {"path": likelihood.path}
+    return kind | {"draws": likelihood.draws, "train_draws": likelihood.train_draws, "seed": likelihood.seed}
+
+
+def conventions(kind: str) -> dict[str, str]:
+    """What the manifest says of this kind of likelihood otherwise than of tokens."""
+    return CONVENTIONS if kind == "denoising" else CONVENTIONS | STEPS
+
+
+CONVENTIONS = {
+    "logps": "minus the denoising error: the mean over the sample's numbers of (output - target)^2, averaged over the "
+    "draws of time and noise; it has no unit and is no log-prob",
+    "length": "1: a sample is one answer",
+    "kl": "the deviation: the mean squared difference of the policy's and the reference's outputs, averaged over the "
+    "draws; it is no KL and has no nats, and kl_reverse is the same number",
+    "fell": "the denoising error rose by more than 1e-4 and by more than the noise at the start (parity): over the "
+    "reference's in steps.jsonl, over that of step 0 on the pages",
+    "push_ratio": "NaN: a denoiser gives no probability",
+    "train rows": "measured in the forward pass of update `step`, with the weights before that update and the draws of "
+    "that update alone; probe and eval rows have the fixed draws",
+}
+
+STEPS = {
+    "logps": "sum over sampling steps of the mean over the sample's numbers of the Gaussian log-prob of DDIM (eta 1): "
+    "nats a number",
+    "kl": "sum over steps of the KL of the two Gaussians, mean over the sample's numbers; kl_reverse is the same",
+    "fell": "the log-prob is lower by more than 0.01 and by more than the noise at the start (parity): than the "
+    "reference's in steps.jsonl, than at step 0 on the pages",
+    "train rows": "measured in the forward pass of update `step`, with the weights before that update",
+}
