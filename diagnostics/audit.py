@@ -43,7 +43,7 @@ class Audit:
     frame: one row per source row, the columns of audit.parquet (lengths NaN and EOS flags missing where not known).
     tokenized: the kept pairs, in source order. counts: code -> number of rows (codes: MEANINGS).
     scored, disagree: rows with a score for each side, and those whose scores prefer the rejected side.
-    templated: rows that go through the chat template; the others are plain text.
+    templated, plain: rows that go through the chat template, and rows of plain text.
     """
 
     table: PairTable
@@ -53,6 +53,7 @@ class Audit:
     scored: int
     disagree: int
     templated: int = 0
+    plain: int = 0
 
     def said(self) -> list[str]:
         """What every command prints: how the rows were read, and how many are kept, doubtful and skipped, and why."""
@@ -74,8 +75,11 @@ class Audit:
         """How texts became tokens; nothing of samples."""
         if self.table.shape == SAMPLES:
             return ""
+        if not self.templated:
+            return " All are tokenized as plain text." if self.plain else " None can be tokenized."
         part = "All" if self.templated == len(self.table.pairs) else str(self.templated)
-        return f" {part} go through the chat template." if self.templated else " All are tokenized as plain text."
+        other = f", the other {self.plain} are plain text: the model is asked in two ways" * bool(self.plain)
+        return f" {part} go through the chat template{other}."
 
     def record(self) -> dict[str, Any]:
         """The same for manifest.json and the pages."""
@@ -105,10 +109,11 @@ def audit_pairs(
     special, twins = _special_pattern(tokenizer), _twins(table.pairs)
     rows = [_problem_row(p.source_row, f"{p.code}: {p.reason}") for p in table.problems]
     kept: list[Example] = []
-    scored = disagree = templated = 0
+    scored = disagree = 0
+    forms: Counter[bool] = Counter()  # whether the template made a row's texts
     for chunk in _chunks(table.pairs):
         texts = render_pairs(chunk, tokenizer)
-        templated += sum(isinstance(text, RenderedPair) and text.templated for text in texts)
+        forms.update(text.templated for text in texts if isinstance(text, RenderedPair))
         for pair, text, result in zip(chunk, texts, _tokenized(chunk, texts, tokenizer, table, settings), strict=True):
             agree = _scores_agree(pair)
             scored, disagree = scored + (agree is not None), disagree + (agree is False)
@@ -120,7 +125,7 @@ def audit_pairs(
                 doubts = "; ".join(code for code in DOUBTS if code in found)
             rows.append(_pair_row(pair, text, result, doubts))
     frame = frame_of(sorted(rows, key=lambda row: row["source_row"]))
-    return Audit(table, frame, kept, count_codes(frame), scored, disagree, templated)
+    return Audit(table, frame, kept, count_codes(frame), scored, disagree, forms[True], forms[False])
 
 
 def _chunks(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:
@@ -170,8 +175,18 @@ def counts_table(audit: Audit) -> pd.DataFrame:
         for code in codes:
             if len(places[code]) < 3:
                 places[code].append(audit.table.where(source_row).removeprefix(f"{audit.table.source}: "))
-    rows = [(code, _kind(code), n, ", ".join(places[code]), MEANINGS[code]) for code, n in found]
+    rows = [
+        (code, _kind(code), n, ", ".join(places[code]), MEANINGS[code] + _refusal(audit, code)) for code, n in found
+    ]
     return pd.DataFrame(rows, columns=["code", "kind", "n", "first_rows", "meaning"])
+
+
+def _refusal(audit: Audit, code: str) -> str:
+    """Of rows that the template does not fit, its own words about the first."""
+    if code != "template_failed":
+        return ""
+    reasons = audit.frame["reason"]
+    return f"; the first: {reasons[reasons.str.startswith(code)].iloc[0].removeprefix(f'{code}: ')}"
 
 
 def _kind(code: str) -> str:

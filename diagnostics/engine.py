@@ -91,6 +91,11 @@ def head_of(model: nn.Module) -> nn.Module:
     return head
 
 
+def encodes(model: nn.Module) -> bool:
+    """Whether a model's prompts go to an encoder, and its decoder predicts the completions."""
+    return bool(getattr(getattr(innermost(model), "config", None), "is_encoder_decoder", False))
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a batch is put: the device of the first weights that are on one (device_map may keep others elsewhere)."""
     devices = (p.device for p in model.parameters() if not p.is_meta)
@@ -249,16 +254,23 @@ def _switching(inner: nn.Module) -> list[tuple[Any, list[tuple[str, dict[str, An
 def apply_head(model: nn.Module, hidden: Tensor) -> Tensor:
     """Logits (N, V) of hidden states (N, D) that the head takes: the model's own forward with its body stubbed.
 
-    So bias, scale, soft-cap and mixed precision are the model's, with no list of models here.
+    So bias, scale, soft-cap and mixed precision are the model's, with no list of models here. T5 scales what its
+    decoder gives before the head: there the head is given the hidden states themselves.
     """
     body = innermost(model).get_decoder()
     output = _Body(hidden.unsqueeze(0))
     before = vars(body).get("forward")
     body.forward = lambda *args, **kwargs: output
+    one = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+    given, hook = {"input_ids": one}, None
+    if encodes(model):
+        given = {"encoder_outputs": (output.last_hidden_state,), "decoder_input_ids": one}
+        hook = head_of(model).register_forward_pre_hook(lambda _, args: (output.last_hidden_state, *args[1:]))
     try:
-        one = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
-        return unwrap(model)(**accepted(model, {"input_ids": one})).logits[0]
+        return unwrap(model)(**accepted(model, given)).logits[0]
     finally:
+        if hook is not None:
+            hook.remove()
         del body.forward
         if before is not None:
             body.forward = before

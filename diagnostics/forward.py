@@ -1,4 +1,5 @@
-"""One forward pass over a batch of pairs: everything the measures need, for any causal LM of transformers.
+"""One forward pass over a batch of pairs: everything the measures need, for any causal LM of transformers, and for
+encoder-decoder models (encoder.py says what they are called with).
 
 The model's own forward is run whole, with one change: a hook on its output embedding (the head) keeps the hidden
 states that predict completion tokens and lets the head see none, or only those. They are the exact vectors that the
@@ -17,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diagnostics import encoder
 from diagnostics.batch import Batch
 from diagnostics.engine import (
     accepted,
     apply_head,
+    encodes,
     engine_of,
     fresh_factors,
     head_of,
@@ -86,7 +89,7 @@ class Sides:
 
 
 def run(model: nn.Module, batch: Batch, *, head: bool = True) -> Outputs:
-    """Run a causal LM over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
+    """Run a model over a batch, in the way `prepare` chose for it. head=False: hidden states only."""
     return run_as(model, batch, head=head, packed=_packs(model, batch), tiled=engine_of(model).tiled)
 
 
@@ -120,6 +123,8 @@ def decode(
     stands on the left. For a model that keeps no such cache, past is None and ids are all tokens, without padding.
     seen: what the rows are shown.
     """
+    if encodes(model):
+        return _decode_encoded(model, ids, mask, past)
     height, width = ids.shape
     last = torch.arange(height, device=ids.device) * width + width - 1
     counted = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
@@ -130,6 +135,14 @@ def decode(
     with _select(head_of(model), last, True), fresh_factors(model):
         output = model(**(accepted(model, given) | cache))
     return output.logits.flatten(0, 1), output.past_key_values if cache else None
+
+
+def _decode_encoded(model: nn.Module, ids: Tensor, mask: Tensor, past: Any) -> tuple[Tensor, Any]:
+    """`decode` of an encoder-decoder model; past: what the encoder made of the prompts, and the decoder's cache."""
+    kept, cache = past or (None, None)
+    given, kept = encoder.decode(model, ids, mask, kept)
+    output = model(**(accepted(model, given) | {"past_key_values": cache, "use_cache": True}))
+    return output.logits[:, -1], (kept, output.past_key_values)
 
 
 def caches(model: nn.Module) -> bool:
@@ -231,6 +244,8 @@ def _run_padded(
     model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor, logits: bool, features: Features | None
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states (N, D) and logits (N, V) or None at places of the batch, in a pass for each regime of lengths."""
+    if encodes(model):
+        return read_at(model, encoder.inputs(model, batch), encoder.places(batch, rows, columns + 1), logits=logits)
     found, places = [], []
     for index, part in _groups(model, batch.attention_mask):
         ids, mask = batch.input_ids[index][:, part], batch.attention_mask[index][:, part]

@@ -17,6 +17,7 @@ from diagnostics.engine import (
     Engine,
     close,
     device_of,
+    encodes,
     engine_of,
     evaluating,
     head_of,
@@ -30,7 +31,7 @@ from diagnostics.forward import Outputs, read_at, run_apart, run_as
 from diagnostics.logits import logps
 from diagnostics.media import of_frames
 from diagnostics.packing import windows_seen
-from diagnostics.sequences import pair_of
+from diagnostics.sequences import Example, pair_of
 from diagnostics.token_ids import TokenIds
 from diagnostics.vision import tensors
 
@@ -43,7 +44,8 @@ def prepare(model: nn.Module, family: Any = None) -> Engine:
     """Choose the fastest way that gives this model's plain results, by trying each on a small random batch.
 
     family: of a model that is shown media; then packing is tried on rows with media too. Nothing in the model is
-    changed by it. Raises DataError for a model that is not causal.
+    changed by it. Raises DataError for a model that is not causal, and for an encoder-decoder model that says another
+    thing of a text beside a longer one.
     """
     if device_of(model).type == "cpu":
         keep_memory()
@@ -55,11 +57,13 @@ def prepare(model: nn.Module, family: Any = None) -> Engine:
     batch = trial(inner)
     with torch.no_grad(), evaluating(model):
         check_causal(model)
+        if encodes(model):
+            check_padding(model)
         plain = remember(model, replace(engine_of(model), positions=_keeps_positions(model)))
         wanted = run_as(model, batch, head=True, packed=False, tiled=False)
         # an adapter on the head must be on or off as it was when the model ran, so such a head is applied at once
         tiled = not hasattr(head_of(model), "lora_A") and _tries(model, batch, wanted, packed=False, tiled=True)
-        configs = packable(inner) if plain.positions else ()
+        configs = packable(inner) if plain.positions and not encodes(model) else ()
         remember(model, replace(plain, configs=configs))
         windows_seen.clear()
         packed = bool(configs) and _tries(model, batch, wanted, packed=True, tiled=tiled)
@@ -93,7 +97,10 @@ def check_causal(model: nn.Module) -> None:
     rows = innermost(model).get_input_embeddings().weight.shape[0]
     ids = torch.arange(2 * 12, device=device_of(model)).view(2, 12) % rows
     ids[1, :6] = ids[0, :6]
-    seen, _ = read_at(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(24))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if encodes(model):  # one prompt for both rows
+        given |= {"input_ids": ids[:1].expand_as(ids), "decoder_input_ids": ids}
+    seen, _ = read_at(model, given, torch.arange(24))
     one, other = seen[:6], seen[12:18]
     if not torch.isfinite(seen).all():
         raise DataError(
@@ -105,6 +112,20 @@ def check_causal(model: nn.Module) -> None:
             f"{type(innermost(model)).__name__} is no causal language model: what it says of a token changes with the "
             "tokens behind it, so no answer has a log-prob. Choose a model that reads from left to right."
         )
+
+
+def check_padding(model: nn.Module) -> None:
+    """DataError where an encoder-decoder model says another thing of a pair beside a longer one."""
+    pairs = _trial_pairs(innermost(model))
+    batches = [collate(some, pad_token_id=0).to(device_of(model)) for some in (pairs, *([p] for p in pairs))]
+    together, *alone = (run_as(model, batch, head=False, packed=False, tiled=True) for batch in batches)
+    for i, out in enumerate(alone):
+        mine = together.hidden[together.rows % len(pairs) == i]
+        if not close(out.hidden, mine, mine.dtype):
+            raise DataError(
+                f"{type(innermost(model)).__name__} says another thing of a text when a longer one stands beside it in "
+                "the batch, so no log-prob of it can be trusted. Choose a model of the T5 family."
+            )
 
 
 def _keeps_positions(model: nn.Module) -> bool:
@@ -156,11 +177,14 @@ def _longest(inner: Any) -> int | None:
 
 def trial(inner: Any) -> Batch:
     """A small random batch with ragged lengths."""
+    return collate(_trial_pairs(inner), pad_token_id=0).to(device_of(inner))
+
+
+def _trial_pairs(inner: Any) -> list[Example]:
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = [TokenIds(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in (5, 7, 4, 3, 1, 9)]
-    pairs = [pair_of("a", 0, ids[0], ids[1], ids[2]), pair_of("b", 1, ids[3], ids[4], ids[5])]
-    return collate(pairs, pad_token_id=0).to(device_of(inner))
+    return [pair_of("a", 0, ids[0], ids[1], ids[2]), pair_of("b", 1, ids[3], ids[4], ids[5])]
 
 
 def shown_trial(inner: Any, family: Any) -> Batch:

@@ -1,4 +1,5 @@
-"""TokenLikelihood: a causal language model of transformers, whose rows are prompts with completions as token ids."""
+"""TokenLikelihood: a language model of transformers, causal or with an encoder, whose rows are prompts with completions
+as token ids."""
 
 import math
 from collections.abc import Callable, Sequence

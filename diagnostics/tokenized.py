@@ -4,6 +4,8 @@ Prompt and completion are tokenized apart and their ids joined, so that no token
 tokenization may merge "the sk" + "y blue" into the token " sky", and the completion then starts in the wrong place.
 BOS (whatever the tokenizer puts in front) stands once at the start. The end stands once at the end: EOS for plain text,
 for chat messages the end of the turn as the chat template writes it (diagnostics.templates).
+Of an encoder-decoder model the prompt is a text of its own, with what the tokenizer puts behind it (EOS), and so is the
+completion, which stands behind no prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,8 +80,9 @@ def tokenize_pairs(
     _check_settings(max_length, truncation)
     rendered = render_pairs(pairs, tokenizer) if rendered is None else rendered
     texts = [t for r in rendered if isinstance(r, RenderedPair) for t in _texts(r, append_eos)]
-    encoded = iter(_without_added_space(tokenizer, texts, _encode(tokenizer, texts)))
-    prefix = _prefix_ids(tokenizer)
+    found = _encode(tokenizer, texts)
+    encoded = iter(found if _encodes(tokenizer) else _without_added_space(tokenizer, texts, found))
+    prefix, suffix = _around(tokenizer)
     written = {end for r in rendered if isinstance(r, RenderedPair) for end in r.ends}
     closing = {end: _closing_ids(end, tokenizer) for end in written}
     done: list[Example | SkippedPair] = []
@@ -88,7 +91,7 @@ def tokenize_pairs(
             done.append(text)
             continue
         ids = [next(encoded) for _ in range(5)]
-        whole = _join(pair, ids, prefix, text, closing, tokenizer, append_eos)
+        whole = _join(pair, ids, (prefix, suffix), text, closing, tokenizer, append_eos)
         shown = _shown(ids[0], text, tokenizer)
         done.append(
             whole if isinstance(whole, SkippedPair) else _fit(whole, prefix, shown, max_length, truncation, where)
@@ -106,7 +109,7 @@ def tokenize_prompts(
     media: what each is shown; the prompt holds its family's tag for each of them.
     """
     turn: Turn | None = None
-    prefix, found = _prefix_ids(tokenizer), []
+    (prefix, suffix), found = _around(tokenizer), []
     family: Any = getattr(tokenizer, "family", None)
     for i, prompt in enumerate(prompts):
         chat = not isinstance(prompt, str)
@@ -117,7 +120,7 @@ def tokenize_prompts(
             raise DataError(f"prompt {i} cannot be used: {skip.reason}.") from None
         if media and media[i]:
             text = family.expand(text, media[i])
-        ids, _ = _with_prefix(_encode(tokenizer, [text])[0], prefix, chat)
+        ids = _with_suffix(_with_prefix(_encode(tokenizer, [text])[0], prefix, chat)[0], suffix)
         if not ids:
             raise DataError(f"prompt {i} cannot be used: it has no tokens and the tokenizer adds no BOS.")
         found.append(TokenIds(ids))
@@ -243,29 +246,45 @@ def _encode_places(tokenizer: "PreTrainedTokenizerBase", text: str) -> Any:
     return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
 
 
-def _prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:
-    """What the tokenizer puts in front of a text by itself: usually BOS or nothing."""
+def _encodes(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the model's prompts go to an encoder (see trainers.models.load_tokenizer)."""
+    return bool(getattr(tokenizer, "encodes", False))
+
+
+def _around(tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, Ids]:
+    """What the tokenizer puts in front of a text by itself (usually BOS or nothing), and, for an encoder, behind it
+    (usually EOS). DataError where it would put something in front of what a decoder predicts too (BART)."""
     (plain,), (full,) = _encode(tokenizer, ["a"]), _encode(tokenizer, ["a"], special=True)
-    if not plain:  # "a" is outside the vocabulary: nothing to anchor on but BOS itself
-        bos: Any = tokenizer.bos_token_id
-        return full[: full.count(bos)]
+    bos: Any = tokenizer.bos_token_id
     starts = range(len(full) - len(plain) + 1)
-    return full[: next((i for i in starts if full[i : i + len(plain)] == plain), 0)]
+    # where "a" is outside the vocabulary there is nothing to anchor on but BOS itself
+    start = next((i for i in starts if full[i : i + len(plain)] == plain), 0) if plain else full.count(bos)
+    if not _encodes(tokenizer):
+        return full[:start], []
+    if start:
+        raise DataError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: writes {tokenizer.decode(full[:start])!r} in front of every "
+            "text, also of what the decoder predicts. Of encoder-decoder models, those of the T5 family are read."
+        )
+    return [], full[start + len(plain) :]
 
 
 def _join(
     pair: PreferencePair,
     ids: list[Ids],
-    prefix: Ids,
+    around: tuple[Ids, Ids],
     text: RenderedPair,
     closing: dict[str, set[int]],
     tokenizer: "PreTrainedTokenizerBase",
     append_eos: bool,
 ) -> Example | SkippedPair:
-    """The untruncated pair from its five encoded texts (see _texts). closing: the ids that close a side, by its end."""
+    """The untruncated pair from its five encoded texts (see _texts). around: what stands around a prompt. closing: the
+    ids that close a side, by its end."""
     body, *plain, joint_chosen, joint_rejected = ids
     merged = body + plain[0] != joint_chosen or body + plain[1] != joint_rejected
-    prompt, doubts = _with_prefix(body, prefix, text.templated)
+    merged = merged and not _encodes(tokenizer)  # there they are texts of their own
+    prompt, doubts = _with_prefix(body, around[0], text.templated)
+    prompt = _with_suffix(prompt, around[1])
     ends = [closing[end] for end in text.ends]
     sides = [
         _with_eos(side, tokenizer) if append_eos and not end else side
@@ -323,6 +342,11 @@ def _with_prefix(ids: Ids, prefix: Ids, templated: bool) -> tuple[Ids, list[str]
     if repeats == 0:
         return [*prefix, *ids], ["missing_bos"] if templated else []
     return [*prefix, *ids[repeats * size :]], [] if templated and repeats == 1 else ["doubled_bos"]
+
+
+def _with_suffix(ids: Ids, suffix: Ids) -> Ids:
+    """The prompt with what the tokenizer puts behind it, once."""
+    return ids if ids[len(ids) - len(suffix) :] == suffix else [*ids, *suffix]
 
 
 def _fit(

@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 SLOW = (
     "analysis/test_words.py",
     "benchmarks/",
+    "diagnostics/diffusion/test_pipelines.py",
     "diagnostics/flag/test_forecast.py",
     "diagnostics/flag/test_parts.py",
     "diagnostics/test_processes.py",
@@ -53,6 +54,9 @@ SLOW = (
     "trainers/loop/test_rows.py",
     "trainers/studies/",
     "trainers/test_callback",
+    "trainers/test_denoising",
+    "trainers/test_encoder_decoder.py",
+    "trainers/test_fsdp.py",
     "trainers/test_likelihood.py",
     "trainers/test_resume.py",
     "trainers/test_run.py",

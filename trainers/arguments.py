@@ -1,5 +1,6 @@
 """A run's TrainingArguments of transformers, tried before anything is read or trained."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         _try_optimizer(arguments)
     except Exception as error:  # whatever a library makes of a setting, the setting is the user's
         raise UserError(_does_not_fit(values, error)) from None
+    if arguments.torch_compile and arguments.device.type == "cpu":
+        raise UserError("torch_compile: no run on a CPU is compiled (none came to its first step). Leave it out.")
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by `accelerate launch`
     return arguments
+
+
+def shards() -> bool:
+    """Whether accelerate's launcher asks for weights in parts: then a model is whole only inside its own forward, and
+    is run in the plain way."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
 
 
 def _try_optimizer(arguments: TrainingArguments) -> None:

@@ -124,9 +124,10 @@ class TrainConfig:
     data: str = _key("data", "preference file, folder or hub id")
     output_dir: str = _key("run", "the run folder; must not exist, except with resume")
     objective: str = _key("objective", "a file in trainers/objectives; its hyperparameters are keys beside it", "dpo")
-    likelihood: Literal["tokens", "denoising"] = _key(
+    likelihood: Literal["tokens", "denoising", "steps"] = _key(
         "objective",
-        "tokens: log-probs of a language model; denoising: minus the error of a diffusion or flow model",
+        "tokens: log-probs of a language model; denoising: minus the error of a diffusion or flow model; "
+        "steps: Gaussian log-probs of a denoiser's sampling steps",
         "tokens",
     )
     draws: int = _key("measuring", "denoising: fixed draws of time and noise at which a pair is measured", 16)
@@ -174,6 +175,11 @@ class TrainConfig:
     lora_r: int = _key("model", "rank of a LoRA adapter, 0 for full fine-tuning", 0)
     lora_alpha: int = _key("model", "scale of the adapter, as in peft", 16)
     lora_targets: str = _key("model", "modules that get an adapter, as in peft, separated by commas", "all-linear")
+    freeze_vision: bool = _key(
+        "model",
+        "train the language model alone: of a model that is shown media, not its vision tower and projector",
+        False,
+    )
     probe_pairs: int = _key(
         "measuring", "training pairs measured at step 0, every probe_every steps and at the end", 64
     )

@@ -11,6 +11,7 @@ from torch import nn
 
 from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
+from diagnostics.diffusion.steps import StepLikelihood
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
 from trainers import objectives
@@ -20,16 +21,18 @@ from trainers.models import adapter_base
 
 def likelihood_of(config: TrainConfig) -> DenoisingLikelihood:
     """The likelihood as a config asks for it."""
+    if config.likelihood == "steps":
+        return StepLikelihood()
     path = objectives.path(config.objective) if config.path == "objective" else config.path
     return DenoisingLikelihood(draws=config.draws, train_draws=config.train_draws, seed=config.seed, path=path)
 
 
-def load_denoiser(name: str, *, dtype: str = "float32") -> Denoiser:
+def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = None) -> Denoiser:
     """A denoiser from its folder, in eval mode: one of ours (config.json names `denoiser`), or a folder of diffusers, a
     pipeline's or one model's; of an adapter, its base model with the adapter merged into it. Only safetensors are read.
-    Raises DataError for a folder that cannot be loaded safely and whole."""
+    cache: a folder for latents of images. Raises DataError for a folder that cannot be loaded safely and whole."""
     if base := adapter_base(name):
-        return _merged(name, load_denoiser(base, dtype=dtype))
+        return _merged(name, load_denoiser(base, dtype=dtype, cache=cache))
     folder = Path(name)
     if not folder.is_dir():
         raise DataError(f"{name}: no such model folder. Give the folder of a denoiser, or of a diffusers pipeline.")
@@ -45,6 +48,7 @@ def load_denoiser(name: str, *, dtype: str = "float32") -> Denoiser:
             f"{name}: no denoiser (its config.json names no `denoiser`, and it is no folder of diffusers). A language "
             "model is trained with likelihood tokens."
         )
+    model.cache = cache
     model.name_or_path = name  # type: ignore[assignment]  # an adapter names it as its base
     return model.to(getattr(torch, dtype)).eval()
 
@@ -87,8 +91,15 @@ def add_adapter(model: Denoiser, *, r: int, alpha: int, targets: str) -> Any:
 def about(model: Denoiser, likelihood: DenoisingLikelihood) -> dict[str, Any]:
     """The likelihood for manifest.json."""
     kind = {"kind": likelihood.kind, "target": model.target, "times": model.steps}
+    if likelihood.kind == "steps":
+        return kind | {"sampler": "DDIM, eta 1"}
     kind |= {"path": likelihood.path}
     return kind | {"draws": likelihood.draws, "train_draws": likelihood.train_draws, "seed": likelihood.seed}
+
+
+def conventions(kind: str) -> dict[str, str]:
+    """What the manifest says of this kind of likelihood otherwise than of tokens."""
+    return CONVENTIONS if kind == "denoising" else CONVENTIONS | STEPS
 
 
 CONVENTIONS = {
@@ -102,4 +113,13 @@ CONVENTIONS = {
     "push_ratio": "NaN: a denoiser gives no probability",
     "train rows": "measured in the forward pass of update `step`, with the weights before that update and the draws of "
     "that update alone; probe and eval rows have the fixed draws",
+}
+
+STEPS = {
+    "logps": "sum over sampling steps of the mean over the sample's numbers of the Gaussian log-prob of DDIM (eta 1): "
+    "nats a number",
+    "kl": "sum over steps of the KL of the two Gaussians, mean over the sample's numbers; kl_reverse is the same",
+    "fell": "the log-prob is lower by more than 0.01 and by more than the noise at the start (parity): than the "
+    "reference's in steps.jsonl, than at step 0 on the pages",
+    "train rows": "measured in the forward pass of update `step`, with the weights before that update",
 }

@@ -6,13 +6,13 @@ each is. Keys without a known meaning are left out.
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diagnostics.errors import UserError
-from diagnostics.files import read_text
+from diagnostics.errors import DataError
 from diagnostics.plain_yaml import read_plain
 from diagnostics.processes import tell
 
@@ -76,7 +76,7 @@ def read_logs(run: Path, checkpoints: Sequence[str]) -> Imported:
     trainer_state.json, ms-swift's logging.jsonl, LLaMA-Factory's trainer_log.jsonl, tensorboard's event files.
 
     Of a key that stands twice for a step, as after a resumed training, the last one counts. A line that is cut is left
-    out; UserError for a file that is no such log. Nothing of a run of Chesboard's: its own log says more.
+    out; DataError for a file that is no such log. Nothing of a run of Chesboard's: its own log says more.
     """
     if (run.parent / "steps.jsonl").exists():
         return Imported()
@@ -104,32 +104,32 @@ def _states(run: Path, checkpoints: Sequence[str]) -> list[Path]:
 
 
 def _state_step(path: Path) -> float:
-    step = _json(path, read_text(path)).get("global_step")
-    return step if isinstance(step, int) else -1
+    step = whole(read_theirs(path).get("global_step"))
+    return -1 if step is None else step
 
 
 def _read_state(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """transformers' Trainer: log_history, a list of rows that each name their step."""
-    history = _json(path, read_text(path)).get("log_history")
+    history = read_theirs(path).get("log_history")
     for row in history if isinstance(history, list) else []:
-        if isinstance(row, dict) and (step := _whole(row.get("step"))) is not None:
+        if isinstance(row, dict) and (step := whole(row.get("step"))) is not None:
             yield step, row
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """LLaMA-Factory: current_steps. ms-swift: `global_step/max_steps` as 5/100, older global_step; Megatron: iteration
     as 5/100."""
-    lines = read_text(path).splitlines()
+    lines = _text(path).split("\n")
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
             if number == len(lines):
                 return  # cut as it was written
-            raise UserError(f"{path}: line {number} is not JSON. Mend or remove that line, or move the file.") from None
+            raise DataError(f"{path}: line {number} is not JSON. Mend or remove that line, or move the file.") from None
         if isinstance(row, dict):
             keys = ("global_step/max_steps", "current_steps", "global_step", "iteration")
-            step = next((s for key in keys if (s := _whole(row.get(key))) is not None), None)
+            step = next((s for key in keys if (s := whole(_first(row.get(key)))) is not None), None)
             if step is not None:
                 yield step, row
 
@@ -159,7 +159,7 @@ def _numbers(found: Iterator[tuple[int, Mapping[str, Any]]], run: Path) -> dict[
     """The numbers whose meaning is known, by step."""
     rows: dict[int, dict[str, float]] = {}
     for step, row in found:
-        known = {k: float(v) for k, v in row.items() if type(v) in (int, float) and _meaning(k, run)}
+        known = {k: _float(v) for k, v in row.items() if type(v) in (int, float) and _meaning(k, run)}
         if set(known) - {"epoch"}:
             rows.setdefault(step, {}).update(known)
     return rows
@@ -179,7 +179,7 @@ def _sum_or_mean(run: Path) -> str:
     """Whether logps are sums or means over tokens, as far as the settings beside the weights tell; else empty."""
     swift, factory = run / "args.json", run / "training_args.yaml"
     if swift.is_file():
-        said = _json(swift, read_text(swift))
+        said = read_theirs(swift)
         loss = said.get("loss_type")
         plain = loss in (None, "sigmoid", ["sigmoid"]) or said.get("rlhf_type") != "dpo"
         return _SWIFT.get(str(said.get("rlhf_type")), "") if plain else ""
@@ -189,19 +189,42 @@ def _sum_or_mean(run: Path) -> str:
     return ""
 
 
-def _whole(value: Any) -> int | None:
-    """A step: a whole number, or the first of `5/100`."""
+def _first(value: Any) -> Any:
+    """5 of `5/100`."""
+    return value.partition("/")[0] if isinstance(value, str) else value
+
+
+def whole(value: Any) -> int | None:
+    """A step: a whole number from 0 that a table can hold, also as text; None for anything else."""
     if isinstance(value, str):
-        first = value.partition("/")[0]
-        return int(first) if first.isdecimal() else None
-    return value if type(value) is int and value >= 0 else None
+        return whole(int(value)) if re.fullmatch("[0-9]{1,16}", value) else None
+    fits = type(value) in (int, float) and 0 <= value < 2**53 and value == value // 1
+    return int(value) if fits else None
 
 
-def _json(path: Path, text: str) -> dict[str, Any]:
+def _float(value: float) -> float:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
+        return float(value)
+    except OverflowError:  # as JSON's 1e999
+        return math.inf if value > 0 else -math.inf
+
+
+def read_theirs(path: Path) -> dict[str, Any]:
+    """A JSON object that another program wrote. DataError naming the file."""
+    try:
+        content, why = json.loads(_text(path)), "it holds no object"
+    except RecursionError:
+        content, why = None, "it is nested too deeply"
+    except ValueError as error:
+        content, why = None, str(error)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object. Mend it, or move it away.")
+        raise DataError(f"{path}: cannot be read as JSON ({why}). Mend it, or move it away.")
     return content
+
+
+def _text(path: Path) -> str:
+    """A text file of another program; what of it is no UTF-8 is no number either."""
+    try:
+        return path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Move it away.") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diagnostics.errors import DataError, UserError
 from diagnostics.processes import tell
-from diagnostics.runlog import read_json
+from trainers.imported import read_theirs, whole
 from trainers.models import adapter_base
 
 DEEPEST = 4  # folders below an output folder: ms-swift's v0-<time>/checkpoint-N, verl's global_step_N/actor/huggingface
@@ -35,7 +35,8 @@ def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[i
 
     The step of the others: what is written behind the path, PATH=STEP; else what its trainer_state.json says; else the
     number after a word for steps anywhere in its path (checkpoint-100, global_step2_hf, step_100, or 100 alone); else,
-    where none has a step, that of its epoch. UserError naming a checkpoint of which no step is known, or two of one.
+    where none has a step, that of its epoch. UserError naming a checkpoint of which no step is known, two of one, or
+    one of two.
     """
     if not checkpoints:
         raise UserError("no checkpoint given. Name model folders, or one folder of checkpoint-* folders.")
@@ -46,12 +47,18 @@ def steps_of(checkpoints: Sequence[str], reference: str | None = None) -> dict[i
     if rest and all(step is None for step in steps):
         steps = [_epoch(name) for name, _ in rest]
     found = {0: base}
-    for (name, _), step in zip(rest, steps, strict=True):
+    for (name, asked), step in zip(rest, steps, strict=True):
         if step is None:
             raise UserError(f"{name}: of which step is this? Write it behind the path: --checkpoints {name}=STEP")
+        if other := next((s for s, known in found.items() if s and _same_place(known, name)), None):
+            steps_said = f"step {step}" if other == step else f"step {other} and as step {step}"
+            raise UserError(f"{name} is given twice, as {steps_said}. Give each checkpoint once.")
         if step in found:
             more = f" Step 0 is the reference, {base}." if step == 0 else ""
             raise UserError(f"{name} and {found[step]} are both of step {step}.{more} Write --checkpoints PATH=STEP.")
+        named = None if asked is not None else _step_in(name)
+        if named not in (None, step):
+            tell(f"{name}: its {_STATE} says step {step}, its name {named}. It is taken as step {step}.")
         found[step] = name
     return dict(sorted(found.items()))
 
@@ -66,12 +73,11 @@ def own_reference(checkpoint: str) -> str | None:
 
 def own_step(name: str) -> int | None:
     """The optimizer step of a checkpoint, by its trainer_state.json or its path."""
-    path, by_name = Path(name), _numbered(name, _STEP)
-    last = int(path.name) if path.name.isdecimal() else by_name
+    path, last = Path(name), _step_in(name)
     if (path / _STATE).is_file():
-        state = read_json(path / _STATE)
-        step, best = state.get("global_step"), state.get("best_model_checkpoint")
-        if isinstance(step, int) and (last is not None or not best):  # else the best one's weights may lie here
+        state = read_theirs(path / _STATE)
+        step, best = whole(state.get("global_step")), state.get("best_model_checkpoint")
+        if step is not None and (last is not None or not best):  # else the best one's weights may lie here
             return step
     return last
 
@@ -82,15 +88,20 @@ def run_of(name: str) -> Path:
     for folder in (path, *path.parents):
         if any(_in_part(folder.name, word) is not None for word in (_STEP, "epoch")):
             return folder.parent
-        if folder == path and path.name.isdecimal():
+        if folder == path and whole(path.name) is not None:
             return folder.parent
     return path
 
 
 def given(name: str) -> tuple[str, int | None]:
-    """PATH=STEP in two; a folder whose name looks like that is a folder."""
-    found = re.fullmatch(r"(.+)=(\d+)", name)
-    return (found[1], int(found[2])) if found and not Path(name).exists() else (name, None)
+    """PATH=STEP in two; a folder whose name looks like that is a folder. UserError for a STEP that is none."""
+    path, sign, step = name.rpartition("=")
+    if not path or not sign or Path(name).exists():
+        return name, None
+    number = whole(step)
+    if number is None and Path(path).exists():
+        raise UserError(f"{name}: {step[:40]!r} is no step. Write --checkpoints {path}=STEP, STEP a whole number.")
+    return (name, None) if number is None else (path, number)
 
 
 def require_weights(name: str) -> None:
@@ -103,7 +114,7 @@ def _inside(folder: Path) -> list[Path]:
     """The checkpoints in a folder, in the order of their steps; none where it is one itself, or holds none."""
     if not folder.is_dir() or (_named(folder.name) and _converter(folder)):
         return []
-    below, alone = list(_checkpoints(folder, DEEPEST)), _is_model(folder)
+    below, alone = list(_checkpoints(folder, folder.resolve(), DEEPEST)), _is_model(folder)
     numbered = [p for p in below if _place(p, folder) is not None]
     if alone and all(_converter(p) for p in numbered):  # the shards beside its weights
         return []
@@ -122,13 +133,17 @@ def _inside(folder: Path) -> list[Path]:
     return found
 
 
-def _checkpoints(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders below that are models, adapters or a trainer's shards; what lies inside of one is part of it."""
+def _checkpoints(folder: Path, top: Path, depth: int) -> Iterator[Path]:
+    """Folders below that are models, adapters or a trainer's shards; what lies inside of one is part of it. A link to
+    what lies below `top` anyway (latest -> checkpoint-100), or above it, is passed over."""
     for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        target = path.resolve()
+        if path.is_symlink() and (target == top or top in target.parents or target in top.parents):
+            continue
         if _is_model(path) or _converter(path):
             yield path
         elif depth > 1:
-            yield from _checkpoints(path, depth - 1)
+            yield from _checkpoints(path, top, depth - 1)
 
 
 def _ordered(found: list[Path], folder: Path) -> list[Path]:
@@ -142,12 +157,13 @@ def _ordered(found: list[Path], folder: Path) -> list[Path]:
 def _place(path: Path, folder: Path) -> int | None:
     """Where one stands among the others of a folder: its step, else its epoch; by the path below the folder."""
     below = str(path.relative_to(folder))
-    step = own_step(str(path)) if (path / _STATE).is_file() or path.name.isdecimal() else _numbered(below, _STEP)
+    alone = (path / _STATE).is_file() or whole(path.name) is not None
+    step = own_step(str(path)) if alone else _numbered(below, _STEP)
     return step if step is not None else _epoch(below)
 
 
 def _named(part: str) -> bool:
-    return _in_part(part, _STEP) is not None or _in_part(part, "epoch") is not None or part.isdecimal()
+    return _in_part(part, _STEP) is not None or _in_part(part, "epoch") is not None or whole(part) is not None
 
 
 def _converter(folder: Path) -> str:
@@ -192,6 +208,12 @@ def _zero(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in ("*zero_pp_rank_*.pt", "mp_rank_*_model_states.pt"))
 
 
+def _step_in(name: str) -> int | None:
+    """The step that a path says."""
+    alone = whole(Path(name).name)
+    return _numbered(name, _STEP) if alone is None else alone
+
+
 def _epoch(name: str) -> int | None:
     return _numbered(name, "epoch")
 
@@ -202,8 +224,9 @@ def _numbered(name: str, word: str) -> int | None:
 
 
 def _in_part(part: str, word: str) -> int | None:
-    found = re.findall(rf"(?<![a-z]){word}[-_= ]?(\d+)(?![a-z\d])", part.lower())
-    return int(found[-1]) if found else None
+    """The number behind a word; none where it goes on, as in epoch-1.5, step-5e3 or step-5,000."""
+    found = re.findall(rf"(?<![a-z]){word}[-_= ]?([0-9]+)(?![a-z0-9]|[.,][0-9])", part.lower())
+    return whole(found[-1]) if found else None
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -22,11 +22,13 @@ import transformers
 from huggingface_hub import file_exists
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -35,16 +37,18 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 from transformers.utils.hub import cached_file
 
-from diagnostics.engine import unwrap
+from diagnostics.engine import encodes, unwrap
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import tokenizer_hash as tokenizer_hash
 from diagnostics.fingerprint import weights_hash as weights_hash
 from diagnostics.processes import processes, tell
 from diagnostics.vision.placeholders import FILES, Family, family_of
 
+_WRITERS = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -61,8 +65,8 @@ _SAMPLING = ("temperature", "top_p", "min_p", "top_h", "top_k", "typical_p", "ep
 
 
 def load_model(name: str, *, dtype: str = "float32", device_map: str | None = None) -> Any:
-    """A causal language model, also one that is shown media, in eval mode; of an adapter, its base model with the
-    adapter on it (a PeftModel).
+    """A causal language model, also one that is shown media, or an encoder-decoder model, in eval mode; of an adapter,
+    its base model with the adapter on it (a PeftModel).
 
     Raises DataError for a folder that cannot be loaded safely and whole.
     device_map: spreads the layers over all devices ("auto"; see from_pretrained); None leaves them on the CPU.
@@ -99,13 +103,16 @@ def load_whole(kind: Any, name: str, *, dtype: str = "float32", device_map: str 
         )  # fmt: skip
     except Exception as error:  # whatever a model's files make the loaders raise, the files cannot be used
         raise DataError(f"{name}: the model cannot be loaded ({_first_line(error)}).") from None
-    _check_loaded(name, config, found, text=kind in (AutoModelForCausalLM, AutoModelForImageTextToText))
+    _check_loaded(name, config, found, text=kind in _WRITERS)
     return model
 
 
 def _kind(name: str) -> Any:
     """The Auto class of a model folder or hub id: by the class that it was saved as."""
-    saved = set((_read_json(name, "config.json") or {}).get("architectures") or [])
+    said = _read_json(name, "config.json") or {}
+    saved = set(said.get("architectures") or [])
+    if said.get("is_encoder_decoder") and saved & set(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()):
+        return AutoModelForSeq2SeqLM
     seeing = saved & set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
     seeing -= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
@@ -143,6 +150,16 @@ def load_config(name: str) -> Any:
     return config
 
 
+def check_model(name: str) -> None:
+    """What can be told of a model without loading it: that its config, of an adapter its base's, can be read, and that
+    its files of weights are there and plain. Raises DataError."""
+    base = adapter_base(name)
+    if base is not None:
+        return check_model(_next_base(name, base))
+    _check_folder(name)
+    _check_weights(name, load_config(name))
+
+
 def adapter_base(name: str) -> str | None:
     """The base model that an adapter names, or None for what is no adapter. Raises DataError for a broken one."""
     if not isinstance(name, str):
@@ -168,6 +185,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     An adapter that was saved without one has its base model's. stops_at: ids at which the model stops beside EOS.
     family: how the model is shown images and clips (diagnostics.vision), None for one that reads text alone.
+    encodes: whether its prompts go to an encoder.
     """
     base = adapter_base(name)
     if base is not None and not has_tokenizer(name):
@@ -185,21 +203,22 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.stops_at, tokenizer.family = _stops_at(name, base), _family(name, base)
+    tokenizer.encodes = _lowest_kind(name, base) is AutoModelForSeq2SeqLM
     return tokenizer
 
 
 def noted(tokenizer: Any, model: Any) -> Any:
     """The tokenizer of a model that others loaded, or a copy, with what load_tokenizer notes at one: where the model
-    stops beside EOS, and how it is shown images and clips."""
+    stops beside EOS, how it is shown images and clips, and whether it has an encoder."""
     inner = unwrap(model)
-    family = getattr(tokenizer, "family", None) or family_of(getattr(inner, "config", None))
     ids = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
     stops = {i for i in (ids if isinstance(ids, list) else [ids]) if i is not None} - {tokenizer.eos_token_id}
-    stops = getattr(tokenizer, "stops_at", None) or tuple(sorted(stops))
-    if family is getattr(tokenizer, "family", None) and stops == getattr(tokenizer, "stops_at", ()):
+    notes = {"family": family_of(getattr(inner, "config", None)), "stops_at": tuple(sorted(stops))}
+    missing = {k: v for k, v in (notes | {"encodes": encodes(model)}).items() if v and not getattr(tokenizer, k, None)}
+    if not missing:
         return tokenizer
     found = copy.copy(tokenizer)
-    found.family, found.stops_at = family, stops
+    vars(found).update(missing)
     return found
 
 
@@ -215,6 +234,14 @@ def _family(name: str, base: str | None) -> Family | None:
         return _family(below, adapter_base(below))
     said = _read_json(name, "config.json") or {}
     return family_of(load_config(name), name) if "vision_config" in said else None
+
+
+def _lowest_kind(name: str, base: str | None) -> Any:
+    """The Auto class of a model, or of the base of an adapter."""
+    if base is None:
+        return _kind(name)
+    below = _next_base(name, base)
+    return _lowest_kind(below, adapter_base(below))
 
 
 def _stops_at(name: str, base: str | None) -> tuple[int, ...]:
@@ -292,13 +319,29 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any
 
     wanted = targets if targets == "all-linear" else [t.strip() for t in targets.split(",")]
     settings = peft.LoraConfig(
-        r=r, lora_alpha=alpha, target_modules=wanted, lora_dropout=0.0, task_type="CAUSAL_LM",
+        r=r, lora_alpha=alpha, target_modules=wanted, lora_dropout=0.0, task_type=_task(model),
         exclude_modules=_outside(model),
     )  # fmt: skip
     try:
         return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
+
+
+def freeze_vision(model: Any) -> None:
+    """Leave only the weights of the language model and its head to be trained. UserError where there are no others."""
+    text = getattr(model.config, "get_text_config", None)  # a denoiser has none
+    if text is None or text() is model.config:
+        raise UserError("freeze_vision: this model is shown no images or clips; leave it out.")
+    inside = {id(p) for m in (model.get_decoder(), model.get_output_embeddings()) for p in m.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            parameter.requires_grad_(False)
+
+
+def _task(model: nn.Module) -> str:
+    """The kind of model in peft's words."""
+    return "SEQ_2_SEQ_LM" if encodes(model) else "CAUSAL_LM"
 
 
 def _outside(model: Any) -> str | None:
@@ -406,13 +449,13 @@ def _with_adapter(name: str, base: str, dtype: str, device_map: str | None) -> A
     folder = str(weights.parent)
     try:
         settings: Any = peft.PeftConfig.from_pretrained(folder)
-        kind = settings.task_type or "CAUSAL_LM"
-        if settings.is_prompt_learning or settings.is_adaption_prompt or kind != "CAUSAL_LM":
+        kind = settings.task_type or _task(below)
+        if settings.is_prompt_learning or settings.is_adaption_prompt or kind != _task(below):
             raise ValueError(f"adapters of the kind {settings.peft_type} for {kind} are not read")
         if getattr(settings, "megatron_config", None):
             raise ValueError("it asks for megatron's code")
         settings.inference_mode = True
-        model = peft.PeftModelForCausalLM(below, settings)
+        model = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[kind](below, settings)
         found = model.load_adapter(folder, "default", torch_device=None if device_map else "cpu")
     except Exception as error:
         raise DataError(
@@ -473,6 +516,30 @@ def _check_weights(name: str, config: Any) -> None:
             f"{name}: its weights are to be read from {_some(wrong)}, which is no .safetensors file of this model. "
             "Save the model with model.save_pretrained, which writes safetensors."
         )
+    if Path(name).is_dir():
+        files = files or [_WEIGHTS] * (Path(name) / _WEIGHTS).is_file()
+        _check_files(sorted({Path(name) / str(file) for file in files}))
+
+
+def _check_files(files: Collection[Path]) -> None:
+    """DataError for a file of weights that is missing, cut or no safetensors, or holds weights as whole numbers: these
+    are quantised, and the scale that makes them weights is not known here. Reads the files' heads alone."""
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: missing, and the list of the model's weights names it. Copy it there.")
+        try:
+            with safe_open(file, "pt") as opened:
+                kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{file}: not readable as safetensors ({_first_line(error)}). Copy or save it anew."
+            ) from None
+        whole = sorted(key for key, kind in kinds.items() if key.endswith("weight") and kind[0] in "IU")
+        if whole:
+            raise DataError(
+                f"{file}: its weights are quantised ({_some(whole)}: {kinds[whole[0]]}). Chesboard reads plain weights "
+                "only: dequantise the model and save it with save_pretrained."
+            )
 
 
 def _check_loaded(name: str, config: Any, found: dict[str, Any], *, text: bool) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.likelihood import Likelihood
 from trainers import objectives
+from trainers.arguments import shards
 from trainers.config import TrainConfig
 from trainers.denoisers import load_denoiser
 from trainers.loop.reference import LiveReference, precompute
@@ -38,7 +39,7 @@ def reference_of(
     model = load_policy(config.reference_model, dtype=config.dtype) if config.reference_model else policy
     cast = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "none"
     nn.Module.to(model, arguments.device)
-    if not arguments.torch_compile:  # scored as the policy will be run, so that both round alike
+    if not arguments.torch_compile and not shards():  # scored as the policy will be run, so that both round alike
         likelihood.prepare(model)
     weights = weights_hash(model) if config.reference_model else started["model"]
     key = {"model": weights, "tokenizer": started["tokenizer"], "dtype": config.dtype, "autocast": cast}

@@ -1,5 +1,7 @@
 """One training run from config to finished log: read, audit, load, check, train, compact."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ from trainers.loop.schedule import ProbeSchedule
 from trainers.loop.trainer import PreferenceTrainer
 from trainers.models import (
     add_lora,
+    freeze_vision,
     load_policy,
     load_tokenizer,
     make_savable,
@@ -92,6 +95,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     audits.clear()  # they hold every text of the data
 
     policy = model
+    if config.freeze_vision:
+        freeze_vision(model)
     if config.lora_r:
         add = add_lora if config.likelihood == "tokens" else denoisers.add_adapter
         policy = add(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)
@@ -122,6 +127,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
         renewal=recipes.renewal(config, recipe, reference, recorder),
         grad_every=config.grad_every, grad_parameters=config.grad_parameters,
     )  # fmt: skip
+    _say_whole(trainer)
     if main and not checkpoint:
         about = _about(config, arguments, splits, started, parts.engine or engine_of(policy).name) | parts.about
         if config.grad_every:
@@ -154,12 +160,17 @@ def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Pa
     return Parts(model, tokenizer, TokenLikelihood.of(tokenizer), splits, hashes)
 
 
+def _denoiser(config: TrainConfig) -> Denoiser:
+    cache = Path(config.output_dir).parent / "latents"
+    return denoisers.load_denoiser(config.model, dtype=config.dtype, cache=cache)
+
+
 def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Parts:
-    model, likelihood = denoisers.load_denoiser(config.model, dtype=config.dtype), denoisers.likelihood_of(config)
+    model, likelihood = _denoiser(config), denoisers.likelihood_of(config)
     samples = Samples(config, model)
     splits, found, hashes = data(config, samples.audited, samples.given)
     audits |= found
-    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.CONVENTIONS}
+    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
     return Parts(model, None, likelihood, splits, hashes, "every draw of time and noise is a row", about)
 
 
@@ -209,6 +220,16 @@ def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> Prefere
         return PreferenceTrainer(policy, arguments, **parts)
     except (RuntimeError, ValueError, ImportError) as error:
         raise UserError(f"the training settings do not fit: {' '.join(str(error).split())[:300]}") from None
+
+
+def _say_whole(trainer: PreferenceTrainer) -> None:
+    """Where FSDP is asked for and not done: accelerate shards on accelerators alone, and says nothing of it."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
+        tell(
+            "warning: FSDP was asked for, but accelerate does not shard on this kind of device: each process holds all "
+            "weights.",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

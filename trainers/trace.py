@@ -31,6 +31,7 @@ from trainers.loop.reference import LiveReference
 from trainers.loop.schedule import ProbeSchedule
 from trainers.models import (
     adapter_base,
+    check_model,
     config_limit,
     has_tokenizer,
     load_config,
@@ -107,7 +108,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     base, dtype, track = found[0], settings["dtype"], settings["track"]
     tell(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
     for step in found.keys() - done:
-        config_limit(found[step])  # what is no model is found before anything is measured
+        check_model(found[step])  # what is no model is found before anything is measured
         _check_vocabulary(found[step], base)
     tokenizer = _tokenizer(settings.get("tokenizer"), found)
     how = {key: settings[key] for key in ("split", "frames", "media_folder")}

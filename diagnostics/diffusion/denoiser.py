@@ -24,12 +24,14 @@ class Denoiser(nn.Module):
     target: a word of noise.TARGETS. alphas: (T,) float64 alpha-bar, the squared share of the sample in x_t at t = 0 ..
     T - 1; it is no buffer, for a cast of the weights must not cast it. Of a flow it is not read: there t = 1000 s.
     shape: S, of a sample that is data for it; None: any. told: what a data row tells it: "text", "class" or "".
+    cache: a folder in which samples made of images are kept, where making them is work.
     """
 
     target: str = "eps"
     alphas: Tensor
     shape: tuple[int, ...] | None = None
     told: str = ""
+    cache: Path | None = None
 
     def forward(self, x_t: Tensor, times: Tensor, condition: Condition) -> Tensor:
         """See above."""

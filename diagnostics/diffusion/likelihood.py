@@ -22,10 +22,12 @@ NUMBERS = 1 << 20  # numbers that a model is given at once
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a model predicted: output (N, K, P), in float32 at least, of what was drawn."""
+    """What a model predicted: output (N, K, P), in float32 at least, of what was drawn. spread: (N, K) standard
+    deviations, of sampling steps."""
 
     output: Tensor
     noised: Noised
+    spread: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ class DenoisingLikelihood:
     def _walked(self, batch: DenoisingBatch, found: Noised, model: nn.Module, reference: Any) -> Noised:
         """The draws with the x_t of a path in the place of forward noise: on all rows, or of `own` on the rejected."""
         inner, draws = denoiser_of(model), found.times.shape[1]
-        told, dtype = _told(batch, draws, model), next(model.parameters()).dtype
+        told, dtype = told_of(batch, draws, model), next(model.parameters()).dtype
         eps, times = found.noise.flatten(0, 1), found.times.flatten()
         samples = batch.samples.to(eps.dtype).repeat_interleave(draws, 0)
         with reference.running() if self.path == "reference_inversion" else evaluating(model) as other:
 
             def run(x_t: Tensor, times: Tensor, told: Any) -> Tensor:
-                return _wide((other or model)(x_t.to(dtype), times, told))
+                return in_wide((other or model)(x_t.to(dtype), times, told))
 
             if self.path == "own":
                 x_t, samples, eps, times = paths.own_way(inner, run, eps, told, times)
@@ -109,8 +111,8 @@ class DenoisingLikelihood:
         found = batch.noised or self.fixed(batch, model)
         draws, dtype = found.times.shape[1], next(model.parameters()).dtype
         with evaluating(model):
-            output = model(found.x_t.flatten(0, 1).to(dtype), found.times.flatten(), _told(batch, draws, model))
-        return Denoised(_wide(output).unflatten(0, (-1, draws)).flatten(2), found)
+            output = model(found.x_t.flatten(0, 1).to(dtype), found.times.flatten(), told_of(batch, draws, model))
+        return Denoised(in_wide(output).unflatten(0, (-1, draws)).flatten(2), found)
 
     def stats(
         self, batch: DenoisingBatch, policy: Denoised, reference: Denoised | SequenceStats | None = None, *,
@@ -124,7 +126,7 @@ class DenoisingLikelihood:
                 own, per_token_kl=apart if kl_gradient else apart.detach(), per_token_kl_reverse=apart.detach()
             )
         other = denoising_stats(batch, reference) if isinstance(reference, Denoised) else reference
-        return _named(batch, own), _named(batch, other) if other is not None else {}
+        return named_rows(batch, own), named_rows(batch, other) if other is not None else {}
 
     def cost(self, model: nn.Module) -> Callable[[Example, int], int]:
         """The numbers that the model is given for it."""
@@ -168,7 +170,7 @@ def denoising_stats(batch: DenoisingBatch, run: Denoised) -> DenoisingStats:
     )  # fmt: skip
 
 
-def _named(batch: DenoisingBatch, stats: SequenceStats) -> dict[str, SequenceStats]:
+def named_rows(batch: DenoisingBatch, stats: SequenceStats) -> dict[str, SequenceStats]:
     """The rows of each name."""
     values = {name: value for name, value in vars(stats).items() if value is not None}
     return {name: type(stats)(**{k: v[at] for k, v in values.items()}) for name, at in batch.rows.items()}
@@ -180,7 +182,7 @@ def _beside(values: Tensor, samples: Tensor) -> Tensor:
     return values.view(*values.shape, *[1] * (samples.ndim - values.ndim))
 
 
-def _told(batch: DenoisingBatch, draws: int, model: nn.Module) -> dict[str, Tensor]:
+def told_of(batch: DenoisingBatch, draws: int, model: nn.Module) -> dict[str, Tensor]:
     """The condition of every draw of every row."""
     dtype = next(model.parameters()).dtype
     return {name: _cast(value, dtype).repeat_interleave(draws, 0) for name, value in batch.condition.items()}
@@ -190,6 +192,6 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def _wide(value: Tensor) -> Tensor:
-    """In float32 at least."""
+def in_wide(value: Tensor) -> Tensor:
+    """A model's output in float32 at least."""
     return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -34,7 +34,7 @@ def inverted(
         for k, time in enumerate(grid):
             before = grid[k - 1] if k else None
             at = time if before is None else before
-            x0, eps = _parts(model, run(x_t, at.expand(len(samples)), told), x_t, at)
+            x0, eps = parts_of(model, run(x_t, at.expand(len(samples)), told), x_t, at)
             x_t = _mixed(model, x0, eps, time)
             found = torch.where(_beside(places == k, found), x_t, found)
     signal, spread = (_beside(v, samples).to(samples.dtype) for v in shares(model.target, model.alphas, grid[places]))
@@ -52,7 +52,7 @@ def own_way(
     with torch.no_grad():
         for k in range(len(grid) - 1, -1, -1):
             found = torch.where(_beside(places == k, found), x_t, found)
-            x0, eps = _parts(model, run(x_t, grid[k].expand(len(noise)), told), x_t, grid[k])
+            x0, eps = parts_of(model, run(x_t, grid[k].expand(len(noise)), told), x_t, grid[k])
             x_t = _mixed(model, x0, eps, grid[k - 1]) if k else x0
     signal, spread = (_beside(v, noise).to(noise.dtype) for v in shares(model.target, model.alphas, grid[places]))
     return found, x_t, (found - signal * x_t) / spread, grid[places]
@@ -69,9 +69,10 @@ def _place(grid: Tensor, times: Tensor) -> Tensor:
     return (torch.searchsorted(grid, times.to(grid), right=True) - 1).clamp(min=0)
 
 
-def _parts(model: Denoiser, output: Tensor, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-    """The sample and the noise that a model's output at x_t says."""
-    signal, spread = (v.to(x_t.dtype) for v in shares(model.target, model.alphas, time))
+def parts_of(model: Denoiser, output: Tensor, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """The sample and the noise that a model's output at x_t says. time: one for all, or (N,)."""
+    both = (v.to(x_t.dtype) for v in shares(model.target, model.alphas, time))
+    signal, spread = (v if v.ndim == 0 else _beside(v, x_t) for v in both)
     output = output.to(x_t.dtype)
     if model.target == "eps":
         return (x_t - spread * output) / signal, output

@@ -4,6 +4,7 @@ diffusers is an optional extra (pip install 'chesboard[diffusion]') and takes se
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ PREDICTED = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_predic
 
 class DiffusersDenoiser(Denoiser):
     """A net of diffusers with the target and the times of its scheduler. parts: the pipeline that it stands in, for
-    texts and images, or None; it is no part of what is trained. cache: a folder for latents of images."""
+    texts and images, or None; it is no part of what is trained."""
+
+    scheduler: Any
+    parts: Any
 
     def __init__(self, net: Any, scheduler: Any, parts: Any = None) -> None:
         super().__init__()
@@ -40,7 +44,6 @@ class DiffusersDenoiser(Denoiser):
         self.alphas = torch.zeros(0) if self.target == "flow" else scheduler.alphas_cumprod.double()
         object.__setattr__(self, "scheduler", scheduler)
         object.__setattr__(self, "parts", parts)  # outside of the modules: not trained
-        self.cache: Path | None = None
         self._texts: dict[str, dict[str, np.ndarray]] = {}
         self._vae_hash = ""
         self.shape = self._shape()
@@ -124,11 +127,13 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
     """The denoiser in a folder of diffusers: a pipeline's (model_index.json), or a net's config.json and safetensors
     with scheduler_config.json beside them. Raises DataError where it cannot be loaded safely and whole."""
     try:
-        import diffusers
+        import diffusers as library
     except ImportError:
         raise UserError("models of diffusers need an extra: pip install 'chesboard[diffusion]'.") from None
+    diffusers: Any = library
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # on settings of old folders
     how: Any = {"use_safetensors": True, "local_files_only": True}
     index = folder / "model_index.json"
     try:
@@ -143,7 +148,7 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
             raise DataError(f"{folder}: holds a {kind}, and not one of {', '.join(CALLS)}.")
         if not (folder / "scheduler_config.json").exists():
             raise DataError(f"{folder}: has no scheduler_config.json, which says what the net predicts. Copy it there.")
-        named = read_json(folder / "scheduler_config.json").get("_class_name")
+        named = str(read_json(folder / "scheduler_config.json").get("_class_name"))
         return DiffusersDenoiser(
             getattr(diffusers, kind).from_pretrained(folder, **how), getattr(diffusers, named).from_pretrained(folder)
         )
@@ -164,7 +169,7 @@ def _sd3(net: nn.Module, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) ->
 
 
 def _flux(net: Any, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) -> Tensor:
-    """Its tokens are squares of 2 x 2; it counts time from 0 to 1, and is told a guidance of 1 where it asks for one."""
+    """Its tokens are squares of 2 x 2; it counts time from 0 to 1, and is told guidance 1 where it asks for one."""
     count, channels, height, width = x_t.shape
     tokens = x_t.view(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     places = torch.cartesian_prod(torch.arange(height // 2), torch.arange(width // 2))
@@ -207,7 +212,6 @@ ENCODED = {
 }
 ALONE = ("UNet2DModel", "DiTTransformer2DModel")  # those that are told no text
 # whether a net is told a class
-CLASSES: dict[str, Callable[[Any], bool]] = {name: lambda net: False for name in CALLS} | {
-    "UNet2DModel": lambda net: bool(net.config.num_class_embeds),
-    "DiTTransformer2DModel": lambda net: True,
-}
+CLASSES: dict[str, Callable[[Any], bool]] = {name: lambda net: False for name in CALLS}
+CLASSES["UNet2DModel"] = lambda net: bool(net.config.num_class_embeds)
+CLASSES["DiTTransformer2DModel"] = lambda net: True

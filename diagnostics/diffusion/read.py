@@ -12,7 +12,7 @@ array is row i. `segments` and `weights` (`chosen_weights`, `rejected_weights`) 
 """
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ class Asked:
 
 
 def read_samples(
-    source: str, model: Denoiser, *, split: str | None = None, folder: str | None = None, see: Any = None
+    source: str, model: Denoiser, *, split: str | None = None, folder: str | None = None, chains: bool = False
 ) -> Audit:
     """Every row of a data set as pairs of samples for this model, kept or skipped. folder: what paths are relative to;
-    default is the data's own. see: images to samples, where that is kept (else model.see)."""
+    default is the data's own. chains: a sample is a chain of points, and the row's `times` are theirs."""
     raw = _raw(source, split)
     shape = _shape(source, raw)
     base = Path(folder) if folder else folder_of(source)
@@ -70,7 +70,7 @@ def read_samples(
     with Steps("audit", len(raw.rows), unit="row") as steps:
         for at, row in enumerate(raw.rows):
             for asked in _asked(table, at, row, shape, model):
-                rows.append(_audited(table, at, asked, model, base, see or model.see, kept, seen))
+                rows.append(_audited(table, at, asked, model, base, chains, kept, seen))
             steps.add(1)
     rows += [_row("", p.source_row, "", ("", ""), reason=f"{p.code}: {p.reason}") for p in table.problems]
     frame = frame_of(sorted(rows, key=lambda row: row["source_row"]))
@@ -168,7 +168,7 @@ def _listed(row: dict[str, Any], told: Any, at: int) -> Iterator[Asked]:
 
 
 def _audited(
-    table: PairTable, at: int, asked: Asked, model: Denoiser, base: Path, see: Callable[..., Any],
+    table: PairTable, at: int, asked: Asked, model: Denoiser, base: Path, chains: bool,
     kept: list[Example], seen: dict[Any, str],
 ) -> dict[str, Any]:  # fmt: skip
     """The pair's row of the audit; the pair itself into kept."""
@@ -176,9 +176,12 @@ def _audited(
     names = tuple(_name(asked.sources[side]) for side in SIDES)
     said = " / ".join(dict.fromkeys(str(asked.told[side]) for side in SIDES if asked.told[side] is not None))
     try:
-        example, doubts, media = _pair(table, at, asked, model, base, see)
+        example, doubts, media = _pair(table, at, asked, model, base, chains)
     except Skip as skip:
         return _row("", at, said, names, reason=f"{skip.code}: {skip.reason}")
+    if example.pair_id in seen:
+        example = replace(example, pair_id=f"{example.pair_id}#{at}")
+    seen[example.pair_id] = example.pair_id
     columns = {k: v for k, v in row.items() if k not in {*PICKED, *SIDES, *LISTS, *ONE}} | asked.columns
     table.pairs.append(PreferencePair(example.pair_id, at, said, *names, columns=columns, media=media))
     key = tuple(example.rows[side].media for side in SIDES)
@@ -189,16 +192,18 @@ def _audited(
 
 
 def _pair(
-    table: PairTable, at: int, asked: Asked, model: Denoiser, base: Path, see: Callable[..., Any]
+    table: PairTable, at: int, asked: Asked, model: Denoiser, base: Path, chains: bool
 ) -> tuple[Example, set[str], Any]:
     row, doubts = table.raw.rows[at], set()
     found = {side: _loaded(asked.sources[side], base) for side in SIDES}
     images = {side for side in SIDES if found[side].dtype == np.uint8}
     if len({found[side].shape for side in SIDES}) > 1 and images:
         doubts.add("sizes_differ")
-    values = {side: see([found[side]])[0] if side in images else found[side].astype(np.float32) for side in SIDES}
+    values = {side: model.see([found[side]])[0] if side in images else found[side].astype(np.float32) for side in SIDES}
     for side in SIDES:
         size, wanted = values[side].shape, model.shape
+        if chains and wanted is not None and size:
+            wanted = (size[0], *wanted)
         if wanted is not None and size != wanted and (len(size) != 1 or size[0] != np.prod(wanted)):
             raise Skip("other_size", f"{side} has {size} numbers, and the model takes {wanted}")
         if not np.isfinite(values[side]).all():
@@ -208,6 +213,12 @@ def _pair(
         told = dict(zip(SIDES, model.tell([asked.told[side] for side in SIDES]), strict=True))
     except DataError as error:
         raise Skip("missing_field", str(error)) from None
+    if chains:
+        if row.get("times") is None:
+            raise Skip("missing_field", "'times' is missing, the times of a chain's points")
+        told = {side: {**of, "times": np.asarray(row["times"]).astype(np.int64)} for side, of in told.items()}
+        if any(len(told[side]["times"]) != len(values[side]) for side in SIDES):
+            raise Skip("other_size", "a chain has not as many points as 'times' has numbers")
     parts = {side: {name: _numbers(row, name, side, values[side].size) for name in ("segments", "weights")}
              for side in SIDES}  # fmt: skip
     samples = {side: Sample(values[side], told[side], group=asked.group, **parts[side]) for side in SIDES}

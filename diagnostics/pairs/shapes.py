@@ -22,7 +22,7 @@ and if messages stand in any of them:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diagnostics.media import Media
@@ -55,6 +55,7 @@ from diagnostics.pairs.messages import (
 
 TOOLS = ("tools", "functions", "available_tools", "tool_schemas", "tool_definitions", "function_definitions")
 TEMPLATE = ("chat_template_kwargs", "template_kwargs")
+SWITCHES = ("enable_thinking", "thinking")  # arguments of chat templates that stand in a column of their own
 MARKER = "\n\nAssistant:"
 
 
@@ -383,18 +384,24 @@ def _text_answers(found: Answers) -> tuple[str, str]:
 def _with_tools(row: Row, done: Parsed) -> Parsed:
     """The row's tools and arguments for the chat template, where a chat template is used at all.
 
-    With tools, a prompt that could be a chat is one: plain text has no place for them.
+    With tools, a prompt that could be a chat is one: plain text has no place for them. A switch of the template that
+    stands in a column of its own decides nothing of that, and is not used in plain text.
     """
     tools_column = next((c for c in TOOLS if row.get(c)), None)
     kwargs_column = next((c for c in TEMPLATE if row.get(c)), None)
-    if tools_column is None and kwargs_column is None:
-        return done
     tools = _objects(row[tools_column], tools_column) if tools_column else []
     kwargs = _object(row[kwargs_column], kwargs_column) if kwargs_column else {}
+    text = isinstance(done.prompt, str)
+    switches = {} if text and done.chat_prompt is None else _switches(row, kwargs)
+    if not tools_column and not kwargs_column and not switches:
+        return done
     used = done.used | ({"tools": (tools_column,)} if tools_column and tools else {})
-    used |= {"template arguments": (kwargs_column,)} if kwargs_column and kwargs else {}
+    named = (*((kwargs_column,) if kwargs_column and kwargs else ()), *switches)
+    used |= {"template arguments": named} if named else {}
+    if not tools and not kwargs:
+        return replace(done, used=used, template_kwargs=switches)
     prompt, chosen, rejected = done.prompt, done.chosen, done.rejected
-    if isinstance(prompt, str) and (tools or kwargs):
+    if text:
         if done.chat_prompt is None:
             column = str(tools_column if tools else kwargs_column)
             reason = f"{column!r} is for a chat template, but the row is plain text; give chat messages, or drop it"
@@ -403,7 +410,20 @@ def _with_tools(row: Row, done: Parsed) -> Parsed:
             done.chat_prompt,
             *([{"role": "assistant", "content": a}] for a in (chosen, rejected)),
         )
-    return Parsed(prompt, chosen, rejected, used, None, tools or None, kwargs, done.note)
+    return Parsed(prompt, chosen, rejected, used, None, tools or None, switches | kwargs, done.note)
+
+
+def _switches(row: Row, kwargs: dict[str, Any]) -> dict[str, bool]:
+    """The row's switches for the template: truth values, or the words for them; anything else is none."""
+    words = {True: True, False: False, "true": True, "false": False}
+    said = {c: row[c].strip().lower() if isinstance(row[c], str) else row[c] for c in SWITCHES if c in row}
+    found = {c: words[v] for c, v in said.items() if isinstance(v, bool | str) and v in words}
+    for column, value in found.items():
+        if kwargs.get(column, value) != value:
+            raise SkipRow(
+                "context_unread", f"{column!r} is {value}, but the template's arguments say otherwise", column
+            )
+    return found
 
 
 def _objects(value: Any, name: str) -> list[dict[str, Any]]:

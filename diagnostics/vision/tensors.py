@@ -163,10 +163,11 @@ def _how(family: Qwen | Square, kind: Kind) -> Image.Resampling:
 
 
 def _processor(family: Square, kind: Any, **how: Any) -> Any:
-    """An image processor of transformers with the folder's settings and these."""
+    """An image processor of transformers with the folder's settings and these; of pictures (H, W, 3), which it is told:
+    one that is one or three pixels high it takes for one with its channels first."""
     said = {k: v for k, v in family.settings["image"].items() if not k.endswith(("_type", "processor_class"))}
     found = kind(**{"image_mean": list(family.mean_std[0]), "image_std": list(family.mean_std[1])} | said | how)
-    return lambda images: found(images, return_tensors="np")
+    return lambda images: found(images, return_tensors="np", input_data_format="channels_last")
 
 
 def _merge(family: Qwen) -> int:

@@ -36,6 +36,7 @@ from scoring import Case
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-test.jsonl.gz"
 GIVEN_PAIRS = 4
+SMALL, WORDS, SHORT = scoring.Size(128, 344, 2), 4_000, 96  # on which a whole training with the callback is timed
 START, TIMES = 120, 250  # reckoned from the parts' speeds with 135 million weights, not measured as a whole
 OURS = ("ours, CHES only", "ours, CHES and likelihoods", "ours, KL both ways")
 
@@ -182,6 +183,30 @@ def time_steps(case: Case, plan: Plan, data: Path | None) -> list[Timing]:
     return [Timing(case.name, name, values) for name, values in seconds.items()]
 
 
+def time_callback(data: Path | None) -> list[Timing]:
+    """A whole training by TRL's trainer, bare and with the callback at its defaults; the losses must be the same."""
+    if not trl_ways.installed():
+        return []
+    pairs = scoring.make_pairs(data, 8 * trl_ways.UPDATES + trl_ways.PROBED, WORDS, SHORT)
+    with tempfile.TemporaryDirectory() as folder:
+        model = scoring.make_model(SMALL, WORDS, 0)
+        for way in trl_ways.trainings(model, pairs, folder, updates=1).values():
+            way()  # first calls set up the libraries
+        ways = trl_ways.trainings(model, pairs, folder)
+        losses: dict[str, float] = {}
+        seconds = interleave({name: _note(losses, name, way) for name, way in ways.items()}, 1)
+    if len(set(losses.values())) > 1:
+        raise AssertionError(f"the callback changes the training: {losses}")
+    return [Timing(f"{trl_ways.UPDATES} updates", name, values) for name, values in seconds.items()]
+
+
+def judge_callback(timings: Sequence[Timing]) -> list[Verdict]:
+    """What the callback adds to TRL's training, as a ratio of this run."""
+    bare, measured = [t.median for t in timings] or [None, None]
+    ratio = measured / bare if measured and bare else None
+    return [Verdict("TRL's training with the callback, over bare", 1.25, ratio, most=True)]
+
+
 def _note(found: dict[str, Any], name: str, work: Callable[[], Any]) -> Callable[[], None]:
     """The same work, its result kept."""
     return lambda: found.update({name: work()})
@@ -326,22 +351,25 @@ def main() -> None:
         console.print(f"{arguments.model}: about {expected(plan.cases[0], data) / 60:.0f} CPU minutes on this machine")
     if not trl_ways.installed():
         console.print("TRL is not installed: its ways, and the targets that compare with them, are not measured")
-    results: dict[str, Any] = {"scoring": [], "training": [], "memory": {}}
+    results: dict[str, Any] = {"scoring": [], "training": [], "callback": [], "memory": {}}
     sections = {
         "scoring": lambda: [t for case in plan.cases for t in time_scoring(case, plan, data)],
         "training": lambda: [t for case in plan.steps for t in time_steps(case, plan, data)],
+        "callback": lambda: [] if arguments.model else time_callback(data),
         "memory": lambda: measure_memory(plan),
     }
     tables = {
         "scoring": partial(show, "Scoring", base="script"),
         "training": partial(show, f"Training step, {plan.steps[0].pairs} pairs", base="naive"),
+        "callback": partial(show, "A training with DisplacementCallback at its defaults", base="TRL"),
         "memory": show_memory,
     }
     for name, measure in sections.items():
         results[name] = measure()
         console.print(tables[name](results[name]))
         verdicts = judge(results["scoring"], results["training"], results["memory"])
-        verdicts += judge_given(results["scoring"], results["training"]) if arguments.model else []
+        given = (results["scoring"], results["training"])
+        verdicts += judge_given(*given) if arguments.model else judge_callback(results["callback"])
         _write(arguments.out, results, verdicts)  # after each section: what is measured is not lost
     console.print(show_verdicts(verdicts))
     console.print(f"written: {arguments.out}")
@@ -353,6 +381,7 @@ def _write(path: Path, results: dict[str, Any], verdicts: Sequence[Verdict]) -> 
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "scoring": [asdict(t) for t in results["scoring"]],
         "training": [asdict(t) for t in results["training"]],
+        "callback": [asdict(t) for t in results["callback"]],
         "memory_mib": results["memory"],
         "targets": [asdict(v) | {"reached": v.reached} for v in verdicts],
     }

@@ -1,4 +1,4 @@
-"""TRL's own DPOTrainer, where TRL is installed: its reference pass and its training step.
+"""TRL's own DPOTrainer, where TRL is installed: its reference pass, its training step, a training with our callback.
 
 "TRL" takes pairs as they come, 8 a batch; "TRL compact" takes them sorted by length, one a batch, its best setting.
 """
@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+import transformers
 from scoring import EOS, PAD, PADDED_PAIRS, Models, Scores, Way
 from torch import nn
 from training import RATE
@@ -19,6 +20,10 @@ from training import RATE
 from diagnostics.sequences import Example
 
 COMPACT_PAIRS = 1
+UPDATES, PROBED = (
+    50,
+    64,
+)  # the callback's own defaults: a probe every 50 updates, of 64 pairs trained on and 64 held out
 VERSION = "1.16.0"  # as in pyproject.toml
 
 
@@ -58,6 +63,32 @@ def steps(
     return {name: partial(update, groups) for name, groups in parts.items()}
 
 
+def trainings(model: nn.Module, pairs: Sequence[Example], folder: str, updates: int = UPDATES) -> dict[str, Any]:
+    """A training of so many updates by 8 pairs, bare and with DisplacementCallback as it comes: a probe at both ends.
+    The last PROBED pairs are held out, the others trained on."""
+    from chesboard import DisplacementCallback
+
+    split = max(1, len(pairs) - PROBED)
+    sets = [_texts(part) for part in (pairs[:split], pairs[split:])]
+    options = dict(max_steps=updates, per_device_train_batch_size=PADDED_PAIRS, logging_steps=10, save_strategy="no")
+    trainers = [_trainer(copy.deepcopy(model), copy.deepcopy(model), sets, **options) for _ in range(2)]
+    for trainer in trainers:
+        trainer.remove_callback(transformers.PrinterCallback)
+
+    def measured() -> float:
+        trainers[1].add_callback(DisplacementCallback(trainers[1], out=f"{folder}/callback-{updates}"))
+        return float(trainers[1].train().training_loss)
+
+    return {"TRL": lambda: float(trainers[0].train().training_loss), "TRL with the callback": measured}
+
+
+def _texts(pairs: Sequence[Example]) -> list[dict[str, str]]:
+    """Pairs as TRL reads them: a word a token, the end left to TRL."""
+    rows = [(p.prompt_ids, p.chosen.completion_ids[:-1], p.rejected.completion_ids[:-1]) for p in pairs]
+    texts = [[" ".join(f"w{i}" for i in ids) for ids in row] for row in rows]
+    return [dict(zip(("prompt", "chosen", "rejected"), (a, f" {b}", f" {c}"), strict=True)) for a, b, c in texts]
+
+
 def _score(models: Models, pairs: Sequence[Example], compact: bool) -> dict[str, Scores]:
     trainer = _scorer(models)
     found = {}
@@ -87,19 +118,27 @@ def _collate(trainer: Any, group: Sequence[Example]) -> Any:
     return {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in found.items()}
 
 
-def _trainer(policy: nn.Module, reference: nn.Module) -> Any:
-    """A DPOTrainer with a data set that is never read; batches are handed to it."""
+def _trainer(policy: nn.Module, reference: nn.Module, sets: Sequence[Any] = (), **options: Any) -> Any:
+    """A DPOTrainer on sets of texts to train on and to hold out; without, its data set is never read, and batches are
+    handed to it."""
     from datasets import Dataset, disable_progress_bars
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     from trl import DPOConfig, DPOTrainer  # type: ignore
 
     disable_progress_bars()
-    words = Tokenizer(models.WordLevel({"pad": PAD, "word": 1, "eos": EOS}, unk_token="word"))
+    known = {"pad": PAD, "word": 1, "eos": EOS}
+    if sets:
+        known |= {f"w{i}": i for i in range(3, policy.get_input_embeddings().num_embeddings)}  # type: ignore[operator]
+    words = Tokenizer(models.WordLevel(known, unk_token="word"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad", eos_token="eos", unk_token="word")
-    unread = Dataset.from_list([{"prompt": "word", "chosen": "word", "rejected": "word"}])
+    unread = [{"prompt": "word", "chosen": "word", "rejected": "word"}]
+    data, *held = [Dataset.from_list(rows) for rows in (sets or [unread])]
     settings = DPOConfig(
-        tempfile.mkdtemp(), report_to="none", gradient_checkpointing=False, bf16=False,
-        use_cpu=next(policy.parameters()).device.type == "cpu",
+        tempfile.mkdtemp(), report_to="none", gradient_checkpointing=False, bf16=False, disable_tqdm=True,
+        use_cpu=next(policy.parameters()).device.type == "cpu", **options,
     )  # fmt: skip
-    return DPOTrainer(policy, reference, settings, train_dataset=unread, processing_class=tokenizer)  # type: ignore
+    return DPOTrainer(  # type: ignore
+        policy, reference, settings, train_dataset=data, eval_dataset=next(iter(held), None), processing_class=tokenizer
+    )

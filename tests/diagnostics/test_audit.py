@@ -182,3 +182,28 @@ def test_what_a_template_does_to_every_row_is_said_once_and_makes_no_row_doubtfu
     assert "eos_differs in 3 rows: the chat template ends an answer in something else than EOS" in said
     assert "text_after_end in 3 rows: " in said
     assert counts_table(found)["kind"].tolist() == ["template", "template", "doubt"]
+
+
+def test_a_template_that_refuses_a_role_says_so_in_its_own_words(tmp_path: Path) -> None:
+    """As Gemma's, which refuses a system turn: the row is skipped, and no other is."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["</s>", *letters])}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    strict: Any = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    strict.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}"
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    asked, told = {"role": "user", "content": "q"}, {"role": "system", "content": "be brief"}
+    sides = [[{"role": "assistant", "content": text}] for text in ("good", "bad")]
+    rows = [row([told, asked], *sides), row([asked], *sides)]
+    found = audit(tmp_path, strict, *rows)
+    assert found.frame["status"].tolist() == ["skipped", "kept"]
+    (meaning,) = counts_table(found).query("code == 'template_failed'")["meaning"]
+    assert meaning.endswith("the first: the chat template refuses the messages (no system turns here)")
+    alone = audit(tmp_path, strict, rows[0])
+    assert "1 skipped" in alone.said()[1]
+    assert "None can be tokenized." in alone.said()[1]
+    with pytest.raises(DataError, match="no system turns here"):
+        alone.require_kept()

@@ -1,5 +1,6 @@
 """Flat keys: known ones land in the right place, unknown ones are refused with the nearest name."""
 
+import json
 import os
 
 import pytest
@@ -89,6 +90,8 @@ def test_a_wrong_training_argument_is_named():
         training_arguments(make_config(NEEDED | {"adam_beta1": 1}))
     with pytest.raises(UserError, match="training settings do not fit: lr_scheduler_kwargs is "):
         training_arguments(make_config(NEEDED | {"lr_scheduler_kwargs": {"none_such": 1}}))
+    with pytest.raises(UserError, match="torch_compile: no run on a CPU is compiled"):
+        training_arguments(make_config(NEEDED | {"torch_compile": True, "use_cpu": True}))
 
 
 def test_flags_are_read_as_yaml():
@@ -270,3 +273,10 @@ def test_a_mapping_may_be_given_as_itself_as_json_or_as_a_file(tmp_path):
     for value in ("loss above 3", "{", str(tmp_path), 3, ["a"]):
         with pytest.raises(UserError, match=r"accelerator_config is .*; it must be a mapping"):
             make_config(NEEDED | {"accelerator_config": value})
+
+
+def test_a_key_that_is_newer_than_a_run_has_its_default_there():
+    config = make_config({"model": "m", "data": "d", "output_dir": "o"})
+    older = {k: v for k, v in json.loads(json.dumps(config.flat())).items() if k != "frames"}
+    assert config.changed(older) == []
+    assert make_config({"model": "m", "data": "d", "output_dir": "o", "frames": 4}).changed(older) == ["frames"]

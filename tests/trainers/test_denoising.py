@@ -18,6 +18,7 @@ from diagnostics.runlog import RunLogWriter, compact, read_run, write_frame, wri
 from diagnostics.sequences import Example
 from reports.build import build_report
 from reports.words import NOTE
+from trainers.denoisers import CONVENTIONS
 from trainers.loop.probe import Probe
 from trainers.loop.recorder import Recorder
 from trainers.loop.reference import LiveReference
@@ -69,6 +70,7 @@ def train(tmp_path):
         write_json(out / "config.json", config)
         said = dict(device="cpu", engine="denoiser", reference={"kind": "live", "model": "mlp"})
         said |= dict(objective={"name": objective, "beta": 20.0}, dtypes={"weights": "float32"}, hashes={})
+        said |= dict(conventions=CONVENTIONS)
         write_json(out / "manifest.json", manifest(**said) | {"finished": {"step": 6}})
         kept = dict(status="kept", reason="", prompt="x", chosen="y", rejected="z", doubts="")
         kept |= dict(chosen_length=1, rejected_length=1)

@@ -110,6 +110,42 @@ def test_every_objective_of_denoisers_is_tried_before_anything_is_read(world, na
     check(make_config(keys))
 
 
+def test_chains_of_sampling_steps_are_trained_on(world):
+    draw = np.random.default_rng(2)
+    arrays = {s: draw.normal(size=(20, 3, 1, SIDE, SIDE)).astype(np.float32) for s in ("chosen", "rejected")}
+    arrays |= {"times": np.tile([900, 500, 100], (20, 1)), "class_labels": np.arange(20) % CLASSES}
+    save_file(arrays, world / "chains.safetensors")
+    keys = {"likelihood": "steps", "objective": "d3po", "beta": 10.0, "data": str(world / "chains.safetensors")}
+    log = read_run(run(world, **keys))
+    assert log.steps["loss"].iloc[1] == pytest.approx(np.log(2), rel=1e-6)
+    assert log.draws.empty
+    last = log.pairs.query("split == 'probe' and step == 4")
+    assert (last["chosen_kl"] > 0).all()
+    assert "nats a number" in log.manifest["conventions"]["logps"]
+
+
+def test_lists_with_scores_and_two_conditions(world):
+    draw = np.random.default_rng(3)
+    scores = ([3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0])
+    rows = [{"images": draw.normal(size=(3, 16)).tolist(), "scores": s, "class": k} for k, s in enumerate(scores)]
+    (world / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"heldout_pairs": 0, "max_steps": 2, "beta": 50.0}
+    log = read_run(run(world, "lists", data=str(world / "lists.jsonl"), objective="rankdpo", **keys))
+    first, last = (
+        {f"row00000{k}/{p}" for p in those} for k, those in ((0, ("0-1", "0-2", "2-1")), (2, ("1-0", "2-0")))
+    )
+    assert set(log.audit["pair_id"]) == {"", *first, *last}
+    rows = [
+        {"sample": draw.normal(size=16).tolist(), "condition_w": k % 3, "condition_l": (k + 1) % 3} for k in range(9)
+    ]
+    rows[0]["condition_l"] = rows[0]["condition_w"]
+    (world / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = read_run(run(world, "two", data=str(world / "two.jsonl"), objective="cpo_condition", **keys))
+    assert log.audit["reason"].str.startswith("identical_completions").tolist() == [True] + [False] * 8
+    first = log.pairs.query("split == 'probe' and step == 0")
+    assert (first["chosen_logps"] != first["rejected_logps"]).all()
+
+
 def png(values: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(values.astype(np.uint8)).save(file, "png")

@@ -162,6 +162,114 @@ def test_the_folder_of_several_runs_is_refused(tmp_path):
         expand([str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *((name, 5) for name in ("checkpoint_5", "CHECKPOINT-5", "checkpoint-005", "ckpt5", "checkpoint-5 (copy)")),
+        *((name, 5) for name in ("iter_0000005", "epoch=1-step=5.ckpt", "step5_of_100", "5")),
+        *((name, None) for name in ("checkpoint-5e3", "checkpoint-5k", "checkpoint-5,000", "epoch-1.5", "step-0.5")),
+        *((name, None) for name in ("checkpoint-", "checkpoint-last", "checkpoint-\u0665", "\u0665", "substep5", "-5")),
+        *((name, None) for name in ("checkpoint-" + "9" * 20, "9" * 20)),  # no table holds such a step
+    ],
+)
+def test_a_name_gives_its_step_or_is_asked_for_it(name, step, tmp_path):
+    folder = str(whole(tmp_path / name))
+    if step is not None:
+        assert list(steps_of([folder], "base")) == [0, step]
+    else:
+        with pytest.raises(UserError, match="of which step is this"):
+            steps_of([folder], "base")
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [
+        *(('{"global_step": ' + n + "}", 9) for n in ("9", "9.0", '"9"')),
+        *(('{"global_step": ' + n + "}", 10) for n in ("true", "-9", "NaN", "null", "9.5", "1" + "0" * 30, "[9]")),
+        *((text, "cannot be read as JSON") for text in ("", '{"global_step": 9, "log_hi', "[]", "null", "[" * 10**5)),
+        ('{"global_step": 0}', "Step 0 is the reference, base"),
+        ('{"global_step": 5}', "are both of step 5"),
+    ],
+)
+def test_a_spoiled_state_is_a_sentence_or_leaves_the_name(state, outcome, tmp_path, capsys):
+    whole(tmp_path / "checkpoint-5")
+    (whole(tmp_path / "checkpoint-10") / "trainer_state.json").write_text(state)
+    if isinstance(outcome, int):
+        assert list(steps_of(expand([str(tmp_path)]), "base")) == [0, 5, outcome]
+        assert ("says step 9, its name 10" in capsys.readouterr().out) == (outcome == 9)
+    else:
+        with pytest.raises(UserError, match=outcome):
+            steps_of(expand([str(tmp_path)]), "base")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('{"current_steps": 3, "loss": NaN, "lr": -Infinity}\n', {3: {"loss": float("nan"), "lr": float("-inf")}}),
+        ('{"current_steps": 3, "loss": %s}\n' % ("9" * 400), {3: {"loss": float("inf")}}),
+        ('{"current_steps": 3, "loss": 1, "said": "a\u2028b\x85"}\r\n', {3: {"loss": 1.0}}),
+        ('{"current_steps": 3.0, "loss": 1}\n[1]\n\n', {3: {"loss": 1.0}}),
+        ('{"current_steps": "%s", "loss": 1}\n' % ("9" * 5000), {}),
+        *(('{"current_steps": ' + n + ', "loss": 1}\n', {}) for n in ("9" * 30, "-3", "true", '"\u00b2"')),
+        *((text, "line 1 is not JSON") for text in ('{"current_steps": 1, "lo{"current_steps": 2, "loss": 1}\n',
+                                                    "\0\n", "[" * 10**5 + "\n", "9" * 5000 + "\n")),
+    ],
+)  # fmt: skip
+def test_a_spoiled_log_is_a_sentence_or_its_own_numbers(text, rows, tmp_path):
+    (tmp_path / "trainer_log.jsonl").write_text(text, encoding="utf-8", newline="")
+    if isinstance(rows, dict):
+        wanted = {step: {f"theirs/{key}": value for key, value in row.items()} for step, row in rows.items()}
+        assert repr(read_logs(tmp_path, []).rows) == repr(wanted)  # NaN is NaN
+    else:
+        with pytest.raises(DataError, match=rows):
+            read_logs(tmp_path, [])
+
+
+def test_a_log_that_is_cut_within_a_letter_or_is_a_folder(tmp_path):
+    path = tmp_path / "trainer_log.jsonl"
+    path.write_bytes(b'{"current_steps": 3, "loss": 1, "said": "\xe4"}\n{"current_steps": 4, "said": "\xc3')
+    assert read_logs(tmp_path, []).rows == {3: {"theirs/loss": 1.0}}
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"trainer_log\.jsonl: cannot be read"):
+        read_logs(tmp_path, [])
+
+
+def test_links_to_what_is_there_anyway_are_passed_over(tmp_path):
+    """latest -> checkpoint-10, a copy by link under another step, links in a circle, to nothing, to the folder."""
+    out = tmp_path / "out"
+    for n in (5, 10):
+        whole(out / f"checkpoint-{n}", global_step=n)
+    links = {"latest": "checkpoint-10", "checkpoint-11": "checkpoint-10", "self": "self", "checkpoint-20": "gone"}
+    for name, target in (links | {"up": ".."} | {"here": "."}).items():
+        (out / name).symlink_to(target)
+    assert [Path(p).name for p in expand([str(out)])] == ["checkpoint-5", "checkpoint-10"]
+    whole(tmp_path / "disk" / "checkpoint-30")
+    (out / "checkpoint-30").symlink_to(tmp_path / "disk" / "checkpoint-30")  # on another disk
+    (tmp_path / "link").symlink_to(out)
+    assert [Path(p).name for p in expand([str(tmp_path / "link")])][-1] == "checkpoint-30"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["checkpoint-5", "checkpoint-5/"], "checkpoint-5/ is given twice, as step 5"),
+        (["checkpoint-5=5", "checkpoint-5=5"], "checkpoint-5 is given twice, as step 5"),
+        (["checkpoint-5=5", "checkpoint-5=6"], "checkpoint-5 is given twice, as step 5 and as step 6"),
+        (["checkpoint-5=7", "checkpoint-10=7"], "are both of step 7"),
+        (["checkpoint-5=10", "checkpoint-10"], "are both of step 10"),
+        *(([f"checkpoint-5={step}"], "is no step") for step in ("-5", "5.0", "", "5 ", "\u0665", "9" * 20, "5/100")),
+    ],
+)
+def test_what_stands_behind_a_path_is_its_step_or_refused(given, said, tmp_path):
+    for n in (5, 10):
+        whole(tmp_path / f"checkpoint-{n}")
+    names = expand([f"{tmp_path}/{name}" for name in given])
+    with pytest.raises(UserError, match=said):
+        steps_of(names, "base")
+    assert list(steps_of([f"{tmp_path}/checkpoint-5=0010"], "base")) == [0, 10]
+
+
 def test_the_best_model_is_not_taken_for_the_last(tmp_path):
     """transformers' Trainer with load_best_model_at_end: the state is of the end, the weights are of the best."""
     whole(tmp_path, global_step=30, best_model_checkpoint="checkpoint-10")

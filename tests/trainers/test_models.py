@@ -25,6 +25,7 @@ from diagnostics.token_likelihood import TokenLikelihood
 from trainers.models import (
     adapter_base,
     add_lora,
+    check_model,
     config_limit,
     load_config,
     load_model,
@@ -120,7 +121,7 @@ def test_no_weights_at_all(lm_folder, tmp_path):
 def test_damaged_weights(lm_folder, tmp_path):
     shutil.copy(Path(lm_folder) / "config.json", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
-    with pytest.raises(DataError, match="the model cannot be loaded"):
+    with pytest.raises(DataError, match=r"model\.safetensors: not readable as safetensors"):
         load_model(str(tmp_path))
 
 
@@ -275,6 +276,42 @@ def test_an_index_that_leads_elsewhere_is_refused(copied, name):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     with pytest.raises(DataError, match=r"to be read from .*, which is no \.safetensors file of this model"):
         load_model(str(folder))
+
+
+def test_weights_as_whole_numbers_are_quantised(copied):
+    """Without their scale, which no quantization_config names, they would be taken for weights of up to 127."""
+    folder, _, _ = copied
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(k for k in weights if "up_proj" in k)
+    save_file(weights | {name: (weights[name] * 100).to(torch.int8)}, path, metadata={"format": "pt"})
+    for read in (load_model, check_model):
+        with pytest.raises(DataError, match=rf"its weights are quantised \({name}: I8\)"):
+            read(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (Path.unlink, "missing, and the list of the model's weights names it"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-9]), "not readable as saf"),
+    ],
+)
+def test_a_shard_that_is_missing_or_cut_is_named(copied, spoil, said):  # fmt: skip
+    folder, _, _ = copied
+    weights = load_file(folder / "model.safetensors")
+    halves = {f"model-0000{i + 1}-of-00002.safetensors": list(weights)[i::2] for i in range(2)}
+    for leaf, keys in halves.items():
+        save_file({k: weights[k] for k in keys}, folder / leaf, metadata={"format": "pt"})
+    names = {k: leaf for leaf, keys in halves.items() for k in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (folder / "model.safetensors").unlink()
+    assert load_model(str(folder))
+    check_model(str(folder))
+    spoil(folder / "model-00002-of-00002.safetensors")
+    for read in (load_model, check_model):
+        with pytest.raises(DataError, match=rf"model-00002-of-00002\.safetensors: {said}"):
+            read(str(folder))
 
 
 def test_a_decoy_beside_pickles_is_not_enough(copied):

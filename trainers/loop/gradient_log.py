@@ -147,8 +147,8 @@ def check(args: TrainingArguments, parameters: dict[str, Any], *, sharded: bool)
     settings: Any = args.gradient_checkpointing_kwargs or {}
     reentrant = settings.get("use_reentrant")
     reasons = {
-        "a sharded model (FSDP, DeepSpeed): its weights are never whole": sharded,
-        "torch_compile": args.torch_compile,
+        "a sharded model (FSDP, DeepSpeed), whose weights are never whole; launch without them": sharded,
+        "torch_compile; leave it out": args.torch_compile,
         "fp16, whose small gradients vanish without loss scaling; use bf16": args.fp16,
         "reentrant gradient checkpointing; set use_reentrant to false": args.gradient_checkpointing and reentrant,
         "grad_parameters: head here, because the head is not trained; use all": not parameters,

@@ -38,7 +38,7 @@ class ProbeSchedule:
     @property
     def nats(self) -> bool:
         """Whether likelihoods are log-probs."""
-        return self.probe.likelihood.kind != "denoising"
+        return self.probe.likelihood.kind == "tokens"
 
     def at(self, model: nn.Module, step: int, epoch: float, *, last: bool = False) -> dict[str, Any]:
         """Measure where this step's turn has come, and write; what of it stands in steps.jsonl, empty where it has not
@@ -46,7 +46,7 @@ class ProbeSchedule:
         if step and not last and not (self.every and step % self.every == 0):
             return {}
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
-        found = self.probe.measure(model, step, epoch, tokens=keep)
+        found = self.probe.measure(model, step, epoch, tokens=keep, without=step == 0 or last)
         self.probed = step
         if self.main:
             self.writer.append("pairs", [ordered(row) for row in found.pairs])

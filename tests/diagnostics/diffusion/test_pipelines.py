@@ -1,17 +1,24 @@
 """Models of diffusers, tiny and random: each through its own forward, saved and loaded as diffusers does."""
 
+import io
 import json
+import string
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from diagnostics.diffusion import noise
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
 from diagnostics.diffusion.sample import Sample, sample_pair
 from diagnostics.errors import DataError
 from diagnostics.likelihood import pair_stats
+from diagnostics.runlog import read_run
+from trainers.config import make_config
 from trainers.denoisers import load_denoiser
+from trainers.run import train
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -121,3 +128,69 @@ def test_what_is_not_whole_or_not_safe_is_refused(tmp_path):
     (tmp_path / "net" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     with pytest.raises(DataError, match="holds a AutoencoderKL"):
         load_denoiser(str(tmp_path / "net"))
+
+
+def pipeline(folder):
+    """A tiny random Stable Diffusion pipeline, saved as diffusers does."""
+    transformers = pytest.importorskip("transformers")
+    words = ["<|startoftext|>", "<|endoftext|>", *(c + end for c in string.ascii_lowercase for end in ("", "</w>"))]
+    (folder / "words").mkdir(parents=True)
+    (folder / "words" / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+    (folder / "words" / "merges.txt").write_text("#version: 0.2\n")
+    torch.manual_seed(0)
+    text = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16, scaling_factor=0.2,
+    )  # fmt: skip
+    made = diffusers.StableDiffusionPipeline(
+        vae=vae, text_encoder=transformers.CLIPTextModel(text),
+        scheduler=diffusers.DDPMScheduler(steps_offset=1, clip_sample=False),
+        tokenizer=transformers.CLIPTokenizer(
+            str(folder / "words" / "vocab.json"), str(folder / "words" / "merges.txt"), model_max_length=8
+        ),
+        unet=diffusers.UNet2DConditionModel(**NETS["UNet2DConditionModel"] | {"in_channels": 4, "out_channels": 4}),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    made.save_pretrained(folder / "pipe")
+    return made
+
+
+def test_a_pipeline_is_trained_with_an_adapter_from_images_to_log(tmp_path):
+    pipe, draw = pipeline(tmp_path), np.random.default_rng(0)
+
+    def image() -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(draw.integers(0, 255, size=(24, 20, 3), dtype=np.uint8)).save(file, "jpeg")
+        return file.getvalue()
+
+    rows = [
+        {"jpg_0": image(), "jpg_1": image(), "label_0": float(k % 2), "caption": "a cat"[: k % 3 + 3]} for k in range(9)
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "pairs.parquet")
+    keys = {
+        "likelihood": "denoising", "objective": "diffusion_dpo", "model": str(tmp_path / "pipe"), "lora_r": 2,
+        "lora_targets": "to_k,to_q,to_v,to_out.0", "data": str(tmp_path / "pairs.parquet"), "max_steps": 3, "draws": 2,
+        "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 2, "learning_rate": 0.01, "use_cpu": True,
+        "disable_tqdm": True, "heldout_pairs": 0, "probe_pairs": 4,
+    }  # fmt: skip
+    log = read_run(train(make_config(keys)))
+    first, last = (log.pairs.query(f"split == 'probe' and step == {k}") for k in (0, 3))
+    assert np.array_equal(first["chosen_logps"], first["ref_chosen_logps"])
+    assert np.array_equal(first["ref_chosen_logps"], last["ref_chosen_logps"])
+    assert not np.array_equal(last["chosen_logps"], last["ref_chosen_logps"])
+    assert len(list((tmp_path / "latents").glob("*.safetensors"))) == 18  # each image once
+    model = load_denoiser(str(tmp_path / "run" / "model"))
+    assert model.told == "text"
+    # a latent is the mode of the VAE's posterior, scaled; a text is what the pipeline itself makes of it
+    seen = model.see([np.full((16, 16, 3), 255, np.uint8)])[0]
+    own = pipe.vae.eval().encode(torch.ones(1, 3, 16, 16)).latent_dist.mode()[0] * 0.2
+    assert torch.allclose(torch.from_numpy(seen), own, atol=1e-5)
+    told = model.tell(["a cat"])[0]["encoder_hidden_states"]
+    wanted = pipe.encode_prompt("a cat", torch.device("cpu"), 1, False)[0][0]
+    assert torch.allclose(torch.from_numpy(told), wanted, atol=1e-6)
+    model.save(tmp_path / "whole")
+    diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "whole", use_safetensors=True)

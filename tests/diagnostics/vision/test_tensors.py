@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import vlms
+from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -16,10 +17,10 @@ from diagnostics.media import of_frames
 from diagnostics.vision.placeholders import Qwen, SmolVLM
 from diagnostics.vision.tensors import normal, prepare, visual
 
-SIZES = [(32, 32), (40, 72), (90, 30)]
+SIZES = [(32, 32), (40, 72), (90, 30), (1, 1), (3, 40)]  # the last two read as (channels, H, W) as well
 
 
-def theirs(name: str, image: np.ndarray, config: Any) -> tuple[np.ndarray, Any]:
+def theirs(name: str, image: Image.Image, config: Any) -> tuple[np.ndarray, Any]:
     side = {"height": 32, "width": 32}
     if name.startswith("qwen"):
         half = [0.5] * 3
@@ -46,10 +47,12 @@ def test_an_image(made, request, size):
     if name == "smolvlm":
         family = replace(family, settings={"image": {"do_image_splitting": False, "size": {"longest_edge": 4 * 364}}})
     found = prepare(family, item, True)
-    wanted, grid = theirs(name, item.frames()[0], model.config)
+    wanted, grid = theirs(name, Image.fromarray(item.frames()[0]), model.config)
     assert found.grid == grid
     assert found.pixels.shape == wanted.shape
     assert np.abs(found.pixels.numpy() - wanted).max() < 1e-5
+    tag = family.tags["image"]
+    assert family.expand(tag, (item,)).count(tag) == sum(found.runs)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
