@@ -18,8 +18,11 @@ from reports.notebooks import beside, execute
 def make(before: Path, after: Path, out: Path | None = None, *, text: bool = True) -> tuple[Compared, list[str], Path]:
     """Compare two runs; the comparison, five lines of Markdown, and the page. out: default is report/ in `after`.
 
-    Writes diff-<before>.html and diff-<before>.md. Raises DataError where the runs share no measured pair.
+    Writes diff-<before>.html and diff-<before>.md. Raises UserError for one run given
+    twice, DataError where the runs share no measured pair.
     """
+    if Path(before).resolve() == Path(after).resolve():
+        raise UserError(f"{before}: is given twice. Give two different runs.")
     both = verdict.compare(_run(before), _run(after))
     out = (out or after / "report").resolve()
     out.mkdir(parents=True, exist_ok=True)

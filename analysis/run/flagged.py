@@ -27,9 +27,9 @@ class Flagged:
     pairs: pd.DataFrame
 
     @property
-    def meaning(self) -> str:
-        """What the column says, in a sentence."""
-        return f"by {self.measure}, in the scores {self.name}; rank 1 is the most prone"
+    def head(self) -> dict[str, str]:
+        """The column's name, and what it means."""
+        return {f"flagged by {self.measure}?": f"in the scores {self.name}, before training; rank 1 is the most prone"}
 
     def cell(self, pair_id: str) -> Cell:
         """Flagged or not, and the rank, with a link to the row of the scores' page where it has one."""

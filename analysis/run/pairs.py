@@ -106,7 +106,7 @@ def _numbers(found: dict[str, pd.DataFrame]) -> Block:
 def _table(table: pd.DataFrame, texts: pd.DataFrame, split: str, before: Flagged | None) -> Block:
     if table.empty:
         return page.EMPTY
-    known = {"flagged before?": before.meaning} if before else _PLACE
+    known = before.head if before else _PLACE
     made = page.sortable(
         _HEADS | known | {"tokens": "chosen / rejected"},
         [_row(row, texts, _ANCHORS[split], before) for row in table.head(ROWS).to_dict("records")],
