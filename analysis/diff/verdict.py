@@ -88,7 +88,7 @@ _UNFINISHED = "has not finished, so this is no verdict"
 def _unlike_steps(both: Compared) -> str:
     """Says so where the runs are read at different steps; "" where they are not."""
     logs = (both.before, both.after)
-    steps = [int(log.pairs["step"].max()) for log in logs]
+    steps = [int(log.pairs["step"].to_numpy().max()) for log in logs]
     if steps[0] == steps[1]:
         return ""
     early = 0 if steps[0] < steps[1] else 1
