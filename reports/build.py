@@ -60,8 +60,10 @@ def build_report(
     compared = diff.against(baseline, logs) if baseline else []
     out = Path(out).resolve() if out else paths[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
-    pages += [diff.page(both, out, {page.title: f"{page.stem}.html" for page in pages}, text=text) for both in compared]
     pages = _distinct(pages)
+    made = {str(page.parameters["run_dir"]): f"{page.stem}.html" for page in pages if "run_dir" in page.parameters}
+    pages = _distinct(pages + [diff.page(both, out, made, text=text) for both in compared])
+    pages = [_with_links(page, logs, scores, pages, out) for page in pages]
     _run_all(
         pages,
         out,
@@ -106,6 +108,23 @@ def _without_text(page: Page) -> Page:
     """The page with numbers alone, where its notebook shows texts."""
     known = takes(page.notebook)
     return dataclasses.replace(page, parameters={**page.parameters, "text": False}) if "text" in known else page
+
+
+def _with_links(
+    page: Page, logs: Sequence[RunLog], scores: Sequence[runs.Flags], pages: Sequence[Page], out: Path
+) -> Page:
+    """The page with the addresses of others that its notebook takes: a run's of those of the score folders, a page of
+    many runs of theirs, made here or before; "" for none."""
+    made = {str(p.parameters.get(_OF.get(p.notebook, ""))): f"{p.stem}.html" for p in pages}
+    more: dict[str, dict[str, str]] = {}
+    if "flags" in takes(page.notebook):
+        more["flags"] = {str(found.path): made.get(str(found.path), "") for found in scores}
+    if "pages" in takes(page.notebook):
+        more["pages"] = {str(log.path): made.get(str(log.path)) or diff.page_of(log, out) for log in logs}
+    return dataclasses.replace(page, parameters={**page.parameters, **more})
+
+
+_OF = {"run_report": "run_dir", "flag_report": "flag_dir"}  # the pages of one folder, and its parameter
 
 
 def _folders(path: Path) -> list[Path]:

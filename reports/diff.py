@@ -18,8 +18,11 @@ from reports.notebooks import beside, execute
 def make(before: Path, after: Path, out: Path | None = None, *, text: bool = True) -> tuple[Compared, list[str], Path]:
     """Compare two runs; the comparison, five lines of Markdown, and the page. out: default is report/ in `after`.
 
-    Writes diff-<before>.html and diff-<before>.md. Raises DataError where the runs share no measured pair.
+    Writes diff-<before>.html and diff-<before>.md. Raises UserError for one run given
+    twice, DataError where the runs share no measured pair.
     """
+    if Path(before).resolve() == Path(after).resolve():
+        raise UserError(f"{before}: is given twice. Give two different runs.")
     both = verdict.compare(_run(before), _run(after))
     out = (out or after / "report").resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -30,10 +33,10 @@ def make(before: Path, after: Path, out: Path | None = None, *, text: bool = Tru
 
 
 def page(both: Compared, out: Path, made: Mapping[str, str], *, text: bool = True) -> Page:
-    """The page to make in `out`, with links to the runs' own pages: those that are made with it (address by title), or
-    were made before."""
+    """The page to make in `out`, with links to the runs' own pages: those that are made with it (address by the run's
+    folder), or were made before."""
     logs, (before, after) = (both.before, both.after), both.names
-    first, second = (made.get(f"Run {log.name}") or _page_of(log, out) for log in logs)
+    first, second = (made.get(str(log.path)) or page_of(log, out) for log in logs)
     parameters = {"before": str(logs[0].path), "after": str(logs[1].path), "text": text}
     parameters |= {"before_page": first, "after_page": second}
     stem = f"diff-{slug(both.after.name if made else both.before.name)}"  # the other one is the report's
@@ -62,8 +65,8 @@ def _run(path: Path) -> RunLog:
     return runs.load(path)
 
 
-def _page_of(log: RunLog, out: Path) -> str:
-    """Address from `out` of the run's own page; "" where none was made here or in its folder."""
-    places = [folder / f"run-{slug(log.name)}.html" for folder in (out, log.path / "report")]
-    found = next((place for place in places if place.is_file()), None)
-    return quote(os.path.relpath(found.resolve(), out.resolve())) if found else ""
+def page_of(log: RunLog, out: Path) -> str:
+    """Address from `out` of the page that was made in the run's own folder; "" where none was. A page of the same name
+    elsewhere may be another run's."""
+    made = log.path / "report" / f"run-{slug(log.name)}.html"
+    return quote(os.path.relpath(made.resolve(), out.resolve())) if made.is_file() else ""

@@ -91,6 +91,8 @@ def execute(
     if not source.exists():
         raise UserError(f"{page.notebook}: no such notebook. There are: {', '.join(names())}.")
     check_parameters(source, page.parameters)
+    if figures:
+        _empty(figures / page.stem)
     try:
         _papermill(source, done, page.parameters, figures / page.stem if figures else None)
     except PapermillExecutionError as error:
@@ -106,6 +108,13 @@ def execute(
     made = render(done, page.title, links, beside)
     words.for_run(made, page.parameters)
     return made
+
+
+def _empty(folder: Path) -> None:
+    """Take away the figures and tables of an earlier report, which may hold other numbers, or texts to be left out."""
+    for path in folder.glob("*"):
+        if re.fullmatch(r"\d\d+-[a-z0-9-]+\.(svg|pdf|txt|csv|tex)", path.name):
+            path.unlink()
 
 
 def beside(out: Path) -> list[str]:

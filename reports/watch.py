@@ -35,7 +35,7 @@ def watch(path: Path, *, every: float = 5.0, once: bool = False, console: Consol
         raise DataError(
             f"{path}: no run there yet. Give a folder that `chesboard train`, `trace` or a callback writes."
         )
-    run = runs.load(path)
+    run = runs.load(path) if once else _read(path, every)
     if once or not live.of(run).going:
         console.print(view(run))
         return

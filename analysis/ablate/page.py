@@ -1,7 +1,7 @@
 """The sections of the ablation: each joins a table, its judgement and its figure, and returns a Block."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.ablate import figures as ablate_figures
 from analysis.ablate import tables
 from analysis.ablate.tables import Ablation
+from analysis.run import overview
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.wording import count, number, percent, signed, span
@@ -121,6 +122,16 @@ def gaps(found: Ablation) -> Block:
     if table.empty:
         return page.missing("Differences", "There are no two runs of the same share and seed.")
     return _table(table, columns, {})
+
+
+def every_run(found: Ablation, pages: Mapping[str, str] | None = None) -> Block:
+    """One line a finished run. pages: addresses of the runs' own pages, by their folders."""
+    logs = [log for log in found.logs if log.name not in found.unfinished]
+    return overview.each(logs, [_line(tables.head(log)) for log in logs], pages or {})
+
+
+def _line(head: dict[str, Any]) -> dict[str, str]:
+    return {"without": _arm(head), "training": _length(head), "seed": str(head["seed"])}
 
 
 def setting(found: Ablation) -> Block:

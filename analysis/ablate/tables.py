@@ -84,11 +84,7 @@ def run_row(run: RunLog, own: set[str], common: set[str]) -> dict[str, Any]:
     """One run at its end: seed, arm, order (its place in ARMS), by ("" for none), drop, equal_steps, trained (pairs),
     steps, then for each of SETS <set>_n and <set>_<measure>, and each tracked group's mean probability at the end and,
     as start_<group>, before."""
-    config = run.config
-    row: dict[str, Any] = {"run": run.name, "seed": _seed(run), "arm": str(config["ablate_arm"])}
-    row["order"] = ARMS.index(row["arm"])
-    row |= {"by": str(config.get("ablate_by") or ""), "drop": float(config.get("ablate_drop") or 0.0)}
-    row |= {"equal_steps": bool(config.get("ablate_equal_steps")), "trained": len(own)}
+    row = head(run) | {"trained": len(own)}
     row["steps"] = int(max(run.steps["step"], default=0))
     probe, held_out = (_last(board.with_ratios(runs.rows(run, split))) for split in ("probe", "eval"))
     parts = {"eval": held_out, "common": probe.loc[probe["pair_id"].isin(list(common))]}
@@ -100,6 +96,15 @@ def run_row(run: RunLog, own: set[str], common: set[str]) -> dict[str, Any]:
     for name in map(str, groups):
         row[f"start_{name}"], row[name] = mass.first_and_last(groups, name)
     return row
+
+
+def head(run: RunLog) -> dict[str, Any]:
+    """What identifies a run of the ablation: run, seed, arm, order, by, drop and equal_steps, see `run_row`."""
+    config = run.config
+    row: dict[str, Any] = {"run": run.name, "seed": _seed(run), "arm": str(config["ablate_arm"])}
+    row["order"] = ARMS.index(row["arm"])
+    row |= {"by": str(config.get("ablate_by") or ""), "drop": float(config.get("ablate_drop") or 0.0)}
+    return row | {"equal_steps": bool(config.get("ablate_equal_steps"))}
 
 
 def summary(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from analysis.compare import figures
 from analysis.compare import verdict as judged
 from analysis.compare.board import Board
 from analysis.compare.figures import Dots
+from analysis.run import overview
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, REJECTED
@@ -116,6 +117,16 @@ def accuracy(board: Board) -> Block:
     """Implicit, ranking, top-token and sampled-token accuracy."""
     names = [f"eval_{k}" for k in ("implicit", "ranking", "top", "sampled")]
     return _table(board, [*names, "probe_implicit"], begin=True)
+
+
+def every_run(board: Board, pages: Mapping[str, str] | None = None) -> Block:
+    """One line a finished run. pages: addresses of the runs' own pages, by their folders."""
+    logs = [log for log in board.logs if log.name not in board.unfinished]
+    return overview.each(logs, [_line(tables.head(log)) for log in logs], pages or {})
+
+
+def _line(head: Mapping[str, Any]) -> dict[str, str]:
+    return {"objective": head["label"], "learning rate": f"{head['rate']:g}", "seed": str(head["seed"])}
 
 
 def comparisons(board: Board) -> Block:

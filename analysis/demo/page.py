@@ -1,7 +1,7 @@
 """The sections of the demo report: each joins a table, its judgement and its figure, and returns a Block."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from analysis.demo import claims as judged
 from analysis.demo import figures as demo_figures
 from analysis.demo import tables
 from analysis.demo.tables import Demo
-from analysis.run import kept
+from analysis.run import kept, overview
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.wording import ABSENT, number, percent, signed
@@ -113,9 +113,9 @@ def pair_kinds(demo: Demo) -> Block:
     return page.stack(page.picture(figure, "AUROC for the pair kind"), page.table(pd.DataFrame(rows)))
 
 
-def every_run(demo: Demo) -> Block:
-    """One line a run: the same numbers for all of them."""
-    return page.table(pd.DataFrame([_line(run) for run in demo.logs]))
+def every_run(demo: Demo, pages: Mapping[str, str] | None = None) -> Block:
+    """One line a run: the same numbers for all of them. pages: addresses of the runs' own pages, by their folders."""
+    return overview.each(demo.logs, [_line(run) for run in demo.logs], pages or {})
 
 
 def _claim(claim: judged.Target) -> dict[str, str]:
@@ -170,7 +170,6 @@ def _line(run: RunLog) -> dict[str, str]:
     tracked = mass.tracked(run.mass)
     groups = {c: mass.first_and_last(tracked, c) for c in tracked}
     return {
-        "run": run.name,
         "case": tables.case_name(str(run.config.get("demo_case", ""))),
         "seed": str(run.config.get("demo_seed", "–")),
         "objective": str(run.config.get("objective", "–")),

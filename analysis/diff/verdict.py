@@ -69,14 +69,32 @@ def state(both: Compared, split: str) -> str:
 
 def judge(both: Compared) -> list[Finding]:
     """The verdict first, then every difference. passed: False where the second run displaces more on probe or held-out
-    pairs, True where it does so on neither and less on one, else None."""
+    pairs, True where it does so on neither and less on one, else None; None too where a run that has not finished is
+    read at an earlier step than the other, for less training displaces less."""
     states = {split: state(both, split) for split in both.found}
     kinds = set(states.values())
     passed = False if MORE in kinds else True if LESS in kinds and MIXED not in kinds else None
+    unlike = _unlike_steps(both)
+    passed = None if unlike.endswith(_UNFINISHED) else passed
     main = both.found[next(iter(both.found))]["fell"]
-    said = "; ".join(_said(both, split, states[split]) for split in both.found)
+    said = "; ".join([*(_said(both, split, states[split]) for split in both.found), *([unlike] if unlike else [])])
     first = Finding("difference", main.value, main.n, main.interval, 0.0, passed, said)
     return [first, *(_finding(split, what, d) for split, of in both.found.items() for what, d in of.items() if d.n)]
+
+
+_UNFINISHED = "has not finished, so this is no verdict"
+
+
+def _unlike_steps(both: Compared) -> str:
+    """Says so where the runs are read at different steps; "" where they are not."""
+    logs = (both.before, both.after)
+    steps = [int(log.pairs["step"].to_numpy().max()) for log in logs]
+    if steps[0] == steps[1]:
+        return ""
+    early = 0 if steps[0] < steps[1] else 1
+    words = f"{both.names[0]} is read at step {steps[0]} and {both.names[1]} at step {steps[1]}"
+    finished = logs[early].manifest.get("finished")
+    return words if finished else f"{words}: {both.names[early]} {_UNFINISHED}"
 
 
 def _said(both: Compared, split: str, found: str) -> str:
@@ -182,6 +200,7 @@ def markdown(both: Compared) -> list[str]:
     """Five lines for a pull request, not escaped."""
     sign = {True: "✅", False: "⚠️", None: "ℹ️"}[judge(both)[0].passed]
     said = "; ".join(_words(both, split, state(both, split)) for split in both.found)
+    said += f"; {unlike}" if (unlike := _unlike_steps(both)) else ""
     lines = [f"{sign} {said}.", *(_line(both, split) for split in PAIRS)]
     worse, better = (sum(k) for k in zip(*(crossed(both, split) for split in both.found)))
     lines.append(f"Pairs whose chosen answer falls only now: {worse}; that no longer falls: {better}.")

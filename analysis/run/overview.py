@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -58,6 +59,19 @@ def _folded(rows: list[list[Cell]]) -> list[Cell]:
     lines = [page.links([(row[0].words, row[0].link), (f"{row[1].words}, {row[3].words} fell", "")]) for row in others]
     more = page.fold(f"and {len(others)} of other seeds", *lines)
     return [replace(first[0], more=more), *first[1:]]
+
+
+def each(logs: Sequence[RunLog], said: Sequence[Mapping[str, str]], pages: Mapping[str, str]) -> Block:
+    """One line a run, in words: its name, with a link to its own page or the command that makes one, then what is said
+    of it, the same of each. pages: addresses of the pages by the runs' folders."""
+    heads = {"run": "", **dict.fromkeys(said[0] if said else (), "")}
+    rows = [[_named(log, pages.get(str(log.path), "")), *map(Cell, of.values())] for log, of in zip(logs, said)]
+    return page.sortable(heads, rows, name="runs")
+
+
+def _named(run: RunLog, address: str) -> Cell:
+    below = "" if address else f"no page: chesboard report {shlex.quote(str(run.path))}"
+    return Cell(run.name, link=address, below=below)
 
 
 def counts(logs: Sequence[RunLog]) -> str:

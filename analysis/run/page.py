@@ -1,6 +1,6 @@
 """The sections of the run report: each joins a table, its judgement and its figure, and returns a Block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import wraps
 from html import escape
@@ -144,9 +144,10 @@ def numbers(run: RunLog) -> Block:
 
 
 @probed
-def pairs(run: RunLog, worst: int, text: bool = True) -> Block:
-    """The worst pairs token by token, then all of them."""
-    return pairs_of.section(run, worst, text=text)
+def pairs(run: RunLog, worst: int, text: bool = True, flags: Mapping[str, str] | None = None) -> Block:
+    """The worst pairs token by token, then all of them. flags: score folders reported beside the run, with the
+    addresses of their pages."""
+    return pairs_of.section(run, worst, text=text, flags=flags)
 
 
 @probed

@@ -1,12 +1,14 @@
 """The pairs of a run: the worst ones token by token, then all of them in a table that sorts, filters and links."""
 
 import math
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import pandas as pd
 
-from analysis.run import card, verdict
+from analysis.run import card, flagged, verdict
+from analysis.run.flagged import Flagged
 from analysis.show import page
 from analysis.show.page import Block, Cell
 from analysis.show.wording import ABSENT, count, number, signed, visible
@@ -19,15 +21,17 @@ ROWS = 1000  # pairs in the table of a page
 OPEN = 12  # a table of more pairs is folded
 
 
-def section(run: RunLog, worst: int, *, text: bool = True) -> Block:
+def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, str] | None = None) -> Block:
     """The cards of the worst pairs (of those held out, where only they are displaced), the legend of their colours, and
-    the tables. text: False leaves all texts out."""
+    the tables. text: False leaves all texts out; flags: score folders reported beside it, with their pages'
+    addresses."""
     first = "eval" if card.displaced(run) == ("eval",) else "probe"
     table = pair_table.of_run(run, first)
     other = pair_table.of_run(run, "probe") if first == "eval" else pair_table.of_run(run, "eval")
     texts = runs.texts(runs.audits(run) if text else pd.DataFrame())
     fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
     full = pair_table.scale(run, fallen) if text else math.nan
+    before = flagged.of(run, flags or {})
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]
     shown = runs.pictures(run) if text else pd.DataFrame({"pair_id": []})
     cards = [_card(run, row, texts, full, shown) for row in table.head(len(fallen)).to_dict("records")] if text else []
@@ -35,8 +39,8 @@ def section(run: RunLog, worst: int, *, text: bool = True) -> Block:
         *said,
         *([_legend(full)] if cards and full == full else []),
         *cards,
-        _table(table, texts, first),
-        _table(other, texts, "eval" if first == "probe" else "probe"),
+        _table(table, texts, first, before),
+        _table(other, texts, "eval" if first == "probe" else "probe", before),
     )
 
 
@@ -102,12 +106,13 @@ def _numbers(found: dict[str, pd.DataFrame]) -> Block:
     return page.fold("Numbers of every token (nats)", made)
 
 
-def _table(table: pd.DataFrame, texts: pd.DataFrame, split: str) -> Block:
+def _table(table: pd.DataFrame, texts: pd.DataFrame, split: str, before: Flagged | None) -> Block:
     if table.empty:
         return page.EMPTY
+    known = before.head if before else _PLACE
     made = page.sortable(
-        _HEADS,
-        [_row(row, texts, _ANCHORS[split]) for row in table.head(ROWS).to_dict("records")],
+        _HEADS | known | {"tokens": "chosen / rejected"},
+        [_row(row, texts, _ANCHORS[split], before) for row in table.head(ROWS).to_dict("records")],
         name="pairs",
         filter_by="outcome",
     )
@@ -123,14 +128,14 @@ _HEADS = {
     "pair": "", "outcome": "", "chosen": "change of the chosen answer, nats",
     "per token": "of the chosen answer, nats per token", "rejected": "change of the rejected answer, nats",
     "KL": "KL(reference || policy) on the chosen answer, nats", "CHES": "before training; high is prone",
-    "LN-CHES place": "1: the pair that LN-CHES would have flagged first", "tokens": "chosen / rejected",
 }  # fmt: skip
+_PLACE = {"LN-CHES place": "1: the pair that LN-CHES would have flagged first"}
 
 
 _ANCHORS = {"probe": "pair", "eval": "heldout-pair"}
 
 
-def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
+def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str, before: Flagged | None) -> list[Cell]:
     source = row["source_row"]
     anchor = f"{kind}-{row['pair_id']}"
     where = f"row {source}" if source >= 0 else ""
@@ -138,7 +143,7 @@ def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
     if row["pair_id"] in texts.index:
         text = texts.loc[row["pair_id"]]
         body = page.fold("read", *(page.text(name, text[name], 600) for name in ("prompt", *runs.SIDES)))
-    place = "" if row["place"] != row["place"] else f"{row['place']:.0f}"
+    place = Cell("" if row["place"] != row["place"] else f"{row['place']:.0f}", row["place"])
     lengths = " / ".join(ABSENT if n != n else f"{n:.0f}" for n in (row["chosen_length"], row["rejected_length"]))
     return [
         Cell(str(row["pair_id"]), source, anchor, where, body),
@@ -146,7 +151,7 @@ def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
         *(Cell(signed(row[c]), row[c]) for c in ("chosen", "per_token", "rejected")),
         Cell(number(row["kl"]), row["kl"]),
         Cell(number(row["ches_score"]), row["ches_score"]),
-        Cell(place, row["place"]),
+        before.cell(str(row["pair_id"])) if before else place,
         Cell(lengths, row["chosen_length"]),
     ]
 

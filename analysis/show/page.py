@@ -104,15 +104,18 @@ def tiles(found: Sequence[Tile]) -> Block:
 
 
 def picture(figure: Figure, alt: str) -> Block:
-    """A figure as an image inside the page; `alt` says in words what it shows."""
+    """A figure as an image inside the page, which scrolls where a screen is too narrow to read it whole; `alt` says in
+    words what it shows."""
     files.keep_figure(figure, alt)
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=140, metadata={"Software": None})
-    with Image.open(drawn) as image:  # 128 colours: a third of the size, and no difference to be seen
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    with Image.open(drawn) as image:  # 128 colours, lossless WebP: a quarter of the size, and no difference to be seen
+        few = image.convert("RGB").quantize(128, dither=Image.Dither.NONE).convert("RGB")
+        few.save(small, "webp", lossless=True, method=4)
     data = base64.b64encode(small.getvalue()).decode()
-    width = round(102 * figure.get_figwidth())  # the same size of letters in every figure
-    return Block(f'<img class="figure" width="{width}" alt="{escape(alt)}" src="data:image/png;base64,{data}">')
+    width, words = round(102 * figure.get_figwidth()), escape(alt)  # the same size of letters in every figure
+    shown = f'<img class="figure" width="{width}" alt="{words}" src="data:image/webp;base64,{data}">'
+    return Block(f'<div class="drawn" tabindex="0" role="region" aria-label="figure">{shown}</div>')
 
 
 def frames(png: bytes, words: str) -> Block:

@@ -58,7 +58,7 @@ def test_pages_fetch_nothing_and_run_nothing(report):
         hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
         assert html.count("<script") == len(scripts) <= 1  # ours alone, which the policy knows by its hash
         assert all(f"script-src 'sha256-{found}'" in html for found in hashes)
-        assert all(source and source.startswith("data:image/png;base64,") for source in found.sources)
+        assert all(source and source.startswith("data:image/webp;base64,") for source in found.sources)
         assert "url(" not in html.split("</style>")[0]
         assert "@import" not in html.split("</style>")[0]
         assert "default-src 'none'" in html
@@ -84,7 +84,7 @@ def test_hostile_prompts_are_text_on_the_page(report, nasty):
 
 def test_the_page_holds_figures_and_no_code(report):
     html = (report[0].parent / "run-my-run-1-b.html").read_text()
-    assert html.count("data:image/png") >= 9
+    assert html.count("data:image/webp") >= 9
     assert "run_page.summary" not in html
 
 

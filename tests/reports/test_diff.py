@@ -1,6 +1,8 @@
 """One run against another: the page, the lines for a pull request, and what cannot be compared."""
 
+import json
 import re
+import shutil
 
 import pytest
 
@@ -118,3 +120,38 @@ def test_settings_that_differ_name_both_values(make_run):
     both = _both(make_run("a"), make_run("b", config=dict(learning_rate=1e-6, output_dir="elsewhere")))
     assert verdict.settings(both).to_dict("records") == [dict(setting="learning_rate", before=None, after=1e-6)]
     assert re.search(r"learning_rate None → 1e-06", verdict.markdown(both)[4])
+
+
+def test_a_run_that_stopped_early_is_not_called_better(make_run):
+    whole, stopped = make_run("whole"), make_run("stopped")
+    rows = read_table(stopped, "pairs").query("step <= 10")
+    shutil.rmtree(stopped / "pairs")
+    log = RunLogWriter(stopped)
+    log.append("pairs", rows.to_dict("records"))
+    log.close()
+    both = _both(whole, stopped)
+    assert verdict.state(both, "probe") == verdict.LESS
+    found = verdict.judge(both)[0]
+    assert found.passed is None
+    said = "whole is read at step 20 and stopped at step 10"
+    assert found.meaning.endswith(f"{said}: stopped has not finished, so this is no verdict")
+    assert verdict.markdown(both)[0].startswith("ℹ️")
+    about = json.loads((stopped / "manifest.json").read_text())
+    write_json(stopped / "manifest.json", about | {"finished": {"step": 10}})
+    found = verdict.judge(_both(whole, stopped))[0]
+    assert found.passed is True
+    assert found.meaning.endswith(said)
+
+
+def test_a_run_given_twice_is_refused(two):
+    with pytest.raises(UserError, match="is given twice"):
+        diff.make(two[0], two[0])
+
+
+def test_runs_of_one_name_link_each_to_its_own_page(make_run, tmp_path):
+    before, after = (runs.load(make_run(f"{folder}/run")) for folder in ("a", "b"))
+    out = after.path / "report"
+    out.mkdir()
+    (out / "run-run.html").write_text("the page of the second")
+    found = diff.page(verdict.compare(before, after), out, {}).parameters
+    assert (found["before_page"], found["after_page"]) == ("", "run-run.html")

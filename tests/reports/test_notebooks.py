@@ -90,7 +90,13 @@ def test_figures_and_tables_lie_in_a_folder_of_the_page(tmp_path, monkeypatch):
     code = "import pandas as pd\nfrom analysis.show import page\npage.table(pd.DataFrame({'a': [x]}))"
     _notebook(tmp_path / "tables.ipynb", "x = 1", code)
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    old = tmp_path / "figures" / "out"
+    old.mkdir(parents=True)
+    for name in ("07-pairs.csv", "mine.csv"):
+        (old / name).write_text("a text that is to be left out now")
     notebooks.execute(Page("tables", "Tables", {"x": 7}, "out"), tmp_path, figures=tmp_path / "figures")
+    assert not (old / "07-pairs.csv").exists()
+    assert (old / "mine.csv").exists()
     assert (tmp_path / "figures" / "out" / "01-table.csv").read_text() == "a\n7\n"
 
 

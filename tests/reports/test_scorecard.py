@@ -31,7 +31,7 @@ def test_it_writes_a_page_and_every_number(make_run, make_flags, nasty, capsys):
     assert (row["spearman"], row["n"], row["direction"]) == (pytest.approx(1.0), 39, "higher?")  # one was skipped
     html = page.read_text()
     assert nasty not in html
-    assert "data:image/png" in html
+    assert "data:image/webp" in html
     assert '<a href="run-run.html">Run run</a>' in html
     assert 'href="index.html"' not in html  # only what was made is linked to
     show_scorecard(found)

@@ -110,6 +110,20 @@ def test_a_log_that_cannot_be_read_for_a_moment_is_tried_again(held, monkeypatch
     assert watch._read(held, 1.0).name == "run"
 
 
+def test_a_line_half_written_at_the_first_look_is_waited_for(held, monkeypatch):
+    steps = (held / "steps.jsonl").read_text()
+    (held / "steps.jsonl").write_text(steps[:-9])
+
+    def sleep(seconds: float) -> None:
+        (held / "steps.jsonl").write_text(steps)
+        folder.release(held)
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    console = _console()
+    watch.watch(held, console=console)
+    assert "at step 20" in console.export_text()
+
+
 def test_no_run_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match="no run there"):
         watch.watch(tmp_path, once=True)

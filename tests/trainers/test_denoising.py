@@ -128,7 +128,7 @@ def test_a_fall_is_judged_in_errors_not_in_nats(train):
 def test_its_report_is_built(train):
     folder, _ = train()
     (page,) = [p.read_text(encoding="utf-8") for p in build_report([folder]).parent.glob("run-*.html")]
-    assert "data:image/png" in page
+    assert "data:image/webp" in page
     assert "Traceback" not in page
     text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).replace(NOTE, "said", 1)
     assert "said" in text

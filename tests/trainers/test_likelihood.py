@@ -181,7 +181,7 @@ def test_it_trains_probes_and_logs(train, capsys):
 def test_its_report_is_built(train):
     folder = train()
     (page,) = [p.read_text(encoding="utf-8") for p in build_report([folder]).parent.glob("run-*.html")]
-    assert "data:image/png" in page
+    assert "data:image/webp" in page
     assert "Traceback" not in page
 
 

@@ -30,7 +30,7 @@ def test_rerun(rerun):
         for row in paper.runs.to_dict("records")
     }
     assert sizes == {"all": facts.PAIRS, "fewer": facts.PAIRS // 4}
-    assert paper.path.with_name("dporm.html").read_text(encoding="utf-8").count("data:image/png") == 2
+    assert paper.path.with_name("dporm.html").read_text(encoding="utf-8").count("data:image/webp") == 2
 
 
 def test_each_set_is_shifted_in_its_own_way_only():

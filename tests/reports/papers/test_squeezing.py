@@ -36,7 +36,7 @@ def test_rerun(rerun):
     assert claims["law_rejected"].verdict == claims["law_argmax"].verdict == "holds"
     assert claims["chosen_facts"].n == "1 seed of 6 pairs"
     page = paper.path.with_name("squeezing.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 7
+    assert page.count("data:image/webp") == 7
     rows = paper.runs.query("seed == 16 and world == 'facts'").set_index("case")["run"].to_dict()
     starts = {case: paper.log(run).config["model"] for case, run in rows.items()}
     assert starts["after_both"].endswith(f"{rows['sft_both']}/model")
