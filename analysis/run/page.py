@@ -94,8 +94,8 @@ def _advice(found: Advice) -> Block:
 
 
 def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
-    """Share that fell, mean change, accuracy, KL: each with n and interval. The large numbers are of the probe pairs, or
-    of the held-out ones where these alone are displaced."""
+    """Share that fell, mean change, accuracy, KL: each with n and interval. The large numbers are of the probe pairs,
+    or of the held-out ones where these alone are displaced."""
     share, mean, accuracy, kl = (
         verdict.by_name(found, n) for n in ("displacement/frac", "displacement/chosen", "accuracy", "kl/chosen")
     )
