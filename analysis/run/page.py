@@ -140,7 +140,7 @@ def _tile(
     more: tuple[str, ...] = (),
 ) -> Tile:
     """One large number. turned: it is of the held-out pairs, and that of the probe pairs stands below it."""
-    sides = [("probe", probe)] + [("held out", held)] * bool(held and held.n)
+    sides = [("probe", probe), *([("held out", held)] if held and held.n else [])]
     (name, first), *rest = sides[::-1] if turned else sides
     if not probe.n:
         return Tile(label, meaning, ABSENT)
