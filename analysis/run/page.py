@@ -108,9 +108,9 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
     a_token = (f"{signed(float(tokens.mean()))} a token",) if len(tokens) else ()
     made = [
         _tile("chosen answers that fell", _TERMS["fell"], percent, share, held, turned),
-        _tile("mean change", _TERMS["change"], _nats(signed), mean, held_mean, turned, a_token),
+        _tile("mean change", _TERMS["change"], signed, mean, held_mean, turned, a_token, " nats"),
         _tile("preference accuracy", _TERMS["accuracy"], percent, accuracy, held_right, turned),
-        _tile("KL(reference || policy), chosen", _TERMS["kl"], _nats(number), kl),
+        _tile("KL(reference || policy), chosen", _TERMS["kl"], number, kl, unit=" nats"),
     ]
     if state.cause == "still":  # the signs of differences that are noise
         made[2] = Tile(made[2].label, made[2].meaning, ABSENT, ("nothing moved by more than noise",))
@@ -126,10 +126,6 @@ _TERMS = {
 }
 
 
-def _nats(form: Callable[[float], str]) -> Callable[[float], str]:
-    return lambda value: f"{form(value)} nats"
-
-
 def _tile(
     label: str,
     meaning: str,
@@ -138,6 +134,7 @@ def _tile(
     held: Finding | None = None,
     turned: bool = False,
     more: tuple[str, ...] = (),
+    unit: str = "",
 ) -> Tile:
     """One large number. turned: it is of the held-out pairs, and that of the probe pairs stands below it."""
     sides = [("probe", probe), *([("held out", held)] if held and held.n else [])]
@@ -147,7 +144,7 @@ def _tile(
     who = f"{name}: " if rest else ""
     lines = [f"{who}n {first.n}, 95 %: {span(first.interval, form)}"]
     lines += [f"{other}: {form(one.value)}, n {one.n}" for other, one in rest]
-    return Tile(label, meaning, form(first.value), (*more, *lines))
+    return Tile(label, meaning, form(first.value) + unit, (*more, *lines))
 
 
 def numbers(run: RunLog) -> Block:
