@@ -85,11 +85,16 @@ def tables_of(path: Path) -> dict[str, pd.DataFrame]:
 def write_files(path: Path, out: Path, kind: str) -> list[Path]:
     """Write every table of a run to `out`, a file each (kind: csv or parquet), and columns.json: what they mean.
 
-    Numbers are written whole, to the last bit; what was not measured is an empty cell.
+    Numbers and texts are written whole, to the last bit; what was not measured is an empty cell. Raises UserError where
+    `out` is a folder of ours, whose tables have the same names.
     """
-    if out.resolve() == path.resolve():
-        raise UserError(f"{out}: is the run itself. Give another folder to write to.")
+    for place in (out.resolve(), out.resolve().parent):
+        if (place / "config.json").exists() and (place == out.resolve() or out.resolve().name in TABLES):
+            what = "run or of scores" if place == out.resolve() else "run's own tables"
+            raise UserError(f"{out}: is a folder of a {what}. Give another folder to write to.")
     tables, about = tables_of(path), _about(path)
+    if not tables:
+        raise DataError(f"{path}: no table of it has rows yet; there is nothing to export.")
     out.mkdir(parents=True, exist_ok=True)
     made = []
     for name, table in tables.items():

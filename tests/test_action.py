@@ -152,6 +152,9 @@ def test_a_missed_gate_ends_the_job_with_its_code_after_all_else(tmp_path):
         ({"data": "x.jsonl"}, "data needs model"),
         ({"run": "r", "data-gates": "g"}, "data-gates judges data"),
         ({"data": "x", "model": "m", "gates": "g"}, "gates judges a run"),
+        ({"run": "r", "out": ""}, "out names no folder"),  # else it is the root of the file system
+        ({"run": "r", "out": "-p"}, "out names no folder"),
+        ({"run": "r", "out": "x\npassed=true"}, "out names no folder"),  # a line more would be an output more
     ],
 )
 def test_inputs_that_do_not_fit_are_one_sentence(tmp_path, given, said):

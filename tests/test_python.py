@@ -97,6 +97,12 @@ def test_without_a_path_it_is_the_variable_then_the_newest(tmp_path, monkeypatch
         chesboard.load_run()
 
 
+def test_a_folder_of_scores_is_no_run():
+    """Else its verdict would read as that of a run that was stopped."""
+    with pytest.raises(DataError, match=r"tiny_flags: holds scores, not a run\. Read it with load_scores"):
+        chesboard.load_run(DATA / "tiny_flags")
+
+
 def given_as(kind, path):
     rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
     return {"file": path, "rows": rows, "frame": pd.DataFrame(rows)}[kind]

@@ -1,6 +1,7 @@
 """The sections of the run report: each joins a table, its judgement and its figure, and returns a Block."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import wraps
 from html import escape
@@ -94,46 +95,57 @@ def _advice(found: Advice) -> Block:
 
 
 def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
-    """Share that fell, mean change, accuracy, KL: each with n and interval."""
+    """Share that fell, mean change, accuracy, KL: each with n and interval. The large numbers are of the probe pairs,
+    or of the held-out ones where these alone are displaced."""
     share, mean, accuracy, kl = (
         verdict.by_name(found, n) for n in ("displacement/frac", "displacement/chosen", "accuracy", "kl/chosen")
     )
-    tokens = card.per_token(run).dropna() if share.n else pd.Series(dtype=float)
-    a_token = f"{signed(float(tokens.mean()))} a token" if len(tokens) else ""
     held, held_mean = (verdict.by_name(found, f"eval/displacement/{n}") for n in ("frac", "chosen"))
-    right, n, _ = card.heldout_accuracy(run)
-    carried = [f"held out: {percent(right)}, n {n}"] if n else []
-    moved = (a_token, *_below(mean, signed, held_mean))
-    return [
-        Tile("chosen answers that fell", _TERMS["fell"], percent(share.value), _below(share, percent, held)),
-        Tile("mean change", _TERMS["change"], _nats(mean, signed), moved),
-        Tile(
-            "preference accuracy", _TERMS["accuracy"], percent(accuracy.value), (*_below(accuracy, percent), *carried)
-        ),
-        Tile("KL(reference || policy), chosen", _TERMS["kl"], _nats(kl, number), _below(kl, number)),
+    right, n, interval = card.heldout_accuracy(run)
+    held_right = replace(accuracy, value=right, n=n, interval=interval)
+    state = card.state(run, found)
+    turned = state.displaced == ("eval",)
+    tokens = card.per_token(run).dropna() if share.n and not turned else pd.Series(dtype=float)
+    a_token = (f"{signed(float(tokens.mean()))} a token",) if len(tokens) else ()
+    made = [
+        _tile("chosen answers that fell", _TERMS["fell"], percent, share, held, turned),
+        _tile("mean change", _TERMS["change"], signed, mean, held_mean, turned, a_token, " nats"),
+        _tile("preference accuracy", _TERMS["accuracy"], percent, accuracy, held_right, turned),
+        _tile("KL(reference || policy), chosen", _TERMS["kl"], number, kl, unit=" nats"),
     ]
+    if state.cause == "still":  # the signs of differences that are noise
+        made[2] = Tile(made[2].label, made[2].meaning, ABSENT, ("nothing moved by more than noise",))
+    return made
 
 
 _TERMS = {
-    "fell": "Share of the probe pairs whose chosen answer is less likely than at the start, by more than 0.01 "
-    "nats and more than the noise. Held-out pairs apart.",
+    "fell": "Share of the pairs whose chosen answer is less likely than at the start, by more than 0.01 nats and more "
+    "than the noise. Probe and held-out pairs apart.",
     "change": "Change of the log-prob of a chosen answer since the start, mean over pairs; 1 nat is a factor of 2.7.",
     "accuracy": "Share of pairs whose chosen answer gained more than the rejected one.",
     "kl": "Exact divergence over the vocabulary, summed over the tokens of a chosen answer: how far the model moved.",
 }
 
 
-def _nats(finding: Finding, form: Callable[[float], str]) -> str:
-    return f"{form(finding.value)} nats" if finding.n else ABSENT
-
-
-def _below(finding: Finding, form: Callable[[float], str], held: Finding | None = None) -> tuple[str, ...]:
-    if not finding.n:
-        return ()
-    lines = [f"n {finding.n}, 95 %: {span(finding.interval, form)}"]
-    if held is not None and held.n:
-        lines.append(f"held out: {form(held.value)}, n {held.n}")
-    return tuple(lines)
+def _tile(
+    label: str,
+    meaning: str,
+    form: Callable[[float], str],
+    probe: Finding,
+    held: Finding | None = None,
+    turned: bool = False,
+    more: tuple[str, ...] = (),
+    unit: str = "",
+) -> Tile:
+    """One large number. turned: it is of the held-out pairs, and that of the probe pairs stands below it."""
+    sides = [("probe", probe), *([("held out", held)] if held and held.n else [])]
+    (name, first), *rest = sides[::-1] if turned else sides
+    if not probe.n:
+        return Tile(label, meaning, ABSENT)
+    who = f"{name}: " if rest else ""
+    lines = [f"{who}n {first.n}, 95 %: {span(first.interval, form)}"]
+    lines += [f"{other}: {form(one.value)}, n {one.n}" for other, one in rest]
+    return Tile(label, meaning, form(first.value) + unit, (*more, *lines))
 
 
 def numbers(run: RunLog) -> Block:

@@ -62,9 +62,12 @@ def load_run(path: str | Path = "") -> RunLog:
     path: what `chesboard train`, `trace` or a callback wrote; "" takes $CHESBOARD_RUN, else the newest run below runs/.
     The tables: steps (one row an optimizer step), pairs (one row per step, split and pair: log-probs are sums in nats),
     mass, tokens, samples and audit (one row an input row); docs/run-log.md says what is in each. Raises DataError where
-    the run cannot be read.
+    the run cannot be read, or is a folder of scores.
     """
-    return load(path or newest(is_run, "run"))
+    path = Path(path or newest(is_run, "run"))
+    if is_flags(path) and not is_run(path):
+        raise DataError(f"{path}: holds scores, not a run. Read it with load_scores.")
+    return load(path)
 
 
 def load_scores(path: str | Path = "") -> pd.DataFrame:

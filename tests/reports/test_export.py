@@ -3,6 +3,7 @@ called, with which values."""
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,8 +66,34 @@ def test_every_column_of_the_tables_is_described(tmp_path):
 
 
 def test_the_run_is_not_written_over():
-    with pytest.raises(UserError, match="is the run itself"):
+    with pytest.raises(UserError, match="is a folder of a run"):
         export.write_files(RUN, RUN / "pairs" / "..", "parquet")
+
+
+def test_no_table_of_another_run_or_of_scores_is_written_over(tmp_path):
+    """audit.parquet and scores.parquet are named alike here and there; in a run's table a file more is another part."""
+    run, flags = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in (RUN, DATA / "tiny_flags"))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for out in (run, flags, run / "pairs"):
+        with pytest.raises(UserError, match="Give another folder"):
+            export.write_files(RUN, out, "parquet")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert len(write("csv", run / "tables", run)) == 6  # a folder of its own in the run is nobody's
+    assert len(write("csv", run / "tables", run)) == 6  # and may be written again
+
+
+def test_a_text_stays_as_it_is_also_where_a_spreadsheet_takes_it_for_a_formula(tmp_path, monkeypatch):
+    texts = ['=HYPERLINK("http://x","y")', "+1", "-2", "@a", "NA", "a\x00b"]
+    monkeypatch.setattr(export, "tables_of", lambda path: {"audit": pd.DataFrame({"prompt": texts})})
+    assert pd.read_csv(write("csv", tmp_path)["audit"], dtype=str, keep_default_na=False)["prompt"].to_list() == texts
+
+
+def test_a_run_without_a_row_is_said(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="no table of it has rows"):
+        export.write_files(tmp_path / "run", tmp_path / "out", "csv")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_package_that_is_missing_is_one_sentence(monkeypatch):
