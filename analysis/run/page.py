@@ -14,7 +14,7 @@ from analysis.run import pairs as pairs_of
 from analysis.run.advice import Advice, advise
 from analysis.scorecard import page as scorecard_page
 from analysis.scorecard import predictors, trust
-from analysis.show import page
+from analysis.show import denoising, page
 from analysis.show.page import Block, Tile
 from analysis.show.wording import ABSENT, clip, number, percent, signed, span, visible
 from analysis.tables import curves, displacement, entanglement, first_difference, mass, runs
@@ -103,7 +103,7 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
     right, n, _ = card.heldout_accuracy(run)
     carried = [f"held out: {percent(right)}, n {n}"] if n else []
     moved = (a_token, *_below(mean, signed, held_mean))
-    return [
+    tiles = [
         Tile("chosen answers that fell", _TERMS["fell"], percent(share.value), _below(share, percent, held)),
         Tile("mean change", _TERMS["change"], _nats(mean, signed), moved),
         Tile(
@@ -111,6 +111,12 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
         ),
         Tile("KL(reference || policy), chosen", _TERMS["kl"], _nats(kl, number), _below(kl, number)),
     ]
+    return [_of_errors(tile) for tile in tiles] if denoising.is_denoising(run.config) else tiles
+
+
+def _of_errors(tile: Tile) -> Tile:
+    label, meaning, value = (denoising.worded(text) for text in (tile.label, tile.meaning, tile.value))
+    return Tile(label, meaning, value, tuple(filter(None, map(denoising.worded, tile.below))))
 
 
 _TERMS = {
