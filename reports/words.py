@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.show.denoising import is_denoising, worded
+from analysis.show.denoising import worded
 from diagnostics.runlog import read_json
 
 NOTE = (
@@ -14,14 +14,21 @@ NOTE = (
     "as KL is the deviation, the mean squared difference of the outputs of policy and reference. docs/diffusion.md "
     "says more, and the table draws of the run log holds every draw's error."
 )
+STEPS = (
+    "This run trains a denoiser on its sampling steps. A likelihood here is the sum over the steps of the mean "
+    "Gaussian log-prob of a number, in nats; there are no tokens, and where a page says so it means a step. "
+    "docs/diffusion.md says more."
+)
 
 
 def for_run(page: Path, parameters: Mapping[str, Any]) -> None:
     """Rewrite a page on a denoiser's run, or on two, and say at its top what a likelihood is there; other pages
     stay."""
     folder = parameters.get("run_dir") or parameters.get("after") or next(iter(parameters.get("run_dirs", ())), "")
-    if not folder or not is_denoising(read_json(Path(str(folder)) / "config.json")):
+    config = read_json(Path(str(folder)) / "config.json") if folder else {}
+    if config.get("likelihood", "tokens") == "tokens":
         return
     parts = re.split(r"(<(?:script|style)\b.*?</(?:script|style)>|<[^>]*>)", page.read_text("utf-8"), flags=re.DOTALL)
-    html = "".join(part if part.startswith("<") else worded(part) for part in parts)
-    page.write_text(html.replace("</h1>", f'</h1><p class="says">{NOTE}</p>', 1), encoding="utf-8")
+    html = "".join(part if part.startswith("<") else worded(part, config) for part in parts)
+    note = NOTE if config["likelihood"] == "denoising" else STEPS
+    page.write_text(html.replace("</h1>", f'</h1><p class="says">{note}</p>', 1), encoding="utf-8")

@@ -78,7 +78,7 @@ def judge(both: Compared) -> list[Finding]:
     said = "; ".join(_said(both, split, states[split]) for split in both.found)
     first = Finding("difference", main.value, main.n, main.interval, 0.0, passed, said)
     found = [first, *(_finding(split, what, d) for split, of in both.found.items() for what, d in of.items() if d.n)]
-    return denoising.found(found) if denoising.is_denoising(both.after.config) else found
+    return denoising.found(found, both.after.config)
 
 
 def _said(both: Compared, split: str, found: str) -> str:
@@ -185,7 +185,7 @@ def markdown(both: Compared) -> list[str]:
     sign = {True: "✅", False: "⚠️", None: "ℹ️"}[judge(both)[0].passed]
     said = "; ".join(_words(both, split, state(both, split)) for split in both.found)
     lines = [f"{sign} {said}.", *(_line(both, split) for split in PAIRS)]
-    lines = [*map(denoising.worded, lines)] if denoising.is_denoising(both.after.config) else lines
+    lines = [denoising.worded(line, both.after.config) for line in lines]
     worse, better = (sum(k) for k in zip(*(crossed(both, split) for split in both.found)))
     lines.append(f"Pairs whose chosen answer falls only now: {worse}; that no longer falls: {better}.")
     changed = [f"{r['setting']} {r['before']} → {r['after']}" for r in settings(both).to_dict("records")]

@@ -45,7 +45,7 @@ def state(run: RunLog, found: Sequence[Finding]) -> State:
     from, which may be meant. NORMAL: none of these.
     """
     known = _state(run, found)
-    return replace(known, says=denoising.worded(known.says)) if denoising.is_denoising(run.config) else known
+    return replace(known, says=denoising.worded(known.says, run.config))
 
 
 def _state(run: RunLog, found: Sequence[Finding]) -> State:

@@ -111,12 +111,13 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
         ),
         Tile("KL(reference || policy), chosen", _TERMS["kl"], _nats(kl, number), _below(kl, number)),
     ]
-    return [_of_errors(tile) for tile in tiles] if denoising.is_denoising(run.config) else tiles
+    return [_worded(tile, run) for tile in tiles]
 
 
-def _of_errors(tile: Tile) -> Tile:
-    label, meaning, value = (denoising.worded(text) for text in (tile.label, tile.meaning, tile.value))
-    return Tile(label, meaning, value, tuple(filter(None, map(denoising.worded, tile.below))))
+def _worded(tile: Tile, run: RunLog) -> Tile:
+    texts = (tile.label, tile.meaning, tile.value, *tile.below)
+    label, meaning, value, *below = (denoising.worded(text, run.config) for text in texts)
+    return Tile(label, meaning, value, tuple(filter(None, below)))
 
 
 _TERMS = {

@@ -45,7 +45,7 @@ def judge(run: RunLog) -> list[Finding]:
     else:
         first = _displaced(_states(tables), shares, means, others)
     found = [first, *(f for split in PAIRS for f in (shares[split], means[split])), *others]
-    return denoising.found(found) if denoising.is_denoising(run.config) else found
+    return denoising.found(found, run.config)
 
 
 def states(run: RunLog) -> dict[str, str]:

@@ -67,7 +67,7 @@ def under_way(early: pd.DataFrame) -> str:
     told = known["auroc"].dropna()
     fell = f", AUROC for “fell” {number(mean(told))} ({count(len(told), 'run')})" if len(told) else ""
     return (
-        f"Once in training: the likelihood lost {at} rank those lost at the end with Spearman "
+        f"Once in training: the losses of the pairs {at} rank those at the end with Spearman "
         f"{correlation(mean(known['spearman']))} ({count(len(known), 'run')}){fell}. That is no forecast: these steps "
         "are paid for by then."
     )

@@ -1,5 +1,5 @@
-"""The words of a denoiser's run: it has no nats, tokens or KL, where verdicts and pages are written for language
-models."""
+"""The words of a denoiser's run, where verdicts and pages are written for language models: denoising errors have no
+nats, tokens or KL; sampling steps have no tokens and no vocabulary."""
 
 import re
 from collections.abc import Mapping
@@ -34,20 +34,26 @@ _SAID = [
     (rf"({_NUMBER}) nats", r"\1"),
     (r"log-probs?\b", "likelihood"),
 ]  # fmt: skip
+_STEPS = [
+    (r"Exact (?:KL|divergence) over the vocabulary, summed over the tokens of a chosen answer", "KL of the Gaussians of"
+     " both models, mean over a sample's numbers, summed over the steps of a chosen chain"),
+    (r"[Ss]um of the log-probabilities of an answer's tokens, its end included", "sum over sampling steps of the mean "
+     "log-prob of a number"),
+    (r"summed over the tokens of a response", "summed over the sampling steps of a response"),
+    (rf" \({_NUMBER} a token\)", ""),
+    (rf"{_NUMBER} a token", ""),
+    (rf", per token {_NUMBER} → {_NUMBER}", ""),
+]  # fmt: skip
+_OF = {"denoising": _SAID, "steps": _STEPS}
 
 
-def is_denoising(config: Mapping[str, Any]) -> bool:
-    """Whether a run's likelihoods are denoising errors, from its config.json."""
-    return config.get("likelihood") == "denoising"
-
-
-def worded(text: str) -> str:
-    """A text about a language model's run, as it reads for a denoiser's."""
-    for pattern, words in _SAID:
+def worded(text: str, config: Mapping[str, Any]) -> str:
+    """A text about a language model's run, as it reads for a run with this config.json."""
+    for pattern, words in _OF.get(str(config.get("likelihood")), ()):
         text = re.sub(pattern, words, text, flags=re.DOTALL)
     return text
 
 
-def found(findings: list[Finding]) -> list[Finding]:
+def found(findings: list[Finding], config: Mapping[str, Any]) -> list[Finding]:
     """The same findings in these words."""
-    return [replace(finding, meaning=worded(finding.meaning)) for finding in findings]
+    return [replace(finding, meaning=worded(finding.meaning, config)) for finding in findings]
