@@ -19,7 +19,7 @@ _SAID = [
      "error, mean over the draws"),
     (r"(?:Log-)?[Ll]ikelihoods are summed over the tokens of a response", "Likelihoods are minus the denoising error"),
     (r"1 nat is a factor of 2\.7", "a denoising error that rises makes it fall"),
-    (r"0\.01 nats(?: \(a likelihood 1 % lower\)|(?= and more than the noise))",
+    (r"0\.01 nats(?: \(a likelihood 1 % lower\)|(?= and more than the noise|, or the noise))",
      f"{MIN_EFFECTS['denoising']:g} of error"),
     (rf" \({_NUMBER} a token\)", ""),
     (rf"{_NUMBER} a token", ""),
