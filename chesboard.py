@@ -185,10 +185,12 @@ def show(
 
         chesboard show my_clips.jsonl --model my-video-model --row 3 --html row3.html
     """
+    from diagnostics.diffusion.denoiser import refuse
     from diagnostics.pairs import read_pairs
     from reports.show import show_row, write_row
     from trainers.models import config_limit, load_tokenizer, longest
 
+    refuse(model, "show")
     table = read_pairs(data, split=split, frames=frames, media_folder=media_folder)
     settings: Any = {
         "max_length": longest(max_length, config_limit(model)),
@@ -292,20 +294,23 @@ def audit(
     Example:
 
         chesboard audit my_pairs.jsonl --model my-model
+
+        chesboard audit my_images.parquet --model my-diffusion-model
     """
     from diagnostics.audit import audit_pairs, counts_table
+    from diagnostics.diffusion.denoiser import is_denoiser
     from diagnostics.pairs import read_pairs
     from diagnostics.runlog import write_frame
     from reports.console import say, show_counts
+    from trainers.denoisers import audit_samples
     from trainers.models import config_limit, load_tokenizer, longest
 
-    table = read_pairs(data, split=split, frames=frames, media_folder=media_folder)
-    settings: Any = {
-        "max_length": longest(max_length, config_limit(model)),
-        "truncation": truncation,
-        "append_eos": eos,
-    }
-    found = audit_pairs(table, load_tokenizer(model), **settings)
+    if is_denoiser(model):
+        found = audit_samples(data, model, split=split, media_folder=media_folder)
+    else:
+        table = read_pairs(data, split=split, frames=frames, media_folder=media_folder)
+        limit = longest(max_length, config_limit(model))
+        found = audit_pairs(table, load_tokenizer(model), max_length=limit, truncation=truncation, append_eos=eos)
     path = (out or Path("runs/audit")) / "audit.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frame(path, found.frame)
@@ -374,6 +379,7 @@ def flag(
 
         accelerate launch --multi_gpu --num_processes 2 -m chesboard flag my_pairs.jsonl -m my-model --out runs/flag
     """
+    from diagnostics.diffusion.denoiser import refuse
     from diagnostics.flag.flagging import check_by, prone
     from diagnostics.flag.flagging import flag as flag_pairs
     from diagnostics.processes import agree, leave, processes
@@ -381,6 +387,7 @@ def flag(
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
     agree(lambda: check_by(by))
+    agree(lambda: refuse(model, "flag"))
     loaded, tokenizer = agree(
         lambda: (load_to_device(model, dtype=dtype, device_map=device_map), load_tokenizer(model))
     )

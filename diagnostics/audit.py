@@ -89,9 +89,10 @@ class Audit:
         """The kept pairs, or DataError naming the first skipped row where there is none."""
         if not self.tokenized:
             first = self.frame.iloc[0]
+            cut = "" if self.table.shape == SAMPLES else ", or change max_length or truncation"
             raise DataError(
-                f"{self.table.where(0)}: {first['reason']}. All {len(self.frame)} rows are skipped (this is the "
-                "first); correct the data, or change max_length or truncation."
+                f"{self.table.where(int(first['source_row']))}: {first['reason']}. All {len(self.frame)} rows are "
+                f"skipped (this is the first); correct the data{cut}."
             )
         return self.tokenized
 

@@ -63,7 +63,7 @@ def show_flagged(scores: pd.DataFrame, by: str, prone: str, out: Path) -> None:
 
 def show_scorecard(found: Scorecard) -> None:
     """Every predictor with its intervals, then the sentence that says which to trust."""
-    heads = ("Spearman, nats lost", "AUROC, fell", "AP", "top 10 %", "lift")
+    heads = ("Spearman, likelihood lost", "AUROC, fell", "AP", "top 10 %", "lift")
     table = new_table("measure", "n", *heads, title="predictors; 95 % intervals; ↑ high is worse, ↓ low is worse")
     table.columns[0].no_wrap, table.box = True, SIMPLE
     plain = found.card.loc[found.card["given"] == ""].sort_values("spearman", ascending=False)

@@ -1,11 +1,11 @@
-"""The words of a page on a denoiser: it has no nats, tokens or KL, where pages are written for language models."""
+"""The words of a page on a denoiser (see analysis.show.denoising)."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diagnostics.outcomes import MIN_EFFECTS
+from analysis.show.denoising import worded
 from diagnostics.runlog import read_json
 
 NOTE = (
@@ -14,35 +14,21 @@ NOTE = (
     "as KL is the deviation, the mean squared difference of the outputs of policy and reference. docs/diffusion.md "
     "says more, and the table draws of the run log holds every draw's error."
 )
-_NUMBER = r"[−+]?[\d.]+(?:e[−-]?\d+)?"
-# in this order: whole sentences first
-_SAID = [
-    (r"Exact KL over the vocabulary.*?(?=The frontier below)", "The deviation is a number of its own and no KL. "),
-    (r"1 nat is a factor of 2\.7", "a denoising error that rises makes it fall"),
-    (r"0\.01 nats \(a likelihood 1 % lower\)|0\.01 nats", f"{MIN_EFFECTS['denoising']:g} of error"),
-    (rf" \({_NUMBER} a token\)", ""),
-    (rf"{_NUMBER} a token", ""),
-    (r"KL\(reference \|\| policy\)(?: on the chosen answer, nats)?", "deviation from the reference"),
-    (r"per chosen response", "per chosen sample"),
-    (r" nats lost per token", " likelihood lost"),
-    (r", nats per token|,(?: in)? nats| \(nats\)", ""),
-    (r"nats lost", "likelihood lost"),
-    (rf"({_NUMBER}) nats", r"\1"),
-    (r"log-probs?\b", "likelihood"),
-]
+STEPS = (
+    "This run trains a denoiser on its sampling steps. A likelihood here is the sum over the steps of the mean "
+    "Gaussian log-prob of a number, in nats; there are no tokens, and where a page says so it means a step. "
+    "docs/diffusion.md says more."
+)
 
 
 def for_run(page: Path, parameters: Mapping[str, Any]) -> None:
-    """Rewrite a page on a denoiser's run, and say at its top what a likelihood is there; other pages stay."""
-    folder = parameters.get("run_dir")
-    if not folder or read_json(Path(str(folder)) / "config.json").get("likelihood") != "denoising":
+    """Rewrite a page on a denoiser's run, or on two, and say at its top what a likelihood is there; other pages
+    stay."""
+    folder = parameters.get("run_dir") or parameters.get("after") or next(iter(parameters.get("run_dirs", ())), "")
+    config = read_json(Path(str(folder)) / "config.json") if folder else {}
+    if config.get("likelihood", "tokens") == "tokens":
         return
     parts = re.split(r"(<(?:script|style)\b.*?</(?:script|style)>|<[^>]*>)", page.read_text("utf-8"), flags=re.DOTALL)
-    html = "".join(part if part.startswith("<") else _worded(part) for part in parts)
-    page.write_text(html.replace("</h1>", f'</h1><p class="says">{NOTE}</p>', 1), encoding="utf-8")
-
-
-def _worded(text: str) -> str:
-    for pattern, words in _SAID:
-        text = re.sub(pattern, words, text, flags=re.DOTALL)
-    return text
+    html = "".join(part if part.startswith("<") else worded(part, config) for part in parts)
+    note = NOTE if config["likelihood"] == "denoising" else STEPS
+    page.write_text(html.replace("</h1>", f'</h1><p class="says">{note}</p>', 1), encoding="utf-8")

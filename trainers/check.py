@@ -9,12 +9,19 @@ from diagnostics.errors import UserError
 from diagnostics.sequences import Example
 from trainers import objectives
 from trainers.card import pair_for
-from trainers.config import TrainConfig
+from trainers.config import OWN, TrainConfig
 from trainers.loop import guards, recipes
 from trainers.loop.alarm import Alarms, parse
 from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
 from trainers.loop.ingredients import by_prompt
 
+# keys of other likelihoods, by likelihood
+_DRAWS = ("draws", "train_draws", "path")
+_TEXT = (
+    "max_length", "truncation", "append_eos", "max_length_gap", "phrase_source", "frames", "track", "response_types",
+    "reward_model", "grad_parameters",
+)  # fmt: skip
+OTHERS = {"tokens": _DRAWS, "denoising": _TEXT, "steps": (*_TEXT, *_DRAWS)}
 GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
 
 
@@ -41,16 +48,21 @@ def alarms(config: TrainConfig) -> Alarms:
 def _check_likelihood(config: TrainConfig) -> None:
     """An objective of another likelihood, and keys that mean nothing for this one, are refused by name."""
     objectives.require_likelihood(config.objective, config.likelihood)
+    for key in OTHERS[config.likelihood]:
+        if getattr(config, key) != OWN[key].default and (key, getattr(config, key)) != ("response_types", 0):
+            raise UserError(f"{key} means nothing with likelihood {config.likelihood}: leave it out.")
     if config.likelihood == "tokens":
         return
+    if "child noise" in objectives.needs(config.objective):
+        raise UserError(
+            f"objective '{config.objective}' reads a moving average of the policy, which no run keeps: choose spo, or "
+            "train with a likelihood of your own that fills ema_noise and predicted_noise (PreferenceTrainer)."
+        )
     if config.reference == "precomputed":
         raise UserError("an update of a denoiser draws time and noise anew: set reference to live (or none).")
     path = objectives.path(config.objective) if config.path == "objective" else config.path
     if path == "reference_inversion" and config.reference != "live":
         raise UserError("path reference_inversion needs the reference itself: set reference to live.")
-    for key in ("max_length_gap", "track", "reward_model"):
-        if getattr(config, key):
-            raise UserError(f"{key} reads tokens, which likelihood {config.likelihood} does not have: leave it out.")
 
 
 def _try_objective(config: TrainConfig) -> None:

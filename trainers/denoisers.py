@@ -9,8 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from diagnostics.audit import Audit
 from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
+from diagnostics.diffusion.read import read_samples
 from diagnostics.diffusion.steps import StepLikelihood
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
@@ -51,6 +53,11 @@ def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = Non
     model.cache = cache
     model.name_or_path = name  # type: ignore[assignment]  # an adapter names it as its base
     return model.to(getattr(torch, dtype)).eval()
+
+
+def audit_samples(data: str, model: str, *, split: str | None = None, media_folder: str | None = None) -> Audit:
+    """Every row of a data set, as a denoiser's folder reads it."""
+    return read_samples(data, load_denoiser(model), split=split, folder=media_folder)
 
 
 def _mlp(folder: Path, config: dict[str, Any]) -> MLPDenoiser:

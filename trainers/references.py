@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from diagnostics.diffusion.denoiser import Denoiser
+from diagnostics.diffusion.likelihood import denoiser_of
 from diagnostics.engine import check_ids, engine_of
+from diagnostics.errors import UserError
 from diagnostics.likelihood import Likelihood
 from trainers import objectives
 from trainers.arguments import shards
@@ -34,6 +37,8 @@ def reference_of(
     if config.reference == "live":
         load: Any = load_policy if config.likelihood == "tokens" else load_denoiser
         frozen = load(config.reference_model or config.model, dtype=config.dtype)
+        if isinstance(frozen, Denoiser):
+            _require_alike(config, policy, frozen)
         frozen.requires_grad_(False)
         return LiveReference(nn.Module.to(frozen, arguments.device), likelihood)
     model = load_policy(config.reference_model, dtype=config.dtype) if config.reference_model else policy
@@ -50,6 +55,17 @@ def reference_of(
     folder = config.reference_cache or str(Path(config.output_dir).parent / "ref_logps")
     with torch.autocast(arguments.device.type, dtype=wanted, enabled=cast != "none"), adapter_off(model):
         return precompute(model, list(everything.values()), likelihood=likelihood, folder=folder, key=key)
+
+
+def _require_alike(config: TrainConfig, policy: Any, reference: Denoiser) -> None:
+    """UserError where the reference predicts something else, or at other shares of noise: their errors at one draw
+    would be of two things."""
+    own = denoiser_of(policy)
+    if own.target != reference.target or (own.target != "flow" and not torch.equal(own.alphas, reference.alphas)):
+        raise UserError(
+            f"{config.reference_model} predicts '{reference.target}' and {config.model} '{own.target}', or their noise "
+            "schedules differ: a reference is a model of the same kind."
+        )
 
 
 def reward_model_of(config: TrainConfig, arguments: TrainingArguments, splits: Splits, likelihood: Likelihood) -> Any:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments, set_seed
 
 from diagnostics.columns import described
-from diagnostics.diffusion.denoiser import Denoiser
+from diagnostics.diffusion.denoiser import Denoiser, is_denoiser
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import rendered_hash
@@ -150,6 +150,8 @@ class Prepared:
 
 
 def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Prepared:
+    if is_denoiser(config.model):
+        raise UserError(f"{config.model} is a denoiser: set likelihood to denoising, or to steps.")
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, dtype=config.dtype)
     if changed := make_savable(model):

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.diffusion.denoiser import Denoiser
 from diagnostics.diffusion.read import read_samples
+from diagnostics.errors import DataError
 from diagnostics.fingerprint import data_hash
 from diagnostics.pair_file import read_once
 from diagnostics.pairs import read_pairs
@@ -18,6 +19,7 @@ from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from diagnostics.stats import PAIR
 from diagnostics.vision import thumbs
+from trainers import objectives
 from trainers.config import TrainConfig
 from trainers.loop.given import cleaned, further_rows, gather, score_gaps
 from trainers.loop.ingredients import Given
@@ -102,7 +104,13 @@ class Samples:
 
     def given(self, audit: Audit, train: list[Example]) -> tuple[Given, list[Example]]:
         """What the objective reads of the training pairs: columns."""
-        return gather(audit.table, train, {}, None, self.config.objective, phrase_source="tags", settings={}), train
+        objective = self.config.objective
+        for part in {"segments", "weights"} & set(objectives.needs(objective)):
+            for pair in train:
+                if any(getattr(row.media, part) is None for row in pair.rows.values()):
+                    where = audit.table.where(pair.source_row)
+                    raise DataError(f"{where}: objective '{objective}' reads {part}, which this row does not have.")
+        return gather(audit.table, train, {}, None, objective, phrase_source="tags", settings={}), train
 
 
 def data(

@@ -12,6 +12,7 @@ from torch import nn
 
 from diagnostics.audit import audit_pairs
 from diagnostics.columns import described
+from diagnostics.diffusion.denoiser import refuse
 from diagnostics.engine import device_of, engine_of
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
@@ -76,6 +77,8 @@ def trace(
     """
     quiet()
     run = RunFolder(out)
+    for name in filter(None, (reference, *checkpoints)):
+        refuse(given(name)[0], "trace")
     names = expand(checkpoints)
     for name in names:
         require_weights(given(name)[0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.run.verdict import PAIRS
+from analysis.show import denoising
 from analysis.show.wording import count, number, percent, signed, span
 from analysis.tables import displacement, paired
 from analysis.tables.intervals import NOTHING
@@ -79,7 +80,8 @@ def judge(both: Compared) -> list[Finding]:
     main = both.found[next(iter(both.found))]["fell"]
     said = "; ".join([*(_said(both, split, states[split]) for split in both.found), *([unlike] if unlike else [])])
     first = Finding("difference", main.value, main.n, main.interval, 0.0, passed, said)
-    return [first, *(_finding(split, what, d) for split, of in both.found.items() for what, d in of.items() if d.n)]
+    found = [first, *(_finding(split, what, d) for split, of in both.found.items() for what, d in of.items() if d.n)]
+    return denoising.found(found, both.after.config)
 
 
 _UNFINISHED = "has not finished, so this is no verdict"
@@ -202,6 +204,7 @@ def markdown(both: Compared) -> list[str]:
     said = "; ".join(_words(both, split, state(both, split)) for split in both.found)
     said += f"; {unlike}" if (unlike := _unlike_steps(both)) else ""
     lines = [f"{sign} {said}.", *(_line(both, split) for split in PAIRS)]
+    lines = [denoising.worded(line, both.after.config) for line in lines]
     worse, better = (sum(k) for k in zip(*(crossed(both, split) for split in both.found)))
     lines.append(f"Pairs whose chosen answer falls only now: {worse}; that no longer falls: {better}.")
     changed = [f"{r['setting']} {r['before']} → {r['after']}" for r in settings(both).to_dict("records")]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.run import verdict
 from analysis.run.verdict import PAIRS, by_name
+from analysis.show import denoising
 from analysis.show.wording import number, percent, signed, span, visible
 from analysis.tables import mass, runs
 from analysis.tables.intervals import wilson
@@ -43,6 +44,11 @@ def state(run: RunLog, found: Sequence[Finding]) -> State:
     answers are preferred, the policy is FAR from its reference, or the reference is not the model that training began
     from, which may be meant. NORMAL: none of these.
     """
+    known = _state(run, found)
+    return replace(known, says=denoising.worded(known.says, run.config))
+
+
+def _state(run: RunLog, found: Sequence[Finding]) -> State:
     first, loss = found[0], runs.column(run.steps, "loss").dropna()
     if not by_name(list(found), "displacement/frac").n and not verdict.no_weight_moved(run):
         why = first.meaning.removeprefix("not measured: ").partition(". ")[0]

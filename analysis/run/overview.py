@@ -20,8 +20,10 @@ from diagnostics.runlog import RunLog
 _HEADS = {
     "run": "", "verdict": "", "objective": "",
     "fell": "share of the probe pairs whose chosen answer became less likely, with its 95 % interval",
-    "held out": "the same share of the held-out pairs", "change": "of the chosen answers, mean, nats",
-    "KL": "KL(reference || policy) on the chosen answers, nats", "onset": "the step from which on it is displaced",
+    "held out": "the same share of the held-out pairs",
+    "change": "of the chosen answers, mean, nats; of denoisers of minus the error, which has no unit",
+    "KL": "KL(reference || policy) on the chosen answers, nats; of denoisers the deviation",
+    "onset": "the step from which on it is displaced",
     "by step": "share of the pairs that fell, from 0 to 100 %",
 }  # fmt: skip
 SEED = ("seed", "data_seed", "output_dir", "resume", "report_to")

@@ -15,7 +15,7 @@ from analysis.run import pairs as pairs_of
 from analysis.run.advice import Advice, advise
 from analysis.scorecard import page as scorecard_page
 from analysis.scorecard import predictors, trust
-from analysis.show import page
+from analysis.show import denoising, page
 from analysis.show.page import Block, Tile
 from analysis.show.wording import ABSENT, clip, number, percent, signed, span, visible
 from analysis.tables import curves, displacement, entanglement, first_difference, mass, runs
@@ -115,7 +115,13 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
     ]
     if state.cause == "still":  # the signs of differences that are noise
         made[2] = Tile(made[2].label, made[2].meaning, ABSENT, ("nothing moved by more than noise",))
-    return made
+    return [_worded(tile, run) for tile in made]
+
+
+def _worded(tile: Tile, run: RunLog) -> Tile:
+    texts = (tile.label, tile.meaning, tile.value, *tile.below)
+    label, meaning, value, *below = (denoising.worded(text, run.config) for text in texts)
+    return Tile(label, meaning, value, tuple(filter(None, below)))
 
 
 _TERMS = {

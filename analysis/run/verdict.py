@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.show import denoising
 from analysis.show.wording import ABSENT, count, number, percent, signed, span, visible
 from analysis.tables import displacement, mass, runs
 from analysis.tables.displacement import DISPLACED, HELD, UNCLEAR
@@ -43,7 +44,8 @@ def judge(run: RunLog) -> list[Finding]:
         first = Finding("displaced", shares["probe"].value, shares["probe"].n, None, HALF, None, said)
     else:
         first = _displaced(_states(tables), shares, means, others)
-    return [first, *(f for split in PAIRS for f in (shares[split], means[split])), *others]
+    found = [first, *(f for split in PAIRS for f in (shares[split], means[split])), *others]
+    return denoising.found(found, run.config)
 
 
 def states(run: RunLog) -> dict[str, str]:

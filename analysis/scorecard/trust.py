@@ -14,7 +14,7 @@ from diagnostics.finding import Finding
 
 USEFUL = 0.7  # an AUROC of less tells too little to choose pairs by
 CHANCE = {"auroc": 0.5, "spearman": 0.0}
-WORDS = {"auroc": "AUROC for “fell”", "spearman": "Spearman with the nats lost"}
+WORDS = {"auroc": "AUROC for “fell”", "spearman": "Spearman with the likelihood lost"}
 FORMS = {"auroc": number, "spearman": correlation}
 
 
@@ -67,7 +67,7 @@ def under_way(early: pd.DataFrame) -> str:
     told = known["auroc"].dropna()
     fell = f", AUROC for “fell” {number(mean(told))} ({count(len(told), 'run')})" if len(told) else ""
     return (
-        f"Once in training: the nats lost {at} rank those lost at the end with Spearman "
+        f"Once in training: the losses of the pairs {at} rank those at the end with Spearman "
         f"{correlation(mean(known['spearman']))} ({count(len(known), 'run')}){fell}. That is no forecast: these steps "
         "are paid for by then."
     )
@@ -89,7 +89,7 @@ def _sentence(best: dict[str, Any], by: str, length: float, tried: int, good: bo
     name = label(best["measure"]) + (f", {best['direction'][:-1]} is worse" if best["direction"].endswith("?") else "")
     alone = "" if math.isnan(length) else f" and the length difference alone ({form(length)})"
     if good and by == "spearman":
-        ranks = f"{name} ranks the nats lost better than chance ({chance}){alone}: {numbers}"
+        ranks = f"{name} ranks the likelihood lost better than chance ({chance}){alone}: {numbers}"
         return f"{ranks}. Whether it tells which pairs fall cannot be said here. {_many(tried)}"
     if good and best["fewest"] < FEWEST:
         few = f"only {int(best['fewest'])} fell, or held, too few to trust it"

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diagnostics.diffusion.noise import FLOW_TIMES, linear_alphas
-from diagnostics.errors import DataError
+from diagnostics.errors import DataError, UserError
+from diagnostics.files import read_json
 
 Condition = Mapping[str, Tensor]  # by name, (N, ...) each; empty where a model has none
 
@@ -24,6 +25,7 @@ class Denoiser(nn.Module):
     target: a word of noise.TARGETS. alphas: (T,) float64 alpha-bar, the squared share of the sample in x_t at t = 0 ..
     T - 1; it is no buffer, for a cast of the weights must not cast it. Of a flow it is not read: there t = 1000 s.
     shape: S, of a sample that is data for it; None: any. told: what a data row tells it: "text", "class" or "".
+    labels: how many numbers a class may be, from 0 on; None: not known.
     cache: a folder in which samples made of images are kept, where making them is work.
     """
 
@@ -31,6 +33,7 @@ class Denoiser(nn.Module):
     alphas: Tensor
     shape: tuple[int, ...] | None = None
     told: str = ""
+    labels: int | None = None
     cache: Path | None = None
 
     def forward(self, x_t: Tensor, times: Tensor, condition: Condition) -> Tensor:
@@ -43,9 +46,11 @@ class Denoiser(nn.Module):
         return FLOW_TIMES if self.target == "flow" else len(self.alphas)
 
     def tell(self, said: Sequence[Any]) -> list[dict[str, np.ndarray]]:
-        """The condition of each row as it stands in a Sample, from its text or class. DataError for a class that is no
-        whole number."""
-        return [{"class_labels": np.array(_class(value))} for value in said] if self.told else [{} for _ in said]
+        """The condition of each row as it stands in a Sample, from its text or class. DataError for a class that the
+        model does not have."""
+        if not self.told:
+            return [{} for _ in said]
+        return [{"class_labels": np.array(_class(value, self.labels))} for value in said]
 
     def see(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 images as samples of its shape (C, H, W), in [-1, 1]."""
@@ -61,6 +66,23 @@ class Denoiser(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Into a folder from which it is loaded again."""
         raise NotImplementedError
+
+
+def is_denoiser(name: str | Path) -> bool:
+    """Whether a folder holds a denoiser: one of ours, or of diffusers."""
+    folder = Path(name)
+    try:
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    except DataError:
+        return False
+    ours = isinstance(config, dict) and {"denoiser", "_class_name"} & config.keys()
+    return bool(ours) or (folder / "model_index.json").is_file()
+
+
+def refuse(name: str | Path, command: str) -> None:
+    """UserError where a command that reads language models is given a denoiser."""
+    if is_denoiser(name):
+        raise UserError(f"{name} is a denoiser: `chesboard {command}` reads language models (see docs/diffusion.md).")
 
 
 def pixels(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -79,13 +101,16 @@ def pixels(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return np.ascontiguousarray(values / 127.5 - 1)
 
 
-def _class(value: Any) -> int:
+def _class(value: Any, labels: int | None) -> int:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not number.is_integer():
         raise DataError(f"the class is {str(value)[:60]!r}; give a whole number.")
+    if number < 0 or (labels is not None and number >= labels):
+        last = "" if labels is None else f" to {labels - 1}"
+        raise DataError(f"the class is {number:g}, and the model has 0{last or ' and more'}.")
     return int(number)
 
 
@@ -110,6 +135,7 @@ class MLPDenoiser(Denoiser):
         self.settings |= {"target": target, "train_steps": train_steps}
         self.settings |= {"first_beta": first_beta, "last_beta": last_beta, "shape": list(shape or (size,))}
         self.shape, self.told = tuple(self.settings["shape"]), "class" if classes else ""
+        self.labels = classes + 1
         if math.prod(self.shape) != size:
             raise ValueError(f"shape {self.shape} does not hold {size} numbers")
         self.target, self.alphas = target, linear_alphas(train_steps, first_beta, last_beta)

@@ -35,7 +35,7 @@ def inverted(
             before = grid[k - 1] if k else None
             at = time if before is None else before
             x0, eps = parts_of(model, run(x_t, at.expand(len(samples)), told), x_t, at)
-            x_t = _mixed(model, x0, eps, time)
+            x_t = _mixed(model, x0 if k else samples, eps, time)  # before the first time there is no noise
             found = torch.where(_beside(places == k, found), x_t, found)
     signal, spread = (_beside(v, samples).to(samples.dtype) for v in shares(model.target, model.alphas, grid[places]))
     return found, (found - signal * samples) / spread, grid[places]

@@ -48,7 +48,8 @@ class DiffusersDenoiser(Denoiser):
         self._vae_hash = ""
         self.shape = self._shape()
         texts = getattr(parts, "text_encoder", None) is not None
-        self.told = "class" if CLASSES[self.kind](net) else "text" if texts else ""
+        self.labels = CLASSES[self.kind](net)
+        self.told = "class" if self.labels else "text" if texts else ""
 
     def forward(self, x_t: Tensor, times: Tensor, condition: Condition) -> Tensor:
         """See Denoiser."""
@@ -211,7 +212,7 @@ ENCODED = {
     "FluxTransformer2DModel": _encode_flux,
 }
 ALONE = ("UNet2DModel", "DiTTransformer2DModel")  # those that are told no text
-# whether a net is told a class
-CLASSES: dict[str, Callable[[Any], bool]] = {name: lambda net: False for name in CALLS}
-CLASSES["UNet2DModel"] = lambda net: bool(net.config.num_class_embeds)
-CLASSES["DiTTransformer2DModel"] = lambda net: True
+# how many classes a net is told apart, with that of none; None where it is told no class
+CLASSES: dict[str, Callable[[Any], int | None]] = {name: lambda net: None for name in CALLS}
+CLASSES["UNet2DModel"] = lambda net: net.config.num_class_embeds
+CLASSES["DiTTransformer2DModel"] = lambda net: net.config.num_embeds_ada_norm + 1

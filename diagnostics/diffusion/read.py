@@ -14,6 +14,7 @@ array is row i. `segments` and `weights` (`chosen_weights`, `rejected_weights`) 
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,14 @@ class Wanted:
 
 
 def read_samples(
-    source: str, model: Denoiser, *, split: str | None = None, folder: str | None = None, chains: bool = False
+    source: str, model: Denoiser, *, split: str | None = None, folder: str | None = None, chains: bool | None = None
 ) -> Audit:
     """Every row of a data set as pairs of samples for this model, kept or skipped. folder: what paths are relative to;
-    default is the data's own. chains: a sample is a chain of points, and the row's `times` are theirs."""
+    default is the data's own. chains: a sample is a chain of points, and the row's `times` are theirs; None: so it is
+    where rows have `times`."""
     raw = _raw(source, split)
+    if chains is None:
+        chains = any(isinstance(row, dict) and "times" in row for row in raw.rows)
     shape = _shape(source, raw)
     base = Path(folder) if folder else folder_of(source)
     table = PairTable(source, _reading(raw, shape, model), [], [], raw)
@@ -120,13 +124,15 @@ def _asked(table: PairTable, at: int, row: Any, shape: tuple[str, ...], model: D
     try:
         if not isinstance(row, dict):
             raise Skip("unreadable", "the row is no set of fields")
-        if missing := [name for name in shape if row.get(name) is None]:
+        if missing := [name for name in shape if not _is_there(row.get(name))]:
             raise Skip("missing_field", f"'{missing[0]}' is missing")
         told = _told(row, model)
         if shape == PICKED:
-            label = float(row["label_0"])
+            (label,) = _floats(row, "label_0", 1)
+            if label == 0.5:
+                raise Skip("tie", "label_0 is 0.5: neither image is preferred")
             if label not in (0.0, 1.0):
-                raise Skip("tie", f"label_0 is {label:g}: neither image is preferred")
+                raise Skip("no_preference", f"label_0 is {label:g}; give 1, 0, or 0.5 for a tie")
             both = ("jpg_0", "jpg_1") if label == 1 else ("jpg_1", "jpg_0")
             found = [Wanted({side: row[name] for side, name in zip(SIDES, both)}, dict.fromkeys(SIDES, told))]
         elif shape == CONDITIONS:
@@ -146,7 +152,7 @@ def _asked(table: PairTable, at: int, row: Any, shape: tuple[str, ...], model: D
 
 def _told(row: dict[str, Any], model: Denoiser) -> Any:
     names = TOLD[model.told]
-    found = next((row[name] for name in names if row.get(name) is not None), None)
+    found = next((row[name] for name in names if _is_there(row.get(name))), None)
     if names and found is None and not set(CONDITIONS) <= row.keys():
         raise Skip("missing_field", f"'{names[0]}' is missing, which this model is told")
     return found
@@ -154,15 +160,19 @@ def _told(row: dict[str, Any], model: Denoiser) -> Any:
 
 def _listed(row: dict[str, Any], told: Any, at: int) -> Iterator[Wanted]:
     """Every pair of a list whose scores differ, the better one chosen."""
-    scores = [float(score) for score in row["scores"]]
-    if len(scores) != len(row["images"]):
-        raise Skip("missing_field", f"{len(row['images'])} images have {len(scores)} scores")
+    scores, images = _floats(row, "scores"), row["images"]
+    if not isinstance(images, (list, tuple, np.ndarray)) or len(scores) != len(images):
+        raise Skip("unreadable", f"'images' is no list of as many samples as there are scores ({len(scores)})")
+    if not np.isfinite(scores).all():
+        raise Skip("no_preference", "a score is not a finite number")
+    if len(scores) < 2:
+        raise Skip("no_preference", "a list of one sample has no pair")
     if len(set(scores)) < 2:
         raise Skip("tie", "all scores are equal")
     for i, better in enumerate(scores):
         for j, worse in enumerate(scores):
             if better > worse:
-                both = dict(zip(SIDES, (row["images"][i], row["images"][j])))
+                both = dict(zip(SIDES, (images[i], images[j])))
                 columns = {"chosen_score": better, "rejected_score": worse}
                 yield Wanted(both, dict.fromkeys(SIDES, told), columns, group=f"list {at}", suffix=f"/{i}-{j}")
 
@@ -183,6 +193,7 @@ def _audited(
         example = replace(example, pair_id=f"{example.pair_id}#{at}")
     seen[example.pair_id] = example.pair_id
     columns = {k: v for k, v in row.items() if k not in {*PICKED, *SIDES, *LISTS, *ONE}} | asked.columns
+    columns = {k: v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for k, v in columns.items()}
     table.pairs.append(PreferencePair(example.pair_id, at, said, *names, columns=columns, media=media))
     key = tuple(example.rows[side].media for side in SIDES)
     doubts |= ({"duplicate"} if key in seen else set()) | ({"contradiction"} if key[::-1] in seen else set())
@@ -216,9 +227,12 @@ def _pair(
     if chains:
         if row.get("times") is None:
             raise Skip("missing_field", "'times' is missing, the times of a chain's points")
-        told = {side: {**of, "times": np.asarray(row["times"]).astype(np.int64)} for side, of in told.items()}
-        if any(len(told[side]["times"]) != len(values[side]) for side in SIDES):
+        times = _floats(row, "times")
+        if any(len(times) != (len(values[side]) if values[side].ndim else 0) for side in SIDES):
             raise Skip("other_size", "a chain has not as many points as 'times' has numbers")
+        if any(not 0 <= t < model.steps or t % 1 for t in times) or any(a <= b for a, b in pairwise(times)):
+            raise Skip("unreadable", f"'times' are no falling whole numbers from 0 to {model.steps - 1}")
+        told = {side: {**of, "times": np.array(times, dtype=np.int64)} for side, of in told.items()}
     parts = {side: {name: _numbers(row, name, side, values[side].size) for name in ("segments", "weights")}
              for side in SIDES}  # fmt: skip
     samples = {side: Sample(values[side], told[side], group=asked.group, **parts[side]) for side in SIDES}
@@ -235,10 +249,30 @@ def _numbers(row: dict[str, Any], name: str, side: str, size: int) -> np.ndarray
     given = row.get(f"{side}_{name}", row.get(name))
     if given is None:
         return None
-    found = np.asarray(given).reshape(-1)
+    found = np.array(_floats({name: given}, name))
     if len(found) != size:
         raise Skip("other_size", f"'{name}' has {len(found)} numbers for a sample of {size}")
+    if name == "segments" and not ((found >= 0) & (found % 1 == 0)).all():
+        raise Skip("unreadable", "'segments' are no whole numbers from 0 on")
+    if name == "weights" and not ((found >= 0) & (found <= 1)).all():
+        raise Skip("unreadable", "'weights' are not from 0 to 1")
     return found.astype(np.int64 if name == "segments" else np.float32)
+
+
+def _is_there(value: Any) -> bool:
+    """Whether a field holds something: tables have NaN where they have nothing."""
+    return value is not None and not (isinstance(value, float) and np.isnan(value))
+
+
+def _floats(row: dict[str, Any], name: str, count: int | None = None) -> list[float]:
+    """A field's numbers, of any shape, finite or not. Skip where it holds anything else, or not so many of them."""
+    try:
+        found = np.asarray(row[name], dtype=np.float64).reshape(-1).tolist()
+    except (TypeError, ValueError):
+        found = []
+    if not found or len(found) != (count or len(found)):
+        raise Skip("unreadable", f"'{name}' holds {str(row[name])[:40]!r} in the place of numbers")
+    return found
 
 
 def _loaded(source: Any, base: Path) -> np.ndarray:

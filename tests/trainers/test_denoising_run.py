@@ -115,7 +115,13 @@ def test_chains_of_sampling_steps_are_trained_on(world):
     arrays = {s: draw.normal(size=(20, 3, 1, SIDE, SIDE)).astype(np.float32) for s in ("chosen", "rejected")}
     arrays |= {"times": np.tile([900, 500, 100], (20, 1)), "class_labels": np.arange(20) % CLASSES}
     save_file(arrays, world / "chains.safetensors")
-    keys = {"likelihood": "steps", "objective": "d3po", "beta": 10.0, "data": str(world / "chains.safetensors")}
+    keys = {
+        "likelihood": "steps",
+        "objective": "d3po",
+        "beta": 10.0,
+        "draws": 16,
+        "data": str(world / "chains.safetensors"),
+    }
     log = read_run(run(world, **keys))
     assert log.steps["loss"].iloc[1] == pytest.approx(np.log(2), rel=1e-6)
     assert log.draws.empty
@@ -172,3 +178,54 @@ def test_images_as_pick_a_pic_has_them(world):
     assert audit["doubts"].to_dict()[3] == "sizes_differ"
     assert "4 tie" in log.manifest["reading"]["said"]
     assert set(log.pairs["pair_id"]) == {f"row{k:06d}" for k in (3, 4, 6, 7, 9, 10)}
+
+
+def test_keys_of_another_likelihood_are_refused(world):
+    for key, value in {"max_length": 9, "append_eos": False, "response_types": 3, "truncation": "error"}.items():
+        with pytest.raises(UserError, match=f"{key} means nothing with likelihood denoising"):
+            run(world, **{key: value})
+    with pytest.raises(UserError, match="draws means nothing with likelihood steps"):
+        run(world, likelihood="steps", objective="d3po")
+    with pytest.raises(UserError, match="is a denoiser: set likelihood to denoising"):
+        run(world, likelihood="tokens", objective="dpo", draws=16)
+
+
+def test_an_objective_is_refused_before_anything_is_trained_where_something_it_reads_is_not_there(world):
+    with pytest.raises(UserError, match="'gradspo' reads a moving average of the policy, which no run keeps"):
+        run(world, likelihood="steps", objective="gradspo", beta=10.0, draws=16)
+    with pytest.raises(DataError, match="row 0: objective 'patchdpo' reads weights, which this row does not have"):
+        train(make_config({
+            "likelihood": "denoising", "objective": "patchdpo", "model": str(world / "mlp"), "use_cpu": True,
+            "data": str(world / "pairs.safetensors"), "output_dir": str(world / "no"),
+        }))  # fmt: skip
+    assert not (world / "no").exists()
+
+
+def test_a_reference_of_another_kind_is_refused(world):
+    MLPDenoiser(size=SIDE**2, classes=CLASSES, width=16, blocks=1, target="flow", shape=(1, SIDE, SIDE)).save(
+        world / "flow"
+    )
+    with pytest.raises(UserError, match="reference is a model of the same kind"):
+        run(world, reference_model=str(world / "flow"))
+
+
+def test_arrays_hold_what_an_objective_reads_of_each_segment(world):
+    arrays = load_file(world / "pairs.safetensors")
+    arrays |= {"segments": np.tile(np.arange(16) // 8, (30, 1)), "segment_labels": np.tile([1.0, -1.0], (30, 1))}
+    save_file(arrays, world / "pairs.safetensors")
+    log = read_run(run(world, objective="densedpo"))
+    assert log.steps["loss"].iloc[1] == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_commands_say_errors_where_they_mean_errors(world):
+    from analysis.run import card, kept
+    from analysis.run.page import tiles_of
+    from analysis.tables import runs
+
+    log = runs.load(run(world))
+    found = kept.keep(log)
+    said = [f.meaning for f in found] + [card.state(log, found).says]
+    said += [text for tile in tiles_of(log, found) for text in (tile.label, tile.meaning, tile.value, *tile.below)]
+    said.append((world / "run" / "verdict.json").read_text())
+    assert not [text for text in said if any(word in text for word in ("nats", "KL(", "token,", " a token"))]
+    assert any("deviation from the reference" in text for text in said)

@@ -226,6 +226,6 @@ def test_the_first_probe_is_held_against_the_end():
     (row,) = predictors.under_way(_probed([-1.0, 1.0, -2.0, 2.0], [-3.0, 1.0, -1.0, 4.0]))
     assert row == {"step": 3, "last": 6, "n": 4, "spearman": pytest.approx(0.8), "auroc": 1.0}
     said = trust.under_way(pd.DataFrame([row]))
-    assert "by step 3 of 6 rank those lost at the end with Spearman +0.80 (1 run), AUROC for “fell” 1.00" in said
+    assert "by step 3 of 6 rank those at the end with Spearman +0.80 (1 run), AUROC for “fell” 1.00" in said
     assert predictors.under_way(_probed([-1.0, 1.0, -2.0])) == []
     assert trust.under_way(pd.DataFrame([], columns=predictors.EARLY)) == ""

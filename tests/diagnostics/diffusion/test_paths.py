@@ -56,15 +56,26 @@ def test_inversion_is_where_ddim_comes_back_from(target):
     assert torch.allclose(signal * samples + spread * implied, x_t)
     assert (grid <= times).all()
     assert len(set(grid.tolist())) == 3
-    # by hand: the noise of each step is what the model says at the point before, at that point's time (first: its own)
+    # by hand: the noise of each step is what the model says at the point before, at that point's time (first: its own);
+    # the sample itself holds no noise
     x, all_times = samples[:1], paths._grid(model, samples.device)
     for k, time in enumerate(all_times[: paths._place(all_times, times[2:])[0] + 1]):
         at = all_times[max(k - 1, 0)]
         a, s = noise.shares(target, model.alphas, at[None])
         eps = (x - a * MEAN) / s
         a, s = noise.shares(target, model.alphas, time[None])
-        x = a * MEAN + s * eps
+        x = a * (MEAN if k else x) + s * eps
     assert torch.allclose(x_t[2], x[0])
+
+
+def test_the_first_step_of_an_inversion_adds_noise():
+    """A model that always says the noise 1: x_t at the grid's first time is the sample under that noise."""
+    model = Knowing("eps")
+    samples, ones = torch.full((1, 2), 0.5, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    x_t, implied, grid = paths.inverted(model, lambda x, t, told: torch.ones_like(x), samples, {}, torch.tensor([0]))
+    signal, spread = noise.shares("eps", model.alphas, grid)
+    assert torch.allclose(x_t, signal * samples + spread)
+    assert torch.allclose(implied, ones)
 
 
 def batch_of(likelihood, n=3):
