@@ -624,12 +624,19 @@ def trace(
     eos: Eos = True,
     dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draw.")] = 0,
+    likelihood: Annotated[
+        Literal["tokens", "denoising"],
+        typer.Option(help="tokens: language models; denoising: diffusion models."),
+    ] = "tokens",
+    draws: Annotated[int, typer.Option(min=1, help="Of denoisers: fixed draws of time and noise.")] = 16,
 ) -> None:
     """Make the run log afterwards, from checkpoints that any trainer wrote. Started again, it goes on where it was.
 
-    Example:
+    Examples:
 
         chesboard trace my_pairs.jsonl --reference my-model --checkpoints out/ --out runs/traced
+
+        chesboard trace pick.parquet --likelihood denoising --reference sd15 --checkpoints dpo-out --out runs/traced
     """
     from reports.console import show_run
     from trainers.trace import trace as trace_run
@@ -637,7 +644,7 @@ def trace(
     done = trace_run(
         data, checkpoints, out, reference=reference, tokenizer=tokenizer, pairs=pairs, split=split, frames=frames,
         media_folder=media_folder, max_length=max_length, truncation=truncation, append_eos=eos, dtype=dtype,
-        track=track, seed=seed,
+        track=track, seed=seed, likelihood=likelihood, draws=draws,
     )  # fmt: skip
     show_run(done)
 

@@ -11,12 +11,16 @@ from torch import nn
 
 from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
+from diagnostics.diffusion.pipelines import LORA, DiffusersDenoiser, load_pipeline
 from diagnostics.diffusion.steps import StepLikelihood
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
 from trainers import objectives
 from trainers.config import TrainConfig
+from trainers.layouts import has_denoiser, net_of
 from trainers.models import adapter_base
+
+ENGINE = "every draw of time and noise is a row"
 
 
 def likelihood_of(config: TrainConfig) -> DenoisingLikelihood:
@@ -40,8 +44,6 @@ def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = Non
     if config.get("denoiser") == "mlp":
         model = _mlp(folder, config)
     elif "_class_name" in config or (folder / "model_index.json").exists():
-        from diagnostics.diffusion.pipelines import load_pipeline
-
         model = load_pipeline(folder)
     else:
         raise DataError(
@@ -50,6 +52,33 @@ def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = Non
         )
     model.cache = cache
     model.name_or_path = name  # type: ignore[assignment]  # an adapter names it as its base
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def check_checkpoint(name: str) -> None:
+    """DataError for a folder that is no checkpoint of a denoiser, as far as that can be told without loading it."""
+    if not Path(name).is_dir():
+        raise DataError(f"{name}: no such folder. Give a checkpoint of a denoiser.")
+    if not has_denoiser(Path(name)):
+        raise DataError(
+            f"{name}: no checkpoint of a denoiser: it holds neither {LORA}, nor a folder unet or transformer, nor a "
+            "config.json, an adapter_config.json or a model_index.json."
+        )
+
+
+def load_checkpoint(name: str, base: Denoiser, *, dtype: str = "float32") -> Denoiser:
+    """A trainer's checkpoint of `base`: a LoRA or a net as diffusers' scripts save them, put into the base's pipeline,
+    or whatever load_denoiser reads. DataError where it predicts otherwise than the base, or takes other samples."""
+    folder, whole = Path(name), (Path(name) / "model_index.json").exists()
+    if not whole and (net_of(folder) or (folder / LORA).is_file()):
+        if not isinstance(base, DiffusersDenoiser):
+            raise DataError(f"{name}: is a checkpoint of diffusers, and the reference is none of its models.")
+        model = base.with_weights(folder, net_of(folder))
+    else:
+        model = load_denoiser(name, dtype=dtype)
+    if (model.target, model.shape) != (base.target, base.shape):
+        ours, theirs = (f"{m.target} of {m.shape} numbers" for m in (model, base))
+        raise DataError(f"{name}: predicts {ours}, and the reference {theirs}.")
     return model.to(getattr(torch, dtype)).eval()
 
 
