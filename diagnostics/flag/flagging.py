@@ -13,6 +13,7 @@ import pandas as pd
 from diagnostics import margins, measures
 from diagnostics.audit import Audit, audit_pairs
 from diagnostics.columns import described
+from diagnostics.diffusion import measures as denoising
 from diagnostics.direction import direction
 from diagnostics.engine import check_ids, engine_of
 from diagnostics.errors import DataError, UserError, printable
@@ -46,7 +47,8 @@ SHOWN = tuple(name for name in _FLAGS if name not in MEASURES)  # beside the mea
 COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES, *SHOWN)
 FURTHER = margins.COLUMNS | forecast.COLUMNS
 CHOICES = (*MEASURES, *FURTHER)
-EVERY = measures.columns() | FURTHER  # what a run or a score table may hold of a pair
+# what a run or a score table may hold of a pair
+EVERY = measures.columns() | FURTHER | denoising.COLUMNS
 
 
 def flag(

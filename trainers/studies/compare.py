@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from diagnostics.diffusion.read import read_samples
 from diagnostics.errors import DataError, UserError
 from diagnostics.fingerprint import data_hash
 from diagnostics.folder import contents, set_aside
@@ -34,6 +35,7 @@ from diagnostics.runlog import read_json, read_run, write_json
 from trainers import objectives
 from trainers.check import check
 from trainers.config import DEFAULTS, TrainConfig, make_config, parse_flags, read_config
+from trainers.denoisers import load_denoiser
 from trainers.run import START, train
 from trainers.studies.demo import one_thread
 from trainers.studies.demo_runs import PLAIN_ADAM
@@ -326,16 +328,22 @@ def _folder(out: Path, entry: Entry, rate: float, base: dict[str, Any]) -> Path:
 def _same_data(run: TrainConfig, folder: Path) -> None:
     written = read_json(folder / "manifest.json").get("hashes", {})
     for name, path in (("data", run.data), ("probe_data", run.probe_data)):
-        if name in written and path and Path(path).exists() and _content(path, run.split) != written[name]:
+        if name in written and path and Path(path).exists() and written[name] not in _content(path, run):
             raise UserError(
                 f"{folder}: the data changed since this run was made ({path}), and a comparison must not mix them. "
                 "Choose another --out, or restore the file."
             )
 
 
-def _content(path: str, split: str | None) -> str:
-    """Hash of a data set as `train` writes it."""
-    return file_hash(path) or data_hash(read_pairs(path, split=split))
+def _content(path: str, run: TrainConfig) -> Iterator[str]:
+    """Hashes of a data set as `train` writes it: of a file its own, which is quick, else with its images and clips."""
+    if known := file_hash(path):
+        yield known
+    if run.likelihood == "denoising":
+        table = read_samples(path, load_denoiser(run.model), split=run.split, folder=run.media_folder).table
+    else:
+        table = read_pairs(path, split=run.split, frames=run.frames, media_folder=run.media_folder)
+    yield data_hash(table)
 
 
 def _last_step(folder: Path) -> int:
