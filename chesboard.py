@@ -171,6 +171,7 @@ def show(
     model: Model,
     row: Annotated[int, typer.Option(min=0, help="Which row, counted from 0.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Without colour (also where NO_COLOR is set).")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with frames of clips to this file instead.")] = None,
     split: Split = None,
     frames: Frames = 16,
     media_folder: MediaFolder = None,
@@ -185,9 +186,11 @@ def show(
         chesboard show my_pairs.jsonl --model my-model
 
         chesboard show my_pairs.jsonl --model my-model --row 12 --plain
+
+        chesboard show my_clips.jsonl --model my-video-model --row 3 --html row3.html
     """
     from diagnostics.pairs import read_pairs
-    from reports.show import show_row
+    from reports.show import show_row, write_row
     from trainers.models import config_limit, load_tokenizer, longest
 
     table = read_pairs(data, split=split, frames=frames, media_folder=media_folder)
@@ -196,6 +199,8 @@ def show(
         "truncation": truncation,
         "append_eos": eos,
     }
+    if html is not None:
+        return write_row(html, table, load_tokenizer(model), row, settings)
     show_row(table, load_tokenizer(model), row, settings, plain=plain)
 
 

@@ -4,25 +4,21 @@ The perturbed clips are made again from what the pairs' file says of them; where
 it is an error. Text of data and model is escaped.
 """
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from diagnostics.errors import DataError
 from diagnostics.files import replace_text
-from diagnostics.frames import spread
 from diagnostics.media import Media
 from diagnostics.pairs import PreferencePair, read_pairs
+from diagnostics.vision.thumbs import THUMBS
 from reports.tables import say
+from reports.thumbs import strip
 from trainers.worlds.video_pairs import Made, perturbed
 
-SHOWN, THUMBS, HEIGHT = 24, 8, 72  # pairs on a sheet; frames of a clip; pixels of a frame's height
+SHOWN = 24  # pairs on a sheet
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Contact sheet</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -72,7 +68,7 @@ def again(pair: PreferencePair) -> Media:
 
 def _section(pair: PreferencePair) -> str:
     other = again(pair)
-    clips = _strip(pair.media[0], "original, trained on") + _strip(other, "; ".join(other.view))
+    clips = strip(pair.media[0], "original, trained on") + strip(other, "; ".join(other.view))
     said = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _texts(pair).items())
     head = f'<div class="id">{escape(pair.pair_id)}</div>'
     return f'<section>{head}<div class="clips">{clips}</div><dl>{said}</dl></section>'
@@ -88,19 +84,3 @@ def _texts(pair: PreferencePair) -> dict[str, str]:
         found[name] = text.replace("&lt;MASK&gt;", "<mark>").replace("&lt;/MASK&gt;", "</mark>")
     more = {"first round": made.get("first"), "hint": made.get("truth")}
     return found | {name: escape(text) for name, text in more.items() if text}
-
-
-def _strip(medium: Media, words: str) -> str:
-    """Frames of a clip side by side."""
-    frames = medium.frames()
-    frames = frames[spread(len(frames), THUMBS)]
-    width = max(1, round(HEIGHT * frames.shape[2] / frames.shape[1]))
-    thumbs = [np.asarray(Image.fromarray(f).resize((width, HEIGHT), Image.Resampling.NEAREST)) for f in frames]
-    gap = np.full((HEIGHT, 2, 3), 255, np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate([part for thumb in thumbs for part in (thumb, gap)], 1)).save(file, "png")
-    data = base64.b64encode(file.getvalue()).decode()
-    return (
-        f'<figure><img alt="{escape(words)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(words)}</figcaption></figure>"
-    )

@@ -3,13 +3,15 @@
 Colour is never the only sign: every part stands under a heading, tokens are parted by |, and the end token stands in
 brackets. Text of the data, of the model and of its template is printed as plain text, control characters written out.
 Images and clips get a line each, and where the terminal has colours their first frames, small; a run of placeholders
-is one token with a count.
+is one token with a count. With a file's name the same is written as a page, with frames of every clip.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +25,37 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.audit import audit_pairs
 from diagnostics.codes import DOUBTS
 from diagnostics.errors import UserError, printable
+from diagnostics.files import replace_text
 from diagnostics.media import Media
 from diagnostics.pairs import PairTable
 from diagnostics.sequences import Example
 from diagnostics.templates import RenderedPair
 from diagnostics.tokenized import render_pair
 from diagnostics.vision.prompts import written
+from diagnostics.vision.thumbs import caption
+from reports.tables import say
+from reports.thumbs import strip
 
 STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "yellow"}
 _END, _ID, _PARTED = "bold reverse", "dim", "dim"
 _WHOLE = 8  # tokens that one character may be spread over
 _RUN = 3  # equal special tokens that are shown as one with a count
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<style>
+body {{ font: 16px/1.6 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 75rem; margin: 1rem auto;
+  padding: 0 1rem }}
+p {{ margin: 0.25rem 0; overflow-wrap: anywhere; white-space: pre-wrap }}
+figure {{ margin: 0.25rem 0 0.75rem }} img {{ max-width: 100%; display: block }} figcaption {{ color: #555 }}
+.bold {{ font-weight: 600 }} .dim {{ color: #666; font-size: 0.8em }} .reverse {{ background: #e3e3e3 }}
+.cyan {{ color: #075a78 }} .green {{ color: #1b6b2f }} .yellow {{ color: #7a5200 }} .red {{ color: #a3152b }}
+.magenta {{ color: #7d2a82 }}
+</style></head><body><h1>{title}</h1>
+{rows}
+</body></html>
+"""
 _THUMBS, _THUMB = 6, 16  # frames that are drawn of a clip, and their width in characters
 
 
@@ -41,16 +63,44 @@ def show_row(
     table: PairTable, tokenizer: PreTrainedTokenizerBase, row: int, settings: dict[str, Any], *, plain: bool
 ) -> None:
     """Print one row (0-based): how it was read, its tokens and ids, what was left out, and what is doubtful."""
+    console = Console(no_color=plain, color_system=None if plain else "auto", highlight=False)
+    drawn = console.color_system is not None
+    console.print(*_lines(_found(table, tokenizer, row, settings), drawn), sep="\n", soft_wrap=True)
+
+
+def _lines(found: Sequence[Text | Media], drawn: bool) -> list[Text]:
+    """What is printed: of each medium its first frames where they can be drawn, else nothing."""
+    lines: list[Text] = []
+    for line in found:
+        lines += [line] if isinstance(line, Text) else _drawn(line.frames()) if drawn else []
+    return lines
+
+
+def write_row(path: Path, table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any]) -> None:
+    """Write the same as a page that holds everything, with frames of each clip under its line."""
+    lines = _found(table, tokenizer, row, settings)
+    said = [_html(line) if isinstance(line, Text) else strip(line, caption(line)) for line in lines]
+    replace_text(path, PAGE.format(title=escape(printable(table.where(row))), rows="\n".join(said)))
+    say(f"look at it: {path}")
+
+
+def _html(line: Text) -> str:
+    """A line with what its parts are as classes; what is not marked is the line's own style."""
+    parts, at = [], 0
+    for span in line.spans:
+        parts += [(line.plain[at : span.start], ""), (line.plain[span.start : span.end], str(span.style))]
+        at = span.end
+    parts.append((line.plain[at:], ""))
+    inside = "".join(f'<span class="{style}">{escape(t)}</span>' if style else escape(t) for t, style in parts)
+    return f'<p class="{line.style}">{inside}</p>'
+
+
+def _found(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any]) -> list[Text | Media]:
+    """The lines of a row; a medium stands where its frames are drawn. UserError where there is no such row."""
     count = len(table.pairs) + len(table.problems)
     if not 0 <= row < count:
         raise UserError(f"{table.source}: there is no row {row}. Give --row 0 to {count - 1}.")
-    console = Console(no_color=plain, color_system=None if plain else "auto", highlight=False)
-    drawn = console.color_system is not None
-    console.print(*_lines(table, tokenizer, row, settings, drawn), sep="\n", soft_wrap=True)
-
-
-def _lines(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any], drawn: bool) -> list[Text]:
-    head = [_said(f"{table.where(row)} (row {row} of {len(table.pairs) + len(table.problems)})", "bold")]
+    head: list[Text | Media] = [_said(f"{table.where(row)} (row {row} of {count})", "bold")]
     head += [_said(table.reading.said())]
     for problem in table.problems:
         if problem.source_row == row:
@@ -61,25 +111,24 @@ def _lines(table: PairTable, tokenizer: Any, row: int, settings: dict[str, Any],
     rendered = render_pair(pair, tokenizer)
     notes = rendered.notes if isinstance(rendered, RenderedPair) else ()
     left = [_said(note, "yellow") for note in notes]
-    head += _media(pair.media, rendered, tokenizer, drawn)
+    head += _media(pair.media, rendered, tokenizer)
     if not found.tokenized:
         return [*head, _said(f"skipped, {found.frame.iloc[0]['reason']}", "bold red"), *_texts(found.frame), *left]
     doubts = [_said(f"doubt, {code}: {DOUBTS[code]}", "magenta") for code in _codes(found.frame)]
     return [*head, *_tokens(found.tokenized[0], tokenizer), *left, *doubts]
 
 
-def _media(media: Sequence[Media], rendered: Any, tokenizer: Any, drawn: bool) -> list[Text]:
-    """A line for each medium, and its first frames where they can be drawn."""
+def _media(media: Sequence[Media], rendered: Any, tokenizer: Any) -> list[Text | Media]:
+    """A line for each medium, and itself."""
     shown = isinstance(rendered, RenderedPair) and rendered.media
     texts = written(rendered, tokenizer.family) if shown else [None] * len(media)
-    lines = []
+    lines: list[Text | Media] = []
     for number, (medium, text) in enumerate(zip(media, texts, strict=True), 1):
         count, height, width = medium.shape()
         frames = f"{count} frame{'s' if count > 1 else ''} of {width} x {height} pixels"
         told = [medium.kind, frames, medium.source, f"digest {medium.digest}", *medium.view]
         told += [_placeholders(text, tokenizer)] if text is not None else []
-        lines.append(_said(f"[media {number}] {', '.join(told)}", "bold magenta"))
-        lines += _drawn(medium.frames()) if drawn else []
+        lines += [_said(f"[media {number}] {', '.join(told)}", "bold magenta"), medium]
     return lines
 
 

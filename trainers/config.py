@@ -175,6 +175,11 @@ class TrainConfig:
     lora_r: int = _key("model", "rank of a LoRA adapter, 0 for full fine-tuning", 0)
     lora_alpha: int = _key("model", "scale of the adapter, as in peft", 16)
     lora_targets: str = _key("model", "modules that get an adapter, as in peft, separated by commas", "all-linear")
+    freeze_vision: bool = _key(
+        "model",
+        "train the language model alone: of a model that is shown media, not its vision tower and projector",
+        False,
+    )
     probe_pairs: int = _key(
         "measuring", "training pairs measured at step 0, every probe_every steps and at the end", 64
     )

@@ -328,6 +328,17 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, targets: str) -> Any
         raise UserError(f"lora_targets '{targets}' does not fit this model ({_first_line(error)}).") from None
 
 
+def freeze_vision(model: Any) -> None:
+    """Leave only the weights of the language model and its head to be trained. UserError where there are no others."""
+    text = getattr(model.config, "get_text_config", None)  # a denoiser has none
+    if text is None or text() is model.config:
+        raise UserError("freeze_vision: this model is shown no images or clips; leave it out.")
+    inside = {id(p) for m in (model.get_decoder(), model.get_output_embeddings()) for p in m.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            parameter.requires_grad_(False)
+
+
 def _task(model: nn.Module) -> str:
     """The kind of model in peft's words."""
     return "SEQ_2_SEQ_LM" if encodes(model) else "CAUSAL_LM"

@@ -38,6 +38,7 @@ from trainers.loop.schedule import ProbeSchedule
 from trainers.loop.trainer import PreferenceTrainer
 from trainers.models import (
     add_lora,
+    freeze_vision,
     load_policy,
     load_tokenizer,
     make_savable,
@@ -94,6 +95,8 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     audits.clear()  # they hold every text of the data
 
     policy = model
+    if config.freeze_vision:
+        freeze_vision(model)
     if config.lora_r:
         add = add_lora if config.likelihood == "tokens" else denoisers.add_adapter
         policy = add(model, r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets)

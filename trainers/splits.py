@@ -17,6 +17,7 @@ from diagnostics.pairs import read_pairs
 from diagnostics.processes import tell
 from diagnostics.sequences import Example
 from diagnostics.stats import PAIR
+from diagnostics.vision import thumbs
 from trainers.config import TrainConfig
 from trainers.loop.given import cleaned, further_rows, gather, score_gaps
 from trainers.loop.ingredients import Given
@@ -136,6 +137,8 @@ def data(
         _say(config.probe_data, fixed)
         audits["audit_probe.parquet"] = fixed.frame
         probe = list(fixed.require_kept())[: config.probe_pairs]
+    if len(pictures := thumbs.table([*probe, *heldout])):
+        audits["frames.parquet"] = pictures
     train = [p for p in pairs if p.pair_id not in away]
     given, train = given_of(audit, train)
     if further := [name for name in (train[0].rows if train else ()) if name not in PAIR]:

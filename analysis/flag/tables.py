@@ -24,7 +24,7 @@ LIMIT = (
 )
 DENOISING_LIMIT = (
     "A rate is a first-order forecast, and how far to trust it on your data the scorecard says. On a small denoiser of "
-    "digits, trained on its own samples, set_rate ranked the rise of the chosen samples' errors with Spearman .64 to .68, "
+    "digits, trained on its own samples, set_rate ranked the rise of the chosen errors with Spearman .64 to .68, "
     "and D-CHES with .20 to .26; of pairs trained alone D-CHES did with .80 to .82 (`chesboard paper "
     "diffusion_displacement`)."
 )

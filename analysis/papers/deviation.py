@@ -171,15 +171,16 @@ def _at_equal_margin(rows: pd.DataFrame, method: str, alpha: float) -> tuple[flo
     return kl_at(one, target), kl_at(other, target)
 
 
-def kl_at(path: pd.DataFrame, margin: float) -> float:
-    """KL where a run first reaches a margin, on the straight line between two measurements; NaN where it never does."""
+def kl_at(path: pd.DataFrame, margin: float, column: str = "kl") -> float:
+    """KL (or another column) where a run first reaches a margin, on the straight line between two measurements; NaN
+    where it never does."""
     rows = path.sort_values("step")
     there = np.flatnonzero(rows["margin"].to_numpy() >= margin)
     if not len(there):
         return math.nan
     k = max(int(there[0]), 1)
     near = rows.iloc[k - 1 : k + 1]
-    return float(np.interp(margin, near["margin"], near["kl"]))
+    return float(np.interp(margin, near["margin"], near[column]))
 
 
 def _bounds(paper: Paper) -> dict[str, Measured]:

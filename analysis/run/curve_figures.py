@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, SIDE, below, panels, styled
+from analysis.tables.frames import VIEWS
 from analysis.tables.mass import RESPONSES
 
 OUTCOME = {"separated": CYCLE[2], "both fell": REJECTED, "neither fell": CYCLE[3], "inverted": CYCLE[4]}
@@ -41,6 +42,30 @@ def spread(tables: dict[str, dict[str, pd.DataFrame]], title: str) -> Figure:
             _line(axis, table, SIDE[side], side)
         axis.set(title=label, xlabel="optimizer step")
         below(axis, 2)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+@styled
+def frames(table: pd.DataFrame, title: str) -> Figure:
+    """Mean log-prob of both answers by what is shown, a panel a side: open marks at the start, filled at the end, the
+    bar the 95 % interval of what is lost against the pair's own frames. table: frames.by_view."""
+    figure, axes = panels(2, height=3.4)
+    for axis, (side, mine) in zip(axes, table.groupby("side", sort=False)):
+        steps = sorted(set(mine["step"]))
+        for step in steps:
+            of, end = mine.loc[mine["step"] == step], step == steps[-1]
+            own = float(of["mean"].iloc[0])
+            bars = [of["high"] - of["lost"], of["lost"] - of["low"]]
+            colour = SIDE[str(side)]
+            axis.errorbar(
+                [VIEWS[str(view)] for view in of["view"]], own - of["lost"], yerr=bars, fmt="o-" if end else "o--",
+                color=colour, mfc=colour if end else "white", capsize=3, lw=1.6, alpha=1 if end else 0.7,
+                label=f"step {step}",
+            )  # fmt: skip
+        axis.set(title=f"{side} answers", xlabel="frames shown")
+        below(axis, 2)
+    axes[0].set_ylabel("mean log-prob of an answer (nats)")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 

@@ -18,6 +18,7 @@ from analysis.show import page
 from analysis.show.page import Block, Tile
 from analysis.show.wording import ABSENT, clip, number, percent, signed, span, visible
 from analysis.tables import curves, displacement, entanglement, first_difference, mass, runs
+from analysis.tables import frames as by_frames
 from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
@@ -249,6 +250,16 @@ def where_mass_went(run: RunLog) -> Block:
 def more_mass(run: RunLog) -> Block:
     """Top-k entropy and mass along the answers, five kinds of answers, the end token, tracked groups."""
     return page.EMPTY if run.mass.empty else page.stack(_spread(run), _responses(run), _eos(run), _groups(run))
+
+
+def frames(run: RunLog) -> Block:
+    """Does the answer depend on the frames? One sentence and one figure; nothing where the pairs show nothing."""
+    table = by_frames.by_view(runs.rows(run, "probe"))
+    if table.empty:
+        return page.EMPTY
+    title = "Log-prob of the answers with the pairs' own frames and with others in their place"
+    picture = page.picture(curve_figures.frames(table, title), title)
+    return page.stack(page.note(readings.frames(table)), picture)
 
 
 @probed

@@ -29,7 +29,8 @@ def section(run: RunLog, worst: int, *, text: bool = True) -> Block:
     fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
     full = pair_table.scale(run, fallen) if text else math.nan
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]
-    cards = [_card(run, row, texts, full) for row in table.head(len(fallen)).to_dict("records")] if text else []
+    shown = runs.pictures(run) if text else pd.DataFrame({"pair_id": []})
+    cards = [_card(run, row, texts, full, shown) for row in table.head(len(fallen)).to_dict("records")] if text else []
     return page.stack(
         *said,
         *([_legend(full)] if cards and full == full else []),
@@ -50,14 +51,16 @@ def _legend(full: float) -> Block:
     )
 
 
-def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float) -> Block:
+def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float, pictures: pd.DataFrame) -> Block:
     known = row["pair_id"] in texts.index
     text = texts.loc[row["pair_id"]] if known else dict.fromkeys(("prompt", *runs.SIDES), "(not in the audit table)")
     head = f"{_place(row)}: chosen {signed(row['chosen'])} nats ({signed(row['per_token'])} a token), "
     head += f"rejected {signed(row['rejected'])}; CHES before training {number(row['ches_score'])}"
     found = {side: pair_table.whole_characters(tokens.losses(run, row["pair_id"], side)) for side in runs.SIDES}
     sides = [_answer(side, found[side], str(text[side]), full) for side in runs.SIDES]
-    return page.card(head, page.text("prompt", text["prompt"]), *sides, _numbers(found))
+    own = pictures.loc[pictures["pair_id"] == row["pair_id"]].to_dict("records")
+    shown = [page.frames(picture["picture"], str(picture["words"])) for picture in own]
+    return page.card(head, page.text("prompt", text["prompt"]), *shown, *sides, _numbers(found))
 
 
 def _answer(side: str, table: pd.DataFrame, text: str, full: float) -> Block:

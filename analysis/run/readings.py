@@ -29,6 +29,30 @@ def direction(mean: float, interval: tuple[float, float], n: int) -> int:
     return -1 if interval[1] < 0 else 1 if interval[0] > 0 else 0
 
 
+def frames(table: pd.DataFrame) -> str:
+    """Whether the chosen answers depend on what the pairs show, at the last step, and how much less than at the start.
+    table: frames.by_view."""
+    grey = table.loc[(table["side"] == "chosen") & (table["view"] == "grey")]
+    first, last = grey.iloc[0], grey.iloc[-1]
+    n = int(last["n"])
+    moved = f", {signed(first['lost'])} at the start" if first["step"] != last["step"] else ""
+    numbers = (
+        f" Against grey frames the pairs' own add {signed(last['lost'])} nats to a chosen answer "
+        f"({span((last['low'], last['high']), signed)}{moved}; {count(n, 'pair')})."
+    )
+    if n < FEW:
+        return f"No reading: {FEW_SAID}." + numbers
+    seen = direction(last["lost"], (last["low"], last["high"]), n)
+    return _SEEN[seen] + numbers
+
+
+_SEEN = {
+    1: "Yes: the chosen answers are likelier with their frames than without.",
+    0: "Not clearly: the chosen answers are about as likely with grey frames as with their own.",
+    -1: "Against them: the chosen answers are less likely with their frames than with grey ones.",
+}
+
+
 def spread(likelihood: Change, entropy: Change, mass: Change) -> str:
     """Whether the likelihood that chosen responses lost is a harm, by H_k and M_k (read-out of arXiv 2410.11677)."""
     if not (likelihood.n and mass.n and entropy.n):

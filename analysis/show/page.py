@@ -115,6 +115,13 @@ def picture(figure: Figure, alt: str) -> Block:
     return Block(f'<img class="figure" width="{width}" alt="{escape(alt)}" src="data:image/png;base64,{data}">')
 
 
+def frames(png: bytes, words: str) -> Block:
+    """A picture that was made before, as frames of a clip, with its words under it and for who cannot see it."""
+    data = base64.b64encode(png).decode()
+    image = f'<img class="frames" alt="{escape(words)}" src="data:image/png;base64,{data}" style="max-width:100%">'
+    return Block(f'<figure style="margin:0">{image}<figcaption class="quiet">{escape(words)}</figcaption></figure>')
+
+
 def table(
     frame: pd.DataFrame,
     forms: Mapping[str, Callable[[float], str]] | None = None,

@@ -213,6 +213,13 @@ def audits(run: RunLog) -> pd.DataFrame:
     return pd.concat([run.audit, *others], ignore_index=True) if others else run.audit
 
 
+def pictures(run: RunLog) -> pd.DataFrame:
+    """Frames of the probed and held-out pairs' images and clips: pair_id, words, picture (PNG); empty where there are
+    none."""
+    file = run.path / "frames.parquet"
+    return read_frame(file) if file.is_file() else pd.DataFrame(columns=["pair_id", "words", "picture"])
+
+
 def texts(audit: pd.DataFrame) -> pd.DataFrame:
     """prompt, chosen and rejected text by pair_id; empty where the audit has none."""
     if audit.empty or not {"pair_id", "prompt", "chosen", "rejected"} <= set(audit.columns):

@@ -37,6 +37,7 @@ from diagnostics.sequences import Example
 from diagnostics.stats import PairStats
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import Truncation, end_ids
+from diagnostics.vision import prior
 
 _FLAGS = {name: column for name, column in measures.columns().items() if column.flags}
 MEASURES = tuple(name for name, column in _FLAGS.items() if column.prone)
@@ -48,7 +49,7 @@ COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES, *SHOWN)
 FURTHER = margins.COLUMNS | forecast.COLUMNS
 CHOICES = (*MEASURES, *FURTHER)
 # what a run or a score table may hold of a pair
-EVERY = measures.columns() | FURTHER | denoising.COLUMNS
+EVERY = measures.columns() | FURTHER | prior.COLUMNS | denoising.COLUMNS
 
 
 def flag(

@@ -1,6 +1,9 @@
-"""The language-prior meter: how likely an answer is with its images and clips, and with grey ones in their place."""
+"""The language-prior meter: how likely an answer is with its images and clips, and with grey or perturbed ones in their
+place.
+"""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +11,55 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from diagnostics.columns import Column
 from diagnostics.media import Media, of_frames
 from diagnostics.scoring import score_rows
 from diagnostics.sequences import Example
 from diagnostics.sequences import Sequence as Row
+from diagnostics.stats import PAIR
 from diagnostics.token_likelihood import TokenLikelihood
+from diagnostics.vision import perturb
 
 GREY = 128
+VIEWS = {"grey": "grey frames", "perturbed": "frames masked and shuffled"}  # in the place of what a pair shows
+COLUMNS = {
+    f"{side}_{view}_logps": Column(
+        f"{side} log-prob, {words}",
+        "nats",
+        f"log-prob of the {side} answer with {words} in the place of its images and clips; at the first and last probe",
+    )
+    for side in PAIR
+    for view, words in VIEWS.items()
+}
+
+
+def without(model: nn.Module, pairs: Sequence[Example], *, likelihood: TokenLikelihood) -> dict[str, dict[str, float]]:
+    """By pair_id the COLUMNS of every pair whose answers are both shown something: log-probs (nats, summed, EOS
+    included) under grey frames and under perturbed ones, which are the same for both answers and at every call."""
+    asked = [_views(pair) for pair in pairs if all(pair.rows[side].media for side in PAIR)]
+    found: dict[str, dict[str, float]] = {}
+    for part, stats, _ in score_rows(model, asked, likelihood=likelihood) if asked else ():
+        for k, example in enumerate(part):
+            found[example.pair_id] = {name: float(side.logps[k]) for name, side in stats.items()}
+    return found
+
+
+def _views(pair: Example) -> Example:
+    """A pair's rows with each of VIEWS in the place of what they show."""
+    seed = int.from_bytes(hashlib.sha256(pair.pair_id.encode()).digest()[:4], "big")
+    make: dict[str, Callable[[Media], Media]] = {"grey": grey, "perturbed": lambda medium: perturbed(medium, seed)}
+    rows = {}
+    for side in PAIR:
+        row = pair.rows[side]
+        for view in VIEWS:
+            rows[f"{side}_{view}_logps"] = replace(row, media=tuple(make[view](m) for m in row.media))
+    return Example(pair.pair_id, pair.source_row, rows)
+
+
+def perturbed(medium: Media, seed: int) -> Media:
+    """An image or a clip as RRPO perturbs it: masked, and the frames of a clip shuffled nearby."""
+    masked = perturb.mask(medium, seed=seed)
+    return perturb.local_shuffle(masked, seed=seed) if medium.kind == "video" else masked
 
 
 def language_prior(

@@ -1,5 +1,6 @@
 import json
 import re
+from base64 import b64decode
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -184,6 +185,17 @@ def test_tokens_show_what_they_lost(make_run):
 def test_worst_pairs_are_cut_to_the_number_asked_for(make_run):
     run = run_page.load(make_run())
     assert run_page.pairs(run, 3).html.count('class="pair"') == 3
+
+
+def test_frames_stand_beside_their_pair_and_not_without_text(make_run):
+    run = run_page.load(make_run())
+    rows = [("p11", "8 of 16 frames of the clip", b"one"), ("p11", "the <image>", b"two"), ("p0", "the image", b"zero")]
+    write_frame(run.path / "frames.parquet", pd.DataFrame(rows, columns=["pair_id", "words", "picture"]))
+    html = run_page.pairs(run, 1).html
+    shown = re.findall('<img class="frames" alt="([^"]*)" src="data:image/png;base64,([^"]*)"', html)
+    assert [(unescape(words), b64decode(data)) for words, data in shown] == [row[1:] for row in rows[:2]]
+    assert "the &lt;image&gt;</figcaption>" in html
+    assert 'class="frames"' not in run_page.pairs(run, 1, text=False).html
 
 
 def test_every_pair_stands_in_the_table_and_has_a_place_to_link_to(make_run):

@@ -190,7 +190,7 @@ def test_a_finished_analysis_is_not_made_again(tmp_path, monkeypatch):
     assert (tmp_path / "auxdpo" / "paper.json").read_bytes() == record
     ledger = json.loads(page.with_name("ledger.json").read_text(encoding="utf-8"))
     assert len(ledger["claims"]) == 9
-    assert "<script" not in page.read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8").count("<script") == 1  # ours alone
 
 
 @pytest.mark.parametrize("name", ["paper.json", "optima.parquet", "settings.parquet"])

@@ -1,6 +1,10 @@
 """`chesboard audit` and `show` on a saved vision-language model: rows with images and clips, from folder to tokens."""
 
+import io
 import json
+import re
+from base64 import b64decode
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +113,22 @@ def test_frames_are_drawn_where_there_are_colours(model: Path, data: Path, monke
     out = caught.get()
     assert "38;2;200;100;50" in out  # the image's colour, in letters
     assert all(f"38;2;{grey};{grey};{grey};48;2;{grey};{grey};{grey}" in out for grey in (80, 160))
+
+
+def test_a_page_holds_the_same_with_the_frames(model: Path, data: Path, tmp_path: Path) -> None:
+    plain = run("show", data, "--model", model, "--row", 1, "--plain").splitlines()
+    assert "look at it:" in run("show", data, "--model", model, "--row", 1, "--html", tmp_path / "row.html")
+    page = (tmp_path / "row.html").read_text(encoding="utf-8")
+    lines = [unescape(re.sub("<[^>]*>", "", line)) for line in re.findall("<p [^>]*>(.*?)</p>", page, re.S)]
+    assert lines == plain
+    image, clip = (Image.open(io.BytesIO(b64decode(data))) for data in re.findall(r'base64,([^"]*)', page))
+    assert image.getpixel((5, 5)) == (200, 100, 50)
+    assert [clip.getpixel((x, 5)) for x in (5, 79, 153)] == [(0, 0, 0), (80, 80, 80), (160, 160, 160)]  # 72 and 2 wide
+    assert re.findall('alt="([^"]*)"', page) == ["the image", "3 of 3 frames of the clip"]
+    gone = tmp_path / "gone.html"
+    run("show", data, "--model", model, "--row", 3, "--html", gone)
+    assert "\x1b" not in gone.read_text(encoding="utf-8")
+    assert "skipped, media_missing" in gone.read_text(encoding="utf-8")
 
 
 def test_the_limit_is_the_language_models(model: Path) -> None:

@@ -1,5 +1,6 @@
 """A tiny vision-language model from its folder to a finished log: scores, training, the reference, the saved model."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ import pytest
 import vlms
 from PIL import Image
 
+from diagnostics.errors import UserError
 from diagnostics.flag.flagging import flag
-from diagnostics.media import Media
-from diagnostics.runlog import read_run
+from diagnostics.media import Media, of_frames
+from diagnostics.runlog import read_frame, read_run
 from diagnostics.sampling import answers
 from diagnostics.sequences import Sequence
 from diagnostics.vision.placeholders import FILES
+from diagnostics.vision.thumbs import caption
 from trainers.config import make_config
 from trainers.loop.trainer import layer_group
-from trainers.models import add_lora, load_model, load_tokenizer, model_limit
+from trainers.models import add_lora, freeze_vision, load_model, load_tokenizer, model_limit
 from trainers.run import train
 from trainers.trace import trace
+from trainers.worlds import lm
 
 CHOSEN, REJECTED, PROMPT = "to the left", "up , then down", "which way {} ?"
 KEYS = {
@@ -70,11 +74,11 @@ def prompt(tokenizer: Any, k: int) -> str:
     return "".join(tokenizer.family.tags[m.kind] for m in shown(k)) + PROMPT.format(k)
 
 
-def plain(model: Any, tokenizer: Any, k: int, answer: str) -> float:
-    """Summed log-prob of row k's answer, by transformers' own forward alone."""
+def plain(model: Any, tokenizer: Any, k: int, answer: str, media: tuple[Media, ...] = ()) -> float:
+    """Summed log-prob of row k's answer, with its media or others, by transformers' own forward alone."""
 
     ids = tokenizer(tokenizer.family.expand(prompt(tokenizer, k), shown(k)))["input_ids"]
-    row = Sequence(ids, [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id], media=shown(k) or None)
+    row = Sequence(ids, [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id], media=media or shown(k) or None)
     return float(plain_vlms.logps(model, tokenizer.family, row).sum())
 
 
@@ -97,6 +101,22 @@ def test_a_run_with_lora_in_the_language_model(run, folder):
     assert steps.loc[2, "probe/logps/chosen"] > steps.loc[0, "probe/logps/chosen"]
     assert {c.split("/")[-1] for c in steps if c.startswith("grad_norm/")} == {"layer_00", "layer_01"}
     assert log.pairs.loc[log.pairs["split"] == "train", "grad_inner"].notna().all()
+    probe = log.pairs[log.pairs["split"] == "probe"].set_index(["pair_id", "step"])
+    tokenizer, start = load_tokenizer(str(folder)), load_model(str(folder)).double()
+    for name, step in probe.index:
+        k, value = int(name.removeprefix("row")), probe.loc[(name, step), "chosen_grey_logps"]
+        assert np.isnan(value) == (not shown(k))
+        if step == 0 and shown(k):
+            grey = tuple(of_frames(np.full_like(m.frames(), 128), kind=m.kind) for m in shown(k))
+            assert value == pytest.approx(plain(start, tokenizer, k, CHOSEN, grey), abs=1e-3)
+    frames = read_frame(log.path / "frames.parquet").set_index("pair_id")
+    assert set(frames.index) == {name for name in {n for n, _ in probe.index} if shown(int(name.removeprefix("row")))}
+    for name, line in frames.iterrows():
+        (medium,) = shown(int(str(name).removeprefix("row")))
+        seen = np.asarray(Image.open(io.BytesIO(line["picture"])))
+        assert seen.shape == (72, 74 * len(medium.frames()), 3)
+        assert (seen[0, ::74] == medium.frames()[:, 0, 0]).all()
+        assert line["words"] == caption(medium)
     own = log.mass[(log.mass["kind"] == "response") & (log.mass["name"] == "own")]
     assert len(own) == 4  # two pairs, twice
     adapted = load_model(str(log.path / "model"))
@@ -126,6 +146,16 @@ def test_a_run_of_all_weights_and_its_saved_model(run, folder, data, tmp_path):
     for row in last.itertuples():
         k = int(row.Index.removeprefix("row"))
         assert row.chosen_logps == pytest.approx(plain(again, tokenizer, k, CHOSEN), abs=1e-3)
+
+
+def test_a_frozen_tower_stays_and_the_language_model_is_trained(run, folder):
+    start = dict(load_model(str(folder)).named_parameters())
+    end = dict(load_model(str(run("frozen", objective="dpo", freeze_vision=True).path / "model")).named_parameters())
+    moved = {name for name, p in end.items() if not p.equal(start[name])}
+    assert {layer_group(name) for name in moved} >= {"embed", "layer_00", "layer_01", "head"}
+    assert not {layer_group(name) for name in moved} & {"vision", "projector"}
+    with pytest.raises(UserError, match="freeze_vision: this model is shown no images or clips"):
+        freeze_vision(lm.build_model(lm.word_tokenizer(["a"]), seed=0))
 
 
 def test_a_reference_from_disk_is_the_live_one(run):

@@ -26,6 +26,7 @@ from diagnostics.stats import PAIR
 from diagnostics.token_likelihood import TokenLikelihood, padded
 from diagnostics.token_text import token_text, token_texts
 from diagnostics.tokenized import end_ids, tokenize_prompts
+from diagnostics.vision import prior
 from trainers.loop.columns import ProbeRows
 from trainers.loop.reference import LiveReference
 from trainers.loop.responses import Responses
@@ -75,8 +76,10 @@ class Probe:
             self.prompts = _prompts(track, tokenizer)
             self.sets = {p["id"]: p["set"] for p in track["prompts"]}
 
-    def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool) -> ProbeRows:
-        """Measure everything once, with the weights after `step` updates. tokens: also one row a token, or draw."""
+    def measure(self, model: nn.Module, step: int, epoch: float, *, tokens: bool, without: bool = False) -> ProbeRows:
+        """Measure everything once, with the weights after `step` updates. tokens: also one row a token, or draw;
+        without: also the pairs' answers with other frames in the place of theirs, where any shows some (vision.prior).
+        """
         out, has_tokens = ProbeRows(), "tokens" in self.likelihood.gives
         same = isinstance(self.reference, LiveReference) and self.reference.same(model)
         for name, pairs in self.pairs.items():
@@ -91,6 +94,7 @@ class Probe:
                     out.tokens += self._tokens(scored, step, name)
                 if tokens and self.likelihood.kind == "denoising":
                     out.draws += draw_rows(scored, step, name)
+        out.pairs = self._with_prior(model, out.pairs, without)
         out.mass += self._tracked(model, step) if self.prompts else []
         if self.responses:
             known = set(self.start)
@@ -102,6 +106,20 @@ class Probe:
             os.replace(half, self.start_file)
         self.saved = True
         return out
+
+    def _with_prior(self, model: nn.Module, rows: list[dict[str, Any]], measured: bool) -> list[dict[str, Any]]:
+        """The rows with the language-prior meter's columns, NaN where it was not taken; without them in a run whose
+        pairs show nothing."""
+        likelihood = self.likelihood
+        everything = [row for some in self.pairs.values() for pair in some for row in pair.rows.values()]
+        if not isinstance(likelihood, TokenLikelihood) or not any(row.media for row in everything):
+            return rows
+        found = {}
+        for name, pairs in self.pairs.items() if measured else ():
+            taken = prior.without(model, pairs, likelihood=likelihood)
+            found |= {(name, pair_id): values for pair_id, values in taken.items()}
+        nothing = dict.fromkeys(prior.COLUMNS, math.nan)
+        return [row | nothing | found.get((row["split"], row["pair_id"]), {}) for row in rows]
 
     def _mass(self, scored: Scored, step: int, split: str) -> list[dict[str, Any]]:
         """Where the probability is at the first position in which chosen and rejected differ."""

@@ -46,7 +46,7 @@ class ProbeSchedule:
         if step and not last and not (self.every and step % self.every == 0):
             return {}
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
-        found = self.probe.measure(model, step, epoch, tokens=keep)
+        found = self.probe.measure(model, step, epoch, tokens=keep, without=step == 0 or last)
         self.probed = step
         if self.main:
             self.writer.append("pairs", [ordered(row) for row in found.pairs])

@@ -5,7 +5,8 @@ many there are (count). What appears vanishes when the frames are reversed, and 
 and order can only be answered from the frames' order; `measure` says by numbers whether the model's answers depend on
 it. (Which way something moves, a model of this size did not learn within 450 steps.)
 The model is a Qwen2.5-VL of 0.2 million weights. It learns the two hinted forms of a question too (LeanPO's rounds,
-trainers.worlds.video_pairs), of which it copies the hint.
+trainers.worlds.video_pairs), of which it copies the hint. It can be taught to answer from the same film told in words
+too, so that what training does to its answers can be compared with and without a clip.
 """
 
 import json
@@ -59,6 +60,8 @@ FRAMES, SIDE = 8, 16  # of a clip; pixels of a frame's side
 _shade = np.linspace(0, 80, SIDE).astype(np.uint8)
 GROUND = np.stack(np.broadcast_arrays(_shade, _shade[:, None], np.uint8(0)), -1)
 STEPS, BATCH, RATE = 600, 32, 2e-3
+TOLD = "Here are the frames in words : {film} . {question}"
+NOTHING, SMALL = "nothing", "dot"  # what a film in words says of an empty frame, and of DOT
 HINTED, REFLECTED = 0.05, 0.05  # shares of the supervised questions in the form of LeanPO's first and second round
 ROWS, HELD_OUT, LONGEST = 320, 160, 16  # rows to make pairs of, and to measure on; tokens of an answer
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -66,16 +69,23 @@ PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip with a question of a kind and its true answer. frames: (FRAMES, SIDE, SIDE, 3) uint8."""
+    """A clip with a question of a kind and its true answer. frames: (FRAMES, SIDE, SIDE, 3) uint8; seen: what each
+    frame shows, in words."""
 
     kind: str
     frames: np.ndarray
     answer: str
+    seen: tuple[str, ...]
 
     @property
     def question(self) -> str:
         """What is asked about it."""
         return QUESTIONS[self.kind]
+
+    @property
+    def told(self) -> str:
+        """The question after every other frame in words: what is asked without the clip."""
+        return TOLD.format(film=" , ".join(self.seen[::2]), question=self.question)
 
     def media(self) -> Media:
         """The clip as a model is shown it."""
@@ -86,14 +96,17 @@ def draw_clip(kind: str, rng: np.random.Generator) -> Clip:
     """A clip of a kind: colours, shapes, places, action, number and the time of a change are drawn."""
     frames = GROUND + rng.integers(0, 20, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     (one, ink), (other, last) = ((f"{c} {s}", (c, s)) for c, s in zip(_two(COLOURS, rng), _two(SHAPES, rng)))
+    seen = [one] * FRAMES
     said = {"one": one, "other": other, "action": str(rng.choice([*ACTIONS])), "count": str(rng.choice(COUNTS))}
     if kind == "count":
+        seen = [" and ".join([one] * (1 + COUNTS.index(said["count"])))] * FRAMES
         for quarter in rng.permutation(4)[: COUNTS.index(said["count"]) + 1]:
             corner = SIDE // 2 * np.array(divmod(int(quarter), 2)) + rng.integers(0, 3, 2)
             for frame in frames:
                 _paint(frame, *ink, corner)
     elif kind == "order":
         change = int(rng.integers(3, 6))
+        seen = [one] * change + [other] * (FRAMES - change)
         for begin, end, which in ((0, change, ink), (change, FRAMES, last)):
             corner = rng.integers(0, SIDE - SIZE + 1, 2)
             for frame in frames[begin:end]:
@@ -104,14 +117,17 @@ def draw_clip(kind: str, rng: np.random.Generator) -> Clip:
             if (k >= change) == (said["action"] in ("appears", "grows")):
                 _paint(frame, *ink, corner)
             elif said["action"] in ("grows", "shrinks"):
-                _paint(frame, ink[0], "dot", corner + 2)
+                seen[k] = f"{ink[0]} {SMALL}"
+                _paint(frame, ink[0], SMALL, corner + 2)
+            else:
+                seen[k] = NOTHING
     else:
         step = np.array(MOVES[str(rng.choice([*MOVES]))])
         low, high = np.maximum(0, -step) * (FRAMES - 1), SIDE - SIZE - np.maximum(0, step) * (FRAMES - 1)
         corner = rng.integers(low, high + 1)
         for k, frame in enumerate(frames):
             _paint(frame, *ink, corner + k * step)
-    return Clip(kind, frames, ANSWERS[kind].format(**said))
+    return Clip(kind, frames, ANSWERS[kind].format(**said), tuple(seen))
 
 
 def draw_clips(count: int, seed: int, part: int) -> list[Clip]:
@@ -121,14 +137,14 @@ def draw_clips(count: int, seed: int, part: int) -> list[Clip]:
 
 
 def build(
-    folder: Path, seed: int, *, steps: int = STEPS, rows: int = ROWS, held_out: int = HELD_OUT
+    folder: Path, seed: int, *, steps: int = STEPS, rows: int = ROWS, held_out: int = HELD_OUT, told: float = 0.0
 ) -> dict[str, Path]:
     """Write the world and return its paths: model, data (rows of video, question, answer, kind), heldout_data, losses.
 
-    The losses (nats per answer token) are those of every step of the supervised training.
+    The losses (nats per answer token) are those of every step of the supervised training. told: see `train`.
     """
     found = paths(folder)
-    model, tokenizer, losses = train(found["model"], seed, steps=steps)
+    model, tokenizer, losses = train(found["model"], seed, steps=steps, told=told)
     lm.save(model, tokenizer, found["model"])
     for name, count, part in (("data", rows, 1), ("heldout_data", held_out, 2)):
         write_rows(found[name], draw_clips(count, seed, part))
@@ -143,26 +159,28 @@ def paths(folder: Path) -> dict[str, Path]:
 
 
 def write_rows(path: Path, clips: Sequence[Clip]) -> None:
-    """Rows of id, video, question, answer and kind, and beside them a folder of clips as .npy."""
+    """Rows of id, video, question, answer, kind and told (the question after the film in words), and beside them a
+    folder of clips as .npy."""
     place = path.with_suffix("")
     place.mkdir(parents=True, exist_ok=True)
     lines = []
     for k, clip in enumerate(clips):
         np.save(place / f"{k:04d}.npy", clip.frames)
         row = {"id": f"{path.stem}-{k:04d}", "video": f"{place.name}/{k:04d}.npy", "question": clip.question}
-        lines.append(json.dumps(row | {"answer": clip.answer, "kind": clip.kind}) + "\n")
+        lines.append(json.dumps(row | {"answer": clip.answer, "kind": clip.kind, "told": clip.told}) + "\n")
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def train(
-    folder: Path, seed: int, *, steps: int = STEPS
+    folder: Path, seed: int, *, steps: int = STEPS, told: float = 0.0
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast, list[float]]:
     """The tiny video model after supervised training on fresh clips, its tokenizer, and the loss of every step.
 
     Minimises the mean negative log-prob of answer tokens, EOS included, with AdamW at lm's schedule; the vision tower
     is trained too. folder: where the processor file is written, from which the family reads how clips are prepared.
+    told: the share of questions asked about the film in words, without the clip.
     """
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(told=told > 0)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / IMAGES).write_text(json.dumps({"size": {"shortest_edge": 64, "longest_edge": 4096}}), encoding="utf-8")
     model = make_model(tokenizer, seed)
@@ -170,7 +188,7 @@ def train(
     likelihood = TokenLikelihood(lm.pad_id(tokenizer), family=family)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lm.rate(step, steps))
-    losses, batches = [], _batches(tokenizer, family, seed)
+    losses, batches = [], _batches(tokenizer, family, seed, told)
     model.train()
     with Steps("video model", steps) as counted:
         for _ in range(steps):
@@ -181,9 +199,9 @@ def train(
     return model.eval(), tokenizer, losses
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the world, of its hints, and each placeholder."""
-    texts = [*QUESTIONS.values(), *ANSWERS.values(), HINT, REFLECT]
+def make_tokenizer(*, told: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word of the world, of its hints, and each placeholder; told: of its films in words too."""
+    texts = [*QUESTIONS.values(), *ANSWERS.values(), HINT, REFLECT, *[TOLD, NOTHING, SMALL] * told]
     words = {w for text in texts for w in lm.words_of(text)} | {*COLOURS, *SHAPES, *ACTIONS, *COUNTS}
     tokenizer = lm.word_tokenizer(sorted(words))
     tokenizer.add_special_tokens({"additional_special_tokens": [*PLACEHOLDERS]})
@@ -257,30 +275,36 @@ def _another(clips: Sequence[Clip], k: int) -> Clip:
     return next((c for c in others if c.kind == clips[k].kind and c.answer != clips[k].answer), clips[k])
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, family: Any, seed: int) -> Iterator[list[sequences.Example]]:
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, family: Any, seed: int, told: float
+) -> Iterator[list[sequences.Example]]:
     """Endless batches of fresh clips with their true answers."""
     rng, kinds = np.random.default_rng([seed, 0]), [*QUESTIONS]
     while True:
         clips = [draw_clip(kinds[k % len(kinds)], rng) for k in range(BATCH)]
-        yield [_example(clip, _asked(clip, rng), tokenizer, family) for clip in clips]
+        yield [example(clip, *_asked(clip, rng, told), tokenizer, family) for clip in clips]
 
 
-def _asked(clip: Clip, rng: np.random.Generator) -> str:
-    """The question, now and then in a hinted form; what is quoted as the first reply is the answer to another clip."""
-    form = rng.random()
+def _asked(clip: Clip, rng: np.random.Generator, told: float) -> tuple[str, tuple[Media, ...]]:
+    """A question and what is shown with it: now and then in a hinted form, where what is quoted as the first reply is
+    the answer to another clip, or after the film in words."""
+    form, shown = rng.random(), (clip.media(),)
     if form < HINTED:
-        return HINT.format(hint=clip.answer, question=clip.question)
+        return HINT.format(hint=clip.answer, question=clip.question), shown
     if form < HINTED + REFLECTED:
         reply = draw_clip(clip.kind, rng).answer
-        return REFLECT.format(reply=reply, hint=clip.answer, question=clip.question)
-    return clip.question
+        return REFLECT.format(reply=reply, hint=clip.answer, question=clip.question), shown
+    return (clip.told, ()) if form < HINTED + REFLECTED + told else (clip.question, shown)
 
 
-def _example(clip: Clip, asked: str, tokenizer: PreTrainedTokenizerFast, family: Any) -> sequences.Example:
-    media = (clip.media(),)
-    prompt = TokenIds(tokenizer(family.expand(family.tags["video"] + asked, media))["input_ids"])
+def example(
+    clip: Clip, asked: str, shown: tuple[Media, ...], tokenizer: Any, family: Any, name: str = ""
+) -> sequences.Example:
+    """The true answer of a clip to a question, with what is shown, as the row `answer`; name: its pair_id."""
+    text = family.expand(family.tags["video"] + asked, shown) if shown else asked
     answer = TokenIds([*tokenizer(clip.answer)["input_ids"], lm.eos_id(tokenizer)])
-    return sequences.Example("", 0, {"answer": sequences.Sequence(prompt, answer, media=media)})
+    row = sequences.Sequence(TokenIds(tokenizer(text)["input_ids"]), answer, media=shown or None)
+    return sequences.Example(name, 0, {"answer": row})
 
 
 def _two(names: Any, rng: np.random.Generator) -> list[str]:

@@ -55,6 +55,21 @@ def test_clips_show_what_their_answers_say():
     assert seen == {*video.ACTIONS}
 
 
+def test_a_film_in_words_tells_what_its_frames_show():
+    tokenizer = video.make_tokenizer(told=True)
+    unknown = tokenizer.convert_tokens_to_ids(lm.UNKNOWN)
+    for clip in video.draw_clips(80, 4, 1):
+        for frame, words in zip(clip.frames, clip.seen):
+            inks = {c for c in video.COLOURS if len(places(frame, c))}
+            assert inks == {w for w in words.split() if w in video.COLOURS}
+            drawn = 0 if words == video.NOTHING else len(words.split(" and "))
+            size = {"dot": 4} | {name: int(mask.sum()) for name, mask in video.SHAPES.items()}
+            assert sum(len(places(frame, c)) for c in inks) == drawn * size.get(words.split()[-1], 0)
+        assert [words in clip.told for words in clip.seen[::2]] == [True] * 4
+        assert unknown not in tokenizer(clip.told)["input_ids"]
+        assert len(clip.told.split(" , ")) == 4
+
+
 def test_the_film_backwards():
     assert video.turned("the red ring appears .") == "the red ring vanishes ."
     assert video.turned("first comes the red ring , then the blue cross .") == (
@@ -84,6 +99,7 @@ def test_a_world_is_written_and_its_model_learns(tmp_path):
     assert len(losses) == 8
     assert losses[-1] < losses[0] - 1
     rows = read_rows(str(found["data"])).rows
+    assert [r["told"] for r in rows] == [c.told for c in video.draw_clips(8, 0, 1)]
     clips = video.draw_clips(8, 0, 1)
     assert [r["answer"] for r in rows] == [c.answer for c in clips]
     assert np.array_equal(np.load(tmp_path / rows[3]["video"]), clips[3].frames)
