@@ -1,6 +1,7 @@
 """What a run on a denoiser has in the place of a language model's parts: the model from its folder, its adapter and
 its place in the manifest."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def add_adapter(model: Denoiser, *, r: int, alpha: int, targets: str) -> Any:
     every linear layer but the last of the model."""
     import peft
 
+    for words in ("Unable to fetch remote file", "Could not find a config file"):  # of a vocabulary, which it has none
+        warnings.filterwarnings("ignore", message=words, module="peft")
     wanted: Any = [t.strip() for t in targets.split(",")]
     if targets == "all-linear":
         wanted = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][:-1]

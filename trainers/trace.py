@@ -27,6 +27,7 @@ from diagnostics.progress import counted
 from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import read_steps
 from diagnostics.token_likelihood import TokenLikelihood
+from diagnostics.vision import thumbs
 from trainers import denoisers
 from trainers.imported import Imported, read_logs
 from trainers.layouts import expand, given, own_reference, own_step, require_weights, run_of, steps_of
@@ -142,7 +143,9 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     else:
         if not run.empty:
             tell(f"{run.path}: a start that ended before it measured anything is set aside.")
-        run.begin(settings, {"audit.parquet": audit.frame})
+        pictures = thumbs.table(chosen)
+        tables = {"audit.parquet": audit.frame} | ({"frames.parquet": pictures} if len(pictures) else {})
+        run.begin(settings, tables)
         run.describe(**about)
     probe = Probe(
         {"probe": chosen}, parts.tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.run import card, verdict
+from analysis.run import card, samples, verdict
 from analysis.show import page
 from analysis.show.page import Block, Cell
 from analysis.show.wording import ABSENT, count, number, signed, visible
@@ -27,6 +27,8 @@ def section(run: RunLog, worst: int, *, text: bool = True) -> Block:
     other = pair_table.of_run(run, "probe") if first == "eval" else pair_table.of_run(run, "eval")
     texts = runs.texts(runs.audits(run) if text else pd.DataFrame())
     fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
+    if samples.of_denoiser(run):
+        return samples.pairs(run, table, other, texts, len(fallen), first, text=text)
     full = pair_table.scale(run, fallen) if text else math.nan
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]
     shown = runs.pictures(run) if text else pd.DataFrame({"pair_id": []})
