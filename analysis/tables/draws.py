@@ -1,6 +1,7 @@
 """Denoising errors by time: the `draws` table of a denoiser's run. Tables only."""
 
 from collections.abc import Collection
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ def ends(run: RunLog, split: str = "probe", pair_ids: Collection[str] | None = N
     """side, time, pairs, start and end (mean error at the first and at the last step whose draws were kept), change of
     the error in percent of the start's, and low, high: the 95 % interval of that mean change over pairs, in percent;
     by side and time. Draws measured at both steps alone; no row where one step was kept."""
-    rows = run.draws
+    rows: Any = run.draws
     if rows.empty or rows["step"].nunique() < 2:
         return pd.DataFrame(columns=COLUMNS)
     rows = rows.loc[rows["split"] == split]

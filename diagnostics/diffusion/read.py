@@ -184,6 +184,7 @@ def _audited(
         example = replace(example, pair_id=f"{example.pair_id}#{at}")
     seen[example.pair_id] = example.pair_id
     columns = {k: v for k, v in row.items() if k not in {*PICKED, *SIDES, *LISTS, *ONE}} | asked.columns
+    columns = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in columns.items()}
     table.pairs.append(PreferencePair(example.pair_id, at, said, *names, columns=columns, media=media))
     key = tuple(example.rows[side].media for side in SIDES)
     doubts |= ({"duplicate"} if key in seen else set()) | ({"contradiction"} if key[::-1] in seen else set())

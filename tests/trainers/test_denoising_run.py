@@ -172,3 +172,13 @@ def test_images_as_pick_a_pic_has_them(world):
     assert audit["doubts"].to_dict()[3] == "sizes_differ"
     assert "4 tie" in log.manifest["reading"]["said"]
     assert set(log.pairs["pair_id"]) == {f"row{k:06d}" for k in (3, 4, 6, 7, 9, 10)}
+
+
+def test_a_column_of_several_numbers_stands_in_arrays_too(world):
+    draw = np.random.default_rng(4)
+    arrays = {side: draw.normal(size=(8, 16)).astype(np.float32) for side in ("chosen", "rejected")}
+    arrays |= {"segments": np.tile(np.arange(16) // 8, (8, 1)), "class_labels": np.arange(8) % CLASSES}
+    arrays["segment_labels"] = np.tile(np.float32([1, -1]), (8, 1))
+    save_file(arrays, world / "segments.safetensors")
+    keys = {"data": str(world / "segments.safetensors"), "objective": "densedpo", "heldout_pairs": 0, "max_steps": 1}
+    assert read_run(run(world, **keys)).steps["loss"].iloc[1] == pytest.approx(np.log(2), rel=1e-6)

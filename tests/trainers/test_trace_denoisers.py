@@ -1,6 +1,8 @@
 """A trace of denoisers: of a run's own adapters it says what the run says; diffusers' layouts are read as diffusers
 reads them."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,9 +35,9 @@ def test_equals_the_runs_own_probe(tmp_path):
         "probe_pairs": 99, "heldout_pairs": 0, "probe_every": 2, "save_strategy": "steps", "save_steps": 2,
         "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
-    own = read_run(train(make_config(keys)))
-    how = {"likelihood": "denoising", "draws": 4}
-    log = read_run(trace(str(data), [str(tmp_path / "run" / "checkpoints")], tmp_path / "t", **how))
+    own: Any = read_run(train(make_config(keys)))
+    how: Any = {"likelihood": "denoising", "draws": 4}
+    log: Any = read_run(trace(str(data), [str(tmp_path / "run" / "checkpoints")], tmp_path / "t", **how))
     assert log.steps["step"].tolist() == [0, 2, 4]
     shared = ["chosen_logps", "rejected_logps", "ref_chosen_logps", "chosen_kl", "rejected_kl"]
     ours, theirs = (
@@ -105,8 +107,8 @@ def test_the_checkpoints_of_diffusers_script(script, tmp_path):
     draw = np.random.default_rng(0)
     rows = {side: draw.normal(size=(6, 256)).astype(np.float32).tolist() for side in ("chosen", "rejected")}
     pd.DataFrame(rows | {"prompt": "a cat"}).to_json(tmp_path / "pairs.jsonl", orient="records", lines=True)
-    how = {"reference": str(tmp_path / "pipe"), "likelihood": "denoising", "draws": 3, "pairs": 4}
-    log = read_run(trace(str(tmp_path / "pairs.jsonl"), [str(out)], tmp_path / "t", **how))
+    how: Any = {"reference": str(tmp_path / "pipe"), "likelihood": "denoising", "draws": 3, "pairs": 4}
+    log: Any = read_run(trace(str(tmp_path / "pairs.jsonl"), [str(out)], tmp_path / "t", **how))
     assert log.steps["step"].tolist() == [0, 10, 20, 30]
     assert log.pairs.groupby("step").size().tolist() == [4, 4, 4, 4]
     assert (log.pairs.query("step == 0")["chosen_kl"] == 0).all()

@@ -1,6 +1,7 @@
 """`chesboard flag --likelihood denoising`: the measures as a table that pages and scorecard read."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,15 +32,15 @@ def world(tmp_path):
 
 def test_the_table_holds_the_measures_and_flags_by_the_whole_sets_step(world, capsys):
     folder, model = world
-    how = {"model_name": "m", "draws": 4, "count": 2}
-    scores, _, _ = flag(
+    how: Any = {"model_name": "m", "draws": 4, "count": 2}
+    scores: Any = flag(
         str(folder / "pairs.jsonl"), model, folder / "flag", write_kept=str(folder / "kept.jsonl"), **how
-    )
+    )[0]
     assert "measuring 9 pairs through 4 draws" in capsys.readouterr().out
     assert scores["status"].tolist() == ["scored"] * 3 + ["skipped"] + ["scored"] * 6
     likelihood = DenoisingLikelihood(draws=4)
     pairs = list(read_samples(str(folder / "pairs.jsonl"), model).require_kept())
-    own = measure(likelihood, model, pairs).set_index("pair_id")
+    own: Any = measure(likelihood, model, pairs).set_index("pair_id")
     found = scores[scores["status"] == "scored"].set_index("pair_id")
     pd.testing.assert_frame_equal(found[own.columns], own.loc[found.index])
     assert set(found[found["flagged"]].index) == set(own["set_rate"].nsmallest(2).index)
