@@ -137,7 +137,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
 
 
 @dataclass(frozen=True)
-class Parts:
+class Begun:
     """What depends on the kind of likelihood. engine, about: for the manifest; engine: "" for that of the model."""
 
     model: Any
@@ -149,7 +149,7 @@ class Parts:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Parts:
+def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Begun:
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, dtype=config.dtype)
     if changed := make_savable(model):
@@ -157,7 +157,7 @@ def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Pa
     splits, hashes = read_splits(config, tokenizer, model_limit(model), run.path, audits)
     check_ids(model, [*splits.train, *splits.probe, *splits.heldout])
     hashes["tokenizer"] = tokenizer_hash(tokenizer)
-    return Parts(model, tokenizer, TokenLikelihood.of(tokenizer), splits, hashes)
+    return Begun(model, tokenizer, TokenLikelihood.of(tokenizer), splits, hashes)
 
 
 def _denoiser(config: TrainConfig) -> Denoiser:
@@ -165,13 +165,13 @@ def _denoiser(config: TrainConfig) -> Denoiser:
     return denoisers.load_denoiser(config.model, dtype=config.dtype, cache=cache)
 
 
-def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Parts:
+def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Begun:
     model, likelihood = _denoiser(config), denoisers.likelihood_of(config)
     samples = Samples(config, model)
     splits, found, hashes = data(config, samples.audited, samples.given)
     audits |= found
     about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
-    return Parts(model, None, likelihood, splits, hashes, denoisers.ENGINE, about)
+    return Begun(model, None, likelihood, splits, hashes, denoisers.ENGINE, about)
 
 
 def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkpoint: str | None) -> None:

@@ -157,7 +157,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
 
 
 @dataclass(frozen=True)
-class Parts:
+class Traced:
     """What depends on the kind of likelihood. frozen: the model of step 0; load: that of another checkpoint; about: for
     the manifest."""
 
@@ -169,7 +169,7 @@ class Parts:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def _language(settings: dict[str, Any], found: dict[int, str], left: Sequence[str]) -> Parts:
+def _language(settings: dict[str, Any], found: dict[int, str], left: Sequence[str]) -> Traced:
     """left: the checkpoints that are to be measured; what is no model is found before anything is measured."""
     base, dtype = found[0], settings["dtype"]
     for name in left:
@@ -188,10 +188,10 @@ def _language(settings: dict[str, Any], found: dict[int, str], left: Sequence[st
     audit.require_kept()
     frozen = _to_device(load(base), dtype)
     about = {"engine": engine_of(frozen).name}
-    return Parts(frozen, load, audit, TokenLikelihood.of(tokenizer), tokenizer, about)
+    return Traced(frozen, load, audit, TokenLikelihood.of(tokenizer), tokenizer, about)
 
 
-def _denoising(settings: dict[str, Any], found: dict[int, str], left: Sequence[str]) -> Parts:
+def _denoising(settings: dict[str, Any], found: dict[int, str], left: Sequence[str]) -> Traced:
     """See _language."""
     base, dtype = found[0], settings["dtype"]
     for name in left:
@@ -206,7 +206,7 @@ def _denoising(settings: dict[str, Any], found: dict[int, str], left: Sequence[s
 
     about = {"engine": denoisers.ENGINE, "conventions": denoisers.conventions(likelihood.kind)}
     about["likelihood"] = denoisers.about(frozen, likelihood)
-    return Parts(frozen, load, audit, likelihood, None, about)
+    return Traced(frozen, load, audit, likelihood, None, about)
 
 
 def _to_device(model: nn.Module, dtype: str) -> Any:
@@ -289,7 +289,7 @@ def _measure(
     probe: Probe,
     checkpoints: dict[int, str],
     done: set[int],
-    parts: Parts,
+    parts: Traced,
     theirs: Imported,
 ) -> None:
     """Every checkpoint that is not done, and what the trainer logged before it."""

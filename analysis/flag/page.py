@@ -61,7 +61,7 @@ def flagged(found: Flags, text: bool = True) -> Block:
     ordered = marked.assign(_rank=runs.column(marked, "rank")).sort_values(["_rank", "pair_id"])
     rows = [_flagged_row(row, name, texts if text else texts.head(0)) for row in ordered.head(ROWS).to_dict("records")]
     heads = {"pair": "", label(name): "the measure that ranked them", "rank": "1: the most prone"}
-    heads |= {"tokens": "chosen / rejected", "why": ""}
+    heads |= {"errors" if flags.denoising(scored) else "tokens": "chosen / rejected", "why": ""}
     left = len(marked) - ROWS
     said = [page.note(f"{left:,} more, less prone, stand in scores.parquet.", "quiet")] if left > 0 else []
     return page.stack(page.note(f"Ranked by {label(name)}."), page.sortable(heads, rows, name="pairs"), *said)
@@ -77,12 +77,16 @@ def _flagged_row(row: dict, name: str, texts: pd.DataFrame) -> list[Cell]:
         found = texts.loc[row["pair_id"]]
         body = page.fold("read", *(page.text(part, found[part], 600) for part in ("prompt", *runs.SIDES)))
     lengths = [float(row.get(f"{side}_length", float("nan"))) for side in runs.SIDES]
+    words = " / ".join(ABSENT if n != n else f"{n:.0f}" for n in lengths)
+    if "denoising_ches" in row:
+        lengths = [-float(row[f"{side}_logps"]) for side in runs.SIDES]
+        words = " / ".join(map(number, lengths))
     where = "" if source != source else f"row {source:.0f}"
     return [
         Cell(str(row["pair_id"]), source, f"pair-{row['pair_id']}", where, body),
         Cell(number(row[name]), row[name]),
         Cell("" if place != place else f"{place:.0f}", place),
-        Cell(" / ".join(ABSENT if n != n else f"{n:.0f}" for n in lengths), lengths[0]),
+        Cell(words, lengths[0]),
         Cell(str(row.get("flag_reason") or "")),
     ]
 

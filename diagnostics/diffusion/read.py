@@ -48,7 +48,7 @@ class Skip(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Meant:
     """One pair as a row means it, by name chosen and rejected: where the samples are, and what the model is told."""
 
     sources: Mapping[str, Any]
@@ -116,7 +116,7 @@ def _reading(raw: RawRows, shape: tuple[str, ...], model: Denoiser) -> Reading:
     return Reading(SAMPLES, used, tuple(sorted(columns - known)))
 
 
-def _asked(table: PairTable, at: int, row: Any, shape: tuple[str, ...], model: Denoiser) -> Iterator[Asked]:
+def _asked(table: PairTable, at: int, row: Any, shape: tuple[str, ...], model: Denoiser) -> Iterator[Meant]:
     """The pairs that a row means; what gives none goes into the table's problems."""
     try:
         if not isinstance(row, dict):
@@ -129,16 +129,16 @@ def _asked(table: PairTable, at: int, row: Any, shape: tuple[str, ...], model: D
             if label not in (0.0, 1.0):
                 raise Skip("tie", f"label_0 is {label:g}: neither image is preferred")
             both = ("jpg_0", "jpg_1") if label == 1 else ("jpg_1", "jpg_0")
-            found = [Asked({side: row[name] for side, name in zip(SIDES, both)}, dict.fromkeys(SIDES, told))]
+            found = [Meant({side: row[name] for side, name in zip(SIDES, both)}, dict.fromkeys(SIDES, told))]
         elif shape == CONDITIONS:
             one = next((row[name] for name in ONE if row.get(name) is not None), None)
             if one is None:
                 raise Skip("missing_field", "'image' is missing")
-            found = [Asked(dict.fromkeys(SIDES, one), dict(zip(SIDES, (row[c] for c in CONDITIONS))))]
+            found = [Meant(dict.fromkeys(SIDES, one), dict(zip(SIDES, (row[c] for c in CONDITIONS))))]
         elif shape == LISTS:
             found = list(_listed(row, told, at))
         else:
-            found = [Asked({side: row[side] for side in SIDES}, dict.fromkeys(SIDES, told))]
+            found = [Meant({side: row[side] for side in SIDES}, dict.fromkeys(SIDES, told))]
     except Skip as skip:
         table.problems.append(RowProblem(at, skip.code, "", skip.reason))
         return
@@ -153,7 +153,7 @@ def _told(row: dict[str, Any], model: Denoiser) -> Any:
     return found
 
 
-def _listed(row: dict[str, Any], told: Any, at: int) -> Iterator[Asked]:
+def _listed(row: dict[str, Any], told: Any, at: int) -> Iterator[Meant]:
     """Every pair of a list whose scores differ, the better one chosen."""
     scores = [float(score) for score in row["scores"]]
     if len(scores) != len(row["images"]):
@@ -165,11 +165,11 @@ def _listed(row: dict[str, Any], told: Any, at: int) -> Iterator[Asked]:
             if better > worse:
                 both = dict(zip(SIDES, (row["images"][i], row["images"][j])))
                 columns = {"chosen_score": better, "rejected_score": worse}
-                yield Asked(both, dict.fromkeys(SIDES, told), columns, group=f"list {at}", suffix=f"/{i}-{j}")
+                yield Meant(both, dict.fromkeys(SIDES, told), columns, group=f"list {at}", suffix=f"/{i}-{j}")
 
 
 def _audited(
-    table: PairTable, at: int, asked: Asked, model: Denoiser, base: Path, chains: bool,
+    table: PairTable, at: int, asked: Meant, model: Denoiser, base: Path, chains: bool,
     kept: list[Example], seen: dict[Any, str],
 ) -> dict[str, Any]:  # fmt: skip
     """The pair's row of the audit; the pair itself into kept."""
@@ -194,7 +194,7 @@ def _audited(
 
 
 def _pair(
-    table: PairTable, at: int, asked: Asked, model: Denoiser, base: Path, chains: bool
+    table: PairTable, at: int, asked: Meant, model: Denoiser, base: Path, chains: bool
 ) -> tuple[Example, set[str], Any]:
     row, doubts = table.raw.rows[at], set()
     found = {side: _loaded(asked.sources[side], base) for side in SIDES}
