@@ -122,6 +122,10 @@ MediaFolder = Annotated[
 Eos = Annotated[bool, typer.Option("--eos/--no-eos", help="End every completion (EOS; in chats the end of the turn).")]
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # small enough for a laptop, with a chat template
 Text = Annotated[bool, typer.Option(help="Show the texts of the data; without, pages hold numbers alone.")]
+Likelihood = Annotated[
+    Literal["tokens", "denoising"], typer.Option(help="tokens: language models; denoising: diffusion and flow models.")
+]
+Draws = Annotated[int, typer.Option(min=1, help="Of denoisers: fixed draws of time and noise.")]
 Paths = Annotated[list[Path], typer.Argument(help="Run folders (from train or demo) or flag folders.")]
 
 
@@ -324,8 +328,11 @@ def flag(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for scores.parquet and audit.parquet.")],
     by: Annotated[
-        str, typer.Option(help="Measure to rank by: ln_ches_score, set_rate, ... (`chesboard list measures`).")
-    ] = "ln_ches_score",
+        str | None,
+        typer.Option(
+            help="Measure to rank by (`chesboard list measures`); default ln_ches_score, of denoisers set_rate."
+        ),
+    ] = None,
     quantile: Annotated[
         float | None, typer.Option(help="Flag the most prone beyond this quantile (default 0.9, a tenth).")
     ] = None,
@@ -356,6 +363,9 @@ def flag(
         Literal["auto", "balanced", "sequential", "cpu"] | None,
         typer.Option(help="Spread one model over all devices: auto, balanced, sequential or cpu."),
     ] = None,
+    likelihood: Likelihood = "tokens",
+    draws: Draws = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of denoisers: seed of the draws; 0 gives those of a run.")] = 0,
 ) -> None:
     """Score every pair before training and flag those prone to displacement.
 
@@ -375,17 +385,38 @@ def flag(
 
         chesboard flag my_pairs.jsonl --model my-model --out runs/flag --by probe_influence --probe refusals.jsonl
 
+        chesboard flag pick.parquet --likelihood denoising --model sd15 --out runs/flag
+
         torchrun --nproc_per_node 2 chesboard.py flag my_pairs.jsonl --model my-model --out runs/flag
 
         accelerate launch --multi_gpu --num_processes 2 -m chesboard flag my_pairs.jsonl -m my-model --out runs/flag
     """
     from diagnostics.diffusion.denoiser import refuse
-    from diagnostics.flag.flagging import check_by, prone
+    from diagnostics.flag.flagging import DEFAULT, check_by, prone
     from diagnostics.flag.flagging import flag as flag_pairs
     from diagnostics.processes import agree, leave, processes
     from reports.console import say, show_flagged
     from trainers.models import load_to_device, load_tokenizer, longest, model_limit
 
+    if likelihood == "denoising":
+        if forecast or probe or parameters != "all":
+            raise UserError(
+                "of denoisers all measures are taken, in all weights: leave --forecast, --probe and --parameters out."
+            )
+        from diagnostics.flag import samples
+        from trainers.denoisers import load_denoiser
+
+        by = by or samples.DEFAULT
+        denoiser: Any = load_denoiser(model, dtype=dtype, cache=out.parent / "latents")
+        rule: Any = {"quantile": quantile, "count": count, "above": above, "below": below}
+        rule |= {"write_kept": write_kept, "write_flagged": write_flagged}
+        scores, _, audit = samples.flag(
+            data, denoiser, out, model_name=model, by=by, split=split, media_folder=media_folder, draws=draws,
+            seed=seed, **rule,
+        )  # fmt: skip
+        say(*audit.said())
+        return show_flagged(scores, by, prone(by), out)
+    by = by or DEFAULT
     agree(lambda: check_by(by))
     agree(lambda: refuse(model, "flag"))
     loaded, tokenizer = agree(
@@ -636,12 +667,16 @@ def trace(
     eos: Eos = True,
     dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draw.")] = 0,
+    likelihood: Likelihood = "tokens",
+    draws: Draws = 16,
 ) -> None:
     """Make the run log afterwards, from checkpoints that any trainer wrote. Started again, it goes on where it was.
 
-    Example:
+    Examples:
 
         chesboard trace my_pairs.jsonl --reference my-model --checkpoints out/ --out runs/traced
+
+        chesboard trace pick.parquet --likelihood denoising --reference sd15 --checkpoints dpo-out --out runs/traced
     """
     from reports.console import show_run
     from trainers.trace import trace as trace_run
@@ -649,7 +684,7 @@ def trace(
     done = trace_run(
         data, checkpoints, out, reference=reference, tokenizer=tokenizer, pairs=pairs, split=split, frames=frames,
         media_folder=media_folder, max_length=max_length, truncation=truncation, append_eos=eos, dtype=dtype,
-        track=track, seed=seed,
+        track=track, seed=seed, likelihood=likelihood, draws=draws,
     )  # fmt: skip
     show_run(done)
 

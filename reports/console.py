@@ -45,11 +45,13 @@ def show_counts(counts: pd.DataFrame, path: Path) -> None:
 def show_flagged(scores: pd.DataFrame, by: str, prone: str, out: Path) -> None:
     """The most displacement-prone pairs and what was written. prone: which values of the measure are, in a word."""
     done = scores.query("status == 'scored'")
-    table = new_table("rank", "pair_id", "source row", by, "chosen tokens", "rejected tokens", "flagged")
+    errors = flags.denoising(done)
+    of = "error" if errors else "tokens"
+    table = new_table("rank", "pair_id", "source row", by, f"chosen {of}", f"rejected {of}", "flagged")
     for row in done.sort_values("rank").head(SHOWN).to_dict("records"):
-        rank, *lengths = (_whole(row[name]) for name in ("rank", "chosen_length", "rejected_length"))
+        sides = [number(-row[f"{s}_logps"]) if errors else _whole(row[f"{s}_length"]) for s in runs.SIDES]
         mark = "yes" if row["flagged"] else ""
-        add(table, rank, row["pair_id"], row["source_row"], number(row[by]), *lengths, mark)
+        add(table, _whole(row["rank"]), row["pair_id"], row["source_row"], number(row[by]), *sides, mark)
     Console().print(table)
     unranked = done["rank"].isna().tolist().count(True)
     say(

@@ -61,6 +61,7 @@ SLOW = (
     "trainers/test_resume.py",
     "trainers/test_run.py",
     "trainers/test_trace.py",
+    "trainers/test_trace_denoisers.py",
     "trainers/test_trl.py",
     "trainers/test_vision.py",
     "trainers/worlds/",

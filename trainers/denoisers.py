@@ -1,6 +1,7 @@
 """What a run on a denoiser has in the place of a language model's parts: the model from its folder, its adapter and
 its place in the manifest."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from torch import nn
 from diagnostics.audit import Audit
 from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
+from diagnostics.diffusion.pipelines import LORA, DiffusersDenoiser, load_pipeline
 from diagnostics.diffusion.read import read_samples
 from diagnostics.diffusion.steps import StepLikelihood
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
 from trainers import objectives
 from trainers.config import TrainConfig
+from trainers.layouts import has_denoiser, net_of
 from trainers.models import adapter_base
+
+ENGINE = "every draw of time and noise is a row"
 
 
 def likelihood_of(config: TrainConfig) -> DenoisingLikelihood:
@@ -42,8 +47,6 @@ def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = Non
     if config.get("denoiser") == "mlp":
         model = _mlp(folder, config)
     elif "_class_name" in config or (folder / "model_index.json").exists():
-        from diagnostics.diffusion.pipelines import load_pipeline
-
         model = load_pipeline(folder)
     else:
         raise DataError(
@@ -58,6 +61,33 @@ def load_denoiser(name: str, *, dtype: str = "float32", cache: Path | None = Non
 def audit_samples(data: str, model: str, *, split: str | None = None, media_folder: str | None = None) -> Audit:
     """Every row of a data set, as a denoiser's folder reads it."""
     return read_samples(data, load_denoiser(model), split=split, folder=media_folder)
+
+
+def check_checkpoint(name: str) -> None:
+    """DataError for a folder that is no checkpoint of a denoiser, as far as that can be told without loading it."""
+    if not Path(name).is_dir():
+        raise DataError(f"{name}: no such folder. Give a checkpoint of a denoiser.")
+    if not has_denoiser(Path(name)):
+        raise DataError(
+            f"{name}: no checkpoint of a denoiser: it holds neither {LORA}, nor a folder unet or transformer, nor a "
+            "config.json, an adapter_config.json or a model_index.json."
+        )
+
+
+def load_checkpoint(name: str, base: Denoiser, *, dtype: str = "float32") -> Denoiser:
+    """A trainer's checkpoint of `base`: a LoRA or a net as diffusers' scripts save them, put into the base's pipeline,
+    or whatever load_denoiser reads. DataError where it predicts otherwise than the base, or takes other samples."""
+    folder, whole = Path(name), (Path(name) / "model_index.json").exists()
+    if not whole and (net_of(folder) or (folder / LORA).is_file()):
+        if not isinstance(base, DiffusersDenoiser):
+            raise DataError(f"{name}: is a checkpoint of diffusers, and the reference is none of its models.")
+        model = base.with_weights(folder, net_of(folder))
+    else:
+        model = load_denoiser(name, dtype=dtype)
+    if (model.target, model.shape) != (base.target, base.shape):
+        ours, theirs = (f"{m.target} of {m.shape} numbers" for m in (model, base))
+        raise DataError(f"{name}: predicts {ours}, and the reference {theirs}.")
+    return model.to(getattr(torch, dtype)).eval()
 
 
 def _mlp(folder: Path, config: dict[str, Any]) -> MLPDenoiser:
@@ -86,6 +116,8 @@ def add_adapter(model: Denoiser, *, r: int, alpha: int, targets: str) -> Any:
     every linear layer but the last of the model."""
     import peft
 
+    for words in ("Unable to fetch remote file", "Could not find a config file"):  # of a vocabulary, which it has none
+        warnings.filterwarnings("ignore", message=words, module="peft")
     wanted: Any = [t.strip() for t in targets.split(",")]
     if targets == "all-linear":
         wanted = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][:-1]

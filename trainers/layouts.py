@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diagnostics.diffusion.pipelines import LORA
 from diagnostics.errors import DataError, UserError
 from diagnostics.processes import tell
 from trainers.imported import read_theirs, whole
@@ -14,6 +15,7 @@ from trainers.models import adapter_base
 DEEPEST = 4  # folders below an output folder: ms-swift's v0-<time>/checkpoint-N, verl's global_step_N/actor/huggingface
 _STEP = r"(?:checkpoint|ckpt|(?:global[_-]?)?step|iter|iteration)"
 _STATE = "trainer_state.json"
+NETS = ("unet", "transformer")  # folders of a pipeline that hold what is trained
 _STATE_OF_ACCELERATE = (
     "weights without config.json, as accelerate's save_state leaves them (open-instruct's step_N). Copy the "
     "config.json of the model that training began from into this folder."
@@ -24,8 +26,9 @@ def expand(checkpoints: Sequence[str]) -> list[str]:
     """The checkpoints, where a folder is given that holds some in the order of their steps.
 
     TRL, alignment-handbook, LLaMA-Factory, axolotl, Unsloth: checkpoint-N; ms-swift: v0-<time>/checkpoint-N; OpenRLHF:
-    global_stepN_hf; open-instruct: step_N. The model that lies beside or above them is one of them where its
-    trainer_state.json gives it a step of its own. UserError where a folder holds several runs.
+    global_stepN_hf; open-instruct: step_N; diffusers' scripts: checkpoint-N with a LoRA or a folder unet. The model
+    that lies beside or above them is one of them where its trainer_state.json gives it a step of its own. UserError
+    where a folder holds several runs.
     """
     return [str(p) for name in checkpoints for p in _inside(Path(name)) or [name]]
 
@@ -128,7 +131,8 @@ def _inside(folder: Path) -> list[Path]:
     last = max(_place(p, folder) or 0 for p in found)
     if alone and (folder / _STATE).is_file() and (own_step(str(folder)) or 0) > last:
         found.append(folder)  # the model at the end of the training
-    if left := ", ".join(p.name for p in below if p not in numbered and p.parent == folder):
+    left = ", ".join(p.name for p in below if p not in numbered and p.parent == folder)
+    if left and not (folder / "model_index.json").exists():  # a pipeline's parts
         tell(f"{folder}: {left} left out, for no step is known of it. To measure it too, give PATH=STEP.")
     return found
 
@@ -233,5 +237,20 @@ def _same_place(one: str, other: str) -> bool:
     return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
 
 
+def net_of(folder: Path) -> Path | None:
+    """Where diffusers keeps the net of a checkpoint: in unet/ or transformer/, or in the folder itself; None where it
+    does neither, or where the folder is one to load as it is."""
+    found = next((folder / name for name in NETS if (folder / name / "config.json").is_file()), None)
+    if found or (folder / "scheduler_config.json").exists() or not (folder / "config.json").is_file():
+        return found
+    return folder if "_class_name" in read_theirs(folder / "config.json") else None
+
+
+def has_denoiser(folder: Path) -> bool:
+    """Whether a folder holds what may be a denoiser or an adapter of one."""
+    return _is_model(folder) or (folder / "model_index.json").is_file()
+
+
 def _is_model(path: Path) -> bool:
-    return (path / "config.json").exists() or (path / "adapter_config.json").exists()
+    names = ("config.json", "adapter_config.json", LORA, *(f"{name}/config.json" for name in NETS))
+    return any((path / name).exists() for name in names)

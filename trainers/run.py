@@ -173,7 +173,7 @@ def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> P
     splits, found, hashes = data(config, samples.audited, samples.given)
     audits |= found
     about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
-    return Prepared(model, None, likelihood, splits, hashes, "every draw of time and noise is a row", about)
+    return Prepared(model, None, likelihood, splits, hashes, denoisers.ENGINE, about)
 
 
 def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkpoint: str | None) -> None:

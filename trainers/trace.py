@@ -3,27 +3,33 @@
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from diagnostics.audit import audit_pairs
+from diagnostics.audit import Audit, audit_pairs
 from diagnostics.columns import described
 from diagnostics.diffusion.denoiser import refuse
+from diagnostics.diffusion.likelihood import DenoisingLikelihood
+from diagnostics.diffusion.read import read_samples
 from diagnostics.engine import device_of, engine_of
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
 from diagnostics.flag.flagging import EVERY
 from diagnostics.frames import FRAMES
+from diagnostics.likelihood import Likelihood
 from diagnostics.pairs import read_pairs
 from diagnostics.processes import hold, share, tell
 from diagnostics.progress import counted
 from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import read_steps
 from diagnostics.token_likelihood import TokenLikelihood
+from diagnostics.vision import thumbs
+from trainers import denoisers
 from trainers.imported import Imported, read_logs
 from trainers.layouts import expand, given, own_reference, own_step, require_weights, run_of, steps_of
 from trainers.loop.columns import NAN
@@ -64,6 +70,8 @@ def trace(
     dtype: str = "float32",
     track: str | None = None,
     seed: int = 0,
+    likelihood: str = "tokens",
+    draws: int = 16,
 ) -> Path:
     """Measure the same pairs under every checkpoint and write a run log that `chesboard report` reads.
 
@@ -71,13 +79,16 @@ def trace(
     PATH=STEP (see layouts.steps_of). reference: the model that the log-ratios and the KL refer to, and the start (step
     0) that every change counts from; default is what an adapter was trained from, else the first checkpoint.
     tokenizer: model whose tokenizer and chat template read the data; default is the reference. pairs: how many,
-    drawn by seed. What the trainer logged beside the checkpoints becomes rows of steps.jsonl (see imported). Started
-    again with the same settings, it goes on after the last checkpoint that was measured. Of several processes the first
-    does it all.
+    drawn by seed. likelihood: `denoising` for denoisers, seen through `draws` fixed draws of time and noise, made from
+    seed; there the checkpoints may be LoRAs or nets as diffusers' scripts save them. What the trainer logged beside the
+    checkpoints becomes rows of steps.jsonl (see imported). Started again with the same settings, it goes on after the
+    last checkpoint that was measured. Of several processes the first does it all.
     """
     quiet()
+    if likelihood != "tokens" and (tokenizer or track):
+        raise UserError(f"a denoiser has no tokens: leave {'tokenizer' if tokenizer else 'track'} out.")
     run = RunFolder(out)
-    for name in filter(None, (reference, *checkpoints)):
+    for name in filter(None, (reference, *checkpoints) if likelihood == "tokens" else ()):
         refuse(given(name)[0], "trace")
     names = expand(checkpoints)
     for name in names:
@@ -96,6 +107,7 @@ def trace(
         "media_folder": media_folder, "max_length": max_length, "truncation": truncation, "append_eos": append_eos,
         "dtype": dtype, "track": track, "seed": seed,
     } | ({"tokenizer": tokenizer} if tokenizer else {})  # fmt: skip
+    settings |= {"likelihood": likelihood, "draws": draws} if likelihood != "tokens" else {}
     with hold(run.path, "trace"):
         share(lambda: _trace(run, found, settings))
     return run.path
@@ -110,34 +122,22 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
         return
     base, dtype, track = found[0], settings["dtype"], settings["track"]
     tell(f"step 0 is the reference, {base}; the checkpoints are of step {', '.join(str(s) for s in found if s)}.")
-    for step in found.keys() - done:
-        check_model(found[step])  # what is no model is found before anything is measured
-        _check_vocabulary(found[step], base)
-    tokenizer = _tokenizer(settings.get("tokenizer"), found)
-    how = {key: settings[key] for key in ("split", "frames", "media_folder")}
-    table = read_pairs(settings["data"], **how)
-    audit = audit_pairs(
-        table, tokenizer, max_length=longest(settings["max_length"], config_limit(base)),
-        truncation=settings["truncation"], append_eos=settings["append_eos"],
-    )  # fmt: skip
+    begin = _language if "likelihood" not in settings else _denoising
+    parts = begin(settings, found, [found[step] for step in found.keys() - done])
+    frozen, audit, likelihood = parts.frozen, parts.audit, parts.likelihood
     kept = audit.require_kept()
     for line in audit.said():
         print(printable(line))
     chosen = random.Random(settings["seed"]).sample(list(kept), min(settings["pairs"], len(kept)))
     tracked = read_track(track) if track else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    warn_if_slow(dtype, device)
-    frozen: Any = load_model(base, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
-    _check_ids(chosen, frozen, base)
-    likelihood = TokenLikelihood.of(tokenizer)
+    if parts.tokenizer is not None:
+        _check_ids(chosen, frozen, base)
     likelihood.prepare(frozen)
     theirs = _theirs(found)
-    hashes = {
-        "model": weights_hash(frozen), "tokenizer": tokenizer_hash(tokenizer), "data": data_hash(table),
-        "rendered": rendered_hash(chosen),
-    }  # fmt: skip
-    about = dict(
-        device=device, dtypes={"weights": dtype}, engine=engine_of(frozen).name, seeds={"seed": settings["seed"]},
+    hashes = {"model": weights_hash(frozen), "data": data_hash(audit.table), "rendered": rendered_hash(chosen)}
+    hashes |= {"tokenizer": tokenizer_hash(parts.tokenizer)} if parts.tokenizer is not None else {}
+    about = parts.about | dict(
+        device=str(device_of(frozen)), dtypes={"weights": dtype}, seeds={"seed": settings["seed"]},
         hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
         columns=described(EVERY), imported={"source": theirs.source, "keys": theirs.meanings},
     )  # fmt: skip
@@ -146,14 +146,76 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     else:
         if not run.empty:
             tell(f"{run.path}: a start that ended before it measured anything is set aside.")
-        run.begin(settings, {"audit.parquet": audit.frame})
+        pictures = thumbs.table(chosen)
+        tables = {"audit.parquet": audit.frame} | ({"frames.parquet": pictures} if len(pictures) else {})
+        run.begin(settings, tables)
         run.describe(**about)
     probe = Probe(
-        {"probe": chosen}, tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood), track=tracked,
-        start=run.path / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES, seed=settings["seed"],
+        {"probe": chosen}, parts.tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood),
+        track=tracked, start=run.path / "probe_start.safetensors", resumed=bool(done), responses=RESPONSES,
+        seed=settings["seed"],
     )  # fmt: skip
-    _measure(run, probe, found, done, dtype, frozen, theirs)
+    _measure(run, probe, found, done, parts, theirs)
     run.compact()
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What depends on the kind of likelihood. frozen: the model of step 0; load: that of another checkpoint; about: for
+    the manifest."""
+
+    frozen: Any
+    load: Callable[[str], nn.Module]
+    audit: Audit
+    likelihood: Likelihood
+    tokenizer: Any = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def _language(settings: dict[str, Any], found: dict[int, str], left: Sequence[str]) -> Traced:
+    """left: the checkpoints that are to be measured; what is no model is found before anything is measured."""
+    base, dtype = found[0], settings["dtype"]
+    for name in left:
+        check_model(name)
+        _check_vocabulary(name, base)
+    tokenizer = _tokenizer(settings.get("tokenizer"), found)
+    table = read_pairs(settings["data"], **{key: settings[key] for key in ("split", "frames", "media_folder")})
+    audit = audit_pairs(
+        table, tokenizer, max_length=longest(settings["max_length"], config_limit(base)),
+        truncation=settings["truncation"], append_eos=settings["append_eos"],
+    )  # fmt: skip
+
+    def load(name: str) -> Any:
+        return load_model(name, dtype=dtype)
+
+    audit.require_kept()
+    frozen = _to_device(load(base), dtype)
+    about = {"engine": engine_of(frozen).name}
+    return Traced(frozen, load, audit, TokenLikelihood.of(tokenizer), tokenizer, about)
+
+
+def _denoising(settings: dict[str, Any], found: dict[int, str], left: Sequence[str]) -> Traced:
+    """See _language."""
+    base, dtype = found[0], settings["dtype"]
+    for name in left:
+        denoisers.check_checkpoint(name)
+    likelihood = DenoisingLikelihood(draws=settings["draws"], seed=settings["seed"])
+    cache = Path(settings["output_dir"]).parent / "latents"
+    frozen = _to_device(denoisers.load_denoiser(base, dtype=dtype, cache=cache), dtype)
+    audit = read_samples(settings["data"], frozen, split=settings["split"], folder=settings["media_folder"])
+
+    def load(name: str) -> nn.Module:
+        return denoisers.load_checkpoint(name, frozen, dtype=dtype)
+
+    about = {"engine": denoisers.ENGINE, "conventions": denoisers.conventions(likelihood.kind)}
+    about["likelihood"] = denoisers.about(frozen, likelihood)
+    return Traced(frozen, load, audit, likelihood, None, about)
+
+
+def _to_device(model: nn.Module, dtype: str) -> Any:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    warn_if_slow(dtype, device)
+    return model.to(device)
 
 
 def _tokenizer(asked: str | None, found: dict[int, str]) -> Any:
@@ -230,12 +292,10 @@ def _measure(
     probe: Probe,
     checkpoints: dict[int, str],
     done: set[int],
-    dtype: str,
-    frozen: Any,
+    parts: Traced,
     theirs: Imported,
 ) -> None:
-    """Every checkpoint that is not done, and what the trainer logged before it. frozen: the one of step 0, loaded as
-    the reference already."""
+    """Every checkpoint that is not done, and what the trainer logged before it."""
     writer, last = run.writer(), max(checkpoints)
     before = max(done, default=0)
     schedule = ProbeSchedule(writer, probe, every=1, tokens="ends", noise=0.0)
@@ -243,9 +303,9 @@ def _measure(
         for step, name in counted(checkpoints.items(), "trace", len(checkpoints), unit="checkpoint"):
             if step in done:
                 continue
-            model = frozen
+            model = parts.frozen
             if step:
-                model = nn.Module.to(load_model(name, dtype=dtype), device_of(frozen))
+                model = nn.Module.to(parts.load(name), device_of(parts.frozen))
                 probe.likelihood.prepare(model)
             row = {"step": step, "epoch": NAN} | schedule.at(model, step, NAN, last=step == last)
             for logged in theirs.between(before, step):

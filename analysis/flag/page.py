@@ -37,6 +37,10 @@ def summary(found: Flags) -> Block:
         share = percent(float((margin < 0).mean()))
         words = f"In {share} of {len(margin):,} pairs the start model gives the rejected response more probability."
         made.append(page.note(words))
+    if flags.denoising(scored) and len(scored):
+        lower = runs.column(scored, "rejected_logps") > runs.column(scored, "chosen_logps")
+        words = f"In {percent(float(lower.mean()))} of {len(scored):,} pairs the start model's denoising error is lower"
+        made.append(page.note(f"{words} on the rejected sample."))
     made += [page.note(words) for words in flags.forecast_words(scored)]
     made += _forecast(scored)
     reasons = flags.reasons(found.audit)
@@ -57,7 +61,7 @@ def flagged(found: Flags, text: bool = True) -> Block:
     ordered = marked.assign(_rank=runs.column(marked, "rank")).sort_values(["_rank", "pair_id"])
     rows = [_flagged_row(row, name, texts if text else texts.head(0)) for row in ordered.head(ROWS).to_dict("records")]
     heads = {"pair": "", label(name): "the measure that ranked them", "rank": "1: the most prone"}
-    heads |= {"tokens": "chosen / rejected", "why": ""}
+    heads |= {"errors" if flags.denoising(scored) else "tokens": "chosen / rejected", "why": ""}
     left = len(marked) - ROWS
     said = [page.note(f"{left:,} more, less prone, stand in scores.parquet.", "quiet")] if left > 0 else []
     return page.stack(page.note(f"Ranked by {label(name)}."), page.sortable(heads, rows, name="pairs"), *said)
@@ -73,12 +77,16 @@ def _flagged_row(row: dict, name: str, texts: pd.DataFrame) -> list[Cell]:
         found = texts.loc[row["pair_id"]]
         body = page.fold("read", *(page.text(part, found[part], 600) for part in ("prompt", *runs.SIDES)))
     lengths = [float(row.get(f"{side}_length", float("nan"))) for side in runs.SIDES]
+    words = " / ".join(ABSENT if n != n else f"{n:.0f}" for n in lengths)
+    if "denoising_ches" in row:
+        lengths = [-float(row[f"{side}_logps"]) for side in runs.SIDES]
+        words = " / ".join(map(number, lengths))
     where = "" if source != source else f"row {source:.0f}"
     return [
         Cell(str(row["pair_id"]), source, f"pair-{row['pair_id']}", where, body),
         Cell(number(row[name]), row[name]),
         Cell("" if place != place else f"{place:.0f}", place),
-        Cell(" / ".join(ABSENT if n != n else f"{n:.0f}" for n in lengths), lengths[0]),
+        Cell(words, lengths[0]),
         Cell(str(row.get("flag_reason") or "")),
     ]
 
@@ -109,6 +117,8 @@ def agreement(found: Flags) -> Block:
 def length_confounds(found: Flags) -> Block:
     """How closely each measure follows the lengths."""
     scored = flags.table(found)
+    if flags.denoising(scored):
+        return page.EMPTY
     table = flags.length_confounds(scored)
     if not len(table):
         return page.missing("Length", "No pair was scored.")
@@ -146,7 +156,8 @@ def _forecast(scored: pd.DataFrame) -> list[Block]:
     table = flags.forecast(scored)
     intervals = [span(i, percent) for i in zip(table["low"], table["high"])]
     shown = table.assign(measure=[label(m) for m in table["measure"]], low=intervals).drop(columns="high")
-    heads = {"falls": "chosen forecast to fall", "low": "95 % interval"}
+    falls = "chosen error forecast to rise" if flags.denoising(scored) else "chosen forecast to fall"
+    heads = {"falls": falls, "low": "95 % interval"}
     return [page.table(shown, {"falls": percent}, heads)] if len(shown) else []
 
 
@@ -156,8 +167,12 @@ def _spread(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 def _pair(row: dict, name: str, texts: pd.DataFrame) -> Block:
-    head = f"{label(name)} {number(row[name])}; chosen {row.get('chosen_length', float('nan')):.0f} tokens, "
-    head += f"rejected {row.get('rejected_length', float('nan')):.0f}; "
+    if "denoising_ches" in row:
+        errors = [number(-row[f"{side}_logps"]) for side in runs.SIDES]
+        head = f"{label(name)} {number(row[name])}; denoising error chosen {errors[0]}, rejected {errors[1]}; "
+    else:
+        head = f"{label(name)} {number(row[name])}; chosen {row.get('chosen_length', float('nan')):.0f} tokens, "
+        head += f"rejected {row.get('rejected_length', float('nan')):.0f}; "
     head += f"source_row {row.get('source_row', '?')}, pair {row['pair_id']}"
     if row["pair_id"] not in texts.index:
         body = [page.note("No text of this pair is shown.", "quiet")]

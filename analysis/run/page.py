@@ -10,7 +10,19 @@ from typing import Any
 import pandas as pd
 
 from analysis.flag import tables as flags
-from analysis.run import advice, card, curve_figures, figures, gradient_figures, kept, live, plots, readings, verdict
+from analysis.run import (
+    advice,
+    card,
+    curve_figures,
+    figures,
+    gradient_figures,
+    kept,
+    live,
+    plots,
+    readings,
+    samples,
+    verdict,
+)
 from analysis.run import pairs as pairs_of
 from analysis.run.advice import Advice, advise
 from analysis.scorecard import page as scorecard_page
@@ -166,6 +178,12 @@ def pairs(run: RunLog, worst: int, text: bool = True, flags: Mapping[str, str] |
     """The worst pairs token by token, then all of them. flags: score folders reported beside the run, with the
     addresses of their pages."""
     return pairs_of.section(run, worst, text=text, flags=flags)
+
+
+@probed
+def by_time(run: RunLog) -> Block:
+    """Of a denoiser: the error of both sides by time, at the start and at the end."""
+    return samples.by_time(run)
 
 
 @probed

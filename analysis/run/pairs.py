@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.run import card, flagged, verdict
+from analysis.run import card, flagged, samples, verdict
 from analysis.run.flagged import Flagged
 from analysis.show import page
 from analysis.show.page import Block, Cell
@@ -30,6 +30,8 @@ def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, s
     other = pair_table.of_run(run, "probe") if first == "eval" else pair_table.of_run(run, "eval")
     texts = runs.texts(runs.audits(run) if text else pd.DataFrame())
     fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
+    if samples.of_denoiser(run):
+        return samples.pairs(run, table, other, texts, len(fallen), first, text=text)
     full = pair_table.scale(run, fallen) if text else math.nan
     before = flagged.of(run, flags or {})
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]

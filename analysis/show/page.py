@@ -125,6 +125,11 @@ def frames(png: bytes, words: str) -> Block:
     return Block(f'<figure style="margin:0">{image}<figcaption class="quiet">{escape(words)}</figcaption></figure>')
 
 
+def beside(*blocks: Block) -> Block:
+    """Blocks side by side, one below the other where the page is narrow."""
+    return Block(f'<div style="display:flex;flex-wrap:wrap;gap:16px">{"".join(block.html for block in blocks)}</div>')
+
+
 def table(
     frame: pd.DataFrame,
     forms: Mapping[str, Callable[[float], str]] | None = None,

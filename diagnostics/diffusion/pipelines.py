@@ -3,6 +3,7 @@
 diffusers is an optional extra (pip install 'chesboard[diffusion]') and takes seconds to import: only this file does.
 """
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
 from diagnostics.fingerprint import weights_hash
 
+LORA = "pytorch_lora_weights.safetensors"  # as diffusers' scripts save an adapter
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError, SafetensorError)
 PREDICTED = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 
 
@@ -115,6 +119,43 @@ class DiffusersDenoiser(Denoiser):
             self._texts[text] = {name: value[0].float().cpu().numpy() for name, value in found.items()}
         return [self._texts[str(value)] for value in said]
 
+    def with_weights(self, folder: Path, net_folder: Path | None) -> "DiffusersDenoiser":
+        """This denoiser with another net of its kind, from net_folder, or else with the LoRA in `folder` merged into a
+        copy of its net. Raises DataError for weights that are not whole, or of another net."""
+        try:
+            net = self._net(net_folder) if net_folder else self._lora(folder / LORA)
+        except _UNREADABLE as error:
+            raise DataError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from None
+        return DiffusersDenoiser(net, self.scheduler, self.parts)
+
+    def _net(self, folder: Path) -> Any:
+        kind = read_json(folder / "config.json").get("_class_name")
+        if kind != self.kind:
+            raise DataError(f"{folder}: holds a {kind}, and the reference is a {self.kind}.")
+        net, said = type(self.net).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        if wrong := [*said["missing_keys"], *said["unexpected_keys"], *said["mismatched_keys"]]:
+            raise DataError(f"{folder}: its weights are not those that its config.json describes ({wrong[0]}).")
+        return net
+
+    def _lora(self, file: Path) -> Any:
+        prefix, weights = "unet" if self.kind.startswith("UNet") else "transformer", load_file(file)
+        other = [key for key in weights if not key.startswith(f"{prefix}.") or key.endswith(".alpha")]
+        if other or not weights:
+            raise DataError(f"{file}: holds {other[0] if other else 'nothing'}; only a LoRA of the {prefix} is read.")
+        net = copy.deepcopy(self.net)
+        net.load_lora_adapter(
+            file.parent, prefix=prefix, weight_name=file.name, use_safetensors=True, local_files_only=True
+        )
+        put = sorted(float(p.detach().double().square().sum()) for n, p in net.named_parameters() if "lora_" in n)
+        wanted = sorted(float((v.astype(float) ** 2).sum()) for v in weights.values())
+        if len(put) != len(wanted) or not np.allclose(put, wanted, rtol=1e-2):
+            raise DataError(f"{file}: not all of its weights have a place in the {self.kind} of the reference.")
+        net.fuse_lora()
+        net.unload_lora()
+        return net
+
     def save(self, folder: str | Path) -> None:
         """As diffusers does, in safetensors: the whole pipeline, or the net with its scheduler."""
         if self.parts is not None:
@@ -153,7 +194,7 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
         return DiffusersDenoiser(
             getattr(diffusers, kind).from_pretrained(folder, **how), getattr(diffusers, named).from_pretrained(folder)
         )
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from None
 
 

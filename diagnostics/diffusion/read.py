@@ -14,6 +14,7 @@ array is row i. `segments` and `weights` (`chosen_weights`, `rejected_weights`) 
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,10 @@ def _pair(
         told = {side: {**of, "times": np.array(times, dtype=np.int64)} for side, of in told.items()}
     parts = {side: {name: _numbers(row, name, side, values[side].size) for name in ("segments", "weights")}
              for side in SIDES}  # fmt: skip
-    samples = {side: Sample(values[side], told[side], group=asked.group, **parts[side]) for side in SIDES}
+    loads = {side: partial(_loaded, asked.sources[side], base) if side in images else None for side in SIDES}
+    samples = {
+        side: Sample(values[side], told[side], group=asked.group, load=loads[side], **parts[side]) for side in SIDES
+    }
     if samples["chosen"] == samples["rejected"]:
         raise Skip("identical_completions", "chosen and rejected are the same sample")
     known = row.get("pair_id", row.get("id", row.get("ranking_id")))

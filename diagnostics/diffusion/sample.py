@@ -1,7 +1,7 @@
 """Sample: what stands in a row of a denoiser's pair, in `Sequence.media`: its numbers and their condition."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,13 +14,15 @@ from diagnostics.token_ids import TokenIds
 class Sample:
     """values: float32 of any shape S, as the denoiser takes them (images in [-1, 1], or latents). condition: by name,
     what the denoiser is told. segments: (P,) integers 0 .. S - 1, the segment of each number. weights: (P,) in [0, 1],
-    an error map. group: samples of one group are noised alike in a training step; empty: those of one pair."""
+    an error map. group: samples of one group are noised alike in a training step; empty: those of one pair. load: gives
+    the image (H, W, 3) uint8 that the values were made of, where there is one; no part of what a sample is."""
 
     values: np.ndarray
     condition: Mapping[str, np.ndarray] = field(default_factory=dict)
     segments: np.ndarray | None = None
     weights: np.ndarray | None = None
     group: str = ""
+    load: Callable[[], np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         """All of the content, arrays by dtype, shape and hash."""

@@ -115,5 +115,5 @@ def _content(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str
     """What a row of scores depends on, by the name that a person knows."""
     hashes = manifest["hashes"]
     content = {"dtype": manifest["dtypes"]["weights"], MODEL: hashes["model"]}
-    content |= {"tokenizer": hashes["tokenizer"], "data set": hashes["data"], "probe": hashes.get("probe")}
+    content |= {"tokenizer": hashes.get("tokenizer"), "data set": hashes["data"], "probe": hashes.get("probe")}
     return content | {k: v for k, v in json.loads(json.dumps(config)).items() if k not in NAMES}

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diagnostics.errors import DataError, UserError
+from diagnostics.media import Media
 from diagnostics.pairs.pair import PairTable
 from diagnostics.pairs.rows import RawRows, folder_of, kind_of
 
@@ -43,7 +44,8 @@ def write_rows(table: PairTable, source_rows: Sequence[int], dest: str | Path) -
 def media_left_behind(table: PairTable, dest: str | Path) -> str:
     """A sentence where rows written to dest, as they stood, name media by paths relative to another folder, else ""."""
     folder = folder_of(table.source)
-    sources = {m.source for pair in table.pairs for m in pair.media if not Path(m.source).is_absolute()}
+    media = [m for pair in table.pairs for m in pair.media if isinstance(m, Media)]  # not samples of a denoiser
+    sources = {m.source for m in media if not Path(m.source).is_absolute()}
     if Path(dest).parent.resolve() == folder.resolve() or not any((folder / source).exists() for source in sources):
         return ""
     return f"{dest}: its rows name images and clips by paths relative to {folder}; read it with that as media_folder."
