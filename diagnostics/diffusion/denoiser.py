@@ -82,7 +82,8 @@ def is_denoiser(name: str | Path) -> bool:
 def refuse(name: str | Path, command: str) -> None:
     """UserError where a command that reads language models is given a denoiser."""
     if is_denoiser(name):
-        raise UserError(f"{name} is a denoiser: `chesboard {command}` reads language models (see docs/diffusion.md).")
+        how = "reads language models" if command == "show" else "wants --likelihood denoising for one"
+        raise UserError(f"{name} is a denoiser: `chesboard {command}` {how} (see docs/diffusion.md).")
 
 
 def pixels(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -80,5 +80,5 @@ def test_a_folder_of_a_denoiser_is_known(tmp_path):
     MLPDenoiser(size=4, width=8, blocks=1).save(tmp_path / "mlp")
     assert is_denoiser(tmp_path / "mlp")
     assert not is_denoiser(tmp_path)
-    with pytest.raises(UserError, match="is a denoiser: `chesboard flag` reads language models"):
+    with pytest.raises(UserError, match="is a denoiser: `chesboard flag` wants --likelihood denoising"):
         refuse(tmp_path / "mlp", "flag")
