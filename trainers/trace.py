@@ -23,6 +23,7 @@ from diagnostics.progress import counted
 from diagnostics.run_folder import RunFolder
 from diagnostics.runlog import read_steps
 from diagnostics.token_likelihood import TokenLikelihood
+from diagnostics.vision import thumbs
 from trainers.imported import Imported, read_logs
 from trainers.layouts import expand, given, own_reference, own_step, require_weights, run_of, steps_of
 from trainers.loop.columns import NAN
@@ -143,7 +144,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     else:
         if not run.empty:
             tell(f"{run.path}: a start that ended before it measured anything is set aside.")
-        run.begin(settings, {"audit.parquet": audit.frame})
+        run.begin(settings, {"audit.parquet": audit.frame} | thumbs.tables(chosen))
         run.describe(**about)
     probe = Probe(
         {"probe": chosen}, tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood), track=tracked,

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.show import files
-from analysis.show.wording import clip, number, percent, span
+from analysis.show.wording import clip, count, number, percent, span
+from analysis.tables.runs import Pictures
 from diagnostics.finding import Finding
 
 
@@ -113,6 +114,17 @@ def picture(figure: Figure, alt: str) -> Block:
     data = base64.b64encode(small.getvalue()).decode()
     width = round(102 * figure.get_figwidth())  # the same size of letters in every figure
     return Block(f'<img class="figure" width="{width}" alt="{escape(alt)}" src="data:image/png;base64,{data}">')
+
+
+def shown(pictures: Pictures, pair_id: str) -> list[Block]:
+    """What a pair shows."""
+    return [frames(png, words) for words, png in pictures.found.get(pair_id, [])]
+
+
+def not_shown(pictures: Pictures) -> list[Block]:
+    """A line that says of how many pairs the frames are left out, where there are any."""
+    said = f"Frames of {count(pictures.left, 'more pair')} would make this page too heavy: see frames.parquet."
+    return [note(said, "quiet")] if pictures.left else []
 
 
 def frames(png: bytes, words: str) -> Block:
