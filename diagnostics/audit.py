@@ -186,8 +186,8 @@ def _refusal(audit: Audit, code: str) -> str:
     """Of rows that the template does not fit, its own words about the first."""
     if code != "template_failed":
         return ""
-    reasons = audit.frame["reason"]
-    return f"; the first: {reasons[reasons.str.startswith(code)].iloc[0].removeprefix(f'{code}: ')}"
+    first = next(str(reason) for reason in audit.frame["reason"] if str(reason).startswith(code))
+    return f"; the first: {first.removeprefix(f'{code}: ')}"
 
 
 def _kind(code: str) -> str:

@@ -145,8 +145,7 @@ def data(
         _say(config.probe_data, fixed)
         audits["audit_probe.parquet"] = fixed.frame
         probe = list(fixed.require_kept())[: config.probe_pairs]
-    if len(pictures := thumbs.table([*probe, *heldout])):
-        audits["frames.parquet"] = pictures
+    audits |= thumbs.tables([*probe, *heldout])
     train = [p for p in pairs if p.pair_id not in away]
     given, train = given_of(audit, train)
     if further := [name for name in (train[0].rows if train else ()) if name not in PAIR]:

@@ -146,9 +146,7 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     else:
         if not run.empty:
             tell(f"{run.path}: a start that ended before it measured anything is set aside.")
-        pictures = thumbs.table(chosen)
-        tables = {"audit.parquet": audit.frame} | ({"frames.parquet": pictures} if len(pictures) else {})
-        run.begin(settings, tables)
+        run.begin(settings, {"audit.parquet": audit.frame} | thumbs.tables(chosen))
         run.describe(**about)
     probe = Probe(
         {"probe": chosen}, parts.tokenizer, likelihood=likelihood, reference=LiveReference(frozen, likelihood),

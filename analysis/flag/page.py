@@ -9,7 +9,7 @@ from analysis.show.page import Block, Cell
 from analysis.show.wording import ABSENT, clip, correlation, count, number, percent, span
 from analysis.tables import runs
 from analysis.tables.columns import label
-from analysis.tables.runs import Flags
+from analysis.tables.runs import Flags, Pictures
 
 
 def load(flag_dir: str) -> Flags:
@@ -59,23 +59,27 @@ def flagged(found: Flags, text: bool = True) -> Block:
         return page.missing("Flagged pairs", "None was flagged.")
     name, texts = flags.ordering(scored), runs.texts(found.audit)
     ordered = marked.assign(_rank=runs.column(marked, "rank")).sort_values(["_rank", "pair_id"])
-    rows = [_flagged_row(row, name, texts if text else texts.head(0)) for row in ordered.head(ROWS).to_dict("records")]
+    shown = runs.pictures(found.path, ordered["pair_id"].head(ROWS)) if text else Pictures()
+    texts = texts if text else texts.head(0)
+    rows = [_flagged_row(row, name, texts, shown) for row in ordered.head(ROWS).to_dict("records")]
     heads = {"pair": "", label(name): "the measure that ranked them", "rank": "1: the most prone"}
     heads |= {"errors" if flags.denoising(scored) else "tokens": "chosen / rejected", "why": ""}
     left = len(marked) - ROWS
     said = [page.note(f"{left:,} more, less prone, stand in scores.parquet.", "quiet")] if left > 0 else []
+    said += page.not_shown(shown)
     return page.stack(page.note(f"Ranked by {label(name)}."), page.sortable(heads, rows, name="pairs"), *said)
 
 
 ROWS = 1000  # pairs in the table of a page
 
 
-def _flagged_row(row: dict, name: str, texts: pd.DataFrame) -> list[Cell]:
+def _flagged_row(row: dict, name: str, texts: pd.DataFrame, pictures: Pictures) -> list[Cell]:
     source, place = (float(row.get(c, float("nan"))) for c in ("source_row", "rank"))
     body = page.EMPTY
     if row["pair_id"] in texts.index:
         found = texts.loc[row["pair_id"]]
-        body = page.fold("read", *(page.text(part, found[part], 600) for part in ("prompt", *runs.SIDES)))
+        said = (page.text(part, found[part], 600) for part in ("prompt", *runs.SIDES))
+        body = page.fold("read", *page.shown(pictures, row["pair_id"]), *said)
     lengths = [float(row.get(f"{side}_length", float("nan"))) for side in runs.SIDES]
     words = " / ".join(ABSENT if n != n else f"{n:.0f}" for n in lengths)
     if "denoising_ches" in row:
@@ -141,11 +145,13 @@ def extremes(found: Flags, shown: int, text: bool = True) -> Block:
     ordered = scored.dropna(subset=[name]).sort_values([name, "pair_id"], ascending=[low, True])
     texts = runs.texts(found.audit) if text else runs.texts(pd.DataFrame())
     shown = min(shown, max(1, len(ordered) // 2))
+    first, last = ordered.head(shown), ordered.tail(shown).iloc[::-1]
+    pictures = runs.pictures(found.path, [*first["pair_id"], *last["pair_id"]]) if text else Pictures()
     made = [page.heading(f"Most displacement-prone by {label(name)}")]
-    made += [_pair(row, name, texts) for row in ordered.head(shown).to_dict("records")]
+    made += [_pair(row, name, texts, pictures) for row in first.to_dict("records")]
     made += [page.heading(f"Least displacement-prone by {label(name)}")]
-    made += [_pair(row, name, texts) for row in ordered.tail(shown).iloc[::-1].to_dict("records")]
-    return page.stack(*made)
+    made += [_pair(row, name, texts, pictures) for row in last.to_dict("records")]
+    return page.stack(*made, *page.not_shown(pictures))
 
 
 _FORMS = {"smallest": number, "median": number, "largest": number}
@@ -166,7 +172,7 @@ def _spread(scored: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["measure", "n", "smallest", "median", "largest"])
 
 
-def _pair(row: dict, name: str, texts: pd.DataFrame) -> Block:
+def _pair(row: dict, name: str, texts: pd.DataFrame, pictures: Pictures) -> Block:
     if "denoising_ches" in row:
         errors = [number(-row[f"{side}_logps"]) for side in runs.SIDES]
         head = f"{label(name)} {number(row[name])}; denoising error chosen {errors[0]}, rejected {errors[1]}; "
@@ -177,5 +183,6 @@ def _pair(row: dict, name: str, texts: pd.DataFrame) -> Block:
     if row["pair_id"] not in texts.index:
         body = [page.note("No text of this pair is shown.", "quiet")]
     else:
-        body = [page.text(part, texts.loc[row["pair_id"], part]) for part in ("prompt", *runs.SIDES)]
+        said = [page.text(part, texts.loc[row["pair_id"], part]) for part in ("prompt", *runs.SIDES)]
+        body = [said[0], *page.shown(pictures, row["pair_id"]), *said[1:]]
     return page.card(head, *body)

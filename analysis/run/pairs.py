@@ -13,6 +13,7 @@ from analysis.show import page
 from analysis.show.page import Block, Cell
 from analysis.show.wording import ABSENT, count, number, signed, visible
 from analysis.tables import pair_table, runs, tokens
+from analysis.tables.runs import Pictures
 from diagnostics.runlog import RunLog
 
 FULL = 0.65  # opacity of the colour of a token at the end of the scale
@@ -35,14 +36,16 @@ def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, s
     full = pair_table.scale(run, fallen) if text else math.nan
     before = flagged.of(run, flags or {})
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]
-    shown = runs.pictures(run) if text else pd.DataFrame({"pair_id": []})
+    listed = [i for some in (table, other) for i in some["pair_id"].head(ROWS)]
+    shown = runs.pictures(run.path, listed) if text else Pictures()
     cards = [_card(run, row, texts, full, shown) for row in table.head(len(fallen)).to_dict("records")] if text else []
     return page.stack(
         *said,
         *([_legend(full)] if cards and full == full else []),
         *cards,
-        _table(table, texts, first, before),
-        _table(other, texts, "eval" if first == "probe" else "probe", before),
+        _table(table, texts, shown, first, before),
+        _table(other, texts, shown, "eval" if first == "probe" else "probe", before),
+        *page.not_shown(shown),
     )
 
 
@@ -57,16 +60,15 @@ def _legend(full: float) -> Block:
     )
 
 
-def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float, pictures: pd.DataFrame) -> Block:
+def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float, pictures: Pictures) -> Block:
     known = row["pair_id"] in texts.index
     text = texts.loc[row["pair_id"]] if known else dict.fromkeys(("prompt", *runs.SIDES), "(not in the audit table)")
     head = f"{_place(row)}: chosen {signed(row['chosen'])} nats ({signed(row['per_token'])} a token), "
     head += f"rejected {signed(row['rejected'])}; CHES before training {number(row['ches_score'])}"
     found = {side: pair_table.whole_characters(tokens.losses(run, row["pair_id"], side)) for side in runs.SIDES}
     sides = [_answer(side, found[side], str(text[side]), full) for side in runs.SIDES]
-    own = pictures.loc[pictures["pair_id"] == row["pair_id"]].to_dict("records")
-    shown = [page.frames(picture["picture"], str(picture["words"])) for picture in own]
-    return page.card(head, page.text("prompt", text["prompt"]), *shown, *sides, _numbers(found))
+    own = page.shown(pictures, row["pair_id"])
+    return page.card(head, page.text("prompt", text["prompt"]), *own, *sides, _numbers(found))
 
 
 def _answer(side: str, table: pd.DataFrame, text: str, full: float) -> Block:
@@ -108,13 +110,13 @@ def _numbers(found: dict[str, pd.DataFrame]) -> Block:
     return page.fold("Numbers of every token (nats)", made)
 
 
-def _table(table: pd.DataFrame, texts: pd.DataFrame, split: str, before: Flagged | None) -> Block:
+def _table(table: pd.DataFrame, texts: pd.DataFrame, pictures: Pictures, split: str, before: Flagged | None) -> Block:
     if table.empty:
         return page.EMPTY
     known = before.head if before else _PLACE
     made = page.sortable(
         _HEADS | known | {"tokens": "chosen / rejected"},
-        [_row(row, texts, _ANCHORS[split], before) for row in table.head(ROWS).to_dict("records")],
+        [_row(row, texts, pictures, _ANCHORS[split], before) for row in table.head(ROWS).to_dict("records")],
         name="pairs",
         filter_by="outcome",
     )
@@ -137,14 +139,15 @@ _PLACE = {"LN-CHES place": "1: the pair that LN-CHES would have flagged first"}
 _ANCHORS = {"probe": "pair", "eval": "heldout-pair"}
 
 
-def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str, before: Flagged | None) -> list[Cell]:
+def _row(row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, kind: str, before: Flagged | None) -> list[Cell]:
     source = row["source_row"]
     anchor = f"{kind}-{row['pair_id']}"
     where = f"row {source}" if source >= 0 else ""
     body = page.EMPTY
     if row["pair_id"] in texts.index:
         text = texts.loc[row["pair_id"]]
-        body = page.fold("read", *(page.text(name, text[name], 600) for name in ("prompt", *runs.SIDES)))
+        said = (page.text(name, text[name], 600) for name in ("prompt", *runs.SIDES))
+        body = page.fold("read", *page.shown(pictures, row["pair_id"]), *said)
     place = Cell("" if row["place"] != row["place"] else f"{row['place']:.0f}", row["place"])
     lengths = " / ".join(ABSENT if n != n else f"{n:.0f}" for n in (row["chosen_length"], row["rejected_length"]))
     return [

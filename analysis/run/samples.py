@@ -11,6 +11,7 @@ from analysis.show.page import Block, Cell
 from analysis.show.style import DARK, NEUTRAL, SIDE, below, panels, styled
 from analysis.show.wording import clip, count, number, signed
 from analysis.tables import draws, runs
+from analysis.tables.runs import Pictures
 from diagnostics.runlog import RunLog
 
 ROWS = 1000  # pairs in the table of a page
@@ -73,21 +74,22 @@ def pairs(
     """The cards of the worst pairs, and the tables. table, other: pair_table.of_run of the split `first` and of the
     other. text: False leaves texts and pictures out."""
     said = [] if worst else [page.note(f"The chosen error of no {verdict.PAIRS[first]} rose.")]
-    pictures = runs.pictures(run) if text else pd.DataFrame({"pair_id": []})
-    cards = [_card(run, row, texts, pictures, first) for row in table.head(worst).to_dict("records")]
+    shown = table.head(worst)
+    pictures = runs.pictures(run.path, shown["pair_id"]) if text else Pictures()
+    cards = [_card(run, row, texts, pictures, first) for row in shown.to_dict("records")]
     second = "eval" if first == "probe" else "probe"
-    return page.stack(*said, *cards, _table(table, texts, first), _table(other, texts, second))
+    return page.stack(
+        *said, *cards, *page.not_shown(pictures), _table(table, texts, first), _table(other, texts, second)
+    )
 
 
-def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, pictures: pd.DataFrame, split: str) -> Block:
+def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, split: str) -> Block:
     """A pair: what it is told, its two samples, and their errors by time."""
     name, prompt = row["pair_id"], str(texts["prompt"].get(row["pair_id"], ""))
     head = f"{_place(row)}: denoising error of the chosen sample {signed(-row['chosen'])}, of the rejected "
     head += f"{signed(-row['rejected'])}"
-    own = pictures.loc[pictures["pair_id"] == name].to_dict("records")
-    shown = [
-        page.frames(one["picture"], clip(f"{one['words']}: {prompt}" if prompt else one["words"], 160)) for one in own
-    ]
+    own = pictures.found.get(name, [])
+    shown = [page.frames(png, clip(f"{words}: {prompt}" if prompt else words, 160)) for words, png in own]
     side_by_side = [page.beside(*shown)] if shown else []
     table = draws.ends(run, split, [name])
     alt = f"Denoising errors of pair {name} by time, at the start and at the end"

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.show import files
-from analysis.show.wording import clip, number, percent, span
+from analysis.show.wording import clip, count, number, percent, span
+from analysis.tables.runs import Pictures
 from diagnostics.finding import Finding
 
 
@@ -116,6 +117,17 @@ def picture(figure: Figure, alt: str) -> Block:
     width, words = round(102 * figure.get_figwidth()), escape(alt)  # the same size of letters in every figure
     shown = f'<img class="figure" width="{width}" alt="{words}" src="data:image/webp;base64,{data}">'
     return Block(f'<div class="drawn" tabindex="0" role="region" aria-label="figure">{shown}</div>')
+
+
+def shown(pictures: Pictures, pair_id: str) -> list[Block]:
+    """What a pair shows."""
+    return [frames(png, words) for words, png in pictures.found.get(pair_id, [])]
+
+
+def not_shown(pictures: Pictures) -> list[Block]:
+    """A line that says of how many pairs the frames are left out, where there are any."""
+    said = f"Frames of {count(pictures.left, 'more pair')} would make this page too heavy: see frames.parquet."
+    return [note(said, "quiet")] if pictures.left else []
 
 
 def frames(png: bytes, words: str) -> Block:

@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diagnostics.folder import is_aside
 from diagnostics.runlog import RunLog, read_frame, read_json, read_run
 
 SIDES = ("chosen", "rejected")
+WEIGHT = 3_000_000  # bytes of frames that a section of a page holds
 RUN = "CHESBOARD_RUN"  # variable of the environment: the folder that notebooks read where none is given
 
 
@@ -216,11 +218,27 @@ def audits(run: RunLog) -> pd.DataFrame:
     return pd.concat([run.audit, *others], ignore_index=True) if others else run.audit
 
 
-def pictures(run: RunLog) -> pd.DataFrame:
-    """Frames of the probed and held-out pairs' images and clips: pair_id, words, picture (PNG); empty where there are
-    none."""
-    file = run.path / "frames.parquet"
-    return read_frame(file) if file.is_file() else pd.DataFrame(columns=["pair_id", "words", "picture"])
+@dataclass(frozen=True)
+class Pictures:
+    """Frames of pairs' images and clips, as many as a page can hold: by pair_id (words, PNG). left: pairs of which the
+    folder has frames and these have none, for their weight."""
+
+    found: Mapping[str, list[tuple[str, bytes]]] = field(default_factory=dict)
+    left: int = 0
+
+
+def pictures(folder: Path, pair_ids: Iterable[str], weight: int = WEIGHT) -> Pictures:
+    """Frames of these pairs of a run folder or a score folder, in this order, that weigh at most `weight` bytes."""
+    file = folder / "frames.parquet"
+    if not file.is_file():
+        return Pictures()
+    every: dict[str, list[tuple[str, bytes]]] = {}
+    for row in read_frame(file).to_dict("records"):
+        every.setdefault(str(row["pair_id"]), []).append((str(row["words"]), row["picture"]))
+    asked = [i for i in dict.fromkeys(pair_ids) if i in every]
+    sizes = accumulate(sum(len(png) for _, png in every[i]) for i in asked)
+    found = {i: every[i] for i, size in zip(asked, sizes, strict=True) if size <= weight}
+    return Pictures(found, len(asked) - len(found))
 
 
 def texts(audit: pd.DataFrame) -> pd.DataFrame:

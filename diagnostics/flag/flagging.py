@@ -37,12 +37,13 @@ from diagnostics.sequences import Example
 from diagnostics.stats import PairStats
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import Truncation, end_ids
-from diagnostics.vision import prior
+from diagnostics.vision import prior, thumbs
 
 _FLAGS = {name: column for name, column in measures.columns().items() if column.flags}
 MEASURES = tuple(name for name, column in _FLAGS.items() if column.prone)
 DEFAULT = "ln_ches_score"
 FIRST = ("pair_id", "source_row", "status", "reason", "prompt_length", "chosen_length", "rejected_length")
+MOST, LEAST = 200, 20  # pairs, most and least prone, whose frames are kept for the page
 LIKELIHOODS = ("chosen_logps", "rejected_logps")
 SHOWN = tuple(name for name in _FLAGS if name not in MEASURES)  # beside the measures that pairs are flagged by
 COLUMNS = ("pair_id", *LIKELIHOODS, *MEASURES, *SHOWN)
@@ -124,6 +125,8 @@ def flag(
         if further:
             scored = scored.merge(forecast.read(job(), further), on="pair_id", how="left")
         scores = choose(_join(audit.frame, scored), by, **rule)
+        for leaf, pictures in thumbs.tables(_looked_at(scores, audit.tokenized)).items():
+            write_frame(out / leaf, pictures)
         write_frame(out / "scores.parquet", scores)
         list_table(out / "scores.parquet", len(scores))
         write_back(table, scores, kept=write_kept, flagged=write_flagged)
@@ -298,6 +301,13 @@ def _require_all(audit: Audit, scored: pd.DataFrame, out: Path) -> None:
             f"{out}: the scores of {len(missing)} pairs are not in this folder. Every process must see the same "
             "folder; run the command again to score what is missing."
         )
+
+
+def _looked_at(scores: pd.DataFrame, pairs: Sequence[Example]) -> list[Example]:
+    """The pairs whose frames a page shows: the most prone MOST, and the least prone LEAST."""
+    ranked = scores.dropna(subset=["rank"]).sort_values("rank")["pair_id"]
+    by_id = {pair.pair_id: pair for pair in pairs}
+    return [by_id[i] for i in dict.fromkeys([*ranked.head(MOST), *ranked.tail(LEAST)])]
 
 
 def _join(frame: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:

@@ -13,16 +13,18 @@ from diagnostics.media import Media
 from diagnostics.sequences import Example
 
 PAIR = ("chosen", "rejected")
-THUMBS, HEIGHT = 8, 72  # frames of a clip; pixels of a frame's height
+THUMBS, HEIGHT, WIDTH = 8, 72, 288  # frames of a clip; most pixels of a frame's height and width
 
 
 def strip(medium: Media) -> bytes:
     """A PNG of its frames side by side, at most THUMBS, spread evenly over the clip."""
     frames = medium.frames()
     frames = frames[spread(len(frames), THUMBS)]
-    width = max(1, round(HEIGHT * frames.shape[2] / frames.shape[1]))
-    thumbs = [np.asarray(Image.fromarray(f).resize((width, HEIGHT), Image.Resampling.NEAREST)) for f in frames]
-    gap = np.full((HEIGHT, 2, 3), 255, np.uint8)
+    high, wide = frames.shape[1:3]
+    scale = min(HEIGHT / high, WIDTH / wide)
+    size = max(1, round(wide * scale)), max(1, round(high * scale))
+    thumbs = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.NEAREST)) for f in frames]
+    gap = np.full((size[1], 2, 3), 255, np.uint8)
     file = io.BytesIO()
     Image.fromarray(np.concatenate([part for thumb in thumbs for part in (thumb, gap)], 1)).save(file, "png")
     return file.getvalue()
@@ -34,9 +36,10 @@ def caption(medium: Media) -> str:
     return f"{min(count, THUMBS)} of {count} frames of the clip" if medium.kind == "video" else "the image"
 
 
-def table(pairs: Sequence[Example]) -> pd.DataFrame:
-    """One row an image or a clip that a pair's chosen answer is shown: pair_id, words (caption) and picture (PNG). Of a
-    denoiser's pair, one row a side, where its sample can be seen."""
+def tables(pairs: Sequence[Example]) -> dict[str, pd.DataFrame]:
+    """By the name of its file, one row an image or a clip that a pair's chosen answer is shown: pair_id, words (its
+    caption) and picture (PNG); of a denoiser's pair, one row a side, where its sample can be seen. {} where no pair
+    shows anything."""
     media = {pair.pair_id: pair.chosen.media for pair in pairs}  # of a denoiser's pair no tuple, but what is scored
     shown = [(name, medium) for name, some in media.items() if isinstance(some, tuple) for medium in some]
     rows = [(pair_id, caption(medium), strip(medium)) for pair_id, medium in shown]
@@ -45,7 +48,7 @@ def table(pairs: Sequence[Example]) -> pd.DataFrame:
             sample = pair.rows[side].media
             if isinstance(sample, Sample) and (found := seen(sample)):
                 rows.append((pair.pair_id, f"{side}{found[0]}", found[1]))
-    return pd.DataFrame(rows, columns=["pair_id", "words", "picture"])
+    return {"frames.parquet": pd.DataFrame(rows, columns=["pair_id", "words", "picture"])} if rows else {}
 
 
 def seen(sample: Sample) -> tuple[str, bytes] | None:

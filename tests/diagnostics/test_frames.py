@@ -213,3 +213,26 @@ def test_media_from_memory_have_a_form_that_can_be_written() -> None:
     assert isinstance(found.load, Frames)
     assert frames.packed(found) == found.load
     assert (np.load(io.BytesIO(found.load.items[0]))[0] == noise()).all()  # pyright: ignore[reportArgumentType]
+
+
+def test_a_film_is_read_by_av(tmp_path):
+    """A film's frames are those that went into it, up to what its compression takes; a cut one says so."""
+    av = pytest.importorskip("av")
+    colours = [(20 * k + 10, 255 - 20 * k, 128) for k in range(10)]
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for colour in colours:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), colour, np.uint8), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    for item in (str(path), path.read_bytes()):
+        film = open_media([item], "video", most=4)
+        assert film.view == ("frames 0, 2, 5, 7 of 10",)
+        found = film.frames()
+        assert found.shape == (*film.shape(), 3) == (4, 64, 96, 3)
+        assert abs(found[:, 32, 48].astype(int) - [colours[k] for k in (0, 2, 5, 7)]).max() < 12
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(MediaError, match="cannot be decoded"):
+        open_media([str(path)], "video")

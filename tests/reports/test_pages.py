@@ -192,10 +192,52 @@ def test_frames_stand_beside_their_pair_and_not_without_text(make_run):
     rows = [("p11", "8 of 16 frames of the clip", b"one"), ("p11", "the <image>", b"two"), ("p0", "the image", b"zero")]
     write_frame(run.path / "frames.parquet", pd.DataFrame(rows, columns=["pair_id", "words", "picture"]))
     html = run_page.pairs(run, 1).html
-    shown = re.findall('<img class="frames" alt="([^"]*)" src="data:image/png;base64,([^"]*)"', html)
-    assert [(unescape(words), b64decode(data)) for words, data in shown] == [row[1:] for row in rows[:2]]
+    card, table = html.split('<tr id="pair-p11">')
+    assert pictures(card) == pictures(table.split("</tr>")[0]) == [row[1:] for row in rows[:2]]
+    assert pictures(table.split('<tr id="pair-p0">')[1].split("</tr>")[0]) == [rows[2][1:]]
     assert "the &lt;image&gt;</figcaption>" in html
     assert 'class="frames"' not in run_page.pairs(run, 1, text=False).html
+
+
+def test_frames_of_the_flagged_pairs_and_of_both_ends(make_flags):
+    found = flag_page.load(make_flags())
+    rows = [(f"p{i}", "the <image>", f"{i}".encode()) for i in range(40)]
+    write_frame(found.path / "frames.parquet", pd.DataFrame(rows, columns=["pair_id", "words", "picture"]))
+    html = flag_page.flagged(found).html
+    assert pictures(html.split('<tr id="pair-p2">')[1].split("</tr>")[0]) == [rows[2][1:]]
+    assert len(pictures(html)) == 4
+    assert "too heavy" not in html
+    ends = flag_page.extremes(found, 2).html.split('class="pair"')[1:]
+    for card in ends:
+        assert pictures(card) == [("the <image>", re.findall(r"pair p(\d+)", card)[0].encode())]
+    assert len(ends) == 4
+    for section in (flag_page.flagged(found, False), flag_page.extremes(found, 2, False)):
+        assert 'class="frames"' not in section.html
+
+
+def test_a_page_takes_frames_until_they_are_too_heavy(tmp_path, monkeypatch, make_run):
+    rows = [("a", "w", b"1234"), ("a", "w", b"12"), ("b", "w", b"123"), ("c", "w", b"1"), ("d", "w", b"12345")]
+    write_frame(tmp_path / "frames.parquet", pd.DataFrame(rows, columns=["pair_id", "words", "picture"]))
+    found = runs.pictures(tmp_path, ["c", "a", "c", "none", "b", "d"], 10)
+    assert (found.found, found.left) == (
+        {"c": [("w", b"1")], "a": [("w", b"1234"), ("w", b"12")], "b": [("w", b"123")]},
+        1,
+    )
+    assert runs.pictures(tmp_path / "none", ["a"], 10) == runs.Pictures()
+    run = run_page.load(make_run())
+    heavy = [(f"p{i}", "the image", bytes(1_000_000)) for i in range(12)]
+    write_frame(run.path / "frames.parquet", pd.DataFrame(heavy, columns=["pair_id", "words", "picture"]))
+    html = run_page.pairs(run, 1).html
+    assert "Frames of 9 more pairs would make this page too heavy: see frames.parquet." in html
+    assert (
+        len(pictures(html)) == 1 + 2 * 3
+    )  # a card, and the tables of probed and of held-out pairs, which are the same
+
+
+def pictures(html: str) -> list[tuple[str, bytes]]:
+    """Frames on a page: their words and PNG."""
+    found = re.findall('<img class="frames" alt="([^"]*)" src="data:image/png;base64,([^"]*)"', html)
+    return [(unescape(words), b64decode(data)) for words, data in found]
 
 
 def test_every_pair_stands_in_the_table_and_has_a_place_to_link_to(make_run):

@@ -36,6 +36,7 @@ from diagnostics.progress import Steps
 from diagnostics.runlog import write_frame
 from diagnostics.sampling import answers
 from diagnostics.templates import Turn, find_turn
+from diagnostics.tokenized import SkippedPair, render_pairs
 from diagnostics.vision import perturb
 from diagnostics.vision.prompts import placed
 from trainers.models import load_to_device, load_tokenizer
@@ -55,6 +56,8 @@ REASONS = {
     "unclear": "the checker gave no verdict",
     "empty": "an answer is empty",
     "same": "both answers are the same",
+    "no_truth": "the true answer is blank",
+    "tags": "an answer holds <MASK> or </MASK> itself",
     "no_phrase": "no words of one stand in place of words of the other",
 }
 
@@ -142,9 +145,11 @@ def leanpo(
             clean = [pair.media[0] for pair in group]
             seeds = [row_seed(seed, pair.source_row) for pair in group]
             shown = [perturbed(m, ("augment",), s) for m, s in zip(clean, seeds, strict=True)]
-            asked = [(TAG.sub("", _question(p)).strip(), str(p.chosen)) for p in group]
+            asked = [(_untagged(_question(p)), _untagged(str(p.chosen))) for p in group]
             first = work.say(group, [HINT.format(hint=t, question=q) for q, t in asked], clean, 0.0, draw)
-            again = [REFLECT.format(reply=r, hint=t, question=q) for (q, t), r in zip(asked, first, strict=True)]
+            again = [
+                REFLECT.format(reply=_untagged(r), hint=t, question=q) for (q, t), r in zip(asked, first, strict=True)
+            ]
             chosen = work.say(group, again, clean, 0.0, draw)
             rejected = work.say(group, [_question(p) for p in group], shown, HOT, draw)
             rows = zip(group, seeds, shown, first, chosen, rejected, strict=True)
@@ -198,7 +203,7 @@ def _rrpo_row(
     try:
         masked = tagged(answer, pred)
     except ValueError:
-        return "no_phrase", None
+        return "tags", None
     if masked == (answer, pred):
         return "no_phrase", None
     made = {"perturbations": [*perturbations], "seed": line["seed"], "view": line["view"]}
@@ -215,6 +220,11 @@ def _leanpo_row(pair: PreferencePair, line: Mapping[str, Any]) -> tuple[str, dic
     made = {"perturbations": ["augment"], "seed": line["seed"], "view": line["view"], "first": line["first"]}
     row = {"id": pair.pair_id, "question": _question(pair), "chosen": chosen, "rejected": rejected}
     return "kept", row | {"made": made | {"truth": str(pair.chosen)}}
+
+
+def _untagged(text: str) -> str:
+    """A text that is quoted in a prompt, without tags that would stand for media there."""
+    return TAG.sub("", text).strip()
 
 
 def _question(pair: PreferencePair) -> str:
@@ -342,17 +352,21 @@ def _start(
     raw, folder = read_rows(data, split), media_folder_of(data, media_folder)
     table = pairs_of(str(data), replace(raw, rows=[_asked_row(row) for row in raw.rows]), frames=frames, folder=folder)
     skipped = {p.source_row: (p.code, p.reason) for p in table.problems}
-    pairs = []
     for pair in table.pairs:
-        if len(pair.media) == 1:
-            pairs.append(pair)
-        else:
+        if len(pair.media) != 1:
             skipped[pair.source_row] = ("media", f"it shows {len(pair.media)} images and clips, and must show one")
-    if not pairs:
-        raise DataError(f"{data}: no row shows one image or clip. Give rows of video, question and answer.")
+        elif not str(pair.chosen).strip():
+            skipped[pair.source_row] = ("no_truth", REASONS["no_truth"])
     loaded, tokenizer = load_to_device(model), load_tokenizer(model)
     if tokenizer.family is None:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(f"{model}: this model is shown no clips. Give a vision-language model.")
+    shown = [pair for pair in table.pairs if pair.source_row not in skipped]
+    texts = zip(shown, render_pairs(shown, tokenizer), strict=True)  # as they will be trained on
+    skipped |= {pair.source_row: (t.code, t.reason) for pair, t in texts if isinstance(t, SkippedPair)}
+    pairs = [pair for pair in shown if pair.source_row not in skipped]
+    if not pairs:
+        why = next(iter(skipped.values()), ("", "it has no rows"))[1]
+        raise DataError(f"{data}: no row can be asked; of the first: {why}. Give rows of video, question and answer.")
     settings = {
         "kind": kind, "data": hashlib.sha256(repr([_identity(p) for p in pairs]).encode()).hexdigest()[:16],
         "model": weights_hash(loaded), "seed": seed, "limit": limit,

@@ -55,7 +55,7 @@ def test_a_pairs_samples_stand_beside_its_errors_and_not_without_text(tmp_path):
     image = np.full((20, 30, 3), (255, 0, 0), np.uint8)
     latents = np.arange(32, dtype=np.float32).reshape(4, 2, 4)
     both = {"chosen": Sample(latents, load=lambda: image), "rejected": Sample(latents + 1)}
-    found = thumbs.table([sample_pair("a", 0, both)])
+    found = thumbs.tables([sample_pair("a", 0, both)])["frames.parquet"]
     assert found["words"].tolist() == ["chosen", "rejected (mean of 4 channels, black 13 to white 20)"]
     first, second = (np.asarray(Image.open(io.BytesIO(png))) for png in found["picture"])
     assert first.shape == (thumbs.HEIGHT, 108, 3)

@@ -1,13 +1,16 @@
 """`flag` on rows with clips: scored with what they show, and written back as they stand."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import vlms
+from PIL import Image
 
 from diagnostics.flag.flagging import flag
+from diagnostics.runlog import read_frame
 from trainers.models import load_model, load_tokenizer
 
 
@@ -35,6 +38,10 @@ def test_rows_with_clips_are_scored_and_written_back(tmp_path: Path) -> None:
     assert abs(logps[0] - logps[2]) < 1e-4  # the same clip by another name
     assert abs(logps[0] - logps[3]) > 1e-3  # so does whether there is a clip at all
     assert audit.frame["prompt_length"].tolist()[0] == audit.frame["prompt_length"].tolist()[3] + 2 * 4 * 4
+    frames = read_frame(tmp_path / "flag" / "frames.parquet").set_index("pair_id")
+    assert set(frames.index) == set(scores["pair_id"][:3])  # row 3 shows nothing, row 4 was not read
+    seen = np.asarray(Image.open(io.BytesIO(frames.loc[scores["pair_id"][1], "picture"])))
+    assert (seen[0, ::74] == clip[::-1][:, 0, 0]).all()
     lines = data.read_bytes().splitlines(keepends=True)
     written = kept.read_bytes().splitlines(keepends=True)
     assert len(written) == 3

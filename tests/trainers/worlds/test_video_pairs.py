@@ -13,7 +13,7 @@ import pytest
 import chesboard
 from diagnostics.errors import DataError, UserError
 from diagnostics.media import of_frames
-from diagnostics.pairs import read_pairs
+from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.phrases import from_tags
 from diagnostics.runlog import read_run
 from diagnostics.templates import find_turn
@@ -174,7 +174,7 @@ def test_what_cannot_be_asked_is_said(world, tmp_path):
         video_pairs.rrpo(str(world["data"]), str(world["model"]), tmp_path / "a", perturbations=["blur"])
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"question": "why ?", "answer": "so"}) + "\n")
-    with pytest.raises(DataError, match="no row shows one image or clip"):
+    with pytest.raises(DataError, match="no row can be asked; of the first: it shows 0 images and clips"):
         video_pairs.rrpo(str(text), str(world["model"]), tmp_path / "b")
 
 
@@ -203,3 +203,34 @@ def test_a_question_is_asked_as_it_is_trained_on(world, made, tmp_path, template
             assert ids == trained[pair.pair_id].prompt_ids
             opened = work.tokenizer.convert_tokens_to_ids("<|vision_start|>") in list(ids)
             assert opened == bool(template)
+
+
+def test_rows_that_cannot_be_asked_are_left_out_with_a_reason(world, tmp_path):
+    """One row never stops the others: each of these once ended the command, or was left out for another reason."""
+    good = json.loads(world["data"].read_text().splitlines()[0])
+    good["video"] = str(world["data"].parent / good["video"])
+    np.save(tmp_path / "thin.npy", np.full((2, 1, 300, 3), 9, np.uint8))
+    rows = [
+        good,
+        good | {"id": "thin", "video": "thin.npy"},
+        good | {"id": "blank", "answer": " "},
+        good | {"id": "own", "answer": "left <|video_pad|>"},
+        good | {"id": "tags", "answer": "<image> and <video> <video>"},  # quoted in LeanPO's prompts
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left = ["placeholders", "no_truth", "placeholders"]
+    for kind in ("rrpo", "leanpo"):
+        found = getattr(video_pairs, kind)(str(data), str(world["model"]), tmp_path / kind, limit=8)
+        audit = pd.read_parquet(found.path.parent / "audit.parquet")
+        assert audit["code"].tolist()[1:4] == left
+        assert "more than 200 times" in audit["reason"][1]
+        assert audit["code"][4] in ("kept", "same", "empty")
+        assert sum(found.counts.values()) == 5
+
+
+def test_an_answer_with_tags_is_no_answer_without_a_phrase():
+    pair = PreferencePair("a", 0, "which way ?", "to the left", "x")
+    line = {"pred": "to the <MASK> right </MASK>", "right": False, "seed": 0, "view": []}
+    assert video_pairs._rrpo_row(pair, line, ()) == ("tags", None)
+    assert video_pairs._rrpo_row(pair, line | {"pred": "to the left now"}, ()) == ("no_phrase", None)
