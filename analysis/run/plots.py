@@ -69,6 +69,6 @@ def plot_gradients(run: RunLog) -> Figure:
 
 def _rows(run: RunLog, split: str) -> pd.DataFrame:
     rows = runs.rows(run, split)
-    if rows.empty or rows["chosen_change"].isna().all():
+    if rows.empty or bool(rows["chosen_change"].isna().all()):
         raise DataError(f"{run.name}: no pair of the split {split} has a chosen log-prob logged.")
     return rows
