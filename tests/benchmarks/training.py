@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from diagnostics.logits import logps
 from diagnostics.row_stats import pair_stats
 from diagnostics.runlog import RunLogWriter
 from diagnostics.sequences import Example
+from diagnostics.token_likelihood import TokenLikelihood
 from trainers.loop.recorder import Recorder
 from trainers.loop.schedule import ProbeSchedule
 from trainers.loop.trainer import group_norms, layer_group
@@ -125,7 +127,7 @@ def sides(trainee: Trainee, *, pairs: bool) -> float:
 
 def make_recorder(folder: Path) -> Recorder:
     """A recorder that writes to `folder` and is never asked to probe."""
-    no_probe: Any = None
+    no_probe: Any = SimpleNamespace(likelihood=TokenLikelihood(0))
     return Recorder(
         ProbeSchedule(RunLogWriter(folder), no_probe, every=0, tokens="none"), before=lambda model: math.nan
     )

@@ -97,7 +97,7 @@ def test_the_card_of_a_measure_and_of_a_notebook(call):
         (("objectives", "ipo_meen"), "unknown objective 'ipo_meen': did you mean 'ipo_mean'"),
         (("objectives", "ipo"), "ipo_mean: Identity preference optimization on log-ratios per token. ipo_nll: IPO"),
         (("objectives", "ipo"), "ipo_sum: Identity preference optimization on summed log-ratios."),
-        (("objectives", "sinpo"), "did you mean 'simpo'"),
+        (("objectives", "simppo"), "did you mean 'simpo'"),
         (("measures", "ches_scor"), "did you mean 'ches_score'"),
         (("notebooks", "run"), "did you mean 'run_report'"),
         (("objektives",), "unknown list 'objektives': did you mean 'objectives'"),

@@ -568,7 +568,7 @@ def test_a_vision_language_model_with_a_plain_tokenizer(tmp_path, lm_folder, tex
     assert "left out" not in capsys.readouterr().out
     DisplacementCallback(sft(lm_folder, texts, tmp_path / "sft"), tmp_path / "text", pairs=pairs)
     assert "pairs: 2 of 3 rows are left out: the row has images or videos" in capsys.readouterr().out
-    monkeypatch.setattr("trainers.callback.family_of", lambda config: None)
+    monkeypatch.setattr("trainers.models.family_of", lambda config: None)
     with pytest.raises(UserError, match=r"how a model of type qwen2_5_vl is shown them is not known here\. Leave"):
         DisplacementCallback(trainer, tmp_path / "other", pairs=pairs)
 

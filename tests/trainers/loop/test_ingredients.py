@@ -92,6 +92,8 @@ def test_every_objective_of_the_folder_trains_three_steps(go, lm_folder):
 
     few = {"probe_every": 100, "probe_pairs": 1, "response_types": 0, "tokens": "none"}
     for name in objectives.names():
+        if objectives.likelihood(name) != "tokens":  # tests/trainers/test_denoising_run.py
+            continue
         log = go(name, name=name, reward_model=lm_folder, **few)
         trained = log.pairs[log.pairs["split"] == "train"]
         assert sorted(trained["pair_id"]) == sorted(f"p{i}" for i in range(12)), name

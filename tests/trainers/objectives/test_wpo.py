@@ -73,7 +73,7 @@ def test_bases_that_cannot_be_weighed_are_refused(pair, monkeypatch):
     with pytest.raises(UserError, match=r"base is 'dpo', which reads more than log-probs \(score\)"):
         wpo(pair)
     with pytest.raises(UserError, match="did you mean 'simpo'"):
-        wpo(pair, base="sinpo")
+        wpo(pair, base="simppo")
 
 
 def test_wrong_hyperparameters_and_missing_parts_are_refused_by_name(pair, worked):
