@@ -9,17 +9,16 @@ import pandas as pd
 
 from analysis.run import card, flagged, samples, verdict
 from analysis.run.flagged import Flagged
+from analysis.run.samples import ANCHORS, ROWS
 from analysis.show import page
 from analysis.show.page import Block, Cell
-from analysis.show.wording import ABSENT, count, number, signed, visible
+from analysis.show.wording import ABSENT, number, signed, visible
 from analysis.tables import pair_table, runs, tokens
 from analysis.tables.runs import Pictures
 from diagnostics.runlog import RunLog
 
 FULL = 0.65  # opacity of the colour of a token at the end of the scale
 MOST = 400  # tokens of an answer shown with their colours
-ROWS = 1000  # pairs in the table of a page
-OPEN = 12  # a table of more pairs is folded
 
 
 def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, str] | None = None) -> Block:
@@ -114,18 +113,9 @@ def _table(table: pd.DataFrame, texts: pd.DataFrame, pictures: Pictures, split: 
     if table.empty:
         return page.EMPTY
     known = before.head if before else _PLACE
-    made = page.sortable(
-        _HEADS | known | {"tokens": "chosen / rejected"},
-        [_row(row, texts, pictures, _ANCHORS[split], before) for row in table.head(ROWS).to_dict("records")],
-        name="pairs",
-        filter_by="outcome",
-    )
-    left = len(table) - ROWS
-    said = [page.note(f"{left:,} more pairs, which lost less, stand in the run's folder.", "quiet")] if left > 0 else []
-    head = f"All {count(len(table), verdict.PAIRS[split])}"
-    if len(table) > OPEN or split == "eval":
-        return page.fold(head, made, *said)
-    return page.stack(page.heading(head), made, *said)
+    rows = [_row(row, texts, pictures, ANCHORS[split], before) for row in table.head(ROWS).to_dict("records")]
+    heads = _HEADS | known | {"tokens": "chosen / rejected"}
+    return samples.every(heads, rows, len(table), split, "which lost less")
 
 
 _HEADS = {
@@ -134,9 +124,6 @@ _HEADS = {
     "KL": "KL(reference || policy) on the chosen answer, nats", "CHES": "before training; high is prone",
 }  # fmt: skip
 _PLACE = {"LN-CHES place": "1: the pair that LN-CHES would have flagged first"}
-
-
-_ANCHORS = {"probe": "pair", "eval": "heldout-pair"}
 
 
 def _row(row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, kind: str, before: Flagged | None) -> list[Cell]:

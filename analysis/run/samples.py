@@ -102,12 +102,17 @@ def _table(table: pd.DataFrame, texts: pd.DataFrame, split: str) -> Block:
     if table.empty:
         return page.EMPTY
     rows = [_row(row, texts, ANCHORS[split]) for row in table.head(ROWS).to_dict("records")]
-    made = page.sortable(_HEADS, rows, name="pairs", filter_by="outcome")
-    left = len(table) - ROWS
-    more = "more pairs, whose chosen error rose less, stand in the run's folder."
-    said = [page.note(f"{left:,} {more}", "quiet")] if left > 0 else []
-    head = f"All {count(len(table), verdict.PAIRS[split])}"
-    if len(table) > OPEN or split == "eval":
+    return every(_HEADS, rows, len(table), split, "whose chosen error rose less")
+
+
+def every(heads: dict[str, str], rows: list[list[Cell]], n: int, split: str, left_out: str) -> Block:
+    """The table of all n pairs of a split, folded where it is long. rows: the first ROWS; left_out: which those beyond
+    them are."""
+    made = page.sortable(heads, rows, name="pairs", filter_by="outcome")
+    left = f"{n - ROWS:,} more pairs, {left_out}, stand in the run's folder."
+    said = [page.note(left, "quiet")] if n > ROWS else []
+    head = f"All {count(n, verdict.PAIRS[split])}"
+    if n > OPEN or split == "eval":
         return page.fold(head, made, *said)
     return page.stack(page.heading(head), made, *said)
 

@@ -217,7 +217,7 @@ def test_media_from_memory_have_a_form_that_can_be_written() -> None:
 
 def test_a_film_is_read_by_av(tmp_path):
     """A film's frames are those that went into it, up to what its compression takes; a cut one says so."""
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="films are read by PyAV or torchcodec, which are no dependencies: install av")
     colours = [(20 * k + 10, 255 - 20 * k, 128) for k in range(10)]
     path = tmp_path / "film.mp4"
     with av.open(str(path), "w") as file:
