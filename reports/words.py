@@ -19,6 +19,8 @@ STEPS = (
     "Gaussian log-prob of a number, in nats; there are no tokens, and where a page says so it means a step. "
     "docs/diffusion.md says more."
 )
+# what is no wording of ours: scripts, tags, and the data's own texts (analysis.show.page.words)
+_KEPT = r'(<(?:script|style)\b.*?</(?:script|style)>|<div class="words.*?</div>|<[^>]*>)'
 
 
 def for_run(page: Path, parameters: Mapping[str, Any]) -> None:
@@ -28,7 +30,7 @@ def for_run(page: Path, parameters: Mapping[str, Any]) -> None:
     config = read_json(Path(str(folder)) / "config.json") if folder else {}
     if config.get("likelihood", "tokens") == "tokens":
         return
-    parts = re.split(r"(<(?:script|style)\b.*?</(?:script|style)>|<[^>]*>)", page.read_text("utf-8"), flags=re.DOTALL)
+    parts = re.split(_KEPT, page.read_text("utf-8"), flags=re.DOTALL)
     html = "".join(part if part.startswith("<") else worded(part, config) for part in parts)
     note = NOTE if config["likelihood"] == "denoising" else STEPS
     page.write_text(html.replace("</h1>", f'</h1><p class="says">{note}</p>', 1), encoding="utf-8")
