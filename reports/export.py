@@ -193,7 +193,8 @@ def _mlflow(mlflow: Any, project: str, run: RunLog, steps: dict[int, dict[str, f
             named = {re.sub(r"[^\w./ -]", "_", key): value for key, value in scalars.items()}  # all that it takes
             mlflow.log_metrics(named, step=step)
         if len(pairs):
-            mlflow.log_table(data=pairs, artifact_file="pairs.json")
+            mlflow.log_table(data=pairs, artifact_file="pairs.json")  # which its viewer shows, to ten decimals
+            mlflow.log_table(data=pairs, artifact_file="pairs.parquet")  # whole
 
 
 _SEND: dict[str, Callable[..., None]] = {"wandb": _wandb, "mlflow": _mlflow, "trackio": _trackio}

@@ -1,5 +1,5 @@
-"""A run in plain files and in other people's viewers. None of these is installed: small stand-ins take down what is
-called, with which values."""
+"""A run in plain files and in other people's viewers. Small stand-ins take down what is called, with which values;
+test_export_packages.py asks the packages themselves, where they are installed."""
 
 import json
 import math
@@ -174,9 +174,9 @@ def test_the_pairs_are_sent_as_one_table_without_texts(theirs, name):
     calls, run = theirs(name), runs.load(RUN)
     export.send(RUN, name, "preferences")
     if name == "mlflow":
-        ((_, named),) = calls.named("log_table")
-        assert named["artifact_file"] == "pairs.json"
-        table = named["data"]
+        sent = {named["artifact_file"]: named["data"] for _, named in calls.named("log_table")}
+        assert set(sent) == {"pairs.json", "pairs.parquet"}
+        table = sent["pairs.parquet"]
     else:
         ((_, named),) = calls.named("Table")
         assert [v for (v,), _ in calls.named("log") if "pairs" in v] == [{"pairs": "the table"}]
