@@ -67,7 +67,7 @@ def column_type(name: str) -> pa.DataType:
     return pa.int64() if name in _INTS else pa.string() if name in _STRINGS else pa.float64()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunLog:
     """One run read back. steps, pairs, mass, tokens, samples, audit: DataFrames, empty where the file is missing.
 
@@ -92,6 +92,11 @@ class RunLog:
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    def __repr__(self) -> str:
+        """One line, for notebooks: the folder, and how many rows each of its tables has."""
+        tables = ((name, len(getattr(self, name))) for name in ("steps", *TABLES, "audit"))
+        return f"RunLog({str(self.path)!r}: {', '.join(f'{n} {name}' for name, n in tables if n) or 'no rows'})"
 
 
 class RunLogWriter:

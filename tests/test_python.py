@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import chesboard
@@ -134,3 +135,29 @@ def test_pairs_that_are_none_are_one_sentence(lm_folder):
     model, tokenizer = load_model(lm_folder), load_tokenizer(lm_folder)
     with pytest.raises(UserError, match=r"given as int. Give a file, a hub id, a data set, a DataFrame or a list"):
         chesboard.score_pairs(model, tokenizer, 3)
+
+
+def test_several_splits_are_one_sentence(lm_folder):
+    model, tokenizer = load_model(lm_folder), load_tokenizer(lm_folder)
+    one = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
+    with pytest.raises(
+        UserError, match=r"a DatasetDict with the splits train, test\. Give one of them: pairs\['train'\]"
+    ):
+        chesboard.score_pairs(model, tokenizer, DatasetDict({"train": one, "test": one}))
+    assert chesboard.score_pairs(model, tokenizer, one)["status"].to_list() == ["scored"]
+
+
+@pytest.mark.parametrize("tokenizer", [None, "gpt2", object()])
+def test_no_tokenizer_and_no_model_are_one_sentence(lm_folder, pairs_file, tokenizer):
+    with pytest.raises(UserError, match=r"is no tokenizer\. Give the model's own"):
+        chesboard.score_pairs(load_model(lm_folder), tokenizer, pairs_file)
+    with pytest.raises(UserError, match=r"'gpt2' is no model\. Give one that is loaded"):
+        chesboard.score_pairs("gpt2", load_tokenizer(lm_folder), pairs_file)
+
+
+def test_a_run_shows_itself_in_one_line():
+    run = chesboard.load_run(DATA / "tiny_run")
+    assert repr(run) == (
+        f"RunLog({str(DATA / 'tiny_run')!r}: {len(run.steps)} steps, {len(run.pairs)} pairs, {len(run.mass)} mass, "
+        f"{len(run.tokens)} tokens, {len(run.audit)} audit)"
+    )

@@ -3,9 +3,12 @@
 from typing import Any
 
 import pandas as pd
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from diagnostics.audit import audit_pairs
 from diagnostics.engine import check_ids
+from diagnostics.errors import UserError
 from diagnostics.flag.flagging import scores_of
 from diagnostics.token_likelihood import TokenLikelihood
 from diagnostics.tokenized import Truncation
@@ -32,8 +35,14 @@ def score_pairs(
     skipped with its reason), lengths in tokens, chosen_logps and rejected_logps (sums over completion tokens in nats,
     end included), one column a measure (NaN where not measured), rank (1 is most prone to displacement by
     ln_ches_score), flagged (the first tenth) and flag_reason. Weights, mode and attention of the model stay as they
-    are. Raises DataError where no pair can be scored.
+    are. Raises DataError where no pair can be scored, UserError where model or tokenizer is none.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"score_pairs: {_words(model)} is no model. Give one that is loaded, as from_pretrained does.")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(
+            f"score_pairs: {_words(tokenizer)} is no tokenizer. Give the model's own, as AutoTokenizer.from_pretrained does."
+        )
     table = table_of(pairs)
     tokenizer = noted(tokenizer, model)
     check_media(model, table, tokenizer)
@@ -41,3 +50,8 @@ def score_pairs(
     audit = audit_pairs(table, tokenizer, max_length=most, truncation=truncation, append_eos=append_eos)
     check_ids(model, audit.require_kept())
     return scores_of(model, audit, TokenLikelihood.of(tokenizer))
+
+
+def _words(given: Any) -> str:
+    """What was given, in short."""
+    return repr(given)[:80] if given is None or isinstance(given, str) else f"a {type(given).__name__}"

@@ -227,6 +227,11 @@ def table_of(given: Any) -> PairTable:
     if isinstance(given, pd.DataFrame):
         rows = given.astype(object).where(given.notna(), None).to_dict("records")
         return pairs_of("pairs", RawRows("hub", rows))
+    if isinstance(given, Mapping) and any(isinstance(one, Dataset | IterableDataset) for one in given.values()):
+        raise UserError(
+            f"the pairs are given as a {type(given).__name__} with the splits {', '.join(map(str, given))}. "
+            f"Give one of them: pairs[{next(iter(given))!r}]."
+        )
     rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else None
     if rows is None or not all(isinstance(row, Mapping) for row in rows):
         raise UserError(
