@@ -41,7 +41,8 @@ def score_pairs(
         raise UserError(f"score_pairs: {_words(model)} is no model. Give one that is loaded, as from_pretrained does.")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(
-            f"score_pairs: {_words(tokenizer)} is no tokenizer. Give the model's own, as AutoTokenizer.from_pretrained does."
+            f"score_pairs: {_words(tokenizer)} is no tokenizer. "
+            "Give the model's own, as AutoTokenizer.from_pretrained does."
         )
     table = table_of(pairs)
     tokenizer = noted(tokenizer, model)
