@@ -16,6 +16,11 @@ RUN = ROOT / "tests" / "data" / "tiny_run"
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 STEPS = ACTION["runs"]["steps"]
 DATA_GATES = "- {table: scores, metric: edit_similarity, aggregate: max, op: '<=', value: 1.0}\n"
+HOSTILE = "$(touch ran) `touch ran`; touch ran # 'a\" \\"
+IDS = [  # what a runner, a terminal or a page would take for its own
+    "::set-output name=code::0", "##[set-output name=code;]0", "::add-mask::displaced", "\x1b[2J\r::error::no",
+    "<img src=x onerror=alert(1)>", "[a](javascript:alert(1)) | `b` @everyone",
+]  # fmt: skip
 GATES = "- {name: it learned, table: steps, metric: loss, aggregate: last, op: <, value: 0.69}\n"
 
 
@@ -44,9 +49,10 @@ def wanted(step: dict, inputs: dict[str, str]) -> bool:
 class Job:
     """Runs the action's own steps in a folder; afterwards code, outputs, what was printed and the job's page.
 
-    only: names of the steps to run, all by default."""
+    only: names of the steps to run, all by default. place: where the action itself lies."""
 
-    def __init__(self, folder: Path, only: tuple[str, ...] = (), **given: str) -> None:
+    def __init__(self, folder: Path, only: tuple[str, ...] = (), place: object = ROOT, **given: str) -> None:
+        self.place = str(place)
         self.folder, self.outputs, self.code = folder, {}, 0
         self.inputs = {name: said["default"] for name, said in ACTION["inputs"].items()}
         self.inputs |= {"install": "false"} | {name.replace("_", "-"): value for name, value in given.items()}
@@ -69,7 +75,7 @@ class Job:
         told.write_text("")
         script.write_text(step["run"])
         env = {name: filled(str(value), self.inputs, self.outputs) for name, value in step.get("env", {}).items()}
-        env |= {"GITHUB_OUTPUT": str(told), "GITHUB_STEP_SUMMARY": str(self.page), "GITHUB_ACTION_PATH": str(ROOT)}
+        env |= {"GITHUB_OUTPUT": str(told), "GITHUB_STEP_SUMMARY": str(self.page), "GITHUB_ACTION_PATH": self.place}
         env = os.environ | env | {"PATH": f"{tools}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)],
@@ -87,15 +93,21 @@ class Job:
 
 @pytest.fixture(scope="module")
 def whole(lm_folder, tmp_path_factory) -> Job:
-    """Data and run, each with its gates."""
-    folder = tmp_path_factory.mktemp("job")
-    rows = [{"prompt": f"alpha {i} ?", "chosen": " beta gamma", "rejected": f" delta {i}"} for i in range(6)]
+    """Data and run, each with its gates, in names and with ids that somebody chose to do harm."""
+    folder = tmp_path_factory.mktemp("job") / "a folder"
+    folder.mkdir()
+    rows = [
+        {"id": name, "prompt": f"alpha {i} ?", "chosen": " beta gamma", "rejected": f" delta {i}"}
+        for i, name in enumerate(IDS)
+    ]
     rows.append({"prompt": "alpha ?", "chosen": " secret words", "rejected": " secret words"})
-    (folder / "my pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "data.yaml").write_text(DATA_GATES)
-    (folder / "gates.yaml").write_text(GATES)
-    given = dict(data="my pairs.jsonl", model=lm_folder, data_gates="data.yaml", run=str(RUN), gates="gates.yaml")
-    return Job(folder, **given)
+    names = {
+        key: f"{HOSTILE}\n{name}" for key, name in (("data", "p.jsonl"), ("data_gates", "d.yaml"), ("gates", "g.yaml"))
+    }
+    texts = {"data": "".join(json.dumps(row) + "\n" for row in rows), "data_gates": DATA_GATES, "gates": GATES}
+    for key, text in texts.items():
+        (folder / names[key]).write_text(text)
+    return Job(folder, **names, model=lm_folder, run=str(RUN), out=f"out {HOSTILE}")
 
 
 def test_every_step_runs_and_the_gates_pass(whole):
@@ -128,11 +140,82 @@ def test_the_junit_files_have_one_root_each(whole):
 
 def test_what_is_uploaded_exists_and_holds_no_texts(whole):
     (upload,) = [step for step in STEPS if "upload-artifact" in step.get("uses", "")]
-    paths = filled(upload["with"]["path"], whole.inputs, {}).split()
+    paths = [line.strip() for line in filled(upload["with"]["path"], whole.inputs, {}).splitlines()]
     files = [f for path in paths for f in [whole.folder / path, *(whole.folder / path).rglob("*")] if f.is_file()]
     assert {"index.html", "summary.md", "run.xml", "scores.parquet"} <= {file.name for file in files}
     assert not [file for file in files if b"secret words" in file.read_bytes()]
     assert "audit.parquet" not in {file.name for file in files}
+
+
+def orders(printed: str) -> list[str]:
+    """The lines that GitHub's runner takes for commands: `::name::` at a line's start, `##[name]` anywhere in one, but
+    between `::stop-commands::TOKEN` and `::TOKEN::`."""
+    found, token = [], ""
+    for line in printed.splitlines():
+        if token:
+            token = "" if line.strip() == f"::{token}::" else token
+        elif line.startswith("::stop-commands::"):
+            token = line.removeprefix("::stop-commands::")
+            assert len(token) == 32
+        elif line.lstrip().startswith("::") or "##[" in line:
+            found.append(line)
+    assert not token  # obeyed again for the steps that follow
+    return found
+
+
+def test_no_name_and_no_text_of_the_data_is_a_command(whole):
+    """To the shell, to the runner that reads what is printed, or on the job's page."""
+    assert whole.code == 0, whole.printed
+    assert not [*whole.folder.parent.rglob("ran")]
+    assert "##[set" in whole.printed  # the ids were printed, if folded
+    assert orders(whole.printed) == []
+    assert "\x1b" not in whole.printed
+    for text in (whole.page.read_text(), (whole.folder / whole.output("summary")).read_text()):
+        assert "\r" not in text
+        assert not re.search(r"<img|[^\\]\]\(javascript|@everyone", text)
+
+
+def test_a_missed_gate_of_severity_warning_is_an_annotation(tmp_path):
+    (tmp_path / "gates.yaml").write_text(GATES.replace("0.69", "0.0, severity: warning"))
+    job = Job(tmp_path, ("what is asked for", "gates of the run", "verdict"), run=str(RUN), gates="gates.yaml")
+    assert job.code == 0
+    (said,) = orders(job.printed)
+    assert said.startswith("::warning::")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the file is empty"),
+        ("\n\n", "the file is empty"),
+        ('{"prompt": "a", "chosen": "b"}\n', "rejected"),
+        ("::error::x", "line 1"),
+    ],
+)
+def test_data_without_a_pair_are_one_sentence(tmp_path, lm_folder, text, said):
+    (tmp_path / "pairs.jsonl").write_text(text)
+    job = Job(tmp_path, ("what is asked for", "audit and flag the data"), data="pairs.jsonl", model=lm_folder)
+    assert job.code == 3
+    assert re.search(rf"^chesboard: .*pairs\.jsonl.*{said}", job.printed, flags=re.M), job.printed
+    assert orders(job.printed) == []
+
+
+def test_nothing_is_uploaded_where_the_inputs_were_refused():
+    """Else `out` could name other folders, a line each, to a step that runs always."""
+    (upload,) = [step for step in STEPS if "upload-artifact" in step.get("uses", "")]
+    assert "steps.start.outcome == 'success'" in upload["if"]
+
+
+def test_a_file_of_the_pull_request_is_not_run_in_the_place_of_pip(tmp_path):
+    (tmp_path / "pip.py").write_text("open('ran', 'w')")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    job = Job(tmp_path, ("install",), install="true", place=tmp_path / "no action")
+    assert job.code
+    assert "no action" in job.printed  # pip itself was asked, for what is not there
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_missed_gate_ends_the_job_with_its_code_after_all_else(tmp_path):
@@ -165,7 +248,12 @@ def test_inputs_that_do_not_fit_are_one_sentence(tmp_path, given, said):
 
 
 @pytest.mark.parametrize(
-    ("step", "given"), [("report", {"run": "--help"}), ("gates of the run", {"run": str(RUN), "gates": "--help"})]
+    ("step", "given"),
+    [
+        ("report", {"run": "--help"}),
+        ("report", {"run": str(RUN)}),
+        ("gates of the run", {"run": str(RUN), "gates": "--help"}),
+    ],
 )
 def test_an_input_is_never_read_as_a_command_or_an_option(tmp_path, step, given):
     steps = ("what is asked for", step, "verdict")
