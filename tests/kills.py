@@ -23,7 +23,7 @@ import transformers.modeling_utils as modeling
 import chesboard
 from diagnostics.runlog import RunLogWriter, read_frame, read_run
 from trainers.loop import probe
-from trainers.models import load_model, load_tokenizer
+from trainers.models import encodes, load_model, load_tokenizer
 
 torch.set_num_threads(1)
 for name in ("reports.build", "reports.console", "trainers.studies.compare", "trainers.trace", "datasets", "peft"):
@@ -161,7 +161,8 @@ def differs(one: Any, other: Any) -> bool:
 def main() -> None:
     command, points, folder, model, data = sys.argv[1:]
     place = Path(folder)
-    load_model(model)(torch.tensor([load_tokenizer(model)("a")["input_ids"]]))  # imports what the children need
+    policy, ids = load_model(model), torch.tensor([load_tokenizer(model)("a")["input_ids"]])
+    policy(ids, **({"labels": ids} if encodes(policy) else {}))  # imports what the children need
     status, total = start(command, place / "whole", model, data, 0)
     assert status == 0, (place / "whole.said").read_text()
     whole = tables(command, place / "whole")

@@ -4,6 +4,7 @@ which one is right. Trained, flagged, with an adapter, traced; every number is t
 import json
 import random
 
+import forks
 import pytest
 import tokenizers
 import torch
@@ -221,3 +222,12 @@ def test_the_callback_measures_another_trainers_t5(t5_folder, rows, tmp_path):
         text = texts[row["pair_id"]]
         for side in ("chosen", "rejected"):
             assert row[f"{side}_logps"] == pytest.approx(logp(model, tokenizer, text["prompt"], text[side]), abs=1e-4)
+
+
+def test_a_kill_anywhere_in_its_training_changes_nothing(t5_folder, rows, tmp_path):
+    """Log and weights are those of an unbroken run, dropout included (see tests/kills.py, tests/test_kills.py)."""
+    done = forks.run("tests/kills.py", "train", 4, tmp_path, t5_folder, rows[0], limit=900)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["wrong"] == []
+    assert found["killed"] >= 4

@@ -65,13 +65,13 @@ class ProbeRows:
     draws: list[dict[str, Any]] = field(default_factory=list)
 
 
-def summarise(found: ProbeRows, noise: float = 0.0, *, nats: bool = True) -> dict[str, Any]:
+def summarise(found: ProbeRows, noise: float = 0.0, *, nats: bool = True, tie: float = 0.0) -> dict[str, Any]:
     """probe/<key>, eval/<key>: means over the probed rows; track/<set>/<group>: mean probability mass;
     probe/response/<type>: mean log-prob a token of the followed answers."""
     out: dict[str, Any] = {}
     for split in dict.fromkeys(row["split"] for row in found.pairs):
         chosen = [row for row in found.pairs if row["split"] == split]
-        out |= {f"{split}/{k}": v for k, v in means(chosen, noise, nats=nats).items() if not math.isnan(v)}
+        out |= {f"{split}/{k}": v for k, v in means(chosen, noise, nats=nats, tie=tie).items() if not math.isnan(v)}
         out[f"{split}/n"] = len(chosen)
     groups: dict[str, list[float]] = {}
     for row in found.mass:
@@ -83,10 +83,12 @@ def summarise(found: ProbeRows, noise: float = 0.0, *, nats: bool = True) -> dic
     return out | {name: mean(values) for name, values in groups.items()}
 
 
-def means(pair_rows: Sequence[dict[str, Any]], noise: float = 0.0, *, nats: bool = True) -> dict[str, float]:
+def means(
+    pair_rows: Sequence[dict[str, Any]], noise: float = 0.0, *, nats: bool = True, tie: float = 0.0
+) -> dict[str, float]:
     """Means over rows, never over batch means, of every column in MEANS; NaN where nothing was measured, and where a
-    column is made of probabilities and the likelihoods are no nats."""
-    derived = [row | _derive(row, noise) | ({} if nats else NO_NATS) for row in pair_rows]
+    column is made of probabilities and the likelihoods are no nats. tie: a margin must exceed it to be a win."""
+    derived = [row | _derive(row, noise, tie) | ({} if nats else NO_NATS) for row in pair_rows]
     return {name: mean([row.get(column, NAN) for row in derived]) for name, column in MEANS.items()}
 
 
@@ -101,7 +103,7 @@ def ordered(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row.get(name, NAN) for name in FIRST} | dict(sorted((k, v) for k, v in row.items() if k not in FIRST))
 
 
-def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
+def _derive(row: dict[str, Any], noise: float, tie: float) -> dict[str, float]:
     """Columns that follow from a pair's row: margins, accuracy (a tie is not a win), fall, per-token log-probs."""
     # a probe row has no objective, so its preference is judged on log-ratios, of which DPO's rewards are a multiple
     chosen, rejected = row.get("chosen_rewards", NAN), row.get("rejected_rewards", NAN)
@@ -111,7 +113,7 @@ def _derive(row: dict[str, Any], noise: float) -> dict[str, float]:
     return (
         {
             "reward_margins": row.get("chosen_rewards", NAN) - row.get("rejected_rewards", NAN),
-            "reward_accuracies": NAN if math.isnan(margin) else float(margin > 0),
+            "reward_accuracies": NAN if math.isnan(margin) else float(margin > tie),
             "chosen_fell": float(fell(ratio, noise)),
             "moved": 0.0 if math.isinf(noise) and not math.isnan(ratio) else ratio,
             "chosen_avg_logps": row["chosen_logps"] / (row["chosen_length"] or NAN),

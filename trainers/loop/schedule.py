@@ -54,7 +54,9 @@ class ProbeSchedule:
             self.writer.append("tokens", found.tokens)
             self.writer.append("samples", found.samples)
             self.writer.append("draws", found.draws)
-        summary = summarise(found, self.least, nats=self.nats)
+        # before the first update a pair's margin is the rounding of four log-probs: a tie, which is no win
+        tie = 2 * self.noise if step == 0 and self.noise > 0 else 0.0
+        summary = summarise(found, self.least, nats=self.nats, tie=tie)
         self.report(summary)
         return summary
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from diagnostics.runlog import RunLogWriter
-from trainers.loop.columns import means, quadrant
+from trainers.loop.columns import ProbeRows, means, quadrant
 from trainers.loop.recorder import Recorder
 from trainers.loop.schedule import ProbeSchedule
 
@@ -85,3 +85,15 @@ def test_before_the_first_update_nothing_has_moved(tmp_path, noise):
         assert found["displacement/chosen"] == (0.0 if still else ratio)
         assert found["displacement/frac"] == float(not still and ratio < 0)
         assert found["quadrant/neither_fell"] == float(still or ratio > 0)
+
+
+@pytest.mark.parametrize(("noise", "step", "share"), [(0.01, 0, 0.25), (NAN, 0, 0.75), (0.01, 1, 0.75)])
+def test_before_the_first_update_a_margin_of_rounding_is_a_tie(tmp_path, noise, step, share):
+    """A tie is no win, whichever way the last bits fell; after an update every margin above 0 is one, as in TRL, and so
+    it is where the reference is another model, of which no noise is known."""
+    rows = [row(ratio, 0.0) | dict(split="probe") for ratio in (1e-6, -1e-6, 0.015, 0.5)]
+    probe = SimpleNamespace(likelihood=SimpleNamespace(kind="tokens"), measure=lambda *_, **__: ProbeRows(pairs=rows))
+    schedule = ProbeSchedule(RunLogWriter(tmp_path), probe, every=1, tokens="none", main=False, noise=noise)
+    found = schedule.at(None, step, 0.0)
+    assert found["probe/rewards/accuracies"] == share
+    assert found["probe/displacement/chosen"] == pytest.approx(0.515 / 4)
