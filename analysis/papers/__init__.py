@@ -329,8 +329,7 @@ def _at(claim: Claim | None) -> str:
 
 def claims(paper: Paper) -> Block:
     """The claims table: what is said, the measured value with interval and n, the verdict, the published value."""
-    table = pd.DataFrame([row(c) for c in judge(paper)])
-    return page.table(table if any(table["note"]) else table.drop(columns="note"))
+    return page.table(pd.DataFrame([row(c) for c in judge(paper)]), below={"claim": "note"})
 
 
 def row(claim: Claim, doubtful: bool = False) -> dict[str, str]:

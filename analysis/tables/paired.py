@@ -108,7 +108,8 @@ def unlike_steps(before: RunLog, after: RunLog) -> tuple[str, bool]:
     (early, log, first), (_, _, last) = sorted(both, key=lambda one: one[2])
     if first == last:
         return "", False
-    words = " and ".join(f"{name} {'is read ' if i == 0 else ''}at step {step}" for i, (name, _, step) in enumerate(both))
+    (one, _, at), (other, _, then) = both
+    words = f"{one} is read at step {at} and {other} at step {then}"
     if _whole(log):
         return words, False
     return f"{words}: {early} has not finished, so this is no verdict", True
@@ -117,7 +118,7 @@ def unlike_steps(before: RunLog, after: RunLog) -> tuple[str, bool]:
 def _whole(run: RunLog) -> bool:
     """Whether a run was measured to its end: it says so itself, and a trace has all the steps that it was asked for."""
     asked = run.config.get("steps") if run.config.get("command") == "trace" else None
-    return bool(run.manifest.get("finished")) or bool(asked) and _end(run) >= max(asked)
+    return bool(run.manifest.get("finished")) or (bool(asked) and _end(run) >= max(asked))
 
 
 def _end(run: RunLog) -> int:
