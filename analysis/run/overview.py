@@ -48,9 +48,10 @@ def _but_seed(run: RunLog) -> str:
     return json.dumps({k: v for k, v in run.config.items() if k not in SEED}, sort_keys=True, default=str)
 
 
-def _worst(row: Sequence[Cell]) -> tuple[float, float]:
-    share = row[3].value
-    return row[1].value or 0.0, 0.0 if share is None or math.isnan(share) else -share
+def _worst(row: Sequence[Cell]) -> tuple[float, ...]:
+    """By verdict, then by the share that fell, then by how far."""
+    share, change = (0.0 if row[k].value is None or math.isnan(row[k].value) else row[k].value for k in (3, 5))
+    return row[1].value or 0.0, -share, change
 
 
 def _folded(rows: list[list[Cell]]) -> list[Cell]:

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -47,9 +48,9 @@ def note(text: str, kind: str = "note") -> Block:
 EMPTY = Block("")  # a section that has nothing to say: the page leaves it out, with its heading
 
 
-def heading(words: str) -> Block:
-    """A small heading."""
-    return Block(f"<h3>{escape(words)}</h3>")
+def heading(words: str, anchor: str = "") -> Block:
+    """A small heading; anchor: makes it a place to link to."""
+    return Block(f"<h3{_at(anchor)}>{escape(words)}</h3>")
 
 
 def card(head: str, *blocks: Block) -> Block:
@@ -63,14 +64,19 @@ def missing(what: str, why: str) -> Block:
     return note(f"{what}: not measured. {why}", "quiet missing")
 
 
-def fold(words: str, *blocks: Block) -> Block:
-    """Blocks behind a line that opens them; on paper they are open."""
-    return Block(f"<details><summary>{escape(words)}</summary>{stack(*blocks).html}</details>")
+def fold(words: str, *blocks: Block, anchor: str = "") -> Block:
+    """Blocks behind a line that opens them; on paper they are open. anchor: makes it a place to link to."""
+    return Block(f"<details><summary{_at(anchor)}>{escape(words)}</summary>{stack(*blocks).html}</details>")
+
+
+def _at(anchor: str) -> str:
+    return f' id="{escape(anchor)}"' if anchor else ""
 
 
 def command(words: str) -> Block:
-    """A command to copy."""
-    return Block(f'<code class="command">{escape(words)}</code>')
+    """A command to copy; a line ends between its words, never inside an option."""
+    safe = re.sub(r"[^ \n]+", r"<span>\g<0></span>", escape(words))
+    return Block(f'<code class="command">{safe}</code>')
 
 
 def links(found: Sequence[tuple[str, str]]) -> Block:
@@ -99,7 +105,7 @@ def tiles(found: Sequence[Tile]) -> Block:
     made = [
         f'<div class="tile"><div class="label">{term(t.label, t.meaning)}</div>'
         f'<div class="value">{escape(t.value)}</div>'
-        + "".join(f'<div class="below">{escape(line)}</div>' for line in t.below)
+        + "".join(f'<div class="below">{escape(line).replace(" %", "&nbsp;%")}</div>' for line in t.below)
         + "</div>"
         for t in found
     ]
@@ -190,8 +196,7 @@ def sortable(heads: Mapping[str, str], rows: Sequence[Sequence[Cell]], *, name: 
 
 
 def _anchored(row: Sequence[Cell]) -> str:
-    anchor = next((cell.anchor for cell in row if cell.anchor), "")
-    return f' id="{escape(anchor)}"' if anchor else ""
+    return _at(next((cell.anchor for cell in row if cell.anchor), ""))
 
 
 def _sorted_cell(cell: Cell, head: str) -> str:
@@ -202,7 +207,7 @@ def _sorted_cell(cell: Cell, head: str) -> str:
     value = "" if cell.value is None else ' data-v=""' if math.isnan(cell.value) else f' data-v="{cell.value:.6g}"'
     long = _style(cell.words) if len(cell.words) > LONG else ""
     kind = ' class="key"' if cell.anchor else long if cell.value is None else ' class="short"'
-    return f'<td{kind}{value} data-h="{escape(head)}">{words}{below}{cell.more.html}</td>'
+    return f'<td{kind}{value} data-h="{escape(head.rstrip("?"))}">{words}{below}{cell.more.html}</td>'
 
 
 def _scroll(made: str) -> Block:
