@@ -377,7 +377,8 @@ def settings(paper: Paper) -> Block:
     missing = (
         [page.note(f"{count(len(lost), 'run')} could not be finished and are left out.", "bad")] if len(lost) else []
     )
-    return page.stack(page.note(said), *missing, page.table(table))
+    below = {"toy": "why the toy differs", "small": "why small differs"}
+    return page.stack(page.note(said), *missing, page.table(table, below=below))
 
 
 def _judged(analysis: str, entry: Mapping[str, Any], found: Measured | None, fresh: bool = True) -> Claim:
