@@ -2,13 +2,11 @@
 
 A question.py has
 
-    ORDER                    its place in the report: a small number comes first, and is offered the folders first
-    take(logs, scores)       (what it found of its own among run logs and score folders, None for nothing; the logs and
-                             the scores that it leaves to the questions after it)
-    pages(found)             the pages to make of it
-    entries(found)           its lines in the overview: headline and findings
-    table(found, addresses)  only where it has one: its counts in words and its table of the overview; addresses are
-                             those of the pages by their titles
+    ORDER               its place in the report: a small number comes first, and is offered the folders first
+    take(logs, scores)  (what it found of its own among run logs and score folders, None for nothing; the logs and
+                        the scores that it leaves to the questions after it)
+    pages(found)        the pages to make of it
+    entries(found)      its lines in the overview: headline and findings
 """
 
 import pkgutil

@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis import questions
 from analysis.questions import Headline, Page
-from analysis.show.page import Block
+from analysis.run import overview
 from analysis.show.page import value as shown
 from analysis.show.wording import count
 from analysis.tables import pair_table, runs
@@ -61,8 +61,7 @@ def build_report(
     out = Path(out).resolve() if out else paths[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
     pages = _distinct(pages)
-    made = {str(page.parameters["run_dir"]): f"{page.stem}.html" for page in pages if "run_dir" in page.parameters}
-    pages = _distinct(pages + [diff.page(both, out, made, text=text) for both in compared])
+    pages = _distinct(pages + [diff.page(both, out, _of_runs(pages), text=text) for both in compared])
     pages = [_with_links(page, logs, scores, pages, out) for page in pages]
     _run_all(
         pages,
@@ -70,9 +69,7 @@ def build_report(
         [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out),
         Path(figures).resolve() if figures else None,
     )
-    addresses = {page.title: f"{page.stem}.html" for page in pages}
-    tables = [question.table(found, addresses) for question, found in asked if hasattr(question, "table")]
-    return _overview(entries_of(asked) + [diff.entry(both) for both in compared], pages, logs, out, tables)
+    return _overview(entries_of(asked) + [diff.entry(both) for both in compared], pages, logs, out)
 
 
 def read(paths: Sequence[Path]) -> tuple[list[RunLog], list[runs.Flags]]:
@@ -152,12 +149,16 @@ def _run_all(pages: list[Page], out: Path, links: list[tuple[str, str]], figures
                 job.cancel()
 
 
+def _of_runs(pages: Sequence[Page]) -> dict[str, str]:
+    """Addresses of the pages of one run each, by its folder."""
+    return {str(page.parameters["run_dir"]): f"{page.stem}.html" for page in pages if "run_dir" in page.parameters}
+
+
 def _overview(
     entries: list[Headline],
     pages: list[Page],
     logs: Sequence[RunLog],
     out: Path,
-    tables: Sequence[tuple[str, Block]] = (),
 ) -> Path:
     write_json(out / "report.json", _as_json(entries, pages))
     summary = _summary(entries)
@@ -166,7 +167,10 @@ def _overview(
     index = out / "index.html"
     links = [(f"{page.stem}.html", page.title) for page in pages] + _scorecards(logs, out)
     files = _downloads(logs, out)
-    words = dict(entries=entries, links=links, tables=tables, files=files)
+    made = _of_runs(pages)
+    addresses = {str(log.path): made.get(str(log.path)) or diff.page_of(log, out) for log in logs}
+    counts, table = overview.counts(logs), overview.table(logs, addresses)
+    words = dict(entries=entries, links=links, runs=len(logs), counts=counts, table=table, files=files)
     index.write_text(template("index.html.j2").render(words), encoding="utf-8")
     _zip(out, [index.name, *files, *(f"{page.stem}.{kind}" for page in pages for kind in ("html", "ipynb"))])
     return index

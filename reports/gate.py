@@ -283,12 +283,15 @@ def _judge_apart(gate: Gate, apart: _Apart) -> GateFinding:
     alike = found.n > 1 and math.isnan(found.interval[0])  # every pair differs by the same, or by infinity
     low, high = (found.value, found.value) if alike else found.interval
     ends = [OPS[gate.op](end, gate.value) for end in (low, high)]
-    passed = False if not found.n else ends[0] if low == low and ends[0] == ends[1] else None
+    unlike, early = paired.unlike_steps(apart.before, apart.after)
+    clear = low == low and ends[0] == ends[1] and not early
+    passed = False if not found.n else ends[0] if clear else None
     verb = {True: "passed", False: "missed", None: "not clear"}[passed]
     interval = f"95 %: {low:.4g} to {high:.4g}" if low == low and not alike else "no interval"
     went = f"{found.before:.4g} to {found.after:.4g}, a difference of {found.value:.4g} ({interval})"
     told = f"went from {went}, wanted {gate.op} {gate.value:g}" if found.n else "has no data"
     meaning = f"{gate.title}: {verb}, {gate.aggregate} of {gate.metric} on the same pairs {told} (n = {found.n})"
+    meaning += f"; {unlike}" if unlike else ""
     return GateFinding(gate.title, found.value, found.n, found.interval, gate.value, passed, meaning, gate.severity)
 
 

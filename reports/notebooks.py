@@ -153,8 +153,9 @@ def render(notebook: Path, title: str, links: Links = (), beside: Sequence[str] 
     parts = [_to_html(section) for section in open_]
     body = {"before": parts[:last], "after": parts[last:], "folded": [_folded(section) for section in folded]}
     told = [line for section in silent for line in _lines(section)]
+    jumps = [("#pairs", "All pairs")] if any('id="pairs"' in part for part in parts) else []
     done = notebook.with_suffix(".html")
-    words = dict(title=title, links=links, notebook=notebook.name, silent=told, beside=beside)
+    words = dict(title=title, jumps=jumps, links=links, notebook=notebook.name, silent=told, beside=beside)
     page = template("page.html.j2").render(**words, **body)
     done.write_text(page, encoding="utf-8")
     return done

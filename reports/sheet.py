@@ -14,28 +14,18 @@ from diagnostics.files import replace_text
 from diagnostics.media import Media
 from diagnostics.pairs import PreferencePair, read_pairs
 from diagnostics.vision.thumbs import THUMBS
+from reports import standalone
 from reports.tables import say
 from reports.thumbs import strip
 from trainers.worlds.video_pairs import Made, perturbed
 
 SHOWN = 24  # pairs on a sheet
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Contact sheet</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 75rem; margin: 1rem auto;
-  padding: 0 1rem }}
-section {{ border-top: 1px solid #bbb; padding: 0.5rem 0 }}
-.clips {{ display: flex; flex-wrap: wrap; gap: 1rem }}
-figure {{ margin: 0 }} img {{ max-width: 100%; display: block }} figcaption, .id {{ color: #555; font-size: 0.85rem }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0.5rem 0 }}
-dt {{ color: #555 }} dd {{ margin: 0; overflow-wrap: anywhere; white-space: pre-wrap }}
-mark {{ background: #ffe08a }}
-</style></head><body><h1>Contact sheet</h1>
-<p>{said}</p><p>{shown}</p>
-{rows}
-</body></html>
+STYLE = """section { border-top: 1px solid var(--line); padding: 0.5rem 0 }
+.clips { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0 } .id { color: var(--quiet); font-size: 0.85rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0.5rem 0 }
+dt { color: var(--quiet) } dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap }
+mark { background: var(--mark); color: inherit }
 """
 
 
@@ -53,7 +43,8 @@ def write_sheet(made: Made, frames: int) -> Path:
     rows = "\n".join(_section(pair) for pair in pairs[:SHOWN])
     shown = f"The first {min(SHOWN, len(pairs))} of {len(pairs)} pairs; of each clip at most {THUMBS} frames."
     path = made.path.with_name("sheet.html")
-    replace_text(path, PAGE.format(said=escape(made.said()), shown=shown, rows=rows))
+    body = f"<p>{escape(made.said())}</p><p>{shown}</p>\n{rows}"
+    replace_text(path, standalone.page("Contact sheet", body, STYLE))
     return path
 
 

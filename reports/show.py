@@ -33,6 +33,7 @@ from diagnostics.templates import RenderedPair
 from diagnostics.tokenized import render_pair
 from diagnostics.vision.prompts import written
 from diagnostics.vision.thumbs import caption
+from reports import standalone
 from reports.tables import say
 from reports.thumbs import strip
 
@@ -40,21 +41,11 @@ STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "yellow"}
 _END, _ID, _PARTED = "bold reverse", "dim", "dim"
 _WHOLE = 8  # tokens that one character may be spread over
 _RUN = 3  # equal special tokens that are shown as one with a count
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<style>
-body {{ font: 16px/1.6 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 75rem; margin: 1rem auto;
-  padding: 0 1rem }}
-p {{ margin: 0.25rem 0; overflow-wrap: anywhere; white-space: pre-wrap }}
-figure {{ margin: 0.25rem 0 0.75rem }} img {{ max-width: 100%; display: block }} figcaption {{ color: #555 }}
-.bold {{ font-weight: 600 }} .dim {{ color: #666; font-size: 0.8em }} .reverse {{ background: #e3e3e3 }}
-.cyan {{ color: #075a78 }} .green {{ color: #1b6b2f }} .yellow {{ color: #7a5200 }} .red {{ color: #a3152b }}
-.magenta {{ color: #7d2a82 }}
-</style></head><body><h1>{title}</h1>
-{rows}
-</body></html>
+PAGE_STYLE = """p { margin: 0.25rem 0; overflow-wrap: anywhere; white-space: pre-wrap }
+figure { margin: 0.25rem 0 0.75rem }
+.bold { font-weight: 600 } .dim { color: var(--quiet); font-size: 0.8em } .reverse { background: var(--tint) }
+.cyan { color: var(--cyan) } .green { color: var(--green) } .yellow { color: var(--yellow) } .red { color: var(--red) }
+.magenta { color: var(--magenta) }
 """
 _THUMBS, _THUMB = 6, 16  # frames that are drawn of a clip, and their width in characters
 
@@ -80,7 +71,7 @@ def write_row(path: Path, table: PairTable, tokenizer: Any, row: int, settings: 
     """Write the same as a page that holds everything, with frames of each clip under its line."""
     lines = _found(table, tokenizer, row, settings)
     said = [_html(line) if isinstance(line, Text) else strip(line, caption(line)) for line in lines]
-    replace_text(path, PAGE.format(title=escape(printable(table.where(row))), rows="\n".join(said)))
+    replace_text(path, standalone.page(printable(table.where(row)), "\n".join(said), PAGE_STYLE))
     say(f"look at it: {path}")
 
 

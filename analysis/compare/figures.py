@@ -73,7 +73,7 @@ def trajectories(paths: pd.DataFrame, labels: Sequence[str], ylabel: str) -> Fig
     darker is larger), thin each seed, grey all other objectives. paths: label, rate, seed, step, chosen."""
     rows = -(-len(labels) // 4)
     columns = -(-len(labels) // rows)
-    figure, axes = panels(len(labels), height=2.35, width=11, rows=rows)
+    figure, axes = panels(len(labels), height=2.35 if rows > 1 else 3.2, width=11, rows=rows)
     means = paths.pivot_table(index=["label", "rate", "step"], values="chosen", aggfunc="mean").reset_index()
     rates = sorted(set(paths["rate"]))
     values = finite([0.0, *paths["chosen"]])

@@ -96,7 +96,7 @@ def kinds(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
         axes.plot(values, [i] * len(values), "o", color=CHOSEN, alpha=0.8)
         axes.plot([values.mean()], [i], "|", color=DARK, ms=16, mew=2)
     axes.axvline(0.5, color=NEUTRAL, ls="--", lw=1)
-    axes.set_yticks(range(len(labels)), [for_plot(v, 44) for v in reversed(labels.values())])
+    axes.set_yticks(range(len(labels)), [for_plot(v, 52) for v in reversed(labels.values())])
     axes.set(xlim=(0, 1.02), ylim=(-0.6, len(labels) - 0.4), xlabel="AUROC: two refusals against mixed pairs")
     axes.set_title("Dots: seeds. Bar: mean. Dashed: chance")
     return figure

@@ -4,6 +4,7 @@ import pandas as pd
 
 from analysis.diff import verdict
 from analysis.diff.verdict import Compared
+from analysis.run import samples
 from analysis.run.verdict import PAIRS
 from analysis.show import page
 from analysis.show.page import Block, Cell, Tile
@@ -92,7 +93,8 @@ def changed(both: Compared, text: bool = True) -> Block:
     total = sum(map(len, found.values()))
     said = f"{count(total, 'pair')} changed class, the largest loss first"
     more = f"; {ROWS:,} of a kind are shown" if max(map(len, found.values())) > ROWS else ""
-    return page.stack(page.note(f"{said}{more}."), page.sortable(_HEADS, rows, name="pairs", filter_by="after"))
+    made = page.sortable(_HEADS, rows, name="pairs", filter_by="after")
+    return page.stack(page.note(f"{said}{more}."), page.fold("All of them", made) if len(rows) > samples.OPEN else made)
 
 
 _HEADS = {

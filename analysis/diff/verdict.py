@@ -36,11 +36,8 @@ class Compared:
 
     @property
     def names(self) -> tuple[str, str]:
-        """The two runs' names; with the folder above them where they are the same."""
-        logs = (self.before, self.after)
-        same = self.before.name == self.after.name
-        a, b = (f"{log.path.resolve().parent.name}/{log.name}" if same else log.name for log in logs)
-        return a, b
+        """The two runs' names, told apart."""
+        return paired.names(self.before, self.after)
 
 
 def compare(before: RunLog, after: RunLog) -> Compared:
@@ -75,28 +72,13 @@ def judge(both: Compared) -> list[Finding]:
     states = {split: state(both, split) for split in both.found}
     kinds = set(states.values())
     passed = False if MORE in kinds else True if LESS in kinds and MIXED not in kinds else None
-    unlike = _unlike_steps(both)
-    passed = None if unlike.endswith(_UNFINISHED) else passed
+    unlike, early = paired.unlike_steps(both.before, both.after)
+    passed = None if early else passed
     main = both.found[next(iter(both.found))]["fell"]
     said = "; ".join([*(_said(both, split, states[split]) for split in both.found), *([unlike] if unlike else [])])
     first = Finding("difference", main.value, main.n, main.interval, 0.0, passed, said)
     found = [first, *(_finding(split, what, d) for split, of in both.found.items() for what, d in of.items() if d.n)]
     return denoising.found(found, both.after.config)
-
-
-_UNFINISHED = "has not finished, so this is no verdict"
-
-
-def _unlike_steps(both: Compared) -> str:
-    """Says so where the runs are read at different steps; "" where they are not."""
-    logs = (both.before, both.after)
-    steps = [int(log.pairs["step"].to_numpy().max()) for log in logs]
-    if steps[0] == steps[1]:
-        return ""
-    early = 0 if steps[0] < steps[1] else 1
-    words = f"{both.names[0]} is read at step {steps[0]} and {both.names[1]} at step {steps[1]}"
-    finished = logs[early].manifest.get("finished")
-    return words if finished else f"{words}: {both.names[early]} {_UNFINISHED}"
 
 
 def _said(both: Compared, split: str, found: str) -> str:
@@ -202,7 +184,7 @@ def markdown(both: Compared) -> list[str]:
     """Five lines for a pull request, not escaped."""
     sign = {True: "✅", False: "⚠️", None: "ℹ️"}[judge(both)[0].passed]
     said = "; ".join(_words(both, split, state(both, split)) for split in both.found)
-    said += f"; {unlike}" if (unlike := _unlike_steps(both)) else ""
+    said += f"; {unlike}" if (unlike := paired.unlike_steps(both.before, both.after)[0]) else ""
     lines = [f"{sign} {said}.", *(_line(both, split) for split in PAIRS)]
     lines = [denoising.worded(line, both.after.config) for line in lines]
     worse, better = (sum(k) for k in zip(*(crossed(both, split) for split in both.found)))

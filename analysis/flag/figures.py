@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.show.style import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
-from analysis.show.wording import correlation, for_plot
+from analysis.show.wording import correlation, for_plot, number
 
 
 @styled
@@ -19,7 +19,7 @@ def distributions(scored: pd.DataFrame, labels: dict[str, str]) -> Figure:
         axis.hist(values.clip(low, high), bins=min(40, max(5, len(values) // 4)), color=CHOSEN, alpha=0.8)
         marked = scored.loc[flagged, name].dropna().clip(low, high)
         axis.plot(marked, [0] * len(marked), "|", color=REJECTED, ms=12, clip_on=False)
-        axis.set(title=f"n = {len(values):,}, {len(marked):,} flagged", xlabel=for_plot(label, 44), ylabel="pairs")
+        axis.set(title=f"n = {len(values):,}, {len(marked):,} flagged", xlabel=_short(label), ylabel="pairs")
         axis.title.set_fontsize(9)
         axis.xaxis.label.set_fontsize(9)
     return figure
@@ -29,12 +29,12 @@ def distributions(scored: pd.DataFrame, labels: dict[str, str]) -> Figure:
 def agreement(rho: pd.DataFrame, overlap: pd.DataFrame, labels: list[str]) -> Figure:
     """Two heat maps: Spearman between measures, and the share of their top tenths in common."""
     figure, (left, right) = panels(2, height=5.2)
-    short = [for_plot(label.split(" (")[0], 28) for label in labels]
+    short = [_short(label) for label in labels]
     _heat(left, rho, short, -1, 1, "RdBu_r")
     _heat(right, overlap, short, 0, 1, "Blues")
     right.set_yticklabels([])
     left.set_title("Rank correlation (Spearman)")
-    right.set_title("Most prone tenths in common (0.10 by chance)")
+    right.set_title("Most prone tenths shared (chance: 0.10)")
     return figure
 
 
@@ -47,8 +47,13 @@ def length(scored: pd.DataFrame, table: pd.DataFrame, labels: dict[str, str]) ->
         axis.plot(scored["length_difference"], scored[name], ".", color=NEUTRAL, ms=4, alpha=0.6)
         axis.axvline(0, color=DARK, lw=0.8)
         axis.set(title=f"Spearman {correlation(rho)}", xlabel="rejected − chosen length (tokens)")
-        axis.set_ylabel(for_plot(label.split(" (")[0], 30))
+        axis.set_ylabel(_short(label))
     return figure
+
+
+def _short(label: str) -> str:
+    """A label without what it says in brackets."""
+    return for_plot(label.split(" (")[0], 30)
 
 
 def _heat(axes: Axes, table: pd.DataFrame, labels: list[str], low: float, high: float, colours: str) -> None:
@@ -59,4 +64,4 @@ def _heat(axes: Axes, table: pd.DataFrame, labels: list[str], low: float, high: 
     for i, row in enumerate(table.to_numpy(dtype=float)):
         for j, value in enumerate(row):
             ink = "white" if abs(value) > 0.65 * high else DARK
-            axes.text(j, i, f"{value:.2f}" if value == value else "–", ha="center", va="center", color=ink, fontsize=8)
+            axes.text(j, i, number(value) if value == value else "–", ha="center", va="center", color=ink, fontsize=8)

@@ -329,8 +329,7 @@ def _at(claim: Claim | None) -> str:
 
 def claims(paper: Paper) -> Block:
     """The claims table: what is said, the measured value with interval and n, the verdict, the published value."""
-    table = pd.DataFrame([row(c) for c in judge(paper)])
-    return page.table(table if any(table["note"]) else table.drop(columns="note"))
+    return page.table(pd.DataFrame([row(c) for c in judge(paper)]), below={"claim": "note"})
 
 
 def row(claim: Claim, doubtful: bool = False) -> dict[str, str]:
@@ -378,7 +377,8 @@ def settings(paper: Paper) -> Block:
     missing = (
         [page.note(f"{count(len(lost), 'run')} could not be finished and are left out.", "bad")] if len(lost) else []
     )
-    return page.stack(page.note(said), *missing, page.table(table))
+    below = {"toy": "why the toy differs", "small": "why small differs"}
+    return page.stack(page.note(said), *missing, page.table(table, below=below))
 
 
 def _judged(analysis: str, entry: Mapping[str, Any], found: Measured | None, fresh: bool = True) -> Claim:

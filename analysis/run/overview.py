@@ -12,7 +12,7 @@ from analysis.run import card, kept
 from analysis.run.verdict import by_name
 from analysis.show import page
 from analysis.show.page import Block, Cell
-from analysis.show.wording import ABSENT, number, percent, signed, span
+from analysis.show.wording import ABSENT, count, number, percent, signed, span
 from analysis.tables import displacement, runs
 from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
@@ -31,14 +31,14 @@ _ORDER = (card.BROKEN, card.WATCH, card.UNMEASURED, card.NORMAL)
 
 
 def table(logs: Sequence[RunLog], addresses: Mapping[str, str]) -> Block:
-    """One line a run, runs that differ in their seed alone in one. addresses: of the pages, by their titles."""
+    """One line a run, runs that differ in their seed alone in one. addresses: of the pages, by the runs' folders."""
     groups: dict[str, list[list[Cell]]] = {}
     seeds: set[tuple[str, str]] = set()
     for run in logs:
         key, seed = _but_seed(run), str(run.config.get("seed"))
         key = run.name if (key, seed) in seeds else key  # the same run twice is no other seed
         seeds.add((key, seed))
-        groups.setdefault(key, []).append(_row(run, addresses.get(f"Run {run.name}", "")))
+        groups.setdefault(key, []).append(_row(run, addresses.get(str(run.path), "")))
     rows = sorted((_folded(sorted(group, key=_worst)) for group in groups.values()), key=_worst)
     return page.sortable(_HEADS, rows, name="runs", filter_by="verdict")
 
@@ -48,9 +48,10 @@ def _but_seed(run: RunLog) -> str:
     return json.dumps({k: v for k, v in run.config.items() if k not in SEED}, sort_keys=True, default=str)
 
 
-def _worst(row: Sequence[Cell]) -> tuple[float, float]:
-    share = row[3].value
-    return row[1].value or 0.0, 0.0 if share is None or math.isnan(share) else -share
+def _worst(row: Sequence[Cell]) -> tuple[float, ...]:
+    """By verdict, then by the share that fell, then by how far."""
+    share, change = (0.0 if row[k].value is None or math.isnan(row[k].value) else row[k].value for k in (3, 5))
+    return row[1].value or 0.0, -share, change
 
 
 def _folded(rows: list[list[Cell]]) -> list[Cell]:
@@ -64,16 +65,16 @@ def _folded(rows: list[list[Cell]]) -> list[Cell]:
 
 
 def each(logs: Sequence[RunLog], said: Sequence[Mapping[str, str]], pages: Mapping[str, str]) -> Block:
-    """One line a run, in words: its name, with a link to its own page or the command that makes one, then what is said
-    of it, the same of each. pages: addresses of the pages by the runs' folders."""
+    """One line a run, in words: its name, with a link to its own page, then what is said of it, the same of each; below
+    them the command for a page of those that have none. pages: addresses of the pages by the runs' folders."""
     heads = {"run": "", **dict.fromkeys(said[0] if said else (), "")}
-    rows = [[_named(log, pages.get(str(log.path), "")), *map(Cell, of.values())] for log, of in zip(logs, said)]
-    return page.sortable(heads, rows, name="runs")
-
-
-def _named(run: RunLog, address: str) -> Cell:
-    below = "" if address else f"no page: chesboard report {shlex.quote(str(run.path))}"
-    return Cell(run.name, link=address, below=below)
+    cells = [Cell(log.name, link=pages.get(str(log.path), "")) for log in logs]
+    table = page.sortable(heads, [[cell, *map(Cell, of.values())] for cell, of in zip(cells, said)], name="runs")
+    without = [log for log in logs if not pages.get(str(log.path))]
+    places = dict.fromkeys(str(log.path.parent) for log in without)
+    commands = [page.command(f"chesboard report {shlex.quote(place)}/RUN") for place in places]
+    note = page.note(f"Of {count(len(without), 'run')} without a link no page was made; this makes one:", "quiet")
+    return page.stack(table, *([note, *commands] if without else []))
 
 
 def counts(logs: Sequence[RunLog]) -> str:

@@ -402,7 +402,7 @@ def _cost(run: RunLog) -> Block:
     if table.empty:
         return page.note("The frontier of accuracy and KL needs a probe after step 0 with KL.", "quiet")
     sentence = readings.frontier(table, pairs)
-    title = f"What the preference cost: accuracy and margin of {pairs}s against the distance from the reference"
+    title = f"What the preference cost: accuracy and margin of {pairs}s by distance from the reference"
     return page.stack(page.picture(curve_figures.frontier(table, title), title), page.note(sentence))
 
 

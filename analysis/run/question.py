@@ -1,10 +1,9 @@
 """What did a run do to the responses it was told to prefer?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from analysis.questions import Headline, Page, slug
-from analysis.run import kept, overview
-from analysis.show.page import Block
+from analysis.run import kept
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
 
@@ -19,11 +18,6 @@ def take(logs: Sequence[RunLog], scores: Sequence[Flags]) -> tuple[list[RunLog] 
 def pages(found: Sequence[RunLog]) -> list[Page]:
     """One a run."""
     return [Page("run_report", f"Run {log.name}", {"run_dir": str(log.path)}, f"run-{slug(log.name)}") for log in found]
-
-
-def table(found: Sequence[RunLog], addresses: Mapping[str, str]) -> tuple[str, Block]:
-    """All of them in one table, the worst first, and their counts in words."""
-    return overview.counts(found), overview.table(found, addresses)
 
 
 def entries(found: Sequence[RunLog]) -> list[Headline]:

@@ -111,10 +111,10 @@ def every(heads: dict[str, str], rows: list[list[Cell]], n: int, split: str, lef
     made = page.sortable(heads, rows, name="pairs", filter_by="outcome")
     left = f"{n - ROWS:,} more pairs, {left_out}, stand in the run's folder."
     said = [page.note(left, "quiet")] if n > ROWS else []
-    head = f"All {count(n, verdict.PAIRS[split])}"
+    head, anchor = f"All {count(n, verdict.PAIRS[split])}", {"probe": "pairs", "eval": "heldout"}[split]
     if n > OPEN or split == "eval":
-        return page.fold(head, made, *said)
-    return page.stack(page.heading(head), made, *said)
+        return page.fold(head, made, *said, anchor=anchor)
+    return page.stack(page.heading(head, anchor), made, *said)
 
 
 _HEADS = {

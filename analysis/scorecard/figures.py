@@ -17,7 +17,7 @@ def forest(card: pd.DataFrame) -> Figure:
     told = len(card["auroc"].dropna()) > 0
     figure, axes = panels(2 if told else 1, height=1.3 + 0.34 * len(order), width=10.5)
     _rows(axes[0], card, order, "spearman", 0.0)
-    axes[0].set_yticks(range(len(order)), [for_plot(label(m), 44) for m in order])
+    axes[0].set_yticks(range(len(order)), [for_plot(label(m), 52) for m in order])
     axes[0].set(title="Spearman with the nats lost", xlabel="rank correlation")
     if told:
         _rows(axes[1], card, order, "auroc", 0.5)

@@ -74,10 +74,11 @@ def numbers(found: Scorecard, *, matched: bool = False) -> Block:
     if rows.empty:
         return page.missing("Numbers", NOTHING)
     shown = shaped(rows.sort_values("spearman", ascending=False))
-    with_length = [] if matched else ["with_length"]
+    with_length = [] if matched or rows["with_length"].isna().all() else ["with_length"]
     ranked = shown.loc[:, ["measure", "direction", "n", "spearman", "per_token", *with_length]]
-    fell = shown.loc[:, ["measure", *STATISTICS[2:]]]
-    return page.stack(page.table(ranked, {}, HEADS), page.table(fell, {}, HEADS))
+    known = [name for name in STATISTICS[2:] if rows[name].notna().any()]  # the verdict says why there may be none
+    fell = [page.table(shown.loc[:, ["measure", *known]], {}, HEADS)] if known else []
+    return page.stack(page.table(ranked, {}, HEADS), *fell)
 
 
 def shaped(card: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import matplotlib
 import numpy as np
@@ -40,17 +41,44 @@ def keep_table(frame: pd.DataFrame, shown: pd.DataFrame) -> None:
     if place is None or frame.empty:
         return
     frame.to_csv(place.with_suffix(".csv"), index=False)
-    tex = shown.astype(str).to_latex(index=False, escape=True).replace("−", "$-$").replace("→", r"$\to$")
-    place.with_suffix(".tex").write_text(tex, encoding="utf-8")
+    place.with_suffix(".tex").write_text(tabular(shown), encoding="utf-8")
 
 
 def keep_cells(heads: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> None:
-    """Write NN-<name>.csv of a sortable table: its numbers, and the words where a cell has none."""
+    """Write NN-<name>.csv of a sortable table (its numbers, and the words where a cell has none) and .tex (its
+    words)."""
     place = _place(name)
     if place is None:
         return
     cells = [[cell.words if cell.value is None else cell.value for cell in row] for row in rows]
     pd.DataFrame(cells, columns=list(heads)).to_csv(place.with_suffix(".csv"), index=False)
+    words = pd.DataFrame([[cell.words for cell in row] for row in rows], columns=list(heads))
+    place.with_suffix(".tex").write_text(tabular(words), encoding="utf-8")
+
+
+def tabular(words: pd.DataFrame) -> str:
+    """A table as LaTeX with booktabs' rules. Signs of ours become LaTeX's; letters of other scripts stay as they are,
+    which XeLaTeX and LuaLaTeX set."""
+    safe = [[latex(cell) for cell in row] for row in words.itertuples(index=False, name=None)]
+    return pd.DataFrame(safe, columns=[latex(head) for head in words.columns]).to_latex(index=False, escape=False)
+
+
+def latex(text: object) -> str:
+    """Text as LaTeX prints it, on one line. A cell that begins with [ or * would be an option of the rule or the line
+    end before it."""
+    line = " ".join(str(text).split())
+    said = "".join(_LATEX.get(letter, letter) for letter in line if category(letter) != "Cc")
+    return f"{{}}{said}" if said[:1] in ("[", "*") else said
+
+
+_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "“": "``", "”": "''", "–": "--", "…": r"\ldots{}",
+    "−": "$-$", "→": r"$\to$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\le$", "≥": r"$\ge$",
+    "‖": r"$\Vert$", "√": r"$\surd$", "∞": r"$\infty$", "∝": r"$\propto$", "∅": r"$\emptyset$", "✔": r"$\surd$",
+    "✖": r"$\times$", "⏎": r"$\hookleftarrow$", "⇥": r"$\mapsto$", "β": r"$\beta$", "π": r"$\pi$", "ρ": r"$\rho$",
+    "₀": "$_0$", "₁": "$_1$",
+}  # fmt: skip
 
 
 def drawn(figure: Figure) -> pd.DataFrame:

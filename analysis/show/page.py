@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +18,8 @@ from analysis.show import files
 from analysis.show.wording import clip, count, number, percent, span
 from analysis.tables.runs import Pictures
 from diagnostics.finding import Finding
+
+SHORT, LONG = 24, 60  # characters of a cell that stays on one line, and of one that gets room
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ def note(text: str, kind: str = "note") -> Block:
 EMPTY = Block("")  # a section that has nothing to say: the page leaves it out, with its heading
 
 
-def heading(words: str) -> Block:
-    """A small heading."""
-    return Block(f"<h3>{escape(words)}</h3>")
+def heading(words: str, anchor: str = "") -> Block:
+    """A small heading; anchor: makes it a place to link to."""
+    return Block(f"<h3{_at(anchor)}>{escape(words)}</h3>")
 
 
 def card(head: str, *blocks: Block) -> Block:
@@ -61,14 +64,19 @@ def missing(what: str, why: str) -> Block:
     return note(f"{what}: not measured. {why}", "quiet missing")
 
 
-def fold(words: str, *blocks: Block) -> Block:
-    """Blocks behind a line that opens them; on paper they are open."""
-    return Block(f"<details><summary>{escape(words)}</summary>{stack(*blocks).html}</details>")
+def fold(words: str, *blocks: Block, anchor: str = "") -> Block:
+    """Blocks behind a line that opens them; on paper they are open. anchor: makes it a place to link to."""
+    return Block(f"<details><summary{_at(anchor)}>{escape(words)}</summary>{stack(*blocks).html}</details>")
+
+
+def _at(anchor: str) -> str:
+    return f' id="{escape(anchor)}"' if anchor else ""
 
 
 def command(words: str) -> Block:
-    """A command to copy."""
-    return Block(f'<code class="command">{escape(words)}</code>')
+    """A command to copy; a line ends between its words, never inside an option."""
+    safe = re.sub(r"[^ \n]+", r"<span>\g<0></span>", escape(words))
+    return Block(f'<code class="command">{safe}</code>')
 
 
 def links(found: Sequence[tuple[str, str]]) -> Block:
@@ -97,7 +105,7 @@ def tiles(found: Sequence[Tile]) -> Block:
     made = [
         f'<div class="tile"><div class="label">{term(t.label, t.meaning)}</div>'
         f'<div class="value">{escape(t.value)}</div>'
-        + "".join(f'<div class="below">{escape(line)}</div>' for line in t.below)
+        + "".join(f'<div class="below">{escape(line).replace(" %", "&nbsp;%")}</div>' for line in t.below)
         + "</div>"
         for t in found
     ]
@@ -146,14 +154,16 @@ def table(
     frame: pd.DataFrame,
     forms: Mapping[str, Callable[[float], str]] | None = None,
     heads: Mapping[str, str] | None = None,
+    below: Mapping[str, str] | None = None,
 ) -> Block:
-    """A table. forms: how the numbers of a column read; heads: what a column is called. All cells are escaped."""
-    forms, heads = forms or {}, heads or {}
+    """A table. forms: how the numbers of a column read; heads: what a column is called; below: for a column the one
+    whose words stand under its own, so that they are never off the screen. All cells are escaped."""
+    forms, heads, below = forms or {}, heads or {}, below or {}
     names = {c: heads.get(c, str(c)) for c in frame.columns}
     shown = frame.assign(**{str(c): [forms[str(c)](v) for v in frame[c]] for c in frame.columns if str(c) in forms})
     files.keep_table(frame, shown.rename(columns=names))
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in names.values())
-    body = "".join(_row(row, forms, names) for row in frame.to_dict("records"))
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for c, name in names.items() if c not in below.values())
+    body = "".join(_row(row, forms, names, below) for row in frame.to_dict("records"))
     return _scroll(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
 
 
@@ -186,8 +196,7 @@ def sortable(heads: Mapping[str, str], rows: Sequence[Sequence[Cell]], *, name: 
 
 
 def _anchored(row: Sequence[Cell]) -> str:
-    anchor = next((cell.anchor for cell in row if cell.anchor), "")
-    return f' id="{escape(anchor)}"' if anchor else ""
+    return _at(next((cell.anchor for cell in row if cell.anchor), ""))
 
 
 def _sorted_cell(cell: Cell, head: str) -> str:
@@ -196,8 +205,9 @@ def _sorted_cell(cell: Cell, head: str) -> str:
     words = f'<a href="{escape(link)}">{words}</a>' if link else words
     below = f'<div class="quiet">{escape(cell.below)}</div>' if cell.below else ""
     value = "" if cell.value is None else ' data-v=""' if math.isnan(cell.value) else f' data-v="{cell.value:.6g}"'
-    kind = "" if cell.value is None and not cell.anchor else ' class="short"' if not cell.anchor else ' class="key"'
-    return f'<td{kind}{value} data-h="{escape(head)}">{words}{below}{cell.more.html}</td>'
+    long = _style(cell.words) if len(cell.words) > LONG else ""
+    kind = ' class="key"' if cell.anchor else long if cell.value is None else ' class="short"'
+    return f'<td{kind}{value} data-h="{escape(head.rstrip("?"))}">{words}{below}{cell.more.html}</td>'
 
 
 def _scroll(made: str) -> Block:
@@ -239,12 +249,23 @@ def words(label: str, safe: str) -> Block:
     )
 
 
-def _row(row: Mapping[Hashable, object], forms: Mapping[str, Callable[[float], str]], names: Mapping[Any, str]) -> str:
-    return "<tr>" + "".join(_cell(v, forms.get(str(k)), names[k]) for k, v in row.items()) + "</tr>"
+def _row(
+    row: Mapping[Hashable, object],
+    forms: Mapping[str, Callable[[float], str]],
+    names: Mapping[Any, str],
+    below: Mapping[str, str],
+) -> str:
+    under = {k: str(row[name]) for k, name in below.items() if name in row}
+    shown = {str(k): v for k, v in row.items() if k not in below.values()}
+    return f"<tr>{''.join(_cell(v, forms.get(k), names[k], under.get(k, '')) for k, v in shown.items())}</tr>"
 
 
-def _cell(value: object, form: Callable[..., str] | None, name: str) -> str:
+def _cell(value: object, form: Callable[..., str] | None, name: str, below: str = "") -> str:
     words = form(value) if form else str(value)
-    # numbers and intervals stay on one line, sentences get room
-    style = ' class="short"' if len(words) < 24 else ' class="long"' if len(words) > 60 else ""
-    return f'<td{style} data-h="{escape(name)}">{escape(words)}</td>'
+    under = f'<div class="quiet">{escape(below)}</div>' if below else ""
+    return f'<td{_style(max(words, below, key=len))} data-h="{escape(name)}">{escape(words)}{under}</td>'
+
+
+def _style(words: str) -> str:
+    """Numbers and intervals stay on one line, sentences get room."""
+    return ' class="short"' if len(words) < SHORT else ' class="long"' if len(words) > LONG else ""

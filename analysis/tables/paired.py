@@ -94,6 +94,39 @@ def other_texts(before: RunLog, after: RunLog) -> set[str]:
     return set(ids[(a.loc[ids] != b.loc[ids]).any(axis=1)])
 
 
+def names(before: RunLog, after: RunLog) -> tuple[str, str]:
+    """The two runs' names; with the folder above them where they are the same."""
+    same = before.name == after.name
+    a, b = (f"{log.path.resolve().parent.name}/{log.name}" if same else log.name for log in (before, after))
+    return a, b
+
+
+def unlike_steps(before: RunLog, after: RunLog) -> tuple[str, bool]:
+    """Says so where the runs are read at different steps, "" where they are not; and whether the earlier one was read
+    before its end. Less training displaces less, so then no difference is a verdict."""
+    both = [(name, log, _end(log)) for name, log in zip(names(before, after), (before, after))]
+    (early, log, first), (_, _, last) = sorted(both, key=lambda one: one[2])
+    if first == last:
+        return "", False
+    (one, _, at), (other, _, then) = both
+    words = f"{one} is read at step {at} and {other} at step {then}"
+    if _whole(log):
+        return words, False
+    return f"{words}: {early} has not finished, so this is no verdict", True
+
+
+def _whole(run: RunLog) -> bool:
+    """Whether a run was measured to its end: it says so itself, and a trace has all the steps that it was asked for."""
+    asked = run.config.get("steps") if run.config.get("command") == "trace" else None
+    return bool(run.manifest.get("finished")) or (bool(asked) and _end(run) >= max(asked))
+
+
+def _end(run: RunLog) -> int:
+    """The step at which the pairs were last measured again."""
+    steps = [rows["step"].max() for split in ("probe", "eval") if len(rows := runs.rows(run, split))]
+    return int(max(steps, default=0))
+
+
 def noise(before: RunLog, after: RunLog) -> float:
     """What a difference of two changes must exceed to be one, in nats: the larger noise, and at least the least
     effect."""

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from diagnostics.files import write_json
-from diagnostics.runlog import RunLogWriter, write_frame
+from diagnostics.runlog import RunLogWriter, read_table, write_frame
 
 NASTY = "<script>alert(1)</script></pre> costs $5 and $6 & more"
 STEPS = (0, 5, 10, 15, 20)
@@ -130,6 +130,21 @@ def write_flags(path: Path, *, n: int = 40) -> Path:
 def make_run(tmp_path):
     """Write a made-up run under tmp_path."""
     return lambda name="run", **settings: write_run(tmp_path / name, **settings)
+
+
+@pytest.fixture
+def cut_short():
+    """Take the rows of the pairs after step 10 away from a run; returns it."""
+
+    def cut(run: Path) -> Path:
+        rows = read_table(run, "pairs").query("step <= 10")
+        shutil.rmtree(run / "pairs")
+        log = RunLogWriter(run)
+        log.append("pairs", rows.to_dict("records"))
+        log.close()
+        return run
+
+    return cut
 
 
 @pytest.fixture

@@ -278,3 +278,44 @@ def test_the_table_of_pairs_sorts_filters_and_links(report, browser):
     page.go_back()
     page.go_back()
     assert page.url.endswith("index.html")
+
+
+def test_the_pairs_are_reached_sorted_filtered_and_followed_by_keyboard_alone(report, browser):
+    page = browser.new_page()
+    page.goto((report[0].parent / "run-my-run-1-b.html").as_uri())
+
+    def tab_to(selector: str, most: int = 40) -> None:
+        for _ in range(most):
+            page.keyboard.press("Tab")
+            if page.evaluate("of => document.activeElement.matches(of)", selector):
+                return
+        raise AssertionError(f"{selector} is not within {most} stops")
+
+    def seen() -> list[str | None]:
+        return [
+            row.get_attribute("id")
+            for row in page.locator("table.sortable").first.locator("tbody tr").all()
+            if row.is_visible()
+        ]
+
+    tab_to("a[href='#pairs']", 3)  # past everything above the pairs
+    page.keyboard.press("Enter")
+    tab_to("select", 3)
+    page.keyboard.type("both")
+    tab_to("input[type=search]", 1)
+    page.keyboard.type("p1")
+    assert set(seen()) == {"pair-p1", "pair-p10", "pair-p11"}
+    tab_to("th button")
+    page.keyboard.press("Enter")
+    assert seen() == ["pair-p1", "pair-p10", "pair-p11"]
+    page.keyboard.press("Enter")
+    assert seen() == ["pair-p11", "pair-p10", "pair-p1"]
+    tab_to("tbody a")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#pair-p11")
+    page.keyboard.press("Tab")  # goes on from the pair
+    assert page.evaluate("document.activeElement.closest('tr').id") == "pair-p11"
+    page.evaluate("history.back()")
+    page.wait_for_url("**#pairs")
+    assert seen() == ["pair-p11", "pair-p10", "pair-p1"]  # as it was left
+    page.close()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
@@ -122,13 +121,8 @@ def test_settings_that_differ_name_both_values(make_run):
     assert re.search(r"learning_rate None → 1e-06", verdict.markdown(both)[4])
 
 
-def test_a_run_that_stopped_early_is_not_called_better(make_run):
-    whole, stopped = make_run("whole"), make_run("stopped")
-    rows = read_table(stopped, "pairs").query("step <= 10")
-    shutil.rmtree(stopped / "pairs")
-    log = RunLogWriter(stopped)
-    log.append("pairs", rows.to_dict("records"))
-    log.close()
+def test_a_run_that_stopped_early_is_not_called_better(make_run, cut_short):
+    whole, stopped = make_run("whole"), cut_short(make_run("stopped"))
     both = _both(whole, stopped)
     assert verdict.state(both, "probe") == verdict.LESS
     found = verdict.judge(both)[0]
@@ -141,6 +135,14 @@ def test_a_run_that_stopped_early_is_not_called_better(make_run):
     found = verdict.judge(_both(whole, stopped))[0]
     assert found.passed is True
     assert found.meaning.endswith(said)
+
+
+def test_a_trace_is_whole_where_all_its_steps_are_measured(make_run, cut_short):
+    asked = dict(command="trace", steps=[0, 5, 10])
+    runs_ = make_run("whole"), cut_short(make_run("traced", config=asked))
+    assert verdict.judge(_both(*runs_))[0].passed is True
+    more = cut_short(make_run("more", config=asked | dict(steps=[0, 5, 10, 15])))
+    assert verdict.judge(_both(runs_[0], more))[0].passed is None
 
 
 def test_a_run_given_twice_is_refused(two):

@@ -49,7 +49,9 @@ def test_a_run_on_a_page_of_many_links_to_its_own_or_says_how_to_make_it(make_ab
     first, second = found.logs[0], found.logs[1]
     html = ablate_page.every_run(found, {str(first.path): "run-x.html"}).html
     assert f'<a href="run-x.html">{first.name}</a>' in html
-    assert f"no page: chesboard report {second.path}" in html
+    assert f">{second.name}</td>" in html
+    assert "Of 2 runs without a link no page was made; this makes one:" in html
+    assert f"<span>{second.path.parent}/RUN</span></code>" in html
 
 
 @pytest.fixture

@@ -320,3 +320,19 @@ def test_a_baseline_is_given_where_a_gate_needs_it(make_run, tmp_path):
     path.write_text(yaml.safe_dump([LOSS]))
     with pytest.raises(UserError, match="no gate is `against: baseline`"):
         gate.judge(run, path, baseline=run)
+
+
+def test_a_run_that_stopped_early_does_not_pass_against_a_whole_one(make_run, cut_short, tmp_path):
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump([FELL | dict(metric="chosen_change", op=">=", value=0.0)]))
+    whole, stopped = make_run("whole"), cut_short(make_run("stopped"))
+    for run, baseline in ((stopped, whole), (whole, stopped)):
+        found = gate.judge(run, path, baseline=baseline)[0]
+        assert found.passed is None
+        assert found.meaning.endswith("stopped has not finished, so this is no verdict")
+        assert len(gate.warnings([found])) == 1
+    about = json.loads((stopped / "manifest.json").read_text())
+    write_json(stopped / "manifest.json", about | {"finished": {"step": 10}})
+    found = gate.judge(stopped, path, baseline=whole)[0]
+    assert found.passed is True
+    assert found.meaning.endswith("whole is read at step 20 and stopped at step 10")

@@ -146,7 +146,7 @@ def test_each_rule_speaks_where_it_applies(what: str, args: tuple[Any, ...], set
 def test_the_overview_puts_the_worst_run_first() -> None:
     names = {"fine": run(ROSE), "bad": run(FELL), "worse": run([-3.0] * 20)}
     logs = [RunLog(Path(name), *(getattr(log, f) for f in FIELDS)) for name, log in names.items()]
-    html = overview.table(logs, {"Run bad": "run-bad.html"}).html
+    html = overview.table(logs, {"bad": "run-bad.html"}).html
     assert max(html.index(">bad<"), html.index("worse")) < html.index("fine")
     assert 'href="run-bad.html"' in html
     assert overview.counts(logs) == "2 BROKEN, 1 NORMAL"
@@ -158,7 +158,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_the_worst_first(
         RunLog(Path(name), log.config | {"seed": seed}, *(getattr(log, f) for f in FIELDS[1:]))
         for name, (log, seed) in made.items()
     ]
-    html = overview.table(logs, {"Run a": "run-a.html"}).html
+    html = overview.table(logs, {"a": "run-a.html"}).html
     assert html.count("<tr>") == 3  # the head, b with its two other seeds, and the other rate
     line = html[html.index(">b<") : html.index(">other<")]
     assert "and 2 of other seeds" in line

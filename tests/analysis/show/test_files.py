@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -69,10 +70,39 @@ def test_tables_leave_numbers_and_words(folder):
     page.table(frame, {"change": lambda v: f"−{abs(v):.1f}"}, {"change": "change & more"})
     assert pd.read_csv(folder / "01-table.csv").to_dict("records") == [{"what": nasty, "change": -1.23456}]
     tex = (folder / "01-table.tex").read_text()
-    assert r"50 \% of \$x\_1\$ \& <b> & $-$1.2 \\" in tex
+    assert r"50 \% of \$x\_1\$ \& \textless{}b\textgreater{} & $-$1.2 \\" in tex
     assert r"change \& more" in tex
     page.sortable({"pair": "", "loss": "nats"}, [[Cell("p1"), Cell("−2.00", -2.0)]], name="pairs")
     assert pd.read_csv(folder / "02-pairs.csv").to_dict("records") == [{"pair": "p1", "loss": -2.0}]
+    assert r"p1 & $-$2.00 \\" in (folder / "02-pairs.tex").read_text()
+
+
+def test_a_latex_table_says_what_was_given():
+    """Read back by undoing every command that LaTeX knows; nothing else of a cell may be one."""
+    given = [
+        "a_b%c&d#e$f{g}h~i^j\\k",
+        "[0.1, 0.2]",
+        "*",
+        "<b>|x|",
+        "né 日本 😀",
+        "two\n\nlines\x00",
+        r"\input{x} % no",
+        "",
+    ]
+    tex = files.tabular(pd.DataFrame({"[what] %": given, "*n": "1"}))
+    head, *rows = [line.removesuffix(r" \\") for line in tex.splitlines() if line.endswith(r"\\")]
+    cells = [_undone(row.partition(" & 1")[0].strip()) for row in rows]
+    assert cells == [" ".join(text.replace("\0", "").split()) for text in given]
+    assert [_undone(cell) for cell in head.split(" & ")] == ["[what] %", "*n"]
+
+
+def _undone(cell: str) -> str:
+    names = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^"}
+    names |= {"textless": "<", "textgreater": ">", "textbar": "|"}
+    known = r"\\([a-z]+)\{\}|\\(.)|^(\{\})(?=[\[*])|([^\\&%$#_{}~^<>|])"
+    parts = re.findall(known, cell)
+    assert re.sub(known, "", cell) == "", cell
+    return "".join(names[name] if name else sign or letter for name, sign, _, letter in parts)
 
 
 def test_nothing_is_written_where_no_folder_is_named(tmp_path, monkeypatch):
