@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.run import verdict
-from analysis.show import page
+from analysis.show import page, units
 from analysis.show.page import Block, Cell
 from analysis.show.style import DARK, NEUTRAL, SIDE, below, panels, styled
 from analysis.show.wording import clip, count, number, signed
@@ -19,14 +19,9 @@ OPEN = 12  # a table of more pairs is folded
 ANCHORS = {"probe": "pair", "eval": "heldout-pair"}
 
 
-def of_denoiser(run: RunLog) -> bool:
-    """Whether likelihoods are minus denoising errors."""
-    return run.config.get("likelihood") == "denoising"
-
-
 def by_time(run: RunLog) -> Block:
     """The denoising error of both sides by time at the start and at the end, mean of the probe pairs."""
-    if not of_denoiser(run):
+    if units.of(run) is not units.ERRORS:
         return page.EMPTY
     table = draws.ends(run)
     if table.empty:
@@ -118,7 +113,7 @@ def every(heads: dict[str, str], rows: list[list[Cell]], n: int, split: str, lef
 
 
 _HEADS = {
-    "pair": "", "outcome": "fell: its denoising error rose", "chosen error": "change since the start",
+    "pair": "", "outcome": "", "chosen error": "change since the start",
     "rejected error": "change since the start",
     "deviation": "mean squared difference of both models' outputs on the chosen sample",
 }  # fmt: skip
@@ -130,7 +125,7 @@ def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
     body = page.fold("read", page.text("prompt", told, 600)) if told else page.EMPTY
     return [
         Cell(str(row["pair_id"]), row["source_row"], f"{kind}-{row['pair_id']}", where, body),
-        Cell(str(row["outcome"]) if isinstance(row["outcome"], str) else "not measured"),
+        Cell(units.ERRORS.outcome(row["outcome"]) if isinstance(row["outcome"], str) else "not measured"),
         *(Cell(signed(-row[side]), -row[side]) for side in runs.SIDES),
         Cell(number(row["kl"]), row["kl"]),
     ]
