@@ -149,7 +149,11 @@ CONVENTIONS = {
     "draws; it is no KL and has no nats, and kl_reverse is the same number",
     "fell": "the denoising error rose by more than 1e-4 and by more than the noise at the start (parity): over the "
     "reference's in steps.jsonl, over that of step 0 on the pages",
+    "rewards": "the objective's implicit rewards (beta / 2 * (reference - policy) errors for Diffusion-DPO)",
     "push_ratio": "NaN: a denoiser gives no probability",
+    **dict.fromkeys(
+        ("ches_score", "grad", "chosen_grad_norm", "slack", "grad_push_ratio"), "NaN: not measured of a denoiser"
+    ),
     "train rows": "measured in the forward pass of update `step`, with the weights before that update and the draws of "
     "that update alone; probe and eval rows have the fixed draws",
 }

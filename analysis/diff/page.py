@@ -41,7 +41,7 @@ def summary(both: Compared, before_page: str = "", after_page: str = "") -> Bloc
 
 
 def _tile(both: Compared, split: str, what: str) -> Tile:
-    found, (plain, apart) = verdict.shown(both, split, what), verdict.form(what)
+    found, (plain, apart) = verdict.shown(both, split, what), verdict.form(what, both.unit)
     label, meaning = _LABELS[both.unit.kind][what], both.what[what]
     if not found.n:
         return Tile(label, meaning, ABSENT)
@@ -66,7 +66,7 @@ def numbers(both: Compared) -> Block:
     rows = []
     for split in both.found:
         for what, words in both.what.items():
-            (plain, apart), found = verdict.form(what), verdict.shown(both, split, what)
+            (plain, apart), found = verdict.form(what, both.unit), verdict.shown(both, split, what)
             pair = (plain(found.before), plain(found.after), apart(found.value))
             rows.append((PAIRS[split], words, *pair, verdict.interval(found, apart), found.n))
     columns = ["of", "what", "before", "after", "difference", "interval of the difference", "n"]
@@ -128,7 +128,10 @@ def _row(row: dict, split: str, texts: pd.DataFrame, unit: Unit) -> list[Cell]:
         Cell(str(row["pair_id"]), None, anchor, more=body),
         Cell(PAIRS[split]),
         *(Cell(unit.outcome(row[name])) for name in ("was", "is")),
-        *(Cell(signed(value), value) for value in (unit.shown(row[k]) for k in ("before", "after", "change"))),
+        *(
+            Cell(signed(value, unit.digits), value)
+            for value in (unit.shown(row[k]) for k in ("before", "after", "change"))
+        ),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -130,10 +131,11 @@ def shown(both: Compared, split: str, what: str) -> Difference:
 
 def _said(both: Compared, split: str, found: str) -> str:
     share, mean, unit = both.found[split]["fell"], shown(both, split, "chosen"), both.unit
+    reads, _ = form("chosen", unit)
     return (
         f"{_words(both, split, found)}: {percent(share.before)} to {percent(share.after)} of the chosen {unit.went} "
-        f"({_points(share)}), {unit.mean_change} {signed(mean.before)} to {signed(mean.after)}{unit.nats} "
-        f"({signed(mean.value)}; {interval(mean)})"
+        f"({_points(share)}), {unit.mean_change} {reads(mean.before)} to {reads(mean.after)}{unit.nats} "
+        f"({reads(mean.value)}; {interval(mean, reads)})"
     )
 
 
@@ -164,14 +166,15 @@ def interval(found: Difference, form: Callable[[float], str] = signed) -> str:
     return f"95 %: {span(found.interval, form).replace(' points', '')}"
 
 
-def form(what: str) -> tuple[Callable[[float], str], Callable[[float], str]]:
+def form(what: str, unit: Unit) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """How a number of WHAT reads, and how a difference of it does."""
-    return (percent, points) if what in SHARES else (number if what == "kl" else signed, signed)
+    plain, apart = (partial(reads, digits=unit.digits) for reads in (number, signed))
+    return (percent, points) if what in SHARES else (plain if what == "kl" else apart, apart)
 
 
 def _finding(both: Compared, split: str, what: str) -> Finding:
     """Its numbers are of likelihoods, its sentence in the unit of the runs."""
-    (plain, apart), found, turned = form(what), both.found[split][what], shown(both, split, what)
+    (plain, apart), found, turned = form(what, both.unit), both.found[split][what], shown(both, split, what)
     said = f"{both.what[what]}, {PAIRS[split]}s: {plain(turned.before)} to {plain(turned.after)} "
     said += f"({apart(turned.value)}; {interval(turned, apart)})"
     return Finding(f"{split}/difference/{what}", found.value, found.n, found.interval, None, None, said)
@@ -249,7 +252,7 @@ def _line(both: Compared, split: str) -> str:
     for what, words in (_SHORT if both.unit.sign > 0 else _SHORT_ERRORS).items():
         if what not in both.what:
             continue
-        (plain, apart), one = form(what), shown(both, split, what)
+        (plain, apart), one = form(what, both.unit), shown(both, split, what)
         told = f" ({apart(one.value)}; {interval(one, apart)})" if what in ("fell", "chosen") else ""
         parts += [f"{words} {plain(one.before)} → {plain(one.after)}{told}"] if one.n else []
     return f"{PAIRS[split].capitalize()}s (n {found['fell'].n}): {', '.join(parts)}."

@@ -106,7 +106,8 @@ def filter_pairs(run: RunLog, state: State, found: Sequence[Finding]) -> Advice 
         return None
     name, kind = best.name.partition("/")[2], units.of(run).kind
     of_kind = "" if kind == "tokens" else f" --likelihood {kind}"
-    flag = f"chesboard flag {_word(run.config.get('data'))}{of_kind} --model {_word(run.config.get('model'))} --out runs/flag"
+    data, model = (_word(run.config.get(key)) for key in ("data", "model"))
+    flag = f"chesboard flag {data}{of_kind} --model {model} --out runs/flag"
     caveat = (
         f"{best.meaning} Compare with as many left out at random: on one chat model no filter did better than that."
     )

@@ -134,7 +134,7 @@ def furthest(table: pd.DataFrame, unit: Unit) -> str:
     last = table.iloc[-1].dropna()
     if last.empty:
         return f"{unit.divergence} over steps"
-    worst = f"{number(last.max())}{unit.nats} per {unit.response}, the largest of {len(last)}"
+    worst = f"{number(last.max(), unit.digits)}{unit.nats} per {unit.response}, the largest of {len(last)}"
     return f"At the end {kl_name(last.idxmax(), unit)} is {worst}"
 
 

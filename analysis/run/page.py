@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from html import escape
 from typing import Any
 
@@ -122,11 +122,12 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
     unit = units.of(run)
     more = _beside_mean(run, unit, mean) if share.n and not turned else ()
     mean, held_mean = map(unit.finding, (mean, held_mean))
+    form = partial(signed, digits=unit.digits)
     made = [
         _tile(unit.tiles["fell"], unit.terms["fell"], percent, share, held, turned),
-        _tile(unit.mean_change, unit.terms["change"], signed, mean, held_mean, turned, more, unit.nats),
+        _tile(unit.mean_change, unit.terms["change"], form, mean, held_mean, turned, more, unit.nats),
         _tile("preference accuracy", unit.terms["accuracy"], percent, accuracy, held_right, turned),
-        _tile(unit.tiles["kl"], unit.terms["kl"], number, kl, unit=unit.nats),
+        _tile(unit.tiles["kl"], unit.terms["kl"], partial(number, digits=unit.digits), kl, unit=unit.nats),
     ]
     if state.cause == "still":  # the signs of differences that are noise
         made[2] = Tile(made[2].label, made[2].meaning, ABSENT, ("nothing moved by more than noise",))
@@ -136,7 +137,7 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
 def _beside_mean(run: RunLog, unit: Unit, mean: Finding) -> tuple[str, ...]:
     """What stands below the mean change of the probe pairs: the same a token, or as a share of the start's."""
     if unit.limits.relative:
-        return (unit.share(unit.shown(mean.value), card.start(run, "probe")),)
+        return (unit.share(mean.value, card.start(run, "probe")),)
     tokens = card.per_token(run).dropna() if unit.by_token else pd.Series(dtype=float)
     return (f"{signed(float(tokens.mean()))} a token",) if len(tokens) else ()
 
@@ -167,7 +168,16 @@ def numbers(run: RunLog) -> Block:
     found = kept.verdict_of(run)
     kind = "note" if found[0].passed is None else "good" if found[0].passed else "bad"
     told = [page.note(said, "quiet")] if (said := units.of(run).values) else []
-    return page.stack(page.note(found[0].meaning, f"verdict {kind}"), *told, page.findings(found[1:]))
+    absent = () if units.of(run).by_token else _OF_TOKENS
+    return page.stack(
+        page.note(found[0].meaning, f"verdict {kind}"),
+        *told,
+        page.findings([f for f in found[1:] if f.name not in absent], units.of(run).digits),
+    )
+
+
+# what a denoiser does not have: tokens, and a divergence that differs by direction
+_OF_TOKENS = ("mass/gained", "eos/chosen", "kl_reverse/chosen", "kl_reverse/rejected")
 
 
 @probed
@@ -258,7 +268,7 @@ def pulls(run: RunLog) -> Block:
     the push on their probabilities, which every run logs."""
     rows, sides = entanglement.measured(run.pairs), entanglement.sides(run.steps)
     if rows.empty or sides.empty:
-        if not verdict.measured(run) or units.of(run) is units.ERRORS:  # it has neither these nor a push
+        if not verdict.measured(run) or not units.of(run).by_token:  # a denoiser has neither these nor a push
             return page.EMPTY
         why = "Train with grad_every set, 10 for example."
         return page.stack(page.missing("Gradients of chosen and rejected apart", why), _push(run))
@@ -381,7 +391,7 @@ def _modes(rows: pd.DataFrame, unit: Unit) -> Block:
     rows = unit.turned(rows)
     both = rows.assign(common=(rows["chosen_change"] + rows["rejected_change"]) / 2)
     common, differential = (curves.means(both, column) for column in ("common", "margin_change"))
-    ends = [signed(table["mean"].iloc[-1]) for table in (common, differential)]
+    ends = [signed(table["mean"].iloc[-1], unit.digits) for table in (common, differential)]
     title = f"Both sides together moved by {ends[0]}{unit.nats}, apart by {ends[1]} (mean of probe pairs)"
     axis = f"mean change{unit.bracketed}"
     return page.picture(curve_figures.outcomes(shares, common, differential, title, axis), title)
@@ -462,7 +472,9 @@ def _splits(run: RunLog) -> Block:
         if len(table):
             last = table.iloc[-1]
             interval = span((last["share_low"], last["share_high"]), percent)
-            found.append((name, int(last["n"]), percent(last["share"]), interval, signed(unit.shown(last["mean"]))))
+            found.append(
+                (name, int(last["n"]), percent(last["share"]), interval, signed(unit.shown(last["mean"]), unit.digits))
+            )
     heads = ["pairs", "n", unit.lost, "95 % interval", f"{unit.mean_change}{unit.bracketed}"]
     return page.table(pd.DataFrame(found, columns=heads))
 

@@ -21,7 +21,7 @@ def plot_curves(run: RunLog, split: str = "probe") -> Figure:
     unit, rows = units.of(run), units.of(run).turned(_rows(run, split))
     chosen, rejected = (curves.bands(rows, f"{side}_change") for side in runs.SIDES)
     ends = [(words, table) for words, table in (("Chosen moved", chosen), ("rejected", rejected)) if len(table)]
-    words = ", ".join(f"{words} by {signed(float(table['q50'].iloc[-1]))}" for words, table in ends)
+    words = ", ".join(f"{words} by {signed(float(table['q50'].iloc[-1]), unit.digits)}" for words, table in ends)
     pairs = "held-out pairs" if split == "eval" else f"{split} pairs"
     train = unit.turned(runs.rows(run, "train"))
     return figures.trajectories(chosen, rejected, train, f"{words}{unit.nats} (median of {pairs})", unit)

@@ -124,16 +124,16 @@ def _point(row: Mapping[Hashable, Any], distance: str) -> str:
 def monotone_fall(fall: MonotoneFall, unit: Unit) -> str:
     """How steadily the fallen kept falling."""
     if math.isnan(fall.first):
-        return "Monotone fall: not measured; it takes two probes after the start."
+        return f"{unit.monotone}: not measured; it takes two probes after the start."
     if not fall.n:
-        return f"Monotone fall: no chosen {unit.erring} by step {fall.first:.0f}."
+        return f"{unit.monotone}: no chosen {unit.erring} by step {fall.first:.0f}."
     again, lower = (
         f"{percent(hits / fall.n)} (95 % interval {span(wilson(hits, fall.n), percent)})"
         for hits in (fall.again, fall.lower)
     )
     later = count(fall.checks, "later probe")
     return (
-        f"Monotone fall: of {count(fall.n, 'probe pair')} whose chosen {unit.erring} by step {fall.first:.0f}, "
+        f"{unit.monotone}: of {count(fall.n, 'probe pair')} whose chosen {unit.erring} by step {fall.first:.0f}, "
         f"{again} {unit.fallen} again at every one of the {later}; at the end, step {fall.last:.0f}, "
         f"{lower} are {'lower' if unit.sign > 0 else 'higher'} than they were then."
     )

@@ -81,8 +81,8 @@ def pairs(
 def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, split: str) -> Block:
     """A pair: what it is told, its two samples, and their errors by time."""
     name, prompt = row["pair_id"], str(texts["prompt"].get(row["pair_id"], ""))
-    head = f"{_place(row)}: denoising error of the chosen sample {signed(-row['chosen'])}, of the rejected "
-    head += f"{signed(-row['rejected'])}"
+    head = f"{_place(row)}: denoising error of the chosen sample {_told(row['chosen'])}, of the rejected "
+    head += f"{_told(row['rejected'])}"
     own = pictures.found.get(name, [])
     shown = [page.frames(png, clip(f"{words}: {prompt}" if prompt else words, 160)) for words, png in own]
     side_by_side = [page.beside(*shown)] if shown else []
@@ -126,9 +126,14 @@ def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
     return [
         Cell(str(row["pair_id"]), row["source_row"], f"{kind}-{row['pair_id']}", where, body),
         Cell(units.ERRORS.outcome(row["outcome"]) if isinstance(row["outcome"], str) else "not measured"),
-        *(Cell(signed(-row[side]), -row[side]) for side in runs.SIDES),
-        Cell(number(row["kl"]), row["kl"]),
+        *(Cell(_told(row[side]), -row[side]) for side in runs.SIDES),
+        Cell(number(row["kl"], units.ERRORS.digits), row["kl"]),
     ]
+
+
+def _told(change: float) -> str:
+    """The change of an error, from that of its likelihood."""
+    return signed(units.ERRORS.shown(change), units.ERRORS.digits)
 
 
 def _place(row: dict[Any, Any]) -> str:

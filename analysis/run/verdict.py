@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -224,12 +225,19 @@ def _of_column(
 
 
 def _side(last: pd.DataFrame, unit: Unit) -> Finding:
-    what, form = f"movement of rejected {unit.response}s", lambda value: number(unit.shown(value))
+    what, form = f"movement of rejected {unit.response}s", lambda value: number(unit.shown(value), unit.digits)
     return _of_column("displacement/rejected", last, "rejected_change", what, unit.side, form)
 
 
 def _margin(last: pd.DataFrame, unit: Unit) -> Finding:
-    return _of_column("margin", last, "margin_change", "chosen-rejected log-ratio margin", unit.margin)
+    return _of_column(
+        "margin",
+        last,
+        "margin_change",
+        "chosen-rejected log-ratio margin",
+        unit.margin,
+        partial(number, digits=unit.digits),
+    )
 
 
 def _accuracy(last: pd.DataFrame) -> Finding:
@@ -247,7 +255,8 @@ def _divergences(last: pd.DataFrame, unit: Unit) -> list[Finding]:
         for key, words in unit.divergences.items():
             sentence = f"{words} {{}}{unit.nats} per {side} {unit.response}"
             what = f"{words} on {side} {unit.response}s"
-            found.append(_of_column(f"{key}/{side}", last, f"{side}_{key}", what, sentence))
+            form = partial(number, digits=unit.digits)
+            found.append(_of_column(f"{key}/{side}", last, f"{side}_{key}", what, sentence, form))
     return found
 
 

@@ -55,10 +55,15 @@ def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scor
         ends = runs.ends(runs.rows(run, "probe"))
         if file is not None and len(ends) and not set(ends["pair_id"]) & set(file["pair_id"]):
             raise DataError(f"{run.path}: none of its probe pairs is in the scores. Flag the data this run trained on.")
-        tables.append(table(ends, file, units.of(run).reference_margin))
+        tables.append(_of_unit(table(ends, file, units.of(run).reference_margin), units.of(run)))
     early = pd.DataFrame([row for run in logs for row in under_way(run)], columns=EARLY)
     says, unit = [pairs_of(r) for r in logs], units.of(logs[0])
     return Scorecard([r.name for r in logs], tables, says, scorecard(tables), early, unit)
+
+
+def _of_unit(table: pd.DataFrame, unit: Unit) -> pd.DataFrame:
+    """The table without what was made of tokens, where there are none."""
+    return table if unit.by_token else table.drop(columns=BASELINE).dropna(axis="columns", how="all")
 
 
 def under_way(run: RunLog) -> list[dict[str, Any]]:

@@ -32,12 +32,13 @@ class Limits:
 @dataclass(frozen=True)
 class Unit:
     """What likelihoods are counted in. kind: as config.json names it; sign: of what is shown over what is logged, -1
-    for an error, of which more is worse; nats, bracketed: the unit behind a number and on an axis; by_token: whether
-    answers have tokens. The others are words."""
+    for an error, of which more is worse; digits: after the point; nats, bracketed: the unit behind a number and on an
+    axis; by_token: whether answers have tokens. The others are words."""
 
     kind: str
     limits: Limits
     sign: int
+    digits: int
     nats: str
     bracketed: str
     by_token: bool
@@ -46,6 +47,7 @@ class Unit:
     response: str
     fell: str
     fallen: str
+    monotone: str
     erring: str
     lost: str
     both: str
@@ -93,14 +95,14 @@ class Unit:
 
     def told(self, change: float, start: float) -> str:
         """A mean change of a likelihood in words. start: the mean likelihood that it started from."""
-        words = f"{signed(self.shown(change))}{self.nats}"
+        words = f"{signed(self.shown(change), self.digits)}{self.nats}"
         return f"{words} ({self.share(change, start)})" if self.limits.relative else words
 
     def share(self, change: float, start: float) -> str:
         """A change as a share of the start's: `+620 % of the start's 0.10`."""
         if not (math.isfinite(start) and start):
             return "the start's was not measured"
-        return f"{signed(100 * change / start, 0)} % of the start's {number(abs(start))}"
+        return f"{signed(100 * change / start, 0)} % of the start's {number(abs(start), self.digits)}"
 
     def broken(self, change: float, start: float) -> bool:
         """Whether a mean change of the chosen likelihood is a break."""
@@ -112,7 +114,7 @@ class Unit:
 
     def away(self, divergence: float, start: float) -> str:
         """How far the policy is from its reference, in words."""
-        words = f"{number(divergence)}{self.nats} per chosen {self.answer}"
+        words = f"{number(divergence, self.digits)}{self.nats} per chosen {self.answer}"
         return f"{words}, {percent(divergence / abs(start))} of the start's error" if self.limits.relative else words
 
     def outcome(self, name: object) -> str:
@@ -145,6 +147,7 @@ TOKENS = Unit(
     kind="tokens",
     limits=NATS,
     sign=1,
+    digits=2,
     nats=" nats",
     bracketed=" (nats)",
     by_token=True,
@@ -153,6 +156,7 @@ TOKENS = Unit(
     response="response",
     fell="became less likely",
     fallen="fell",
+    monotone="Monotone fall",
     erring="response had fallen",
     lost="lost chosen likelihood",
     both="both responses fell",
@@ -247,6 +251,7 @@ ERRORS = Unit(
     kind="denoising",
     limits=ERROR,
     sign=-1,
+    digits=3,
     nats="",
     bracketed="",
     by_token=False,
@@ -255,6 +260,7 @@ ERRORS = Unit(
     response="sample",
     fell="got a higher denoising error",
     fallen="rose",
+    monotone="Monotone rise",
     erring="error had risen",
     lost="had their chosen error rise",
     both="both errors rose",
