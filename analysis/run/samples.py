@@ -30,8 +30,8 @@ def by_time(run: RunLog) -> Block:
     risen = int((chosen["change"] > 0).sum())
     most = chosen.loc[chosen["change"].abs().idxmax()]
     title = f"The chosen error rose at {risen} of {len(chosen)} times; most it moved at {most['time']:.0f}, by "
-    title += f"{signed(most['change'])} %"
-    shown = table.drop(columns=["low", "high"]).assign(change=[f"{signed(v)} %" for v in table["change"]])
+    title += _percents(most["change"])
+    shown = table.drop(columns=["low", "high"]).assign(change=[_percents(v) for v in table["change"]])
     forms = {"time": lambda t: f"{t:.0f}", "start": number, "end": number}
     heads = {"start": "error at the start", "end": "error at the end"}
     made = page.fold("Numbers of every time", page.table(shown, forms, heads))
@@ -81,8 +81,8 @@ def pairs(
 def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, split: str) -> Block:
     """A pair: what it is told, its two samples, and their errors by time."""
     name, prompt = row["pair_id"], str(texts["prompt"].get(row["pair_id"], ""))
-    head = f"{_place(row)}: denoising error of the chosen sample {_told(row['chosen'])}, of the rejected "
-    head += f"{_told(row['rejected'])}"
+    changes = f"chosen {_told(row['chosen'])}, rejected {_told(row['rejected'])}"
+    head = f"{_place(row)}: change of the denoising error: {changes}"
     own = pictures.found.get(name, [])
     shown = [page.frames(png, clip(f"{words}: {prompt}" if prompt else words, 160)) for words, png in own]
     side_by_side = [page.beside(*shown)] if shown else []
@@ -129,6 +129,10 @@ def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
         *(Cell(_told(row[side]), -row[side]) for side in runs.SIDES),
         Cell(number(row["kl"], units.ERRORS.digits), row["kl"]),
     ]
+
+
+def _percents(change: float) -> str:
+    return f"{signed(change, 0 if abs(change) >= 100 else 1)} %"
 
 
 def _told(change: float) -> str:

@@ -13,7 +13,7 @@ from diagnostics.errors import printable
 PRONE = {"highest": HIGHER, "lowest": LOWER, "": 0}
 _OWN = {  # computed here, from lengths and log-probs
     "reference_margin": ("log-prob margin (chosen − rejected, start model)", 0),
-    "error_margin": ("error margin (rejected − chosen, start model)", 0),
+    "error_margin": ("error margin at the start, rejected − chosen", 0),
     "length_difference": ("length difference (rejected − chosen)", HIGHER),
 }
 _known: dict[str, tuple[str, int]] = {}

@@ -232,7 +232,7 @@ def test_what_is_said_of_a_denoiser_is_said_of_errors():
         "start's 0.100) on average."
     )
     assert verdict.by_name(found, "displacement/chosen").value == pytest.approx(-0.5)  # report.json: a likelihood
-    assert verdict.by_name(found, "displacement/chosen").meaning == "mean error +0.500 (+500 % of the start's 0.100)"
+    assert verdict.by_name(found, "displacement/chosen").meaning == "mean change +0.500 (+500 % of the start's 0.100)"
     assert verdict.by_name(found, "displacement/rejected").meaning.endswith("moved by 0.600 on average")
     tiles = page.tiles_of(made, found)
     assert [tile.value for tile in tiles] == ["100 %", "+0.500", "100 %", "0.300"]
@@ -260,9 +260,11 @@ def test_a_denoiser_is_told_what_was_measured_on_denoisers():
 
     broken = {a.what: a for a in said(denoiser([0.5] * 12))}
     assert "--guard sdpo" in broken["Add a guard (sdpo, or sft) that holds the chosen error."].command
-    assert "--beta 20000.0" in broken["Raise beta."].command
+    assert "Raise beta." not in broken  # 2000 is as far as was measured
+    low = {a.what: a for a in said(denoiser([0.5] * 12, beta=200.0))}
+    assert "--beta 2000.0" in low["Raise beta."].command
     assert broken["Lower the learning rate."].caveat == "Not measured on denoisers."
-    assert "Raise beta." not in [a.what for a in said(denoiser([0.02] * 12))]
+    assert "Raise beta." not in [a.what for a in said(denoiser([0.02] * 12, beta=200.0))]
     guarded = [a.what for a in said(denoiser([0.02] * 12, guard="sdpo"))]
     assert guarded == ["Lower the learning rate."]
     assert [a.what for a in said(denoiser([-0.003] * 12))] == ["Nothing to do about displacement."]
