@@ -238,7 +238,7 @@ STEPS = replace(
         ("KL", _CHAIN_KL),
         ("accuracy", _ACCURACY.replace("answer", "chain")),
     ),
-    note="This run trains a denoiser on its sampling steps. A likelihood here is the sum over the steps of the mean "
+    note="A denoiser is trained here on its sampling steps. A likelihood here is the sum over the steps of the mean "
     "Gaussian log-prob of a number, in nats. docs/diffusion.md says more.",
 )
 
@@ -306,7 +306,7 @@ ERRORS = Unit(
         ("deviation", _DEVIATION),
         ("accuracy", _APART),
     ),
-    note="This run trains a denoiser. What it says of a sample is its denoising error, over the same draws of time and "
+    note="A denoiser is trained here. What is said of a sample is its denoising error, over the same draws of time and "
     "noise for both sides and both models: a number without unit, of which more is worse. Where this page, report.json "
     "or a gate says likelihood, it is minus that error. docs/diffusion.md says more, and the table draws of the run "
     "log holds every draw's error.",

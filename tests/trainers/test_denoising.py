@@ -130,7 +130,7 @@ def test_its_report_is_built(train):
     assert "data:image/webp" in page
     assert "Traceback" not in page
     text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
-    assert "This run trains a denoiser" in text
+    assert "A denoiser is trained here" in text
     said = text.replace("it is no KL and has no nats", "").replace("a quarter of a nat of", "")
     assert not re.findall(r"[^.]{0,40}(?:\bnats?\b|\d a token|CHES|1 % lower|\bKL\()[^.]{0,40}", said)
 
