@@ -94,8 +94,8 @@ def collect(logs: Sequence[RunLog]) -> Board:
     rows = [run_row(run, records[run.path]) for run in done]
     paths = [path_rows(run) for run in done]
     unit = units.of(logs[0])
-    found = (pd.DataFrame(rows), pd.concat(paths, ignore_index=True))
-    return Board(list(logs), *(_turned(table, unit) for table in found), unfinished)
+    ends, way = _turned(pd.DataFrame(rows), unit), _turned(pd.concat(paths, ignore_index=True), unit)
+    return Board(list(logs), ends, way, unfinished)
 
 
 def _turned(table: pd.DataFrame, unit: Unit) -> pd.DataFrame:

@@ -126,7 +126,8 @@ def shown(both: Compared, split: str, what: str) -> Difference:
     if what not in TURNED or unit.sign > 0:
         return found
     ends = unit.interval(found.interval) or NOTHING
-    return Difference(*(unit.shown(v) for v in (found.before, found.after, found.value)), found.n, ends)
+    before, after, value = (unit.shown(v) for v in (found.before, found.after, found.value))
+    return Difference(before, after, value, found.n, ends)
 
 
 def _said(both: Compared, split: str, found: str) -> str:
