@@ -20,10 +20,11 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from analysis.questions import Page
+from analysis.show import units
 from analysis.show.files import FOLDER
 from analysis.show.wording import clip
 from diagnostics.errors import NotebookError, UserError
-from reports import words
+from diagnostics.runlog import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -105,9 +106,15 @@ def execute(
             f"{source.name}: its Python process died, most likely for lack of memory. "
             f"The notebook as far as it ran: {done}"
         ) from None
-    made = render(done, page.title, links, beside)
-    words.for_run(made, page.parameters)
-    return made
+    return render(done, page.title, links, beside, kind=_kind(page.parameters))
+
+
+def _kind(parameters: Mapping[str, Any]) -> str:
+    """The kind of likelihood of the folder that a page is about, or of the first one."""
+    named = (parameters.get(name) for name in ("run_dir", "flag_dir", "after", "run_dirs"))
+    folder = next((given if isinstance(given, str) else given[0] for given in named if given), "")
+    config = read_json(Path(folder) / "config.json") if folder and (Path(folder) / "config.json").exists() else {}
+    return units.of_config(config).kind
 
 
 def _empty(folder: Path) -> None:
@@ -135,15 +142,19 @@ def _papermill(source: Path, done: Path, parameters: Mapping[str, Any], figures:
     )
 
 
-def render(notebook: Path, title: str, links: Links = (), beside: Sequence[str] = BESIDE) -> Path:
+def render(
+    notebook: Path, title: str, links: Links = (), beside: Sequence[str] = BESIDE, *, kind: str = "tokens"
+) -> Path:
     """Executed notebook -> one HTML file beside it, without code, that fetches nothing. links: address and title of
     other pages of the report; beside: which of overview and JSON it links to.
 
-    A section whose heading is tagged `fold` is folded, under "For experts"; one that only says that something was not
+    A cell that is tagged with kinds of likelihood (analysis.show.units) is shown on pages of these alone (kind). A
+    section whose heading is tagged `fold` is folded, under "For experts"; one that only says that something was not
     measured becomes a line of "Not measured here".
     """
     book = nbformat.read(notebook, as_version=4)
-    sections = [section for section in _sections(book.cells) if _speaks(section)]
+    cells = [cell for cell in book.cells if kind in (_kinds(cell) or {kind})]
+    sections = [section for section in _sections(cells) if _speaks(section)]
     silent = [section for section in sections if _missing(section)]
     open_, folded = [], []
     for section in sections:
@@ -159,6 +170,10 @@ def render(notebook: Path, title: str, links: Links = (), beside: Sequence[str] 
     page = template("page.html.j2").render(**words, **body)
     done.write_text(page, encoding="utf-8")
     return done
+
+
+def _kinds(cell: Any) -> set[str]:
+    return set(units.KINDS) & set(cell.metadata.get("tags", []))
 
 
 def _to_html(cells: list[Any]) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 from analysis.run import card, kept, live
 from analysis.run.advice import advise
 from analysis.run.page import tiles_of
+from analysis.show import units
 from analysis.tables import displacement, runs
 from diagnostics.errors import DataError, printable
 from diagnostics.runlog import RunLog
@@ -75,7 +76,7 @@ def _shares(run: RunLog) -> Table | Text:
     probe, held = ({r["step"]: r for r in _by_step(run, split) if r["n"]} for split in ("probe", "eval"))
     if not probe:
         return Text("No probe pair is measured yet.")
-    made = tables.table("step", "chosen answers that fell", "", "held out")
+    made = tables.table("step", units.of(run).tiles["fell"], "", "held out")
     for step, row in list(probe.items())[-STEPS:]:
         tables.add(made, int(step), bar(row["share"]), _percent(row["share"]), _percent(held.get(step, _NONE)["share"]))
     return made

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diagnostics.audit import Audit
+from diagnostics.columns import Column, described
 from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
 from diagnostics.diffusion.pipelines import LORA, DiffusersDenoiser, load_pipeline
@@ -18,6 +19,7 @@ from diagnostics.diffusion.read import read_samples
 from diagnostics.diffusion.steps import StepLikelihood
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
+from diagnostics.flag import samples
 from trainers import objectives
 from trainers.config import TrainConfig
 from trainers.layouts import has_denoiser, net_of
@@ -141,6 +143,22 @@ def conventions(kind: str) -> dict[str, str]:
     return CONVENTIONS if kind == "denoising" else CONVENTIONS | STEPS
 
 
+def columns(kind: str) -> dict[str, Any]:
+    """What the columns of a denoiser's log are, as manifest.json holds them: those that it has."""
+    unit, what = ("", "minus the denoising error") if kind == "denoising" else ("nats", "log-prob of the chain")
+    apart = ("deviation", "mean squared difference of the outputs of policy and reference")
+    apart = apart if kind == "denoising" else ("KL of the steps", "of both models' Gaussians, mean over numbers")
+    found = {
+        "common_mode": Column("common mode", unit, "mean of the two sides' changes since the reference"),
+        "logratio_margin": Column("margin", unit, "change of the chosen side less that of the rejected one"),
+    }
+    for side in ("chosen", "rejected"):
+        found[f"{side}_logratios"] = Column(f"change, {side}", unit, f"{what}: policy less reference")
+        same = {"kl": "", "kl_reverse": "; the same number in both directions"}
+        found |= {f"{side}_{key}": Column(f"{apart[0]}, {side}", unit, apart[1] + more) for key, more in same.items()}
+    return described(found | samples.COLUMNS)
+
+
 CONVENTIONS = {
     "logps": "minus the denoising error: the mean over the sample's numbers of (output - target)^2, averaged over the "
     "draws of time and noise; it has no unit and is no log-prob",
@@ -149,7 +167,11 @@ CONVENTIONS = {
     "draws; it is no KL and has no nats, and kl_reverse is the same number",
     "fell": "the denoising error rose by more than 1e-4 and by more than the noise at the start (parity): over the "
     "reference's in steps.jsonl, over that of step 0 on the pages",
+    "rewards": "the objective's implicit rewards (beta / 2 * (reference - policy) errors for Diffusion-DPO)",
     "push_ratio": "NaN: a denoiser gives no probability",
+    **dict.fromkeys(
+        ("ches_score", "grad", "chosen_grad_norm", "slack", "grad_push_ratio"), "NaN: not measured of a denoiser"
+    ),
     "train rows": "measured in the forward pass of update `step`, with the weights before that update and the draws of "
     "that update alone; probe and eval rows have the fixed draws",
 }

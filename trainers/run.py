@@ -172,7 +172,9 @@ def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> P
     samples = Samples(config, model)
     splits, found, hashes = data(config, samples.audited, samples.given)
     audits |= found
-    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
+    kind = likelihood.kind
+    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(kind)}
+    about["columns"] = denoisers.columns(kind)
     return Prepared(model, None, likelihood, splits, hashes, denoisers.ENGINE, about)
 
 

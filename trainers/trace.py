@@ -136,10 +136,10 @@ def _trace(run: RunFolder, found: dict[int, str], settings: dict[str, Any]) -> N
     theirs = _theirs(found)
     hashes = {"model": weights_hash(frozen), "data": data_hash(audit.table), "rendered": rendered_hash(chosen)}
     hashes |= {"tokenizer": tokenizer_hash(parts.tokenizer)} if parts.tokenizer is not None else {}
-    about = parts.about | dict(
+    about = {"columns": described(EVERY)} | parts.about | dict(
         device=str(device_of(frozen)), dtypes={"weights": dtype}, seeds={"seed": settings["seed"]},
         hashes=hashes, reading=audit.record(), reference={"kind": "live", "model": base},
-        columns=described(EVERY), imported={"source": theirs.source, "keys": theirs.meanings},
+        imported={"source": theirs.source, "keys": theirs.meanings},
     )  # fmt: skip
     if done:
         run.go_on(max(done), hashes)  # a checkpoint cut in the middle is measured again
@@ -206,6 +206,7 @@ def _denoising(settings: dict[str, Any], found: dict[int, str], left: Sequence[s
         return denoisers.load_checkpoint(name, frozen, dtype=dtype)
 
     about = {"engine": denoisers.ENGINE, "conventions": denoisers.conventions(likelihood.kind)}
+    about["columns"] = denoisers.columns(likelihood.kind)
     about["likelihood"] = denoisers.about(frozen, likelihood)
     return Traced(frozen, load, audit, likelihood, None, about)
 

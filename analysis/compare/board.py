@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.show import units
+from analysis.show.units import Unit
 from analysis.tables import runs
 from analysis.tables.intervals import finite, half_width, mean, share_interval, spearman
 from analysis.tables.mass import of_kind
@@ -44,12 +46,18 @@ LEANPO = {
 
 @dataclass(frozen=True)
 class Board:
-    """runs: one row a finished run (see run_row); paths: one row a run, split and step; unfinished: name and why."""
+    """runs: one row a finished run (see run_row); paths: one row a run, split and step; unfinished: name and why. Of
+    denoisers `chosen`, `rejected` and `drift` are of errors, policy - reference, in both."""
 
     logs: list[RunLog]
     runs: pd.DataFrame
     paths: pd.DataFrame
     unfinished: dict[str, str]
+
+    @property
+    def unit(self) -> Unit:
+        """What the runs' likelihoods are counted in."""
+        return units.of(self.logs[0])
 
     @property
     def seeds(self) -> int:
@@ -85,7 +93,15 @@ def collect(logs: Sequence[RunLog]) -> Board:
         raise DataError("none of these runs is finished. Start `chesboard compare` again; it goes on where it was.")
     rows = [run_row(run, records[run.path]) for run in done]
     paths = [path_rows(run) for run in done]
-    return Board(list(logs), pd.DataFrame(rows), pd.concat(paths, ignore_index=True), unfinished)
+    unit = units.of(logs[0])
+    ends, way = _turned(pd.DataFrame(rows), unit), _turned(pd.concat(paths, ignore_index=True), unit)
+    return Board(list(logs), ends, way, unfinished)
+
+
+def _turned(table: pd.DataFrame, unit: Unit) -> pd.DataFrame:
+    """Log-ratios as the unit shows them; a margin stays."""
+    names = [c for c in table if str(c).rpartition("_")[2] in ("chosen", "rejected", "drift")]
+    return table if unit.sign > 0 else table.assign(**{str(c): -table[c] for c in names})
 
 
 def run_row(run: RunLog, record: dict[str, Any]) -> dict[str, Any]:

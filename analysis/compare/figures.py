@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.show.style import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
+from analysis.show.units import Unit
 from analysis.show.wording import for_plot
 from analysis.tables.intervals import finite
 
@@ -102,7 +103,9 @@ def trajectories(paths: pd.DataFrame, labels: Sequence[str], ylabel: str) -> Fig
 
 
 @styled
-def frontier(runs: pd.DataFrame, labels: Sequence[str], heights: dict[str, str], starts: dict[str, float]) -> Figure:
+def frontier(
+    runs: pd.DataFrame, labels: Sequence[str], heights: dict[str, str], starts: dict[str, float], unit: Unit
+) -> Figure:
     """KL against accuracy: one mark an objective and learning rate (larger mark, larger rate; a thin line joins
     them), crosses reach over the range of seeds. heights: column -> name of each panel's y axis; starts: its value
     before training, drawn dashed."""
@@ -125,9 +128,13 @@ def frontier(runs: pd.DataFrame, labels: Sequence[str], heights: dict[str, str],
         if np.isfinite(starts.get(name, np.nan)):
             axis.axhline(starts[name], color=NEUTRAL, lw=1, ls="--")
         _scale(axis, "log")
-        axis.set(ylabel=words, xlabel="KL(reference || policy), nats per held-out chosen response")
+        axis.set(ylabel=words, xlabel=_per(unit))
         _beside(axis, ends)
     return figure
+
+
+def _per(unit: Unit) -> str:
+    return f"{unit.divergences['kl']}{',' if unit.nats else ''}{unit.nats} per held-out chosen {unit.response}"
 
 
 def _cross(axis: Axes, x: np.ndarray, y: np.ndarray, colour: str, mark: str, size: float) -> tuple[float, float]:

@@ -28,7 +28,8 @@ def load(run_dirs: list[str]) -> Board:
 
 def verdict(board: Board) -> Block:
     """The sentences first: who displaced, who did not, and the KL ratios; then what is missing or wrong."""
-    found = [page.note(judged.headline(board), "verdict")]
+    found = [page.note(board.unit.note, "quiet")] if board.unit.note else []
+    found += [page.note(judged.headline(board), "verdict")]
     found += [page.note(s) for s in (*judged.displacement_sentences(board), *judged.ratio_sentences(board))]
     changed = tables.mixed(board)
     if changed:
@@ -57,11 +58,14 @@ def setting(board: Board) -> Block:
 
 def displacement(board: Board) -> Block:
     """Log-ratios of both sides, share displaced, common-mode drift."""
-    shown = {f"log-ratio, {words} pairs (nats)": figures.sides(split) for split, words in tables.SPLITS.items()}
+    ratio, unit = board.unit.ratio, board.unit
+    shown = {f"{ratio}, {words} pairs{unit.bracketed}": figures.sides(split) for split, words in tables.SPLITS.items()}
     shares = {f"displaced, {words} pairs": [Dots(f"{s}_fell", CHOSEN, "")] for s, words in tables.SPLITS.items()}
     blocks = [
-        page.picture(_dots(board, shown, scale="far"), "Log-ratios of chosen and rejected answers by objective"),
-        page.picture(_dots(board, shares, at=0.5), "Share of pairs whose chosen answer lost likelihood, by objective"),
+        page.picture(
+            _dots(board, shown, scale="far"), f"{unit.ratios} of chosen and rejected {unit.answer}s by objective"
+        ),
+        page.picture(_dots(board, shares, at=0.5), unit.alts["objectives"]),
     ]
     for split, words in tables.SPLITS.items():
         names = [f"{split}_{k}" for k in ("chosen", "rejected", "margin", "drift", "fell")]
@@ -75,47 +79,51 @@ def trajectories(board: Board) -> Block:
     for split, words in tables.SPLITS.items():
         paths = board.paths.loc[board.paths["split"] == split]
         labels = list(dict.fromkeys(paths["label"]))
-        figure = figures.trajectories(paths, labels, f"chosen log-ratio, {words} pairs (nats)")
-        blocks.append(page.picture(figure, f"Chosen log-ratio over steps, {words}, by objective"))
+        figure = figures.trajectories(paths, labels, f"chosen {board.unit.ratio}, {words} pairs{board.unit.bracketed}")
+        blocks.append(page.picture(figure, f"Chosen {board.unit.ratio} over steps, {words}, by objective"))
     return page.stack(*blocks)
 
 
 def deviation(board: Board) -> Block:
     """KL both ways, per response and per token, on held-out chosen answers."""
+    unit = board.unit
     names = ["eval_kl", "eval_kl_reverse", "eval_kl_token", "eval_kl_reverse_token"]
+    names = names if unit.by_token else names[:1]
     if not _measured(board, "eval_kl"):
         return page.missing("KL", "It needs held-out pairs and a live reference.")
-    shown = {
-        "KL(reference || policy), nats per chosen response": [Dots("eval_kl", CHOSEN, "")],
-        "KL(policy || reference), nats per chosen response": [Dots("eval_kl_reverse", REJECTED, "")],
-    }
+    per = f"{',' if unit.nats else ''}{unit.nats} per chosen {unit.response}"
+    shown = {f"{unit.divergences['kl']}{per}": [Dots("eval_kl", CHOSEN, "")]}
+    if unit.by_token:
+        shown[f"{unit.divergences['kl_reverse']}{per}"] = [Dots("eval_kl_reverse", REJECTED, "")]
     figure = _dots(board, shown, scale="log", at=None)
-    return page.stack(page.picture(figure, "KL between reference and policy by objective"), _table(board, names))
+    return page.stack(
+        page.picture(figure, f"{unit.divergence} between reference and policy by objective"), _table(board, names)
+    )
 
 
 def frontier(board: Board) -> Block:
     """KL against held-out accuracy, and which entries no other one beats in both."""
-    heights = {f"eval_{k}": _head(f"eval_{k}") for k in ("sampled", "top", "ranking")}
+    heights = {f"eval_{k}": _head(board, f"eval_{k}") for k in ("sampled", "top", "ranking")}
     heights = {k: v for k, v in heights.items() if _measured(board, k)}
     if not heights or not _measured(board, "eval_kl"):
         return page.missing("The deviation frontier", "It needs held-out pairs and a live reference.")
     begin = tables.start(board, list(heights))
-    figure = figures.frontier(board.runs, _labels(board), heights, begin)
+    figure = figures.frontier(board.runs, _labels(board), heights, begin, board.unit)
     summary = tables.summary(board, ["eval_kl", *heights])
-    words = []
+    words, less = [], board.unit.divergence if board.unit.nats else "deviation"
     for name, what in heights.items():
         best = summary.loc[tables.frontier(summary, "eval_kl", name)].sort_values("eval_kl")
         on = ", ".join(judged.entry_name(board, (r["label"], r["rate"])) for r in best.to_dict("records"))
         if on:
-            words.append(page.note(f"On the frontier of {what} (no other has both less KL and more of it): {on}."))
+            words.append(page.note(f"On the frontier of {what} (no other has both less {less} and more of it): {on}."))
     return page.stack(
-        page.picture(figure, "Held-out accuracy against KL, one point an objective and learning rate"), *words
+        page.picture(figure, f"Held-out accuracy against {less}, one point an objective and learning rate"), *words
     )
 
 
 def accuracy(board: Board) -> Block:
     """Implicit, ranking, top-token and sampled-token accuracy."""
-    names = [f"eval_{k}" for k in ("implicit", "ranking", "top", "sampled")]
+    names = [f"eval_{k}" for k in ("implicit", "ranking", *(("top", "sampled") if board.unit.by_token else ()))]
     return _table(board, [*names, "probe_implicit"], begin=True)
 
 
@@ -130,13 +138,17 @@ def _line(head: Mapping[str, Any]) -> dict[str, str]:
 
 
 def comparisons(board: Board) -> Block:
-    """The comparisons of the RRPO and of the LeanPO paper, as far as their entries were trained."""
+    """The comparisons of the RRPO and of the LeanPO paper, as far as their entries were trained; of language models."""
+    if not board.unit.by_token:
+        return page.EMPTY
     made = [(words, _comparison(board, known)) for words, known in (("RRPO", tables.RRPO), ("LeanPO", tables.LEANPO))]
     return page.stack(*(block for words, table in made for block in (page.heading(words), table)))
 
 
 def lengths(board: Board) -> Block:
-    """What length has to do with it, as far as a run log can say."""
+    """What length has to do with it, as far as a run log can say; nothing where answers have none."""
+    if not board.unit.by_token:
+        return page.EMPTY
     names = ["eval_length_rho", "eval_preferred_length", "eval_chosen_length", "eval_rejected_length", "eval_eos"]
     return _table(board, names, begin=True)
 
@@ -147,7 +159,8 @@ def incentives(board: Board) -> Block:
     if not board.runs[names].notna().to_numpy().any():
         return page.missing("Incentives", "These run logs do not hold them.")
     columns = [Dots(names[0], CHOSEN, "on chosen"), Dots(names[1], REJECTED, "on rejected")]
-    figure = _dots(board, {"loss per nat, mean over train rows": columns})
+    per = "nat" if board.unit.nats else "unit of the error"
+    figure = _dots(board, {f"loss per {per}, mean over train rows": columns})
     return page.stack(page.picture(figure, "Per-side incentives by objective"), _table(board, names))
 
 
@@ -175,6 +188,15 @@ HEADS = {
     "seconds": "wall seconds a run",
     "cpu_seconds": "CPU seconds a run",
 }
+_OF_ERRORS = HEADS | {
+    "chosen": "chosen error, change",
+    "rejected": "rejected error, change",
+    "drift": "common drift of the errors",
+    "ranking": "chosen error the lower one",
+    "kl": "deviation per chosen sample",
+}
+_OF_CHAINS = HEADS | {"kl": "KL(ref || policy) per chosen chain"}
+_HEADS = {"tokens": HEADS, "steps": _OF_CHAINS, "denoising": _OF_ERRORS}
 DIGITS = {"kl_token": 4, "kl_reverse_token": 4, "chosen_incentive": 4, "rejected_incentive": 4, "preferred_length": 1}
 DIGITS |= {"chosen_length": 1, "rejected_length": 1, "seconds": 1, "cpu_seconds": 1}
 MOVED = ("implicit", "margin", "length_rho")  # compare with the reference, so there is nothing before training
@@ -190,7 +212,7 @@ def _table(board: Board, names: Sequence[str], *, begin: bool = False, plain: bo
         first = {"label": "before training", "rate": math.nan} | tables.start(board, names)
         moved = {name: "–" for name in names if _bare(name) in MOVED}
         rows = [_shown(first, names) | moved, *rows]
-    heads = {n: HEADS[_bare(n)] if plain else _head(n) for n in names}
+    heads = {n: _head(board, n, plain) for n in names}
     return page.table(pd.DataFrame(rows), heads=heads | {"label": "objective", "rate": "learning rate"})
 
 
@@ -205,7 +227,7 @@ def _comparison(board: Board, known: Mapping[str, str]) -> Block:
         return page.missing("This comparison", "None of its entries was trained.")
     absent = [label for label in known if label not in set(summary["label"])]
     said = [page.note(f"Not trained: {', '.join(absent)}.", "quiet")] if absent else []
-    heads = {n: _head(n) for n in names} | {"label": "objective", "rate": "learning rate"}
+    heads = {n: _head(board, n) for n in names} | {"label": "objective", "rate": "learning rate"}
     return page.stack(page.table(pd.DataFrame(rows), heads=heads), *said)
 
 
@@ -238,10 +260,10 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
     return words + (f" (n = {n})" if n < row["seeds"] else "")
 
 
-def _head(name: str) -> str:
+def _head(board: Board, name: str, plain: bool = False) -> str:
     split = next((s for s in tables.SPLITS if name.startswith(f"{s}_")), None)
-    words = HEADS[_bare(name)]
-    return f"{words}, {tables.SPLITS[split]}" if split else words
+    words = _HEADS[board.unit.kind][_bare(name)]
+    return f"{words}, {tables.SPLITS[split]}" if split and not plain else words
 
 
 def _bare(name: str) -> str:

@@ -135,7 +135,7 @@ def _displacement(board: Board, judged: Judged) -> Finding:
     if judged.state is None:
         return Finding(f"displaced/{name}", math.nan, 0, None, HALF, None, f"{name}: displacement not measured")
     passed = {DISPLACED: False, HELD: True}.get(judged.state)
-    said = f"{name}: {percent(judged.share)} of the training pairs lost chosen likelihood "
+    said = f"{name}: {percent(judged.share)} of the training pairs {board.unit.lost} "
     said += f"(95 % interval {span(judged.interval, percent)}); {judged.state}"
     return Finding(f"displaced/{name}", judged.share, judged.seeds, judged.interval, HALF, passed, said)
 
@@ -144,7 +144,8 @@ def _kl(board: Board, entry: Entry) -> Finding:
     values = board.of(entry)["eval_kl"]
     value, half, name = mean(values), half_width(values), entry_name(board, entry)
     interval = None if math.isnan(half) else (value - half, value + half)
-    said = f"{name}: KL(reference || policy) is {number(value)} nats per held-out chosen response"
+    unit = board.unit
+    said = f"{name}: {unit.divergences['kl']} is {number(value)}{unit.nats} per held-out chosen {unit.response}"
     said = f"{name}: KL on held-out chosen responses not measured" if math.isnan(value) else said
     return Finding(f"kl/{name}", value, len(finite(values)), interval, None, None, said)
 

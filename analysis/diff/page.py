@@ -8,6 +8,7 @@ from analysis.run import samples
 from analysis.run.verdict import PAIRS
 from analysis.show import page
 from analysis.show.page import Block, Cell, Tile
+from analysis.show.units import Unit
 from analysis.show.wording import ABSENT, clip, count, signed
 from analysis.tables import displacement, runs
 from diagnostics.runlog import RunLog
@@ -34,33 +35,41 @@ def summary(both: Compared, before_page: str = "", after_page: str = "") -> Bloc
     once = "Two runs, one seed each: the intervals are over pairs, and say nothing of what another seed would do."
     split = next(iter(both.found))
     tiles = page.tiles([_tile(both, split, what) for what in ("fell", "chosen", "accuracy", "kl")])
-    return page.stack(bar, card, tiles, page.note(once, "quiet"), page.note(left, "quiet") if left else page.EMPTY)
-
-
-def _tile(both: Compared, split: str, what: str) -> Tile:
-    found, (plain, apart) = both.found[split][what], verdict.form(what)
-    if not found.n:
-        return Tile(_LABELS[what], verdict.WHAT[what], ABSENT)
-    below = f"{plain(found.before)} to {plain(found.after)}", f"n {found.n}, {verdict.interval(found, apart)}"
-    return Tile(
-        _LABELS[what], f"{verdict.WHAT[what]}, of {PAIRS[split]}s: after minus before", apart(found.value), below
+    told = [page.note(both.unit.note, "quiet")] if both.unit.note else []
+    return page.stack(
+        bar, *told, card, tiles, page.note(once, "quiet"), page.note(left, "quiet") if left else page.EMPTY
     )
 
 
-_LABELS = {
+def _tile(both: Compared, split: str, what: str) -> Tile:
+    found, (plain, apart) = verdict.shown(both, split, what), verdict.form(what, both.unit)
+    label, meaning = _LABELS[both.unit.kind][what], both.what[what]
+    if not found.n:
+        return Tile(label, meaning, ABSENT)
+    below = f"{plain(found.before)} to {plain(found.after)}", f"n {found.n}, {verdict.interval(found, apart)}"
+    return Tile(label, f"{meaning}, of {PAIRS[split]}s: after minus before", apart(found.value), below)
+
+
+_OF_TOKENS = {
     "fell": "chosen answers that fell: difference", "chosen": "mean change: difference, nats",
     "accuracy": "preference accuracy: difference", "kl": "KL: difference, nats",
 }  # fmt: skip
+_OF_CHAINS = _OF_TOKENS | {"fell": "chosen chains that fell: difference"}
+_OF_ERRORS = _OF_TOKENS | {
+    "fell": "chosen errors that rose: difference", "chosen": "mean change of the error: difference",
+    "kl": "deviation: difference",
+}  # fmt: skip
+_LABELS = {"tokens": _OF_TOKENS, "steps": _OF_CHAINS, "denoising": _OF_ERRORS}
 
 
 def numbers(both: Compared) -> Block:
     """Every number in both runs, and the difference with its interval."""
     rows = []
-    for split, of in both.found.items():
-        for what, found in of.items():
-            plain, apart = verdict.form(what)
+    for split in both.found:
+        for what, words in both.what.items():
+            (plain, apart), found = verdict.form(what, both.unit), verdict.shown(both, split, what)
             pair = (plain(found.before), plain(found.after), apart(found.value))
-            rows.append((PAIRS[split], verdict.WHAT[what], *pair, verdict.interval(found, apart), found.n))
+            rows.append((PAIRS[split], words, *pair, verdict.interval(found, apart), found.n))
     columns = ["of", "what", "before", "after", "difference", "interval of the difference", "n"]
     known = pd.DataFrame(rows, columns=columns)
     return page.table(known.loc[known["n"] > 0])
@@ -74,8 +83,8 @@ def classes(both: Compared) -> Block:
         if known.tolist().count(True):
             table = pd.crosstab(a.loc[known, "outcome"], b.loc[known, "outcome"])
             names = [o for o in displacement.OUTCOMES if o in table.index or o in table.columns]
-            table = table.reindex(index=names, columns=names, fill_value=0)
-            table.columns = [f"after: {o}" for o in names]
+            table = table.reindex(index=names, columns=names, fill_value=0).rename(index=both.unit.outcome)
+            table.columns = [f"after: {both.unit.outcome(o)}" for o in names]
             parts += [page.heading(f"{PAIRS[split].capitalize()}s")]
             parts += [page.table(table.rename_axis("before").reset_index())]
     return page.stack(*parts)
@@ -87,24 +96,31 @@ def changed(both: Compared, text: bool = True) -> Block:
     audit = both.after.audit if runs.texts(both.before.audit).empty else both.before.audit
     texts = runs.texts(audit) if text else runs.texts(pd.DataFrame())
     found = {split: verdict.moved(both, split) for split in both.found}
-    rows = [_row(row, split, texts) for split, table in found.items() for row in table.head(ROWS).to_dict("records")]
+    rows = [
+        _row(row, split, texts, both.unit)
+        for split, table in found.items()
+        for row in table.head(ROWS).to_dict("records")
+    ]
     if not rows:
         return page.note("No pair changed class.")
     total = sum(map(len, found.values()))
     said = f"{count(total, 'pair')} changed class, the largest loss first"
     more = f"; {ROWS:,} of a kind are shown" if max(map(len, found.values())) > ROWS else ""
-    made = page.sortable(_HEADS, rows, name="pairs", filter_by="after")
+    made = page.sortable(_heads(both), rows, name="pairs", filter_by="after")
     return page.stack(page.note(f"{said}{more}."), page.fold("All of them", made) if len(rows) > samples.OPEN else made)
 
 
-_HEADS = {
-    "pair": "", "of": "", "before": "outcome in the run before", "after": "outcome in the run after",
-    "chosen before": "change of the chosen answer, nats", "chosen after": "change of the chosen answer, nats",
-    "difference": "after minus before, nats",
-}  # fmt: skip
+def _heads(both: Compared) -> dict[str, str]:
+    unit = both.unit
+    chosen = f"change of the chosen {unit.answer}, nats" if unit.nats else "change of the chosen error"
+    return {
+        "pair": "", "of": "", "before": "outcome in the run before", "after": "outcome in the run after",
+        "chosen before": chosen, "chosen after": chosen,
+        "difference": f"after minus before{', nats' if unit.nats else ''}",
+    }  # fmt: skip
 
 
-def _row(row: dict, split: str, texts: pd.DataFrame) -> list[Cell]:
+def _row(row: dict, split: str, texts: pd.DataFrame, unit: Unit) -> list[Cell]:
     body = page.EMPTY
     if row["pair_id"] in texts.index:
         known = texts.loc[row["pair_id"]]
@@ -113,8 +129,11 @@ def _row(row: dict, split: str, texts: pd.DataFrame) -> list[Cell]:
     return [
         Cell(str(row["pair_id"]), None, anchor, more=body),
         Cell(PAIRS[split]),
-        *(Cell(row[name]) for name in ("was", "is")),
-        *(Cell(signed(row[name]), row[name]) for name in ("before", "after", "change")),
+        *(Cell(unit.outcome(row[name])) for name in ("was", "is")),
+        *(
+            Cell(signed(value, unit.digits), value)
+            for value in (unit.shown(row[k]) for k in ("before", "after", "change"))
+        ),
     ]
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
 from analysis.run.verdict import PAIRS
-from analysis.show import denoising
+from analysis.show import units
+from analysis.show.units import Unit
 from analysis.show.wording import count, number, percent, signed, span
 from analysis.tables import displacement, paired
 from analysis.tables.intervals import NOTHING
@@ -16,12 +18,21 @@ from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
 SHARES = ("fell", "accuracy")
-WHAT = {
+TURNED = ("chosen", "rejected")  # of a denoiser shown as the change of its error
+WHAT = ("fell", "chosen", "per_token", "accuracy", "kl", "rejected", "margin")
+_WHAT = {
     "fell": "share of chosen answers that fell", "chosen": "mean change of a chosen answer, nats",
     "per_token": "mean change per token of a chosen answer, nats",
     "accuracy": "preference accuracy", "kl": "KL(reference || policy) per chosen answer, nats",
     "rejected": "mean change of a rejected answer, nats", "margin": "mean change of the margin, nats",
 }  # fmt: skip
+_OF_CHAINS = {name: words.replace("answer", "chain") for name, words in _WHAT.items() if name != "per_token"}
+_OF_ERRORS = {
+    "fell": "share of chosen samples whose error rose", "chosen": "mean change of the chosen error",
+    "accuracy": "preference accuracy", "kl": "deviation from the reference on a chosen sample",
+    "rejected": "mean change of the rejected error", "margin": "mean change of the margin, rejected over chosen error",
+}  # fmt: skip
+_WORDS = {"tokens": _WHAT, "steps": _OF_CHAINS, "denoising": _OF_ERRORS}
 MORE, LESS, MIXED, SAME, FEW = "more", "less", "mixed", "same", "few"
 
 
@@ -33,6 +44,16 @@ class Compared:
     after: RunLog
     found: dict[str, dict[str, Difference]]
     pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+
+    @property
+    def unit(self) -> Unit:
+        """What the likelihoods of both are counted in."""
+        return units.of(self.after)
+
+    @property
+    def what(self) -> dict[str, str]:
+        """What is compared, in words, by its names in WHAT."""
+        return _WORDS[self.unit.kind]
 
     @property
     def names(self) -> tuple[str, str]:
@@ -77,16 +98,27 @@ def judge(both: Compared) -> list[Finding]:
     main = both.found[next(iter(both.found))]["fell"]
     said = "; ".join([*(_said(both, split, states[split]) for split in both.found), *([unlike] if unlike else [])])
     first = Finding("difference", main.value, main.n, main.interval, 0.0, passed, said)
-    found = [first, *(_finding(split, what, d) for split, of in both.found.items() for what, d in of.items() if d.n)]
-    return denoising.found(found, both.after.config)
+    of = [(split, what) for split in both.found for what in both.what if both.found[split][what].n]
+    return [first, *(_finding(both, split, what) for split, what in of)]
+
+
+def shown(both: Compared, split: str, what: str) -> Difference:
+    """A difference as the unit shows it: of a denoiser that of the errors."""
+    found, unit = both.found[split][what], both.unit
+    if what not in TURNED or unit.sign > 0:
+        return found
+    ends = unit.interval(found.interval) or NOTHING
+    before, after, value = (unit.shown(v) for v in (found.before, found.after, found.value))
+    return Difference(before, after, value, found.n, ends)
 
 
 def _said(both: Compared, split: str, found: str) -> str:
-    share, mean = both.found[split]["fell"], both.found[split]["chosen"]
+    share, mean, unit = both.found[split]["fell"], shown(both, split, "chosen"), both.unit
+    reads, _ = form("chosen", unit)
     return (
-        f"{_words(both, split, found)}: {percent(share.before)} to {percent(share.after)} of the chosen answers fell "
-        f"({_points(share)}), mean change {signed(mean.before)} to {signed(mean.after)} nats "
-        f"({signed(mean.value)}; {interval(mean)})"
+        f"{_words(both, split, found)}: {percent(share.before)} to {percent(share.after)} of the chosen {unit.went} "
+        f"({_points(share)}), {unit.mean_change} {reads(mean.before)} to {reads(mean.after)}{unit.nats} "
+        f"({reads(mean.value)}; {interval(mean, reads)})"
     )
 
 
@@ -117,16 +149,18 @@ def interval(found: Difference, form: Callable[[float], str] = signed) -> str:
     return f"95 %: {span(found.interval, form).replace(' points', '')}"
 
 
-def form(what: str) -> tuple[Callable[[float], str], Callable[[float], str]]:
+def form(what: str, unit: Unit) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """How a number of WHAT reads, and how a difference of it does."""
-    return (percent, points) if what in SHARES else (number if what == "kl" else signed, signed)
+    plain, apart = (partial(reads, digits=unit.digits) for reads in (number, signed))
+    return (percent, points) if what in SHARES else (plain if what == "kl" else apart, apart)
 
 
-def _finding(split: str, what: str, found: Difference) -> Finding:
-    plain, apart = form(what)
-    said = f"{WHAT[what]}, {PAIRS[split]}s: {plain(found.before)} to {plain(found.after)} ({apart(found.value)}; "
-    name = f"{split}/difference/{what}"
-    return Finding(name, found.value, found.n, found.interval, None, None, f"{said}{interval(found, apart)})")
+def _finding(both: Compared, split: str, what: str) -> Finding:
+    """Its numbers are of likelihoods, its sentence in the unit of the runs."""
+    (plain, apart), found, turned = form(what, both.unit), both.found[split][what], shown(both, split, what)
+    said = f"{both.what[what]}, {PAIRS[split]}s: {plain(turned.before)} to {plain(turned.after)} "
+    said += f"({apart(turned.value)}; {interval(turned, apart)})"
+    return Finding(f"{split}/difference/{what}", found.value, found.n, found.interval, None, None, said)
 
 
 def moved(both: Compared, split: str) -> pd.DataFrame:
@@ -186,9 +220,8 @@ def markdown(both: Compared) -> list[str]:
     said = "; ".join(_words(both, split, state(both, split)) for split in both.found)
     said += f"; {unlike}" if (unlike := paired.unlike_steps(both.before, both.after)[0]) else ""
     lines = [f"{sign} {said}.", *(_line(both, split) for split in PAIRS)]
-    lines = [denoising.worded(line, both.after.config) for line in lines]
     worse, better = (sum(k) for k in zip(*(crossed(both, split) for split in both.found)))
-    lines.append(f"Pairs whose chosen answer falls only now: {worse}; that no longer falls: {better}.")
+    lines.append(both.unit.crossed.format(worse, better))
     changed = [f"{r['setting']} {r['before']} → {r['after']}" for r in settings(both).to_dict("records")]
     rest = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
     return [*lines, f"Settings that differ: {', '.join(changed[:4])}{rest}." if changed else "No setting differs."]
@@ -199,11 +232,14 @@ def _line(both: Compared, split: str) -> str:
     if not found:
         return f"{PAIRS[split].capitalize()}s: none measured in both runs."
     parts = []
-    for what, words in _SHORT.items():
-        (plain, apart), one = form(what), found[what]
+    for what, words in (_SHORT if both.unit.sign > 0 else _SHORT_ERRORS).items():
+        if what not in both.what:
+            continue
+        (plain, apart), one = form(what, both.unit), shown(both, split, what)
         told = f" ({apart(one.value)}; {interval(one, apart)})" if what in ("fell", "chosen") else ""
         parts += [f"{words} {plain(one.before)} → {plain(one.after)}{told}"] if one.n else []
     return f"{PAIRS[split].capitalize()}s (n {found['fell'].n}): {', '.join(parts)}."
 
 
 _SHORT = {"fell": "fell", "chosen": "chosen", "per_token": "per token", "accuracy": "accuracy", "kl": "KL"}
+_SHORT_ERRORS = {"fell": "rose", "chosen": "chosen error", "accuracy": "accuracy", "kl": "deviation"}

@@ -16,6 +16,8 @@ What the paper says stands beside it in <name>.yaml and nowhere else, typed in o
     kind              mean (left out: the 95 % interval of the mean over seeds must obey, or break, the rule), every
                       (one seed that breaks it refutes the claim), some (one seed that obeys shows it), exact (nothing
                       is drawn)
+    within            the ends of what the quantity can be by nature, [0, 1] for a share or an AUROC, [-1, 1] for a
+                      correlation: the interval is shown within them, and judged as it came out
     by                paper (the paper's own claim) or control (what a reviewer would ask, not in the paper)
     needs             data, where the claim stands only if --data was given
     late              the results that were known when the rule was set; without it the rule stood before its first
@@ -389,7 +391,8 @@ def _judged(analysis: str, entry: Mapping[str, Any], found: Measured | None, fre
     lost = len(found.values) - len(values)
     missing = f"no number from {lost} of {count(len(found.values), 'repetition')}" if lost else ""
     notes = filter(None, [found.note, missing, ruling.note, _late(entry.get("late"), fresh)])
-    return Claim(analysis, **told, rule=rules.words(entry["rule"], kind), value=ruling.value, interval=ruling.interval,
+    interval = rules.within(ruling.interval, entry.get("within"))
+    return Claim(analysis, **told, rule=rules.words(entry["rule"], kind), value=ruling.value, interval=interval,
                  holds=ruling.holds, n=found.n, note="; ".join(notes), p=ruling.p)  # fmt: skip
 
 

@@ -8,8 +8,9 @@ import pandas as pd
 
 from analysis.run import verdict
 from analysis.run.verdict import PAIRS, by_name
-from analysis.show import denoising
-from analysis.show.wording import number, percent, signed, span, visible
+from analysis.show import units
+from analysis.show.units import Unit
+from analysis.show.wording import percent, span, visible
 from analysis.tables import mass, runs
 from analysis.tables.intervals import wilson
 from diagnostics.finding import Finding
@@ -18,11 +19,6 @@ from diagnostics.runlog import RunLog
 BROKEN, WATCH, NORMAL, UNMEASURED = "BROKEN", "WATCH", "NORMAL", "NOT MEASURED"
 SIGNS = {BROKEN: "✖", WATCH: "▲", NORMAL: "✔", UNMEASURED: "–"}
 
-# An answer that lost less than this is still more than half as likely as it was: a loss, but no break.
-HALVED = math.log(2)
-# KL in nats per chosen answer from which on a policy counts as far away. Thin: on one real chat model the two runs that
-# went further had 17 and 56 % of their held-out answers fall, and the run at the usual rate (0.9 nats) had none.
-FAR = 10.0
 SAID = 0.1  # tokens that gained less probability on average are not named
 
 
@@ -40,15 +36,11 @@ def state(run: RunLog, found: Sequence[Finding]) -> State:
     """The word, the sentence and their cause. found: verdict.judge of the run.
 
     BROKEN: nothing was trained, or nothing that can be measured; the loss is no number; or chosen answers are displaced
-    by at least HALVED on average. WATCH: displaced by less, not clear, nothing moved measurably so far, the wrong
-    answers are preferred, the policy is FAR from its reference, or the reference is not the model that training began
-    from, which may be meant. NORMAL: none of these.
+    by at least the limit of the run's unit on average (analysis.show.units). WATCH: displaced by less, not clear,
+    nothing moved measurably so far, the wrong answers are preferred, the policy is far from its reference (by that
+    unit's limit), or the reference is not the model that training began from, which may be meant. NORMAL: none of
+    these.
     """
-    known = _state(run, found)
-    return replace(known, says=denoising.worded(known.says, run.config))
-
-
-def _state(run: RunLog, found: Sequence[Finding]) -> State:
     first, loss = found[0], runs.column(run.steps, "loss").dropna()
     if not by_name(list(found), "displacement/frac").n and not verdict.no_weight_moved(run):
         why = first.meaning.removeprefix("not measured: ").partition(". ")[0]
@@ -70,7 +62,8 @@ def _moved(run: RunLog, found: Sequence[Finding]) -> State:
     said = f"{counts(run, found)}{instead(run)}"
     if first.passed is False:
         splits = displaced(run)
-        word = BROKEN if min(_mean(found, split) for split in splits) <= -HALVED else WATCH
+        unit = units.of(run)
+        word = BROKEN if any(unit.broken(_mean(found, split), start(run, split)) for split in splits) else WATCH
         return State(word, said, splits, "displaced")
     if first.passed is None and first.meaning.startswith("nothing moved"):
         ended = bool(run.manifest.get("finished"))
@@ -84,12 +77,15 @@ def _moved(run: RunLog, found: Sequence[Finding]) -> State:
 def _held(run: RunLog, found: Sequence[Finding], said: str) -> State:
     """The state of a run whose chosen answers held."""
     accuracy, kl = by_name(list(found), "accuracy"), by_name(list(found), "kl/chosen")
+    unit = units.of(run)
     said += _not_carried_over(run)
     if accuracy.interval and accuracy.interval[1] < verdict.HALF:
-        words = f"{said} But the model prefers the rejected answer in {percent(1 - accuracy.value)} of the pairs."
+        words = (
+            f"{said} But the model prefers the rejected {unit.answer} in {percent(1 - accuracy.value)} of the pairs."
+        )
         return State(WATCH, words, cause="accuracy")
-    if kl.n and kl.value > FAR:
-        words = f"{said} But the policy is far from its reference: {number(kl.value)} nats per chosen answer."
+    if kl.n and unit.far(kl.value, start(run, "probe")):
+        words = f"{said} But the policy is far from its reference: {unit.away(kl.value, start(run, 'probe'))}."
         return State(WATCH, words, cause="far")
     return State(NORMAL, said, cause="held")
 
@@ -120,15 +116,17 @@ def counts(run: RunLog, found: Sequence[Finding]) -> str:
     shares = {split: by_name(list(found), verdict.key(split, "displacement/frac")) for split in PAIRS}
     measured = [split for split in PAIRS if shares[split].n]
     order = sorted(measured, key=lambda split: split not in displaced(run))
-    return " ".join(f"{_count(shares[s], PAIRS[s], _mean(found, s))}." for s in order)
+    unit, means = units.of(run), {split: _mean(found, split) for split in order}
+    told = {split: unit.told(means[split], start(run, split)) for split in order}
+    return " ".join(f"{_count(shares[s], PAIRS[s], told[s], unit)}." for s in order)
 
 
-def _count(share: Finding, pairs: str, mean: float) -> str:
+def _count(share: Finding, pairs: str, mean: str, unit: Unit) -> str:
     hits = round(share.value * share.n)
     who = f"All {share.n}" if hits == share.n else f"None of {share.n}" if not hits else f"{hits} of {share.n}"
     interval = span(share.interval, percent).replace(" %", "", 1) if share.n >= 5 else ""
     told = f" (95 %: {interval})" if interval else ""
-    return f"{who} chosen answers of {pairs}s became less likely{told}, {signed(mean)} nats on average"
+    return f"{who} chosen {unit.answer}s of {pairs}s {unit.fell}{told}, {mean} on average"
 
 
 def instead(run: RunLog) -> str:
@@ -149,6 +147,11 @@ def _at_start(run: RunLog) -> bool:
     """Whether most pairs' answers differ in their first token."""
     shared = runs.column(runs.rows(run, "probe").drop_duplicates("pair_id"), "shared_prefix").dropna()
     return bool(len(shared) and (shared == 0).mean() > verdict.HALF)
+
+
+def start(run: RunLog, split: str) -> float:
+    """Mean chosen likelihood that the changes of a split's pairs count from."""
+    return runs.start(runs.ends(runs.rows(run, split)))
 
 
 def _mean(found: Sequence[Finding], split: str) -> float:

@@ -5,29 +5,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, SIDE, below, panels, styled
+from analysis.show.units import Unit
 from analysis.tables.frames import VIEWS
 from analysis.tables.mass import RESPONSES
 
-OUTCOME = {"separated": CYCLE[2], "both fell": REJECTED, "neither fell": CYCLE[3], "inverted": CYCLE[4]}
+OUTCOME = {
+    "separated": CYCLE[2],
+    "both fell": REJECTED,
+    "neither fell": CYCLE[3],
+    "inverted": CYCLE[4],
+}  # in the order of displacement.OUTCOMES
 TYPE = {"chosen": CHOSEN, "rejected": REJECTED, "own": CYCLE[2], "other": CYCLE[3], "shuffled": NEUTRAL}
 
 
 @styled
-def outcomes(shares: pd.DataFrame, common: pd.DataFrame, differential: pd.DataFrame, title: str) -> Figure:
-    """Left: share of each outcome by step. Right: common and differential mode with 95 % intervals.
+def outcomes(shares: pd.DataFrame, common: pd.DataFrame, differential: pd.DataFrame, title: str, ylabel: str) -> Figure:
+    """Left: share of each outcome by step. Right: common and differential mode with 95 % intervals (ylabel: of what).
 
-    shares: displacement.quadrants_by_step; the modes: curves.means.
+    shares: displacement.quadrants_by_step, its columns called as they are shown; the modes: curves.means.
     """
     figure, (left, right) = panels(2, height=3.4)
     left.stackplot(
-        shares.index, *(shares[o] for o in OUTCOME), labels=list(OUTCOME), colors=list(OUTCOME.values()), alpha=0.85
+        shares.index, *(shares[o] for o in shares), labels=list(shares), colors=list(OUTCOME.values()), alpha=0.85
     )
     left.set(title="what became of the pairs", xlabel="optimizer step", ylabel="share of pairs", ylim=(0, 1))
     below(left, 2)
     _line(right, common, DARK, "common mode: both sides together")
     _line(right, differential, CYCLE[4], "differential mode: the margin")
     right.axhline(0, color=DARK, lw=0.8)
-    right.set(title="together and apart", xlabel="optimizer step", ylabel="mean change (nats)")
+    right.set(title="together and apart", xlabel="optimizer step", ylabel=ylabel)
     below(right, 1)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
@@ -83,16 +89,17 @@ def responses(table: pd.DataFrame, title: str) -> Figure:
 
 
 @styled
-def frontier(table: pd.DataFrame, title: str) -> Figure:
-    """Accuracy and margin against √KL, probe by probe, with 95 % intervals. table: curves.frontier."""
+def frontier(table: pd.DataFrame, title: str, unit: Unit) -> Figure:
+    """Accuracy and margin against √KL, or what stands for it, probe by probe, with 95 % intervals. table:
+    curves.frontier."""
     figure, axes = panels(2, height=3.4)
-    for axis, name, label in zip(axes, ("accuracy", "margin"), ("preference accuracy", "margin (nats)")):
+    for axis, name, label in zip(axes, ("accuracy", "margin"), ("preference accuracy", f"margin{unit.bracketed}")):
         error = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
         axis.errorbar(table["deviation"], table[name], error, fmt="o-", ms=3, color=CHOSEN, ecolor="#bcd3df", lw=1.2)
         for row in table.iloc[[0, -1]].to_dict("records"):
             at = (row["deviation"], row[name])
             axis.annotate(f"step {row['step']:.0f}", at, (4, 5), textcoords="offset points", fontsize=9)
-        axis.set(xlabel="√KL(policy || reference), KL in nats per response", ylabel=label)
+        axis.set(xlabel=unit.distance_axis, ylabel=label)
         axis.margins(x=0.15)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure

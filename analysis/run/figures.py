@@ -6,16 +6,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.show.style import CHOSEN, CYCLE, DARK, NEUTRAL, REJECTED, SIDE, below, panels, styled
+from analysis.show.units import Unit
 from analysis.show.wording import correlation, for_plot, number, percent, signed, visible
 from analysis.tables.columns import label
 from analysis.tables.mass import LEDGER
 
 
 @styled
-def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFrame, title: str) -> Figure:
-    """Change of chosen and rejected log-likelihood over steps: median, 25-75 and 10-90 % bands, train rows faint.
+def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFrame, title: str, unit: Unit) -> Figure:
+    """Change of chosen and rejected likelihood over steps: median, 25-75 and 10-90 % bands, train rows faint.
 
-    chosen, rejected: curves.bands of the probe; train: pair rows of the train split (may be empty).
+    chosen, rejected: curves.bands of the probe; train: pair rows of the train split (may be empty); all turned as the
+    unit shows them.
     """
     figure, (left, right) = panels(2)
     for axes, table, side in ((left, chosen, "chosen"), (right, rejected, "rejected")):
@@ -23,7 +25,7 @@ def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFra
             axes.plot(train["step"], train[f"{side}_change"], ".", color=NEUTRAL, alpha=0.3, ms=4, label="train pairs")
         _band(axes, table, SIDE[side])
         axes.axhline(0, color=DARK, lw=0.8)
-        axes.set(title=f"{side} responses", xlabel="optimizer step", ylabel="change of log-likelihood (nats)")
+        axes.set(title=f"{side} {unit.response}s", xlabel="optimizer step", ylabel=unit.change)
         _room(axes, table)
         below(axes)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
@@ -31,8 +33,9 @@ def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFra
 
 
 @styled
-def shares(table: pd.DataFrame, onset: float) -> Figure:
-    """Share of probe pairs whose chosen answer fell since the start, by step, with the 95 % Wilson band."""
+def shares(table: pd.DataFrame, onset: float, lost: str) -> Figure:
+    """Share of probe pairs whose chosen answer fell since the start (`lost` in words), by step, with the 95 % Wilson
+    band."""
     figure, (axes,) = panels(1, height=2.8)
     axes.fill_between(table["step"], table["share_low"], table["share_high"], color=CHOSEN, alpha=0.18, lw=0)
     axes.plot(table["step"], table["share"], "o-", color=CHOSEN, ms=3)
@@ -41,16 +44,17 @@ def shares(table: pd.DataFrame, onset: float) -> Figure:
     if not np.isnan(onset):
         axes.axvline(onset, color=REJECTED, lw=1.2, label=f"onset: step {onset:.0f}")
         axes.legend(loc="best")
-    title = f"At the end {percent(last['share'])} of {last['n']:.0f} probe pairs have lost chosen likelihood"
+    title = f"At the end {percent(last['share'])} of {last['n']:.0f} probe pairs have {lost}"
     if not last["n"]:
-        title = "Probe pairs that have lost chosen likelihood; at the end none was measured"
+        title = f"Probe pairs that have {lost}; at the end none was measured"
     axes.set(title=title, xlabel="optimizer step", ylabel="share of pairs", ylim=(-0.02, 1.02))
     return figure
 
 
 @styled
-def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name: str) -> Figure:
-    """Chosen against rejected change of each probe pair at the end, coloured by a measure; outcomes named."""
+def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name: str, unit: Unit) -> Figure:
+    """Chosen against rejected change of each probe pair at the end, coloured by a measure; outcomes named. Right and up
+    is better: an error is drawn falling that way."""
     figure, (axes,) = panels(1, height=5.4, width=8.0)
     x, y, c = ends["chosen_change"], ends["rejected_change"], ends.get(colour)
     if c is not None and len(set(c.dropna())) > 1:
@@ -61,10 +65,13 @@ def quadrant(ends: pd.DataFrame, shares: pd.DataFrame, colour: str, colour_name:
         axes.scatter(x, y, color=CHOSEN, s=26, alpha=0.8, lw=0)
     axes.axhline(0, color=DARK, lw=0.9)
     axes.axvline(0, color=DARK, lw=0.9)
-    _name_quadrants(axes, shares)
-    title = f"{percent(_share(shares, 'both fell'))} of {sum(shares['n'])} pairs: both responses fell"
-    axes.set(title=title, xlabel="chosen: change of log-likelihood (nats)")
-    axes.set_ylabel("rejected: change of log-likelihood (nats)")
+    _name_quadrants(axes, shares, unit)
+    title = f"{percent(_share(shares, 'both fell'))} of {sum(shares['n'])} pairs: {unit.both}"
+    axes.set(title=title, xlabel=f"chosen: {unit.change}")
+    axes.set_ylabel(f"rejected: {unit.change}")
+    if unit.sign < 0:
+        axes.invert_xaxis()
+        axes.invert_yaxis()
     return figure
 
 
@@ -76,10 +83,10 @@ _CORNERS = {
 }
 
 
-def _name_quadrants(axes: Axes, shares: pd.DataFrame) -> None:
+def _name_quadrants(axes: Axes, shares: pd.DataFrame, unit: Unit) -> None:
     axes.margins(0.14)
     for name, (x, y, ha, va) in _CORNERS.items():
-        words = f"{name}: {percent(_share(shares, name))}"
+        words = f"{unit.outcome(name)}: {percent(_share(shares, name))}"
         box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}
         axes.text(x, y, words, transform=axes.transAxes, ha=ha, va=va, fontweight="bold", bbox=box)
 
@@ -89,7 +96,7 @@ def _share(shares: pd.DataFrame, name: str) -> float:
 
 
 @styled
-def predictors(pairs: pd.DataFrame, card: pd.DataFrame, most: int = 6) -> Figure:
+def predictors(pairs: pd.DataFrame, card: pd.DataFrame, most: int = 6, *, loss: str) -> Figure:
     """The measures of the largest rank correlation against realised displacement, pair by pair."""
     card = card.loc[(card["given"] == "") & card["spearman"].notna()]
     kept = card.sort_values("spearman", key=abs, ascending=False)["measure"].head(most).tolist()
@@ -101,38 +108,40 @@ def predictors(pairs: pd.DataFrame, card: pd.DataFrame, most: int = 6) -> Figure
         axis.axhline(0, color=DARK, lw=0.8)
         rho = (-1 if row["direction"].startswith("lower") else 1) * row["spearman"]  # of the measure as it is drawn
         axis.set_title(f"Spearman {correlation(rho)} (n = {int(row['n'])})", fontsize=10)
-        axis.set(xlabel=for_plot(label(name), 44), ylabel="likelihood lost (nats)")
+        axis.set(xlabel=for_plot(label(name), 44), ylabel=loss)
         axis.ticklabel_format(axis="x", scilimits=(-3, 4))
     return figure
 
 
 @styled
-def divergence(table: pd.DataFrame) -> Figure:
-    """KL in both directions, both sides, by step. table: curves.kl."""
+def divergence(table: pd.DataFrame, unit: Unit) -> Figure:
+    """KL in both directions, both sides, by step. table: curves.kl. A deviation has one direction."""
     figure, (axes,) = panels(1, height=3.4)
+    table = table if unit.nats else table.drop(columns=[c for c in table if str(c).endswith("reverse")])
     for column in table:
         side = str(column).split("_")[0]
         reverse = str(column).endswith("reverse")
         style = "--" if reverse else "-"
-        axes.plot(table.index, table[column], style, marker="o", ms=3, color=SIDE[side], label=kl_name(column))
-    axes.set(title=furthest(table))
-    axes.set(xlabel="optimizer step", ylabel="exact KL (nats per response)")
+        axes.plot(table.index, table[column], style, marker="o", ms=3, color=SIDE[side], label=kl_name(column, unit))
+    axes.set(title=furthest(table, unit))
+    axes.set(xlabel="optimizer step", ylabel=unit.divergence_axis)
     below(axes, 2)
     return figure
 
 
-def furthest(table: pd.DataFrame) -> str:
+def furthest(table: pd.DataFrame, unit: Unit) -> str:
     """Where the policy ends furthest from its reference: how many nats, on which side, in which direction."""
     last = table.iloc[-1].dropna()
     if last.empty:
-        return "KL over steps"
-    return f"At the end {kl_name(last.idxmax())} is {number(last.max())} nats per response, the largest of {len(last)}"
+        return f"{unit.divergence} over steps"
+    worst = f"{number(last.max(), unit.digits)}{unit.nats} per {unit.response}, the largest of {len(last)}"
+    return f"At the end {kl_name(last.idxmax(), unit)} is {worst}"
 
 
-def kl_name(column: object) -> str:
+def kl_name(column: object, unit: Unit) -> str:
     """`KL(reference || policy), chosen`: a KL column in words."""
-    way = "policy || reference" if str(column).endswith("reverse") else "reference || policy"
-    return f"KL({way}), {str(column).split('_')[0]}"
+    side, _, key = str(column).partition("_")
+    return f"{unit.divergences[key]}, {side}"
 
 
 @styled

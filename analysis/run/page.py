@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from html import escape
 from typing import Any
 
@@ -27,8 +27,9 @@ from analysis.run import pairs as pairs_of
 from analysis.run.advice import Advice, advise
 from analysis.scorecard import page as scorecard_page
 from analysis.scorecard import predictors, trust
-from analysis.show import denoising, page
+from analysis.show import page, units
 from analysis.show.page import Block, Tile
+from analysis.show.units import Unit
 from analysis.show.wording import ABSENT, clip, number, percent, signed, span, visible
 from analysis.tables import curves, displacement, entanglement, first_difference, mass, runs
 from analysis.tables import frames as by_frames
@@ -62,7 +63,8 @@ def summary(run: RunLog) -> Block:
     boxed = Block(f'<section class="card {_KIND[state.word]}" aria-label="Verdict">{body.html}</section>')
     going = live.of(run)
     still = [page.note(live.words(going), "alarm")] if going.going else []
-    return page.stack(_bar(run), *still, boxed, *_returned(run), *_alarms(run), page.tiles(tiles_of(run, found)))
+    told = [page.note(said, "quiet")] if (said := units.of(run).note) else []
+    return page.stack(_bar(run), *told, *still, boxed, *_returned(run), *_alarms(run), page.tiles(tiles_of(run, found)))
 
 
 _KIND = {card.BROKEN: "bad", card.WATCH: "watch", card.NORMAL: "good", card.UNMEASURED: "unmeasured"}
@@ -117,32 +119,27 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
     held_right = replace(accuracy, value=right, n=n, interval=interval)
     state = card.state(run, found)
     turned = state.displaced == ("eval",)
-    tokens = card.per_token(run).dropna() if share.n and not turned else pd.Series(dtype=float)
-    a_token = (f"{signed(float(tokens.mean()))} a token",) if len(tokens) else ()
+    unit = units.of(run)
+    more = _beside_mean(run, unit, mean) if share.n and not turned else ()
+    mean, held_mean = map(unit.finding, (mean, held_mean))
+    form = partial(signed, digits=unit.digits)
     made = [
-        _tile("chosen answers that fell", _TERMS["fell"], percent, share, held, turned),
-        _tile("mean change", _TERMS["change"], signed, mean, held_mean, turned, a_token, " nats"),
-        _tile("preference accuracy", _TERMS["accuracy"], percent, accuracy, held_right, turned),
-        _tile("KL(reference || policy), chosen", _TERMS["kl"], number, kl, unit=" nats"),
+        _tile(unit.tiles["fell"], unit.terms["fell"], percent, share, held, turned),
+        _tile(unit.mean_change, unit.terms["change"], form, mean, held_mean, turned, more, unit.nats),
+        _tile("preference accuracy", unit.terms["accuracy"], percent, accuracy, held_right, turned),
+        _tile(unit.tiles["kl"], unit.terms["kl"], partial(number, digits=unit.digits), kl, unit=unit.nats),
     ]
     if state.cause == "still":  # the signs of differences that are noise
         made[2] = Tile(made[2].label, made[2].meaning, ABSENT, ("nothing moved by more than noise",))
-    return [_worded(tile, run) for tile in made]
+    return made
 
 
-def _worded(tile: Tile, run: RunLog) -> Tile:
-    texts = (tile.label, tile.meaning, tile.value, *tile.below)
-    label, meaning, value, *below = (denoising.worded(text, run.config) for text in texts)
-    return Tile(label, meaning, value, tuple(filter(None, below)))
-
-
-_TERMS = {
-    "fell": "Share of the pairs whose chosen answer is less likely than at the start, by more than 0.01 nats and more "
-    "than the noise. Probe and held-out pairs apart.",
-    "change": "Change of the log-prob of a chosen answer since the start, mean over pairs; 1 nat is a factor of 2.7.",
-    "accuracy": "Share of pairs whose chosen answer gained more than the rejected one.",
-    "kl": "Exact divergence over the vocabulary, summed over the tokens of a chosen answer: how far the model moved.",
-}
+def _beside_mean(run: RunLog, unit: Unit, mean: Finding) -> tuple[str, ...]:
+    """What stands below the mean change of the probe pairs: the same a token, or as a share of the start's."""
+    if unit.limits.relative:
+        return (unit.share(mean.value, card.start(run, "probe")),)
+    tokens = card.per_token(run).dropna() if unit.by_token else pd.Series(dtype=float)
+    return (f"{signed(float(tokens.mean()))} a token",) if len(tokens) else ()
 
 
 def _tile(
@@ -170,7 +167,17 @@ def numbers(run: RunLog) -> Block:
     """The verdict in full and every judged number with its interval and n."""
     found = kept.verdict_of(run)
     kind = "note" if found[0].passed is None else "good" if found[0].passed else "bad"
-    return page.stack(page.note(found[0].meaning, f"verdict {kind}"), page.findings(found[1:]))
+    told = [page.note(said, "quiet")] if (said := units.of(run).values) else []
+    absent = () if units.of(run).by_token else _OF_TOKENS
+    return page.stack(
+        page.note(found[0].meaning, f"verdict {kind}"),
+        *told,
+        page.findings([f for f in found[1:] if f.name not in absent], units.of(run).digits),
+    )
+
+
+# what a denoiser does not have: tokens, and a divergence that differs by direction
+_OF_TOKENS = ("mass/gained", "eos/chosen", "kl_reverse/chosen", "kl_reverse/rejected")
 
 
 @probed
@@ -193,7 +200,7 @@ def known(run: RunLog) -> Block:
     if not predictors.has_numbers(found.card):
         return page.missing("Predictors", scorecard_page.NOTHING)
     judged = trust.judge(found.card)
-    figure = figures.predictors(found.tables[0], found.card, 1)
+    figure = figures.predictors(found.tables[0], found.card, 1, loss=units.of(run).loss)
     said = [page.note(words) for words in (judged.meaning, trust.under_way(found.early)) if words]
     return page.stack(*said, page.picture(figure, "The best measure against realised displacement"))
 
@@ -204,7 +211,7 @@ def trajectories(run: RunLog) -> Block:
     curve = plots.plot_curves(run)
     return page.stack(
         page.picture(curve, curve.get_suptitle()),
-        page.picture(plots.plot_displacement(run), "Share of pairs whose chosen answer fell, by step"),
+        page.picture(plots.plot_displacement(run), units.of(run).alts["fell"]),
         _splits(run),
     )
 
@@ -217,13 +224,14 @@ def quadrants(run: RunLog) -> Block:
     shares = displacement.quadrants(ends)
     if not sum(shares["n"]):
         return page.missing("Outcomes", "No probe pair was measured on both sides.")
-    figure = plots.plot_outcomes(run)
-    shown = shares.assign(interval=[span(i, percent) for i in zip(shares["low"], shares["high"])])
+    figure, unit = plots.plot_outcomes(run), units.of(run)
+    named = {"interval": [span(i, percent) for i in zip(shares["low"], shares["high"])]}
+    shown = shares.assign(outcome=[unit.outcome(name) for name in shares["outcome"]], **named)
     shown = shown.drop(columns=["low", "high"])
     table = page.table(shown, {"share": percent}, {"interval": "95 % interval"})
-    steadily = page.note(readings.monotone_fall(displacement.monotone_fall(rows)))
+    steadily = page.note(readings.monotone_fall(displacement.monotone_fall(rows), unit))
     return page.stack(
-        page.picture(figure, "Chosen against rejected change of every probe pair"), table, _modes(rows), steadily
+        page.picture(figure, "Chosen against rejected change of every probe pair"), table, _modes(rows, unit), steadily
     )
 
 
@@ -233,7 +241,7 @@ def scorecard(run: RunLog) -> Block:
     found = predictors.collect([run])
     if not predictors.has_numbers(found.card):
         return page.missing("Predictors", scorecard_page.NOTHING)
-    figure = figures.predictors(found.tables[0], found.card)
+    figure = figures.predictors(found.tables[0], found.card, loss=units.of(run).loss)
     return page.stack(scorecard_page.section(found), page.picture(figure, "Measures against realised displacement"))
 
 
@@ -242,7 +250,8 @@ def divergence(run: RunLog) -> Block:
     """Exact KL between policy and reference on the probe responses, and what the preference cost in it."""
     if curves.kl(runs.rows(run, "probe")).empty:
         return page.missing("KL", "The run has no reference, or KL was switched off.")
-    return page.stack(page.picture(plots.plot_kl(run), "KL over steps, both directions, both sides"), _cost(run))
+    alt = f"{units.of(run).divergence} over steps, both directions, both sides"
+    return page.stack(page.picture(plots.plot_kl(run), alt), _cost(run))
 
 
 def gradients(run: RunLog) -> Block:
@@ -259,7 +268,7 @@ def pulls(run: RunLog) -> Block:
     the push on their probabilities, which every run logs."""
     rows, sides = entanglement.measured(run.pairs), entanglement.sides(run.steps)
     if rows.empty or sides.empty:
-        if not verdict.measured(run):
+        if not verdict.measured(run) or not units.of(run).by_token:  # a denoiser has neither these nor a push
             return page.EMPTY
         why = "Train with grad_every set, 10 for example."
         return page.stack(page.missing("Gradients of chosen and rejected apart", why), _push(run))
@@ -279,7 +288,8 @@ def pulls(run: RunLog) -> Block:
 def where_mass_went(run: RunLog) -> Block:
     """Who holds the probability where the two answers part, and which tokens gained and lost most."""
     if run.mass.empty:
-        return page.missing("Where the mass went", "The run log has no mass table.")
+        why = "The run log has no mass table."
+        return page.missing("Where the mass went", why) if units.of(run).by_token else page.EMPTY
     return page.stack(_ledger(run), _movers(run, "gained"), _movers(run, "lost"))
 
 
@@ -305,7 +315,7 @@ def by_place(run: RunLog) -> Block:
     found = first_difference.profile(run.tokens)
     if found.table.empty:
         why = "It needs the tokens of five probe pairs at the first and at the last step (`tokens: ends`)."
-        return page.missing("The first differing token", why)
+        return page.missing("The first differing token", why) if units.of(run).by_token else page.EMPTY
     sentence = readings.first_difference(found)
     title = "Mean change of a token's log-prob by its place relative to the first difference"
     return page.stack(page.note(sentence), page.picture(curve_figures.first_difference(found.table, title), title))
@@ -341,21 +351,11 @@ def repeat(run: RunLog) -> Block:
         _dictionary("Settings that differ from the defaults", changed),
         _dictionary("Versions", {k: v for k, v in about.items() if v}),
         _dictionary("Hashes", run.manifest.get("hashes") or {}),
-        page.fold("Words of this page", page.table(pd.DataFrame(GLOSSARY, columns=["word", "meaning"]))),
+        page.fold("Words of this page", page.table(pd.DataFrame(units.of(run).glossary, columns=["word", "meaning"]))),
         page.fold("How to cite", page.command(BIBTEX)),
     )
 
 
-GLOSSARY = [
-    ("chosen, rejected", "the preferred answer of a pair, and the other"),
-    ("log-prob", "sum of the log-probabilities of an answer's tokens, its end included, in nats"),
-    ("fell", _TERMS["fell"]),
-    ("displaced", "the 95 % interval of the share that fell lies above one half, or that of the mean change below 0"),
-    ("probe pairs", "training pairs that are measured again and again; held-out pairs are never trained on"),
-    ("CHES", "how alike the hidden states of the two answers are, before training; high is prone (arXiv:2410.08847)"),
-    ("KL", _TERMS["kl"]),
-    ("accuracy", _TERMS["accuracy"]),
-]
 BIBTEX = """@software{chesboard, title = {Chesboard: displacement and deviation in preference optimization}}
 @inproceedings{razin2025unintentional, title = {Unintentional Unalignment: Likelihood Displacement in Direct Preference
   Optimization}, author = {Razin, Noam and Malladi, Sadhika and Bhaskar, Adithya and Chen, Danqi and Arora, Sanjeev and
@@ -384,15 +384,17 @@ def _alarms(run: RunLog) -> list[Block]:
     return [page.note(f"Alarm: {text}", "alarm") for text in said]
 
 
-def _modes(rows: pd.DataFrame) -> Block:
-    shares = displacement.quadrants_by_step(rows)
+def _modes(rows: pd.DataFrame, unit: Unit) -> Block:
+    shares = displacement.quadrants_by_step(rows).rename(columns=unit.outcome)
     if shares.empty:
         return page.note("Outcomes by step: a side was not measured.", "quiet")
+    rows = unit.turned(rows)
     both = rows.assign(common=(rows["chosen_change"] + rows["rejected_change"]) / 2)
     common, differential = (curves.means(both, column) for column in ("common", "margin_change"))
-    ends = [signed(table["mean"].iloc[-1]) for table in (common, differential)]
-    title = f"Both sides together moved by {ends[0]} nats, apart by {ends[1]} (mean of probe pairs)"
-    return page.picture(curve_figures.outcomes(shares, common, differential, title), title)
+    ends = [signed(table["mean"].iloc[-1], unit.digits) for table in (common, differential)]
+    title = f"Both sides together moved by {ends[0]}{unit.nats}, apart by {ends[1]} (mean of probe pairs)"
+    axis = f"mean change{unit.bracketed}"
+    return page.picture(curve_figures.outcomes(shares, common, differential, title, axis), title)
 
 
 def _cost(run: RunLog) -> Block:
@@ -401,9 +403,10 @@ def _cost(run: RunLog) -> Block:
     table = curves.frontier(rows)
     if table.empty:
         return page.note("The frontier of accuracy and KL needs a probe after step 0 with KL.", "quiet")
-    sentence = readings.frontier(table, pairs)
+    unit = units.of(run)
+    sentence = readings.frontier(table, pairs, unit.distance)
     title = f"What the preference cost: accuracy and margin of {pairs}s by distance from the reference"
-    return page.stack(page.picture(curve_figures.frontier(table, title), title), page.note(sentence))
+    return page.stack(page.picture(curve_figures.frontier(table, title, unit), title), page.note(sentence))
 
 
 def _spread(run: RunLog) -> Block:
@@ -463,14 +466,16 @@ def _prediction(table: pd.DataFrame) -> Block:
 
 
 def _splits(run: RunLog) -> Block:
-    found = []
+    found, unit = [], units.of(run)
     for split, name in (("probe", "probe (training pairs)"), ("eval", "held-out pairs")):
         table = displacement.by_step(runs.rows(run, split))
         if len(table):
             last = table.iloc[-1]
             interval = span((last["share_low"], last["share_high"]), percent)
-            found.append((name, int(last["n"]), percent(last["share"]), interval, signed(last["mean"])))
-    heads = ["pairs", "n", "lost chosen likelihood", "95 % interval", "mean change (nats)"]
+            found.append(
+                (name, int(last["n"]), percent(last["share"]), interval, signed(unit.shown(last["mean"]), unit.digits))
+            )
+    heads = ["pairs", "n", unit.lost, "95 % interval", f"{unit.mean_change}{unit.bracketed}"]
     return page.table(pd.DataFrame(found, columns=heads))
 
 

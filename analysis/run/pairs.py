@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.run import card, flagged, samples, verdict
 from analysis.run.flagged import Flagged
 from analysis.run.samples import ANCHORS, ROWS
-from analysis.show import page
+from analysis.show import page, units
 from analysis.show.page import Block, Cell
 from analysis.show.wording import ABSENT, number, signed, visible
 from analysis.tables import pair_table, runs, tokens
@@ -30,11 +30,11 @@ def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, s
     other = pair_table.of_run(run, "probe") if first == "eval" else pair_table.of_run(run, "eval")
     texts = runs.texts(runs.audits(run) if text else pd.DataFrame())
     fallen = table.loc[table["fell"] == 1, "pair_id"].head(worst).tolist()
-    if samples.of_denoiser(run):
+    if units.of(run) is units.ERRORS:
         return samples.pairs(run, table, other, texts, len(fallen), first, text=text)
     full = pair_table.scale(run, fallen) if text else math.nan
     before = flagged.of(run, flags or {})
-    said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen answer lost likelihood.")]
+    said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen {units.of(run).answer} lost likelihood.")]
     listed = [i for some in (table, other) for i in some["pair_id"].head(ROWS)]
     shown = runs.pictures(run.path, listed) if text else Pictures()
     cards = [_card(run, row, texts, full, shown) for row in table.head(len(fallen)).to_dict("records")] if text else []
@@ -42,8 +42,8 @@ def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, s
         *said,
         *([_legend(full)] if cards and full == full else []),
         *cards,
-        _table(table, texts, shown, first, before),
-        _table(other, texts, shown, "eval" if first == "probe" else "probe", before),
+        _table(run, table, texts, shown, first, before),
+        _table(run, other, texts, shown, "eval" if first == "probe" else "probe", before),
         *page.not_shown(shown),
     )
 
@@ -62,8 +62,10 @@ def _legend(full: float) -> Block:
 def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float, pictures: Pictures) -> Block:
     known = row["pair_id"] in texts.index
     text = texts.loc[row["pair_id"]] if known else dict.fromkeys(("prompt", *runs.SIDES), "(not in the audit table)")
-    head = f"{_place(row)}: chosen {signed(row['chosen'])} nats ({signed(row['per_token'])} a token), "
-    head += f"rejected {signed(row['rejected'])}; CHES before training {number(row['ches_score'])}"
+    token, ches = f" ({signed(row['per_token'])} a token)", f"; CHES before training {number(row['ches_score'])}"
+    if not units.of(run).by_token:
+        token = ches = ""
+    head = f"{_place(row)}: chosen {signed(row['chosen'])} nats{token}, rejected {signed(row['rejected'])}{ches}"
     found = {side: pair_table.whole_characters(tokens.losses(run, row["pair_id"], side)) for side in runs.SIDES}
     sides = [_answer(side, found[side], str(text[side]), full) for side in runs.SIDES]
     own = page.shown(pictures, row["pair_id"])
@@ -109,12 +111,17 @@ def _numbers(found: dict[str, pd.DataFrame]) -> Block:
     return page.fold("Numbers of every token (nats)", made)
 
 
-def _table(table: pd.DataFrame, texts: pd.DataFrame, pictures: Pictures, split: str, before: Flagged | None) -> Block:
+def _table(
+    run: RunLog, table: pd.DataFrame, texts: pd.DataFrame, pictures: Pictures, split: str, before: Flagged | None
+) -> Block:
     if table.empty:
         return page.EMPTY
     known = before.head if before else _PLACE
     rows = [_row(row, texts, pictures, ANCHORS[split], before) for row in table.head(ROWS).to_dict("records")]
     heads = _HEADS | known | {"tokens": "chosen / rejected"}
+    if not units.of(run).by_token:
+        kept = [i for i, name in enumerate(heads) if name in _OF_CHAINS]
+        heads, rows = _OF_CHAINS, [[row[i] for i in kept] for row in rows]
     return samples.every(heads, rows, len(table), split, "which lost less")
 
 
@@ -122,6 +129,10 @@ _HEADS = {
     "pair": "", "outcome": "", "chosen": "change of the chosen answer, nats",
     "per token": "of the chosen answer, nats per token", "rejected": "change of the rejected answer, nats",
     "KL": "KL(reference || policy) on the chosen answer, nats", "CHES": "before training; high is prone",
+}  # fmt: skip
+_OF_CHAINS = {
+    "pair": "", "outcome": "", "chosen": "change of the chosen chain, nats",
+    "rejected": "change of the rejected chain, nats", "KL": "KL of both models' Gaussians on the chosen chain, nats",
 }  # fmt: skip
 _PLACE = {"LN-CHES place": "1: the pair that LN-CHES would have flagged first"}
 

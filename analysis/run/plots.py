@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.run import figures
+from analysis.show import units
 from analysis.show.wording import signed
 from analysis.tables import curves, displacement, mass, runs
 from diagnostics.errors import DataError
@@ -17,29 +18,30 @@ from diagnostics.runlog import RunLog
 def plot_curves(run: RunLog, split: str = "probe") -> Figure:
     """Change of the chosen and the rejected log-prob since step 0 (nats per answer) by step: median, 25-75 and 10-90 %
     bands over the pairs of a split (probe, eval), the train rows as faint points."""
-    rows = _rows(run, split)
+    unit, rows = units.of(run), units.of(run).turned(_rows(run, split))
     chosen, rejected = (curves.bands(rows, f"{side}_change") for side in runs.SIDES)
     ends = [(words, table) for words, table in (("Chosen moved", chosen), ("rejected", rejected)) if len(table)]
-    words = ", ".join(f"{words} by {signed(float(table['q50'].iloc[-1]))}" for words, table in ends)
+    words = ", ".join(f"{words} by {signed(float(table['q50'].iloc[-1]), unit.digits)}" for words, table in ends)
     pairs = "held-out pairs" if split == "eval" else f"{split} pairs"
-    return figures.trajectories(chosen, rejected, runs.rows(run, "train"), f"{words} nats (median of {pairs})")
+    train = unit.turned(runs.rows(run, "train"))
+    return figures.trajectories(chosen, rejected, train, f"{words}{unit.nats} (median of {pairs})", unit)
 
 
 def plot_displacement(run: RunLog, split: str = "probe") -> Figure:
     """Share of the pairs whose chosen answer fell (see docs/run-log.md) by step, with the 95 % Wilson interval, and
     the onset: the first step from which, to the end, they are displaced."""
     table = displacement.by_step(_rows(run, split))
-    return figures.shares(table, displacement.onset(table))
+    return figures.shares(table, displacement.onset(table), units.of(run).lost)
 
 
 def plot_outcomes(run: RunLog, split: str = "probe") -> Figure:
     """Chosen against rejected change of every pair at the end (nats per answer), coloured by the rank of its CHES
     before training; the four outcomes with their shares."""
-    ends = runs.ends(_rows(run, split))
+    unit, ends = units.of(run), runs.ends(_rows(run, split))
     shares = displacement.quadrants(ends)
     if not sum(shares["n"]):
         raise DataError(f"{run.name}: no pair of the split {split} was measured on both sides.")
-    return figures.quadrant(ends, shares, "start_ches_score", "CHES before training")
+    return figures.quadrant(unit.turned(ends), shares, "start_ches_score", "CHES before training", unit)
 
 
 def plot_kl(run: RunLog, split: str = "probe") -> Figure:
@@ -47,7 +49,7 @@ def plot_kl(run: RunLog, split: str = "probe") -> Figure:
     table = curves.kl(_rows(run, split))
     if table.empty:
         raise DataError(f"{run.name}: no KL was measured; the run has no reference, or KL was switched off.")
-    return figures.divergence(table)
+    return figures.divergence(table, units.of(run))
 
 
 def plot_mass(run: RunLog) -> Figure:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.show.units import Unit
 from analysis.show.wording import ABSENT, count, percent, signed, span
 from analysis.tables.curves import Change
 from analysis.tables.displacement import FEW, MonotoneFall
@@ -103,37 +104,38 @@ def _group(words: str, names: list[str], changes: dict[str, float]) -> str:
     return f"{words}: " + ", ".join(f"{RESPONSES[t]} {signed(changes[t])}" for t in names) if names else ""
 
 
-def frontier(table: pd.DataFrame, pairs: str) -> str:
-    """Where accuracy is highest and where the run ends. table: curves.frontier; pairs: which pairs, in words."""
+def frontier(table: pd.DataFrame, pairs: str, distance: str) -> str:
+    """Where accuracy is highest and where the run ends. table: curves.frontier; pairs: which pairs, in words; distance:
+    what the distance from the reference is called."""
     points = table.to_dict("records")
     best, last = max(points, key=lambda point: point["accuracy"]), points[-1]
     whose = f"Preference accuracy on {count(int(last['n']), pairs)}"
     if best["accuracy"] == last["accuracy"]:
-        return f"{whose} ends at its highest: {_point(last)}."
-    return f"{whose} is highest at {_point(best)}; it ends at {_point(last)}."
+        return f"{whose} ends at its highest: {_point(last, distance)}."
+    return f"{whose} is highest at {_point(best, distance)}; it ends at {_point(last, distance)}."
 
 
-def _point(row: Mapping[Hashable, Any]) -> str:
+def _point(row: Mapping[Hashable, Any], distance: str) -> str:
     interval = span((row["accuracy_low"], row["accuracy_high"]), percent)
-    at = f"at step {row['step']:.0f}, √KL(policy || reference) {row['deviation']:.2f}"
+    at = f"at step {row['step']:.0f}, {distance} {row['deviation']:.2f}"
     return f"{percent(row['accuracy'])} ({interval}) {at}"
 
 
-def monotone_fall(fall: MonotoneFall) -> str:
+def monotone_fall(fall: MonotoneFall, unit: Unit) -> str:
     """How steadily the fallen kept falling."""
     if math.isnan(fall.first):
-        return "Monotone fall: not measured; it takes two probes after the start."
+        return f"{unit.monotone}: not measured; it takes two probes after the start."
     if not fall.n:
-        return f"Monotone fall: no chosen response had fallen by step {fall.first:.0f}."
+        return f"{unit.monotone}: no chosen {unit.erring} by step {fall.first:.0f}."
     again, lower = (
         f"{percent(hits / fall.n)} (95 % interval {span(wilson(hits, fall.n), percent)})"
         for hits in (fall.again, fall.lower)
     )
     later = count(fall.checks, "later probe")
     return (
-        f"Monotone fall: of {count(fall.n, 'probe pair')} whose chosen response had fallen by step {fall.first:.0f}, "
-        f"{again} fell again at every one of the {later}; at the end, step {fall.last:.0f}, "
-        f"{lower} are lower than they were then."
+        f"{unit.monotone}: of {count(fall.n, 'probe pair')} whose chosen {unit.erring} by step {fall.first:.0f}, "
+        f"{again} {unit.fallen} again at every one of the {later}; at the end, step {fall.last:.0f}, "
+        f"{lower} are {'lower' if unit.sign > 0 else 'higher'} than they were then."
     )
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.run import verdict
-from analysis.show import page
+from analysis.show import page, units
 from analysis.show.page import Block, Cell
 from analysis.show.style import DARK, NEUTRAL, SIDE, below, panels, styled
 from analysis.show.wording import clip, count, number, signed
@@ -19,14 +19,9 @@ OPEN = 12  # a table of more pairs is folded
 ANCHORS = {"probe": "pair", "eval": "heldout-pair"}
 
 
-def of_denoiser(run: RunLog) -> bool:
-    """Whether likelihoods are minus denoising errors."""
-    return run.config.get("likelihood") == "denoising"
-
-
 def by_time(run: RunLog) -> Block:
     """The denoising error of both sides by time at the start and at the end, mean of the probe pairs."""
-    if not of_denoiser(run):
+    if units.of(run) is not units.ERRORS:
         return page.EMPTY
     table = draws.ends(run)
     if table.empty:
@@ -35,8 +30,8 @@ def by_time(run: RunLog) -> Block:
     risen = int((chosen["change"] > 0).sum())
     most = chosen.loc[chosen["change"].abs().idxmax()]
     title = f"The chosen error rose at {risen} of {len(chosen)} times; most it moved at {most['time']:.0f}, by "
-    title += f"{signed(most['change'])} %"
-    shown = table.drop(columns=["low", "high"]).assign(change=[f"{signed(v)} %" for v in table["change"]])
+    title += _percents(most["change"])
+    shown = table.drop(columns=["low", "high"]).assign(change=[_percents(v) for v in table["change"]])
     forms = {"time": lambda t: f"{t:.0f}", "start": number, "end": number}
     heads = {"start": "error at the start", "end": "error at the end"}
     made = page.fold("Numbers of every time", page.table(shown, forms, heads))
@@ -86,8 +81,8 @@ def pairs(
 def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, split: str) -> Block:
     """A pair: what it is told, its two samples, and their errors by time."""
     name, prompt = row["pair_id"], str(texts["prompt"].get(row["pair_id"], ""))
-    head = f"{_place(row)}: denoising error of the chosen sample {signed(-row['chosen'])}, of the rejected "
-    head += f"{signed(-row['rejected'])}"
+    changes = f"chosen {_told(row['chosen'])}, rejected {_told(row['rejected'])}"
+    head = f"{_place(row)}: change of the denoising error: {changes}"
     own = pictures.found.get(name, [])
     shown = [page.frames(png, clip(f"{words}: {prompt}" if prompt else words, 160)) for words, png in own]
     side_by_side = [page.beside(*shown)] if shown else []
@@ -118,7 +113,7 @@ def every(heads: dict[str, str], rows: list[list[Cell]], n: int, split: str, lef
 
 
 _HEADS = {
-    "pair": "", "outcome": "fell: its denoising error rose", "chosen error": "change since the start",
+    "pair": "", "outcome": "", "chosen error": "change since the start",
     "rejected error": "change since the start",
     "deviation": "mean squared difference of both models' outputs on the chosen sample",
 }  # fmt: skip
@@ -130,10 +125,19 @@ def _row(row: dict[Any, Any], texts: pd.DataFrame, kind: str) -> list[Cell]:
     body = page.fold("read", page.text("prompt", told, 600)) if told else page.EMPTY
     return [
         Cell(str(row["pair_id"]), row["source_row"], f"{kind}-{row['pair_id']}", where, body),
-        Cell(str(row["outcome"]) if isinstance(row["outcome"], str) else "not measured"),
-        *(Cell(signed(-row[side]), -row[side]) for side in runs.SIDES),
-        Cell(number(row["kl"]), row["kl"]),
+        Cell(units.ERRORS.outcome(row["outcome"]) if isinstance(row["outcome"], str) else "not measured"),
+        *(Cell(_told(row[side]), -row[side]) for side in runs.SIDES),
+        Cell(number(row["kl"], units.ERRORS.digits), row["kl"]),
     ]
+
+
+def _percents(change: float) -> str:
+    return f"{signed(change, 0 if abs(change) >= 100 else 1)} %"
+
+
+def _told(change: float) -> str:
+    """The change of an error, from that of its likelihood."""
+    return signed(units.ERRORS.shown(change), units.ERRORS.digits)
 
 
 def _place(row: dict[Any, Any]) -> str:

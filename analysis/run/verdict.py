@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from analysis.show import denoising
+from analysis.show import units
+from analysis.show.units import Unit
 from analysis.show.wording import ABSENT, count, number, percent, signed, span, visible
 from analysis.tables import displacement, mass, runs
 from analysis.tables.displacement import DISPLACED, HELD, UNCLEAR
@@ -31,21 +33,22 @@ def judge(run: RunLog) -> list[Finding]:
     are displaced, True where neither are, None where that is not clear, and where the run could not displace anything:
     no weight moved, no log-prob moved, or nothing was measured after the start.
     """
-    rows = {split: _after_start(runs.rows(run, split)) for split in PAIRS}
+    unit, rows = units.of(run), {split: _after_start(runs.rows(run, split)) for split in PAIRS}
     tables = {split: displacement.by_step(found) for split, found in rows.items()}
     last = {split: _last(found) for split, found in rows.items()}
-    shares = {split: _share(split, tables[split]) for split in PAIRS}
-    means = {split: _mean(split, tables[split]) for split in PAIRS}
+    starts = {split: runs.start(found) for split, found in last.items()}
+    shares = {split: _share(split, tables[split], unit) for split in PAIRS}
+    means = {split: _mean(split, tables[split], starts[split], unit) for split in PAIRS}
     probe = last["probe"]
-    others = [_side(probe), _accuracy(probe), _margin(probe), _went_to(run), _eos(run), *_divergences(probe)]
+    others = [_side(probe, unit), _accuracy(probe), _margin(probe, unit), _went_to(run), _eos(run)]
+    others += _divergences(probe, unit)
     others += [_onset(tables["probe"], shares["probe"].n), _parity(run), _weights(run)]
     said = _unmeasured(run, shares["probe"].n) or _no_effect(run, last)
     if said:
         first = Finding("displaced", shares["probe"].value, shares["probe"].n, None, HALF, None, said)
     else:
         first = _displaced(_states(tables), shares, means, others)
-    found = [first, *(f for split in PAIRS for f in (shares[split], means[split])), *others]
-    return denoising.found(found, run.config)
+    return [first, *(f for split in PAIRS for f in (shares[split], means[split])), *others]
 
 
 def states(run: RunLog) -> dict[str, str]:
@@ -112,7 +115,9 @@ def _no_effect(run: RunLog, last: Mapping[str, pd.DataFrame]) -> str:
         return ""
     least = float(outcomes.least(runs.noise(run)))
     counts = " and ".join(count(len(rows), PAIRS[split]) for split, rows in measured.items())
-    return f"nothing moved measurably: no log-prob of {counts} changed by more than {least:.2g} nats{_few(run)}"
+    unit = units.of(run)
+    moved = f"no {unit.quantity} of {counts} changed by more than {least:.2g}{unit.nats}"
+    return f"nothing moved measurably: {moved}{_few(run)}"
 
 
 def no_weight_moved(run: RunLog) -> bool:
@@ -183,29 +188,29 @@ def key(split: str, name: str) -> str:
     return name if split == "probe" else f"{split}/{name}"
 
 
-def _share(split: str, table: pd.DataFrame) -> Finding:
+def _share(split: str, table: pd.DataFrame, unit: Unit) -> Finding:
     name, pairs = key(split, "displacement/frac"), PAIRS[split]
     last: Any = table.iloc[-1] if len(table) else {"n": 0}
     n = int(last["n"])
     if not n:
-        return Finding(name, math.nan, 0, None, HALF, None, f"{pairs}s that lost chosen likelihood: {ABSENT}")
+        return Finding(name, math.nan, 0, None, HALF, None, f"{pairs}s that {unit.lost}: {ABSENT}")
     interval = (float(last["share_low"]), float(last["share_high"]))
     if n < displacement.FEW:
-        sentence = f"{round(n * last['share'])} of {count(n, pairs)} lost chosen likelihood"
+        sentence = f"{round(n * last['share'])} of {count(n, pairs)} {unit.lost}"
     else:
-        sentence = f"{percent(last['share'])} of {count(n, pairs)} lost chosen likelihood"
+        sentence = f"{percent(last['share'])} of {count(n, pairs)} {unit.lost}"
         sentence += f" (95 % interval {span(interval, percent)})"
     return Finding(name, float(last["share"]), n, interval, HALF, None, sentence)
 
 
-def _mean(split: str, table: pd.DataFrame) -> Finding:
+def _mean(split: str, table: pd.DataFrame, start: float, unit: Unit) -> Finding:
     name = key(split, "displacement/chosen")
     last: Any = table.iloc[-1] if len(table) else {"n": 0}
     n = int(last["n"])
     if not n:
         return Finding(name, math.nan, 0, None, 0.0, None, f"mean change of {PAIRS[split]}s: {ABSENT}")
     interval = (float(last["mean_low"]), float(last["mean_high"]))
-    return Finding(name, float(last["mean"]), n, interval, 0.0, None, f"mean {signed(last['mean'])} nats")
+    return Finding(name, float(last["mean"]), n, interval, 0.0, None, f"{unit.mean} {unit.told(last['mean'], start)}")
 
 
 def _of_column(
@@ -219,14 +224,20 @@ def _of_column(
     return Finding(name, value, len(values), mean_interval(values), None, None, sentence.format(form(value)))
 
 
-def _side(last: pd.DataFrame) -> Finding:
-    sentence = "rejected responses moved {} nats on average"
-    return _of_column("displacement/rejected", last, "rejected_change", "movement of rejected responses", sentence)
+def _side(last: pd.DataFrame, unit: Unit) -> Finding:
+    what, form = f"movement of rejected {unit.response}s", lambda value: number(unit.shown(value), unit.digits)
+    return _of_column("displacement/rejected", last, "rejected_change", what, unit.side, form)
 
 
-def _margin(last: pd.DataFrame) -> Finding:
-    sentence = "the chosen-rejected log-ratio margin is {} nats"
-    return _of_column("margin", last, "margin_change", "chosen-rejected log-ratio margin", sentence)
+def _margin(last: pd.DataFrame, unit: Unit) -> Finding:
+    return _of_column(
+        "margin",
+        last,
+        "margin_change",
+        "chosen-rejected log-ratio margin",
+        unit.margin,
+        partial(number, digits=unit.digits),
+    )
 
 
 def _accuracy(last: pd.DataFrame) -> Finding:
@@ -238,13 +249,14 @@ def _accuracy(last: pd.DataFrame) -> Finding:
     return replace(found, interval=wilson(int(correct.sum()), found.n)) if found.n else found
 
 
-def _divergences(last: pd.DataFrame) -> list[Finding]:
+def _divergences(last: pd.DataFrame, unit: Unit) -> list[Finding]:
     found = []
     for side in runs.SIDES:
-        for key, words in (("kl", "KL(reference || policy)"), ("kl_reverse", "KL(policy || reference)")):
-            sentence = f"{words} {{}} nats per {side} response"
-            what = f"{words} on {side} responses"
-            found.append(_of_column(f"{key}/{side}", last, f"{side}_{key}", what, sentence))
+        for key, words in unit.divergences.items():
+            sentence = f"{words} {{}}{unit.nats} per {side} {unit.response}"
+            what = f"{words} on {side} {unit.response}s"
+            form = partial(number, digits=unit.digits)
+            found.append(_of_column(f"{key}/{side}", last, f"{side}_{key}", what, sentence, form))
     return found
 
 
@@ -296,7 +308,7 @@ def _parity(run: RunLog) -> Finding:
     parity: Any = run.manifest.get("parity") or _apart(runs.rows(run, "probe"))
     noise, largest = (_float(parity.get(key)) for key in ("noise_floor", "max_difference"))
     n = int(_float(parity.get("n") or 0))
-    sentence = f"policy and reference differ by at most {number(largest)} nats at step 0"
+    sentence = f"policy and reference differ by at most {number(largest)}{units.of(run).nats} at step 0"
     if math.isnan(largest):
         sentence = f"difference of policy and reference at step 0: {ABSENT}"
     passed = parity.get("passed")

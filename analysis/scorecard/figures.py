@@ -6,26 +6,29 @@ from matplotlib.figure import Figure
 
 from analysis.scorecard.predictors import BASELINE
 from analysis.show.style import CHOSEN, DARK, NEUTRAL, REJECTED, panels, styled
+from analysis.show.units import Unit
 from analysis.show.wording import for_plot
 from analysis.tables.columns import label
 
 
 @styled
-def forest(card: pd.DataFrame) -> Figure:
-    """Spearman and AUROC of every measure with 95 % intervals, best on top; hollow: at equal length difference."""
+def forest(card: pd.DataFrame, unit: Unit) -> Figure:
+    """Spearman and AUROC of every measure with 95 % intervals, best on top; hollow: at equal length difference, where
+    answers have lengths."""
     order = card.loc[(card["given"] == "") & card["spearman"].notna()].sort_values("spearman")["measure"].tolist()
     told = len(card["auroc"].dropna()) > 0
     figure, axes = panels(2 if told else 1, height=1.3 + 0.34 * len(order), width=10.5)
     _rows(axes[0], card, order, "spearman", 0.0)
     axes[0].set_yticks(range(len(order)), [for_plot(label(m), 52) for m in order])
-    axes[0].set(title="Spearman with the nats lost", xlabel="rank correlation")
+    axes[0].set(title=f"Spearman with {unit.ranked}", xlabel="rank correlation")
     if told:
         _rows(axes[1], card, order, "auroc", 0.5)
         axes[1].set_yticks(range(len(order)), [""] * len(order))
         axes[1].set(title="AUROC for “fell”", xlabel="0.5 is chance")
-    figure.supxlabel(
-        "filled: as it is   ·   hollow: at equal length difference   ·   red line: length difference alone"
-    )
+    if unit.by_token:
+        figure.supxlabel(
+            "filled: as it is   ·   hollow: at equal length difference   ·   red line: length difference alone"
+        )
     return figure
 
 

@@ -65,17 +65,21 @@ def forest(found: Scorecard) -> Block:
     """Every measure's rank correlation and AUROC with intervals."""
     if not predictors.has_numbers(found.card):
         return page.missing("Intervals", NOTHING)
-    return page.picture(scorecard_figures.forest(found.card), "Predictors with 95 % intervals")
+    return page.picture(scorecard_figures.forest(found.card, found.unit), "Predictors with 95 % intervals")
 
 
 def numbers(found: Scorecard, *, matched: bool = False) -> Block:
-    """All statistics with intervals; matched: with the length difference held fixed."""
+    """All statistics with intervals; matched: with the length difference held fixed, which is nothing where answers
+    have no lengths."""
+    if matched and not found.unit.by_token:
+        return page.EMPTY
     rows = found.card.loc[found.card["given"] == ("length" if matched else "")] if len(found.card) else found.card
     if rows.empty:
         return page.missing("Numbers", NOTHING)
     shown = shaped(rows.sort_values("spearman", ascending=False))
     with_length = [] if matched or rows["with_length"].isna().all() else ["with_length"]
-    ranked = shown.loc[:, ["measure", "direction", "n", "spearman", "per_token", *with_length]]
+    lengths = ["per_token", *with_length] if found.unit.by_token else []
+    ranked = shown.loc[:, ["measure", "direction", "n", "spearman", *lengths]]
     known = [name for name in STATISTICS[2:] if rows[name].notna().any()]  # the verdict says why there may be none
     fell = [page.table(shown.loc[:, ["measure", *known]], {}, HEADS)] if known else []
     return page.stack(page.table(ranked, {}, HEADS), *fell)
@@ -94,7 +98,7 @@ def shaped(card: pd.DataFrame) -> pd.DataFrame:
 
 def section(found: Scorecard) -> Block:
     """All of it in one, as the run report shows it."""
-    return page.stack(
-        verdict(found), forest(found), numbers(found), page.heading("At equal length difference"),
-        numbers(found, matched=True),
-    )  # fmt: skip
+    made = [verdict(found), forest(found), numbers(found)]
+    if found.unit.by_token:
+        made += [page.heading("At equal length difference"), numbers(found, matched=True)]
+    return page.stack(*made)

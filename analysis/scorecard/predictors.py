@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.show import units
+from analysis.show.units import Unit
 from analysis.tables import columns, runs, weighted
 from analysis.tables.columns import direction
 from analysis.tables.intervals import NOTHING, auroc, finite, mean, percentiles, resamples, spearman
@@ -30,13 +32,14 @@ NOT_ENDINGS = ("_length", "_logps", "_logratios", "_rewards", "_kl", "_kl_revers
 @dataclass(frozen=True)
 class Scorecard:
     """Runs with their predictors. tables: one a run, see `table`; says: which pairs, one sentence a run; card: see
-    `scorecard`; early: see `under_way`."""
+    `scorecard`; early: see `under_way`; unit: of the first run."""
 
     names: list[str]
     tables: list[pd.DataFrame]
     says: list[str]
     card: pd.DataFrame
     early: pd.DataFrame
+    unit: Unit = units.TOKENS
 
 
 def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scorecard:
@@ -52,9 +55,15 @@ def collect(logs: Sequence[RunLog], scores: Sequence[pd.DataFrame] = ()) -> Scor
         ends = runs.ends(runs.rows(run, "probe"))
         if file is not None and len(ends) and not set(ends["pair_id"]) & set(file["pair_id"]):
             raise DataError(f"{run.path}: none of its probe pairs is in the scores. Flag the data this run trained on.")
-        tables.append(table(ends, file))
+        tables.append(_of_unit(table(ends, file, units.of(run).reference_margin), units.of(run)))
     early = pd.DataFrame([row for run in logs for row in under_way(run)], columns=EARLY)
-    return Scorecard([r.name for r in logs], tables, [pairs_of(r) for r in logs], scorecard(tables), early)
+    says, unit = [pairs_of(r) for r in logs], units.of(logs[0])
+    return Scorecard([r.name for r in logs], tables, says, scorecard(tables), early, unit)
+
+
+def _of_unit(table: pd.DataFrame, unit: Unit) -> pd.DataFrame:
+    """The table without what was made of tokens, where there are none."""
+    return table if unit.by_token else table.drop(columns=BASELINE).dropna(axis="columns", how="all")
 
 
 def under_way(run: RunLog) -> list[dict[str, Any]]:
@@ -73,11 +82,12 @@ def under_way(run: RunLog) -> list[dict[str, Any]]:
     return [{"step": steps[1], "last": steps[-1], "n": int(lost.notna().sum()), "spearman": rank, "auroc": told}]
 
 
-def table(ends: pd.DataFrame, scores: pd.DataFrame | None = None) -> pd.DataFrame:
+def table(ends: pd.DataFrame, scores: pd.DataFrame | None = None, margin: str = "reference_margin") -> pd.DataFrame:
     """One row a pair: pair_id, the measures as they stood at the pair's first measurement, and
 
     displacement: nats of chosen likelihood lost (positive = displaced); displacement_per_token; fell: runs.fell.
     ends: from runs.ends. scores: the measures of `chesboard flag`, joined by pair_id, which go before the run's own.
+    margin: what the start model's margin of likelihoods is called.
     """
     found = pd.DataFrame({"pair_id": ends["pair_id"], "displacement": -runs.column(ends, "chosen_change")})
     found["displacement_per_token"] = found["displacement"] / runs.column(ends, "chosen_length")
@@ -88,8 +98,8 @@ def table(ends: pd.DataFrame, scores: pd.DataFrame | None = None) -> pd.DataFram
         start = scored.set_index(found.index).combine_first(start)
     for name in measures(start):
         found[name] = runs.column(start, name)
-    if "reference_margin" not in found:
-        found["reference_margin"] = runs.column(start, "chosen_logps") - runs.column(start, "rejected_logps")
+    if margin not in found:
+        found[margin] = runs.column(start, "chosen_logps") - runs.column(start, "rejected_logps")
     found[BASELINE] = runs.column(ends, "rejected_length") - runs.column(ends, "chosen_length")
     return found
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -215,25 +216,36 @@ def _scroll(made: str) -> Block:
     return Block(f'<div class="scroll" tabindex="0" role="region" aria-label="table">{made}</div>')
 
 
-def findings(found: list[Finding]) -> Block:
-    """Findings as a table: name, value, 95 % interval, n, what it means; below it the names of those not measured."""
+def findings(found: list[Finding], digits: int = 2) -> Block:
+    """Findings as a table: name, value, 95 % interval, n, what it means; below it the names of those not measured.
+    digits: of numbers that are no shares, after the point."""
     known, absent = [f for f in found if f.n], [f.name for f in found if not f.n]
     rows = [
-        {"what": f.name, "value": value(f), "95 % interval": span(f.interval, form(f)), "n": f.n, "meaning": f.meaning}
+        {
+            "what": f.name,
+            "value": value(f, digits),
+            "95 % interval": span(f.interval, form(f, digits)),
+            "n": f.n,
+            "meaning": f.meaning,
+        }
         for f in known
     ]
     quiet = [note(f"Not measured in this run: {', '.join(absent)}.", "quiet")] if absent else []
     return stack(*([table(pd.DataFrame(rows))] if rows else []), *quiet)
 
 
-def form(finding: Finding) -> Callable[[float], str]:
+def form(finding: Finding, digits: int = 2) -> Callable[[float], str]:
     """How the finding's number reads: shares as percentages, as its sentence has them."""
-    return percent if finding.name.rpartition("/")[2] in ("frac", "displaced", "accuracy") else number
+    return (
+        percent
+        if finding.name.rpartition("/")[2] in ("frac", "displaced", "accuracy")
+        else partial(number, digits=digits)
+    )
 
 
-def value(finding: Finding) -> str:
+def value(finding: Finding, digits: int = 2) -> str:
     """The finding's number in the unit of its sentence; a dash where it was looked for and there is none."""
-    return "–" if finding.n and math.isnan(finding.value) else form(finding)(finding.value)
+    return "–" if finding.n and math.isnan(finding.value) else form(finding, digits)(finding.value)
 
 
 def text(label: str, content: object, limit: int = 1200) -> Block:

@@ -13,6 +13,7 @@ from diagnostics.errors import printable
 PRONE = {"highest": HIGHER, "lowest": LOWER, "": 0}
 _OWN = {  # computed here, from lengths and log-probs
     "reference_margin": ("log-prob margin (chosen − rejected, start model)", 0),
+    "error_margin": ("error margin at the start, rejected − chosen", 0),
     "length_difference": ("length difference (rejected − chosen)", HIGHER),
 }
 _known: dict[str, tuple[str, int]] = {}
@@ -39,6 +40,6 @@ def direction(name: str) -> int:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Those of which a direction is known first, as they stand; the two that are computed here last."""
+    """Those of which a direction is known first, as they stand; those that are computed here last."""
     names = list(names)
     return sorted(names, key=lambda name: (name in _OWN, not direction(name)))

@@ -67,6 +67,14 @@ def decide(interval: tuple[float, float] | None, rule: Mapping[str, Any]) -> boo
     return None if any(ends) or inside else False
 
 
+def within(interval: tuple[float, float] | None, ends: Sequence[float] | None) -> tuple[float, float] | None:
+    """An interval cut at the ends of what a quantity can be by nature: Student's over a few seeds knows none, and
+    passes 1 for a share near it. ends: None for a quantity without."""
+    if interval is None or ends is None:
+        return interval
+    return max(interval[0], float(ends[0])), min(interval[1], float(ends[1]))
+
+
 def obeys(value: float, rule: Mapping[str, Any]) -> bool:
     """Whether one value obeys the rule."""
     ((kind, aim),) = rule.items()

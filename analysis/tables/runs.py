@@ -175,6 +175,12 @@ def noise(run: RunLog) -> float:
     return outcomes.noise(run.manifest.get("parity"), str(run.config.get("likelihood", "tokens")))
 
 
+def start(rows: pd.DataFrame, side: str = "chosen") -> float:
+    """Mean likelihood of a side that the changes of these rows count from; NaN where it was not measured. rows: from
+    `rows`, of one step."""
+    return float((column(rows, f"{side}_logps") - column(rows, f"{side}_change")).mean())
+
+
 def fell(rows: pd.DataFrame, side: str) -> pd.Series:
     """1 where a side's log-prob fell since the start (see diagnostics.outcomes, which the run log follows too), 0 where
     not, NaN where it was not measured. rows: from `rows` or `ends`."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from analysis.compare import verdict as board_verdict
 from analysis.run import figures, readings, verdict
 from analysis.scorecard import trust
+from analysis.show.units import TOKENS
 from analysis.tables import displacement, entanglement, mass, runs
 from analysis.tables.curves import Change, frontier
 from analysis.tables.first_difference import Profile
@@ -91,7 +92,7 @@ def test_the_worst_pairs_lost_and_the_outcomes_add_up(run):
         shares = displacement.quadrants_by_step(rows)
         assert 0 not in shares.index
         assert np.allclose(shares.sum(axis=1), 1.0)
-    said = readings.monotone_fall(displacement.monotone_fall(rows)) if len(rows) else ""
+    said = readings.monotone_fall(displacement.monotone_fall(rows), TOKENS) if len(rows) else ""
     assert "of 0 probe" not in said
     assert "not measured (" not in said
 
@@ -178,7 +179,7 @@ def test_curves_say_nothing_of_what_was_not_measured(run):
     pushed = entanglement.push_by_step(rows)
     said = [readings.push(pushed)] if len(pushed) else []
     points = frontier(rows.assign(chosen_kl_reverse=0.3, rejected_kl_reverse=0.2))
-    said += [readings.frontier(points, "probe pair")] if len(points) else []
+    said += [readings.frontier(points, "probe pair", TOKENS.distance)] if len(points) else []
     table = pd.DataFrame({"chosen_kl": rows.groupby("step")["chosen_kl"].mean()})
     said.append(figures.furthest(table))
     assert not any("not measured" in s or "nan" in s.split() for s in said)

@@ -201,3 +201,19 @@ def test_the_report_has_one_page_for_the_board(make_board):
     content = json.loads((index.parent / "report.json").read_text(), parse_constant=pytest.fail)
     assert [e["name"] for e in content["entries"]] == ["The board"]
     assert content["verdict"].startswith("Of 2 objectives, over 1 seed: 1 displaced (dpo)")
+
+
+def test_a_board_of_denoisers_shows_their_errors(make_board):
+    folders = make_board({("diffusion_dpo", 1e-4, 0): -2.0, ("flow_dpo", 1e-4, 0): 0.5})
+    for folder in folders:
+        write_json(folder / "config.json", read_json(folder / "config.json") | {"likelihood": "denoising"})
+    made = board_page.load([str(p) for p in folders])
+    row = made.runs.iloc[0]
+    assert row["probe_chosen"] == pytest.approx(mean(2 * (1 + i / 4) for i in range(12)))  # its error rose
+    assert (row["probe_fell"], row["eval_implicit"]) == (1.0, 1.0)
+    assert row["probe_margin"] > 0  # the rejected error rose more
+    html = "".join(getattr(board_page, name)(made).html for name in SECTIONS)
+    said = text(html) + " ".join(f.meaning for f in board_verdict.findings(made))
+    assert "chosen error, change" in said
+    assert "deviation from the reference is 2.50 per held-out chosen sample" in said
+    assert not re.search(r"\bnats?\b|\btokens?\b|KL\b|EOS", said)

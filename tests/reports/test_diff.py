@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from analysis.diff import page as diff_page
 from analysis.diff import verdict
 from analysis.tables import runs
 from diagnostics.errors import DataError, UserError
@@ -157,3 +158,26 @@ def test_runs_of_one_name_link_each_to_its_own_page(make_run, tmp_path):
     (out / "run-run.html").write_text("the page of the second")
     found = diff.page(verdict.compare(before, after), out, {}).parameters
     assert (found["before_page"], found["after_page"]) == ("", "run-run.html")
+
+
+def test_two_denoisers_are_compared_by_their_errors(make_run):
+    # the made-up likelihoods taken as minus errors: the chosen ones fall by 2 (1 + i/4), or rise by .5 (1 + i/4)
+    errors = dict(likelihood="denoising")
+    both = _both(make_run("held", fall=0.5, config=errors), make_run("fell", config=errors))
+    first, *found = verdict.judge(both)
+    assert first.passed is False
+    assert (
+        "0 % to 100 % of the chosen errors rose (+100 points; 95 %: +66 to +100), mean change of the" in first.meaning
+    )
+    # t(11) = 2.201, SD of 2.5 i / 4 is 2.2535: half width 2.201 * 2.2535 / sqrt(12) = 1.4318
+    assert "error −1.188 to +4.750 (+5.938; 95 %: +4.506 to +7.369)" in first.meaning
+    values = {f.name: f for f in found}
+    assert "probe/difference/per_token" not in values
+    assert values["probe/difference/chosen"].value == pytest.approx(-2.5 * (1 + 5.5 / 4))  # of likelihoods
+    assert values["probe/difference/chosen"].meaning.startswith("mean change of the chosen error, probe pairs: −1.188")
+    lines = verdict.markdown(both)
+    assert lines[1].startswith("Probe pairs (n 12): rose 0 % → 100 % (+100 points; 95 %: +66 to +100), chosen error")
+    assert lines[3] == "Pairs whose chosen error rises only now: 24; that no longer rises: 0."
+    shown = diff_page.summary(both).html + diff_page.numbers(both).html + diff_page.changed(both).html
+    assert "both errors rose" in shown
+    assert not re.search(r"\bnats\b|\btoken\b|KL\(", " ".join([shown, *lines, *(f.meaning for f in found)]))

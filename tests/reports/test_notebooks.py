@@ -116,6 +116,25 @@ def test_the_title_is_escaped(tmp_path):
     assert "<title>&lt;script&gt;x&lt;/script&gt;</title>" in page
 
 
+def test_a_cell_that_is_tagged_with_kinds_of_likelihood_stands_on_their_pages_alone(tmp_path):
+    book = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("# Always"),
+            nbformat.v4.new_markdown_cell("of answers", metadata={"tags": ["tokens", "other"]}),
+            nbformat.v4.new_markdown_cell("of errors", metadata={"tags": ["denoising"]}),
+            nbformat.v4.new_markdown_cell("of both", metadata={"tags": ["tokens", "denoising"]}),
+        ]
+    )
+    nbformat.write(book, tmp_path / "page.ipynb")
+    shown = {}
+    for kind in ("tokens", "steps", "denoising"):
+        text = notebooks.render(tmp_path / "page.ipynb", "t", kind=kind).read_text()
+        shown[kind] = [words for words in ("Always", "of answers", "of errors", "of both") if words in text]
+    assert shown["tokens"] == ["Always", "of answers", "of both"]
+    assert shown["steps"] == ["Always"]
+    assert shown["denoising"] == ["Always", "of errors", "of both"]
+
+
 DATA = Path(__file__).parents[1] / "data"
 
 

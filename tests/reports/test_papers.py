@@ -56,7 +56,10 @@ def test_every_claim_has_a_source_a_published_value_and_a_rule(name, claim):
     assert set(claim["rule"]) <= {"above", "below", "at_least", "at_most", "between"}
     assert len(claim["rule"]) == 1
     assert claim.get("kind", "mean") in KINDS
-    assert claim.keys() <= {"id", "says", "where", "published", "by", "rule", "kind", "late", "needs"}
+    assert claim.keys() <= {"id", "says", "where", "published", "by", "rule", "kind", "late", "needs", "within"}
+    if ends := claim.get("within"):
+        assert re.search({0: "share|AUROC|accuracy", -1: "Spearman"}[ends[0]], claim["says"])
+        assert ends[1] == 1
     ids = [c["id"] for c in judged.published()[name]["claims"]]
     assert ids.count(claim["id"]) == 1
 
@@ -101,6 +104,25 @@ def test_an_interval_over_seeds_is_students(tmp_path):
     assert claim.interval == pytest.approx((2 - 2.4842, 2 + 2.4842), abs=1e-3)
     assert claim.verdict == "cannot be said"
     assert judged._judged("auxdpo", entry, judged.Measured([1.0], "1 seed")).verdict == "cannot be said"
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "shown"),
+    [
+        # mean .7, SD .4359, half width 4.3027 * .4359 / sqrt(3) = 1.0828
+        ([0.2, 0.9, 1.0], {"above": 0.5}, (0, 1)),
+        ([0.98, 0.99, 1.0], {"above": 0.5}, (0.99 - 0.02484, 1)),
+        ([0.98, 0.99, 1.0], {"below": 1.01}, (0.99 - 0.02484, 1)),
+    ],
+)
+def test_the_interval_of_a_share_is_shown_within_0_and_1_and_judged_as_it_is(values, rule, shown):
+    entry = dict(id="x", says="s", where="w", published="p", rule=rule)
+    found = judged.Measured(values, "3 seeds")
+    plain = judged._judged("real", entry, found)
+    cut = judged._judged("real", entry | {"within": [0, 1]}, found)
+    assert cut.interval == pytest.approx(shown, abs=1e-4)
+    assert plain.interval[1] > 1
+    assert (cut.holds, cut.p, cut.value) == (plain.holds, plain.p, plain.value)
 
 
 def test_claims_are_judged_on_seeds_that_nobody_had_seen(tmp_path, monkeypatch):

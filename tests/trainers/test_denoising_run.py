@@ -49,6 +49,11 @@ def test_a_run_from_folder_to_log(world):
     }  # fmt: skip
     assert "no nats" in log.manifest["conventions"]["kl"]
     assert log.manifest["parity"]["max_difference"] == 0
+    known = log.manifest["columns"]
+    assert known["chosen_kl"]["label"] == "deviation, chosen"
+    assert known["set_rate"]["prone"] == "lowest"
+    assert not [c for c in known.values() if "nats" in c["unit"] or "token" in c["meaning"] + c["unit"]]
+    assert "ches_score" not in known
     assert "tokenizer" not in log.manifest["hashes"]
     assert log.pairs.query("split == 'eval'").groupby("step").size().to_dict() == {0: 2, 2: 2, 4: 2}
     assert log.draws.groupby("step").size().to_dict() == {0: 8 * 2 * 4, 4: 8 * 2 * 4}

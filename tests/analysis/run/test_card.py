@@ -1,11 +1,13 @@
 """The card of a run: its word, and what it says to do next, each with its precondition."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from analysis.run import advice, card, overview, page, verdict
 from diagnostics.runlog import RunLog
@@ -189,3 +191,80 @@ def test_a_run_that_moved_nothing_has_no_accuracy():
     still = {"rejected": 0.0, "manifest": {"finished": {"step": 1}}}
     assert [tile.value for tile in tiles([1e-4] * 12, **still)][2] == "not measured"
     assert tiles(ROSE)[2].value == "100 %"
+
+
+def denoiser(probe: list[float], *, deviation: float = 0.01, rejected: float = 0.02, **config: Any) -> RunLog:
+    """A log whose chosen errors of .1 changed by these at step 1, the rejected ones of .1 by `rejected`."""
+    made = run([-moved for moved in probe], rejected=-rejected, kl=deviation)
+    pairs = made.pairs.assign(
+        chosen_length=1.0,
+        chosen_logps=made.pairs["chosen_logps"] + 19.9,
+        rejected_logps=made.pairs["rejected_logps"] + 8.9,
+    )
+    settings = made.config | {"likelihood": "denoising", "objective": "diffusion_dpo", "beta": 2000.0, "guard": "none"}
+    settings |= config
+    return dataclasses.replace(made, pairs=pairs, config=settings, manifest={"given": list(settings)})
+
+
+@pytest.mark.parametrize(
+    ("expected", "moved", "deviation"),
+    [
+        (card.BROKEN, 0.5, 0.3),  # sixfold
+        (card.BROKEN, 0.101, 0.1),  # doubled
+        (card.WATCH, 0.099, 0.1),
+        (card.WATCH, 0.02, 0.03),  # plain Diffusion-DPO on digits
+        (card.NORMAL, -0.003, 0.005),  # with a guard
+        (card.WATCH, -0.003, 0.11),  # held, but far away
+        (card.WATCH, 9e-5, 0.0),  # within the least movement
+    ],
+)
+def test_a_denoiser_is_judged_by_its_own_errors(expected, moved, deviation):
+    made = denoiser([moved] * 12, deviation=deviation, rejected=moved + 0.02 * (abs(moved) > 1e-4))
+    assert card.state(made, verdict.judge(made)).word == expected
+
+
+def test_what_is_said_of_a_denoiser_is_said_of_errors():
+    made = denoiser([0.5] * 12, deviation=0.3, rejected=0.6)
+    found = verdict.judge(made)
+    says = card.state(made, found).says
+    assert says == (
+        "All 12 chosen samples of probe pairs got a higher denoising error (95 %: 76 to 100 %), +0.500 (+500 % of the "
+        "start's 0.100) on average."
+    )
+    assert verdict.by_name(found, "displacement/chosen").value == pytest.approx(-0.5)  # report.json: a likelihood
+    assert verdict.by_name(found, "displacement/chosen").meaning == "mean change +0.500 (+500 % of the start's 0.100)"
+    assert verdict.by_name(found, "displacement/rejected").meaning.endswith("moved by 0.600 on average")
+    tiles = page.tiles_of(made, found)
+    assert [tile.value for tile in tiles] == ["100 %", "+0.500", "100 %", "0.300"]
+    assert tiles[1].below[0] == "+500 % of the start's 0.100"
+    assert "nats" not in " ".join(f.meaning for f in found)
+    html = page.numbers(made).html + page.repeat(made).html + page.pulls(made).html + page.where_mass_went(made).html
+    assert not [w for w in ("nats", "mass/gained", "kl_reverse", "CHES,", "token") if w in html.partition("How to")[0]]
+    figures = [page.plots.plot_curves(made), page.plots.plot_outcomes(made), page.plots.plot_kl(made)]
+    drawn = [t for figure in figures for t in _texts(figure)]
+    assert "change of the denoising error" in drawn
+    assert "Chosen moved by +0.500, rejected by +0.600 (median of probe pairs)" in drawn
+    assert not [t for t in drawn if "nats" in t or "KL" in t]
+    axes = figures[1].axes[0]
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]  # errors fall to the right
+
+
+def _texts(figure: Any) -> list[str]:
+    return [t.get_text() for t in figure.findobj(Text) if t.get_text()]
+
+
+def test_a_denoiser_is_told_what_was_measured_on_denoisers():
+    def said(made: RunLog) -> list[advice.Advice]:
+        found = verdict.judge(made)
+        return advice.advise(made, card.state(made, found), found)
+
+    broken = {a.what: a for a in said(denoiser([0.5] * 12))}
+    assert "--guard sdpo" in broken["Add a guard (sdpo, or sft) that holds the chosen error."].command
+    assert "Raise beta." not in broken  # 2000 is as far as was measured
+    low = {a.what: a for a in said(denoiser([0.5] * 12, beta=200.0))}
+    assert "--beta 2000.0" in low["Raise beta."].command
+    assert broken["Lower the learning rate."].caveat == "Not measured on denoisers."
+    assert "Raise beta." not in [a.what for a in said(denoiser([0.02] * 12, beta=200.0))]
+    guarded = [a.what for a in said(denoiser([0.02] * 12, guard="sdpo"))]
+    assert guarded == ["Lower the learning rate."]
+    assert [a.what for a in said(denoiser([-0.003] * 12))] == ["Nothing to do about displacement."]

@@ -45,7 +45,7 @@ def test_errors_by_time_are_means_over_the_pairs(tmp_path):
     assert alone.loc[("chosen", 200.0), ["pairs", "start", "end"]].tolist() == pytest.approx([1, 0.3, 0.4])
     assert draws.ends(log(tmp_path), "eval").empty
     said = samples.by_time(log(tmp_path)).html
-    assert "The chosen error rose at 1 of 2 times; most it moved at 200, by +50.00 %" in said
+    assert "The chosen error rose at 1 of 2 times; most it moved at 200, by +50.0 %" in said
     once = log(tmp_path)
     assert "not measured" in samples.by_time(replace(once, draws=once.draws.query("step == 0"))).html
     assert samples.by_time(replace(once, config={})).html == ""
@@ -83,7 +83,7 @@ def test_a_pairs_samples_stand_beside_its_errors_and_not_without_text(tmp_path):
     told.loc["a"] = ["a <cat>", "", ""]
     said = samples.pairs(run, table, table.head(0), told, 1, "probe", text=True).html
     assert 'alt="chosen: a &lt;cat&gt;"' in said
-    assert "denoising error of the chosen sample +0.10, of the rejected −0.05" in said
+    assert "change of the denoising error: chosen +0.100, rejected −0.050" in said
     assert said.count("data:image/") == 3
     bare = samples.pairs(run, table, table.head(0), texts, 1, "probe", text=False).html
     assert bare.count("data:image/") == 1
