@@ -56,11 +56,6 @@ def _check_likelihood(config: TrainConfig) -> None:
         return
     if config.sample_judge and not config.sample_every:
         raise UserError("sample_judge judges the samples drawn every sample_every steps: set that too.")
-    if "child noise" in objectives.needs(config.objective):
-        raise UserError(
-            f"objective '{config.objective}' reads a moving average of the policy, which no run keeps: choose spo, or "
-            "train with a likelihood of your own that fills ema_noise and predicted_noise (PreferenceTrainer)."
-        )
     if config.reference == "precomputed":
         raise UserError("an update of a denoiser draws time and noise anew: set reference to live (or none).")
     path = objectives.path(config.objective) if config.path == "objective" else config.path

@@ -49,7 +49,9 @@ def drawing(world) -> dict:
 
 
 def pixels(rows) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in rows.sort_values("sample")["image"]])
+    return np.stack(
+        [np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in rows.sort_values("sample")["image"]]
+    )
 
 
 def test_training_is_the_same_to_the_bit_and_the_samples_stand_in_the_log(world):
