@@ -19,8 +19,8 @@ class ProbeSchedule:
     """Measures at step 0, every so many steps (0: never between), and at the last one.
 
     tokens: on which of them a row a token (of a denoiser, a row a draw) is kept too (ends: at the first and the last).
-    drawing: the samples that a denoiser draws on the way, where it does. main: whether this process writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it
-    is unknown.
+    main: whether this process writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it
+    is unknown. drawing: the samples that a denoiser draws on the way, where it does.
     """
 
     def __init__(

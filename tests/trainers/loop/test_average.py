@@ -61,8 +61,11 @@ def test_the_average_follows_the_updates_and_the_weights_come_back():
     x = torch.ones(1, 1)
     loss = (model(x) * 3).sum()  # a graph that is made before the weights are exchanged
     with average.running() as other:
-        assert float(other(x).detach()) == pytest.approx(1.39) and not other(x).requires_grad and not other.training
-    assert float(model.weight.detach()) == 4.0 and model.training
+        assert float(other(x).detach()) == pytest.approx(1.39)
+        assert not other(x).requires_grad
+        assert not other.training
+    assert float(model.weight.detach()) == 4.0
+    assert model.training
     loss.backward()
     assert model.weight.grad.item() == 3.0
 
