@@ -233,6 +233,8 @@ def save(trainer: PreferenceTrainer, folder: Path) -> None:
             trainer.model.save(folder)
     else:
         trainer.save_model(str(folder))
+        if PartialState().is_main_process and hasattr(trainer.model, "peft_config"):
+            denoisers.save_lora(trainer.model, folder)
 
 
 def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> PreferenceTrainer:
