@@ -61,7 +61,9 @@ def test_small_batches_and_two_processes_give_the_same_log(world, kind):
     same(whole, read_run(train(make_config(keys(world, kind, "small", **small)))))
     two = keys(world, kind, "two", per_device_train_batch_size=4, sample_every=4, samples=2)
     if kind == "denoising":
-        np.savez(world / "real.npz", **{"image": np.random.default_rng(1).normal(size=(9, SIZE)), "class": np.arange(9) % 3})
+        np.savez(
+            world / "real.npz", **{"image": np.random.default_rng(1).normal(size=(9, SIZE)), "class": np.arange(9) % 3}
+        )
         two["sample_judge"] = str(world / "real.npz")
     else:
         two |= {"sample_every": 0, "samples": 16}
