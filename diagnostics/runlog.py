@@ -49,6 +49,7 @@ LATER = ("samples", "draws")  # whose folder is made with the first row
 
 _INTS = ("step", "rank", "token_id", "position", "source_row", "round", "sample", "seed", "tokens", "draw")
 _STRINGS = ("split", "pair_id", "kind", "name", "token", "side", "prompt_id", "sampler", "text")
+_BYTES = ("image",)
 _TEXTS = ("alarm",)  # keys of steps.jsonl that hold words
 _CONFIG_NUMBERS = ("seed", "learning_rate", "beta", "ablate_drop", "demo_seed", "demo_prompt")
 _MANIFEST_OBJECTS = ("parity", "pairs", "hashes", "conventions")
@@ -63,7 +64,9 @@ _SORT = {  # the columns by which a table's rows are known, and sorted
 
 
 def column_type(name: str) -> pa.DataType:
-    """Type of a table column by its name: a few ids are int64 or string, every measure is float64."""
+    """Type of a table column by its name: a few ids are int64 or string, pictures bytes, every measure is float64."""
+    if name in _BYTES:
+        return pa.binary()
     return pa.int64() if name in _INTS else pa.string() if name in _STRINGS else pa.float64()
 
 
@@ -72,7 +75,8 @@ class RunLog:
     """One run read back. steps, pairs, mass, tokens, samples, audit: DataFrames, empty where the file is missing.
 
     samples: answers that a model gave: step, round, prompt_id, sampler (who, and how), sample (number among those of
-    one prompt), seed, text, tokens (how many), score (a judge's, NaN without one).
+    one prompt), seed, text, tokens (how many), score (a judge's, NaN without one). Of a denoiser: samples that it drew;
+    text is what it was told, prompt_id a pair that is told the same, image a small PNG, empty where it is no picture.
     draws: of a denoiser: step, split, pair_id, side, draw (number), time, error (of the policy), ref_error, deviation
     (mean squared difference of the two outputs).
     """

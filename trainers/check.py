@@ -21,7 +21,8 @@ _TEXT = (
     "max_length", "truncation", "append_eos", "max_length_gap", "phrase_source", "frames", "track", "response_types",
     "reward_model", "grad_parameters",
 )  # fmt: skip
-OTHERS = {"tokens": _DRAWS, "denoising": _TEXT, "steps": (*_TEXT, *_DRAWS)}
+_SAMPLES = ("sample_every", "samples", "sample_judge")
+OTHERS = {"tokens": (*_DRAWS, *_SAMPLES), "denoising": _TEXT, "steps": (*_TEXT, *_DRAWS)}
 GRADIENT_KEYS = ("grad/", "grad_total/", "slack/", "grad_push_ratio/", "incentive_ratio/", "gradient_cosine/")
 
 
@@ -53,11 +54,8 @@ def _check_likelihood(config: TrainConfig) -> None:
             raise UserError(f"{key} means nothing with likelihood {config.likelihood}: leave it out.")
     if config.likelihood == "tokens":
         return
-    if "child noise" in objectives.needs(config.objective):
-        raise UserError(
-            f"objective '{config.objective}' reads a moving average of the policy, which no run keeps: choose spo, or "
-            "train with a likelihood of your own that fills ema_noise and predicted_noise (PreferenceTrainer)."
-        )
+    if config.sample_judge and not config.sample_every:
+        raise UserError("sample_judge judges the samples drawn every sample_every steps: set that too.")
     if config.reference == "precomputed":
         raise UserError("an update of a denoiser draws time and noise anew: set reference to live (or none).")
     path = objectives.path(config.objective) if config.path == "objective" else config.path

@@ -61,6 +61,7 @@ ONE_OR_MORE = (
     "rounds",
     "draws",
     "train_draws",
+    "samples",
     "save_total_limit",
     "torch_empty_cache_steps",
     "dataloader_prefetch_factor",
@@ -190,6 +191,19 @@ class TrainConfig:
         "of how many probe pairs further answers are followed at every probe: the model's own at the start, another "
         "prompt's chosen, the chosen with its tokens shuffled; 0 is none",
         16,
+    )
+    sample_every: int = _key(
+        "measuring",
+        "denoisers: at the start, every so many steps and at the end, draw samples from noise that is always the same, "
+        "for what the first probe pairs are told; 0 is never",
+        0,
+    )
+    samples: int = _key("measuring", "denoisers: how many samples are drawn each time", 16)
+    sample_judge: str | None = _key(
+        "measuring",
+        "denoisers: the share of the drawn samples that are of the class asked for, by a logistic regression on real "
+        "ones: `digits` (scikit-learn's), or a .safetensors or .npz file with arrays image and class",
+        None,
     )
     grad_every: int = _key(
         "measuring",

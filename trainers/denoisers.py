@@ -1,13 +1,14 @@
 """What a run on a denoiser has in the place of a language model's parts: the model from its folder, its adapter and
 its place in the manifest."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diagnostics.audit import Audit
@@ -17,6 +18,7 @@ from diagnostics.diffusion.likelihood import DenoisingLikelihood
 from diagnostics.diffusion.pipelines import LORA, DiffusersDenoiser, load_pipeline
 from diagnostics.diffusion.read import read_samples
 from diagnostics.diffusion.steps import StepLikelihood
+from diagnostics.engine import innermost
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
 from diagnostics.flag import samples
@@ -84,12 +86,28 @@ def load_checkpoint(name: str, base: Denoiser, *, dtype: str = "float32") -> Den
         if not isinstance(base, DiffusersDenoiser):
             raise DataError(f"{name}: is a checkpoint of diffusers, and the reference is none of its models.")
         model = base.with_weights(folder, net_of(folder))
+    elif (folder / "trainer_state.json").exists() and not (folder / "adapter_config.json").exists():
+        model = _with_state(folder, base)
     else:
         model = load_denoiser(name, dtype=dtype)
     if (model.target, model.shape) != (base.target, base.shape):
         ours, theirs = (f"{m.target} of {m.shape} numbers" for m in (model, base))
         raise DataError(f"{name}: predicts {ours}, and the reference {theirs}.")
     return model.to(getattr(torch, dtype)).eval()
+
+
+def _with_state(folder: Path, base: Denoiser) -> Denoiser:
+    """A copy of the base with all its weights from a checkpoint that a run of ours left to go on from."""
+    if isinstance(base, DiffusersDenoiser):
+        model: Denoiser = DiffusersDenoiser(copy.deepcopy(base.net), base.scheduler, base.parts)
+    else:
+        model = copy.deepcopy(base)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{folder}: its weights are not those of the reference's model ({said}).") from None
+    return model
 
 
 def _mlp(folder: Path, config: dict[str, Any]) -> MLPDenoiser:
@@ -127,6 +145,21 @@ def add_adapter(model: Denoiser, *, r: int, alpha: int, targets: str) -> Any:
         return peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=wanted))  # type: ignore
     except ValueError as error:
         raise UserError(f"lora_targets '{targets}' does not fit this model ({str(error).splitlines()[0]}).") from None
+
+
+def save_lora(policy: Any, folder: Path) -> None:
+    """The adapter of a model of diffusers once more, as `pipe.load_lora_weights(folder)` reads it. That takes alpha for
+    the rank, so the factor alpha / r is in the weights."""
+    from peft import get_peft_model_state_dict
+
+    if not isinstance(innermost(policy), DiffusersDenoiser):
+        return
+    config, (prefix, kept) = policy.peft_config["default"], ("base_model.model.net.", {})
+    name = "unet" if innermost(policy).kind.startswith("UNet") else "transformer"
+    for key, value in get_peft_model_state_dict(policy).items():
+        scale = config.lora_alpha / config.r if ".lora_B." in key else 1.0
+        kept[f"{name}.{key.removeprefix(prefix)}"] = (value.detach() * scale).contiguous().cpu()
+    save_file(kept, folder / LORA)
 
 
 def about(model: Denoiser, likelihood: DenoisingLikelihood) -> dict[str, Any]:

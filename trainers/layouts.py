@@ -253,4 +253,5 @@ def has_denoiser(folder: Path) -> bool:
 
 def _is_model(path: Path) -> bool:
     names = ("config.json", "adapter_config.json", LORA, *(f"{name}/config.json" for name in NETS))
-    return any((path / name).exists() for name in names)
+    ours = all((path / name).exists() for name in ("model.safetensors", "trainer_state.json"))  # a denoiser's run's own
+    return ours or any((path / name).exists() for name in names)

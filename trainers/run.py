@@ -29,6 +29,7 @@ from trainers.check import alarms, check, check_batches
 from trainers.checkpoint import is_last, step_of
 from trainers.config import TrainConfig
 from trainers.loop import recipes
+from trainers.loop.drawing import Drawing
 from trainers.loop.ingredients import Ingredients
 from trainers.loop.moved import moved, sample
 from trainers.loop.parity import check_parity
@@ -52,6 +53,7 @@ from trainers.references import reference_of, reward_model_of
 from trainers.resume import look
 from trainers.splits import Samples, Splits, data, read_splits
 from trainers.track import read_track
+from trainers.worlds.image_judges import DIGITS, load_image_judge
 
 START = "probe_start.safetensors"  # the first probe's distributions, for a run that goes on from a checkpoint
 
@@ -87,6 +89,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
     started = {"model": weights_hash(model), **parts.hashes}
     files = {"pair_weights": config.pair_weights, "track": config.track}
+    files["sample_judge"] = config.sample_judge if config.sample_judge != DIGITS else None
     started |= {name: file_hash(path) for name, path in files.items() if path}
     if checkpoint:
         share(lambda: run.go_on(step_of(Path(checkpoint)), started))
@@ -114,6 +117,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
         run.writer(), probe, tokens=config.tokens, main=main,
         every=config.probe_every or max(1, _total_steps(arguments, len(ingredients.groups)) // 10),
         noise=run.noise if checkpoint and reference is not None else 0.0,
+        drawing=parts.drawing,
     )  # fmt: skip
     recorder = Recorder(
         schedule, alarms=alarms(config),
@@ -147,6 +151,7 @@ class Prepared:
     hashes: dict[str, Any]
     engine: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+    drawing: Drawing | None = None
 
 
 def _language(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> Prepared:
@@ -172,10 +177,22 @@ def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> P
     samples = Samples(config, model)
     splits, found, hashes = data(config, samples.audited, samples.given)
     audits |= found
-    kind = likelihood.kind
-    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(kind)}
-    about["columns"] = denoisers.columns(kind)
-    return Prepared(model, None, likelihood, splits, hashes, denoisers.ENGINE, about)
+    about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
+    about["columns"] = denoisers.columns(likelihood.kind)
+    told = dict(zip(found["audit.parquet"]["pair_id"], found["audit.parquet"]["prompt"], strict=True))
+    drawing = _drawing(config, splits, told)
+    return Prepared(model, None, likelihood, splits, hashes, denoisers.ENGINE, about, drawing)
+
+
+def _drawing(config: TrainConfig, splits: Splits, told: dict[str, str]) -> Drawing | None:
+    """The samples that the denoiser draws on the way, where the config asks for them."""
+    if not config.sample_every:
+        return None
+    judge = load_image_judge(config.sample_judge) if config.sample_judge else None
+    pairs, among = splits.probe or splits.train, [*splits.train, *splits.probe]
+    return Drawing(
+        pairs, among, every=config.sample_every, count=config.samples, seed=config.seed, said=told, judge=judge
+    )
 
 
 def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkpoint: str | None) -> None:
@@ -217,6 +234,8 @@ def save(trainer: PreferenceTrainer, folder: Path) -> None:
             trainer.model.save(folder)
     else:
         trainer.save_model(str(folder))
+        if PartialState().is_main_process and hasattr(trainer.model, "peft_config"):
+            denoisers.save_lora(trainer.model, folder)
 
 
 def _trainer(policy: Any, arguments: TrainingArguments, **parts: Any) -> PreferenceTrainer:

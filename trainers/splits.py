@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.audit import Audit, audit_pairs, skip_length_gaps
 from diagnostics.diffusion.denoiser import Denoiser
 from diagnostics.diffusion.read import read_samples
+from diagnostics.diffusion.sample import Sample
 from diagnostics.errors import DataError
 from diagnostics.fingerprint import data_hash
 from diagnostics.pair_file import read_once
@@ -22,7 +23,7 @@ from diagnostics.vision import thumbs
 from trainers import objectives
 from trainers.config import TrainConfig
 from trainers.loop.given import cleaned, further_rows, gather, score_gaps
-from trainers.loop.ingredients import Given
+from trainers.loop.ingredients import Given, by_prompt
 from trainers.models import longest
 
 
@@ -136,8 +137,9 @@ def data(
         audits["audit_heldout.parquet"] = other.frame.assign(pair_id="heldout/" + other.frame["pair_id"].astype(str))
         heldout = random.Random(config.seed).sample(kept, min(config.heldout_pairs, len(kept)))
     else:
-        heldout = shuffled[: min(config.heldout_pairs, len(pairs) // 10)]
-    _say_held_out(config, len(heldout), len(pairs))
+        heldout = hold_out(lists_of(config.objective, shuffled), min(config.heldout_pairs, len(pairs) // 10))
+    whole = any(len(some) > 1 for some in lists_of(config.objective, pairs))
+    _say_held_out(config, len(heldout), len(pairs), ", in whole lists" if whole else "")
     away = {p.pair_id for p in heldout}
     probe = [p for p in shuffled if p.pair_id not in away][: config.probe_pairs]
     if config.probe_data:
@@ -155,16 +157,42 @@ def data(
     return Splits(train, probe, heldout, given, gaps, audit.record()), audits, hashes
 
 
+def lists_of(objective: str, pairs: list[Example]) -> list[list[Example]]:
+    """The pairs in the lists that must not stand on both sides of a split, in the order of their first pair: pairs of
+    samples of one list, pairs of one prompt where the objective compares whole lists; any other pair is alone."""
+    if "lists" in objectives.needs(objective):
+        return by_prompt(pairs)
+    found: dict[str, list[Example]] = {}
+    for pair in pairs:
+        media = pair.chosen.media
+        group = media.group if isinstance(media, Sample) else ""
+        found.setdefault(f"list/{group}" if group else f"pair/{pair.pair_id}", []).append(pair)
+    return list(found.values())
+
+
+def hold_out(lists: list[list[Example]], limit: int) -> list[Example]:
+    """Whole lists, from the first on, while they hold no more than `limit` pairs; one that is too long is passed by."""
+    found: list[Example] = []
+    for pairs in lists:
+        if len(found) + len(pairs) <= limit:
+            found += pairs
+    return found
+
+
 def _say(source: str, audit: Audit) -> None:
     """How a file's rows were read, and how many are used."""
     for line in audit.said():
         tell(f"{source}: {line}")
 
 
-def _say_held_out(config: TrainConfig, held: int, pairs: int) -> None:
+def _say_held_out(config: TrainConfig, held: int, pairs: int, lists: str) -> None:
     """Where fewer pairs are held out than asked for: how many, and why."""
     if held >= config.heldout_pairs:
         return
-    why = f"{config.heldout_data} holds no more" if config.heldout_data else f"a tenth of the {pairs} pairs at most"
+    why = (
+        f"{config.heldout_data} holds no more"
+        if config.heldout_data
+        else f"a tenth of the {pairs} pairs at most{lists}"
+    )
     give = "" if config.heldout_data else "; heldout_data names a file of others"
     tell(f"held out: {held} of the {config.heldout_pairs} pairs asked for ({why}{give}).")

@@ -16,6 +16,7 @@ from diagnostics.columns import described
 from diagnostics.diffusion.denoiser import refuse
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
 from diagnostics.diffusion.read import read_samples
+from diagnostics.diffusion.steps import StepLikelihood
 from diagnostics.engine import device_of, engine_of
 from diagnostics.errors import DataError, UserError, printable
 from diagnostics.fingerprint import data_hash, rendered_hash, tokenizer_hash, weights_hash
@@ -197,10 +198,12 @@ def _denoising(settings: dict[str, Any], found: dict[int, str], left: Sequence[s
     base, dtype = found[0], settings["dtype"]
     for name in left:
         denoisers.check_checkpoint(name)
-    likelihood = DenoisingLikelihood(draws=settings["draws"], seed=settings["seed"])
+    chains = settings["likelihood"] == "steps"
+    likelihood = StepLikelihood() if chains else DenoisingLikelihood(draws=settings["draws"], seed=settings["seed"])
     cache = Path(settings["output_dir"]).parent / "latents"
     frozen = _to_device(denoisers.load_denoiser(base, dtype=dtype, cache=cache), dtype)
-    audit = read_samples(settings["data"], frozen, split=settings["split"], folder=settings["media_folder"])
+    how: Any = {"split": settings["split"], "folder": settings["media_folder"], "chains": chains}
+    audit = read_samples(settings["data"], frozen, **how)
 
     def load(name: str) -> nn.Module:
         return denoisers.load_checkpoint(name, frozen, dtype=dtype)

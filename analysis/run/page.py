@@ -21,6 +21,7 @@ from analysis.run import (
     plots,
     readings,
     samples,
+    strip,
     verdict,
 )
 from analysis.run import pairs as pairs_of
@@ -191,6 +192,11 @@ def pairs(run: RunLog, worst: int, text: bool = True, flags: Mapping[str, str] |
 def by_time(run: RunLog) -> Block:
     """Of a denoiser: the error of both sides by time, at the start and at the end."""
     return samples.by_time(run)
+
+
+def drew(run: RunLog, text: bool) -> Block:
+    """Of a denoiser: the samples that it drew on the way, and what their judge says."""
+    return strip.drew(run, text=text)
 
 
 @probed

@@ -56,6 +56,10 @@ class Denoiser(nn.Module):
         """(H, W, 3) uint8 images as samples of its shape (C, H, W), in [-1, 1]."""
         return [pixels(image, self.image_shape) for image in images]
 
+    def shown(self, samples: Tensor) -> Tensor:
+        """(N, *S) samples as they are looked at: themselves, or the pixels in [-1, 1] that latents are of."""
+        return samples
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that it sees. DataError for one that sees none."""

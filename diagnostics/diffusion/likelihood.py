@@ -23,11 +23,12 @@ NUMBERS = 1 << 20  # numbers that a model is given at once
 @dataclass(frozen=True)
 class Denoised:
     """What a model predicted: output (N, K, P), in float32 at least, of what was drawn. spread: (N, K) standard
-    deviations, of sampling steps."""
+    deviations, and predicted: (N, K, P) the noise that the output says, of sampling steps."""
 
     output: Tensor
     noised: Noised
     spread: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 @dataclass(frozen=True)

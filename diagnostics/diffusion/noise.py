@@ -45,29 +45,29 @@ def wanted(target: str, sample: Tensor, noise: Tensor, shares: tuple[Tensor, Ten
 
 def fixed_times(target: str, steps: int, draws: int, seed: int) -> Tensor:
     """(K,) times, one drawn in each of K equal parts of 0 .. T - 1 (of a flow: of 0 .. 1000), always the same."""
-    share = torch.rand(draws, generator=_generator(seed, "times"), dtype=torch.float64)
+    share = torch.rand(draws, generator=generator(seed, "times"), dtype=torch.float64)
     return _times(target, steps, (torch.arange(draws) + share) / draws)
 
 
 def fixed_noise(shape: Sequence[int], draws: int, seed: int, group: str) -> Tensor:
     """(K, *shape) normal noise for the group, always the same."""
-    return torch.randn(draws, *shape, generator=_generator(seed, "noise", group))
+    return torch.randn(draws, *shape, generator=generator(seed, "noise", group))
 
 
 def fresh_draws(
     target: str, steps: int, shape: Sequence[int], draws: int, seed: int, step: int, group: str
 ) -> tuple[Tensor, Tensor]:
     """(K,) times anywhere and (K, *shape) noise for the group in the update after `step` updates."""
-    generator = _generator(seed, "step", step, group)
-    share = torch.rand(draws, generator=generator, dtype=torch.float64)
-    return _times(target, steps, share), torch.randn(draws, *shape, generator=generator)
+    draw = generator(seed, "step", step, group)
+    share = torch.rand(draws, generator=draw, dtype=torch.float64)
+    return _times(target, steps, share), torch.randn(draws, *shape, generator=draw)
 
 
 def _times(target: str, steps: int, share: Tensor) -> Tensor:
     return share * FLOW_TIMES if target == "flow" else (share * steps).long().clamp(max=steps - 1)
 
 
-def _generator(*key: object) -> torch.Generator:
+def generator(*key: object) -> torch.Generator:
     """A generator of its own for each key, the same in every process and whatever was drawn before."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

@@ -35,7 +35,7 @@ def inverted(
             before = grid[k - 1] if k else None
             at = time if before is None else before
             x0, eps = parts_of(model, run(x_t, at.expand(len(samples)), told), x_t, at)
-            x_t = _mixed(model, x0 if k else samples, eps, time)  # before the first time there is no noise
+            x_t = mixed(model, x0 if k else samples, eps, time)  # before the first time there is no noise
             found = torch.where(_beside(places == k, found), x_t, found)
     signal, spread = (_beside(v, samples).to(samples.dtype) for v in shares(model.target, model.alphas, grid[places]))
     return found, (found - signal * samples) / spread, grid[places]
@@ -53,7 +53,7 @@ def own_way(
         for k in range(len(grid) - 1, -1, -1):
             found = torch.where(_beside(places == k, found), x_t, found)
             x0, eps = parts_of(model, run(x_t, grid[k].expand(len(noise)), told), x_t, grid[k])
-            x_t = _mixed(model, x0, eps, grid[k - 1]) if k else x0
+            x_t = mixed(model, x0, eps, grid[k - 1]) if k else x0
     signal, spread = (_beside(v, noise).to(noise.dtype) for v in shares(model.target, model.alphas, grid[places]))
     return found, x_t, (found - signal * x_t) / spread, grid[places]
 
@@ -83,7 +83,8 @@ def parts_of(model: Denoiser, output: Tensor, x_t: Tensor, time: Tensor) -> tupl
     return x_t - spread * output, x_t + signal * output
 
 
-def _mixed(model: Denoiser, sample: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+def mixed(model: Denoiser, sample: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """The sample with so much noise as x_t has at one time."""
     signal, spread = (v.to(sample.dtype) for v in shares(model.target, model.alphas, time))
     return signal * sample + spread * noise
 

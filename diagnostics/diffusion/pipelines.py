@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diagnostics.diffusion.denoiser import Condition, Denoiser, pixels
 from diagnostics.diffusion.noise import FLOW_TIMES
 from diagnostics.diffusion.sample import array_digest
-from diagnostics.engine import device_of
+from diagnostics.engine import device_of, evaluating
 from diagnostics.errors import DataError, UserError
 from diagnostics.files import read_json
 from diagnostics.fingerprint import weights_hash
@@ -87,6 +87,16 @@ class DiffusersDenoiser(Denoiser):
         if self.vae is None:
             return super().see(images)
         return [self._latents(image) for image in images]
+
+    @torch.no_grad()
+    def shown(self, samples: Tensor) -> Tensor:
+        """See Denoiser; with a VAE, what it decodes."""
+        if self.vae is None:
+            return samples
+        found = samples / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
+        with evaluating(self.vae):
+            seen = self.vae.decode(found.to(device_of(self.vae), next(self.vae.parameters()).dtype)).sample
+        return seen.clamp(-1, 1)
 
     @torch.no_grad()
     def _latents(self, image: np.ndarray) -> np.ndarray:

@@ -57,7 +57,9 @@ class StepLikelihood(DenoisingLikelihood):
         noise = (x_next - mu.detach()) / _beside(spread, x_next)
         back = [v.unflatten(0, times.shape) for v in (x_t, x_next, noise)]
         found = Noised(*back, times=times, alphas=alphas)
-        return Denoised(mu.unflatten(0, times.shape).flatten(2), found, spread.view(times.shape))
+        _, predicted = parts_of(inner, output, x_t, times.flatten())
+        both = (part.unflatten(0, times.shape).flatten(2) for part in (mu, predicted))
+        return Denoised(next(both), found, spread.view(times.shape), next(both))
 
     def stats(
         self, batch: DenoisingBatch, policy: Denoised, reference: Denoised | SequenceStats | None = None, *,
@@ -106,6 +108,7 @@ def step_stats(batch: DenoisingBatch, run: Denoised) -> DenoisingStats:
     return DenoisingStats(
         per_token_logps=logps, completion_mask=batch.completion_mask, residual=residual, target=target,
         noise=drawn.noise.flatten(2), times=drawn.times, alphas=drawn.alphas,
+        predicted_noise=run.predicted,
     )  # fmt: skip
 
 

@@ -196,8 +196,6 @@ def test_keys_of_another_likelihood_are_refused(world):
 
 
 def test_an_objective_is_refused_before_anything_is_trained_where_something_it_reads_is_not_there(world):
-    with pytest.raises(UserError, match="'gradspo' reads a moving average of the policy, which no run keeps"):
-        run(world, likelihood="steps", objective="gradspo", beta=10.0, draws=16)
     with pytest.raises(DataError, match="row 0: objective 'patchdpo' reads weights, which this row does not have"):
         train(make_config({
             "likelihood": "denoising", "objective": "patchdpo", "model": str(world / "mlp"), "use_cpu": True,
@@ -234,3 +232,23 @@ def test_commands_say_errors_where_they_mean_errors(world):
     said.append((world / "run" / "verdict.json").read_text())
     assert not [text for text in said if any(word in text for word in ("nats", "KL(", "token,", " a token"))]
     assert any("deviation from the reference" in text for text in said)
+
+
+@pytest.mark.parametrize("objective", ["rankdpo", "diffusion_dpo"])
+def test_a_list_stands_on_one_side_of_the_held_out_split(world, objective):
+    """12 lists of 3 samples are 36 pairs; 3 of them may be held out: one whole list."""
+    draw = np.random.default_rng(3)
+    rows = [{"images": draw.normal(size=(3, 16)).tolist(), "scores": [3, 1, 2], "class": k % 3} for k in range(12)]
+    (world / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(3):
+        keys = {"heldout_pairs": 3, "probe_pairs": 40, "max_steps": 1, "beta": 50.0, "seed": seed, "probe_every": 9}
+        log = read_run(run(world, f"run{seed}", data=str(world / "lists.jsonl"), objective=objective, **keys))
+        rows_of = log.audit.set_index("pair_id")["source_row"]
+        held, seen = (
+            {int(rows_of[name]) for name in log.pairs.query(f"split == '{split}'")["pair_id"]}
+            for split in ("eval", "probe")
+        )
+        assert len(held) == 1
+        assert not held & seen
+        assert len(held | seen) == 12
+        assert log.manifest["pairs"] == {"train": 33, "probe": 33, "eval": 3}

@@ -22,6 +22,7 @@ from diagnostics.sequences import Example
 from diagnostics.stats import PAIR, PairStats, SequenceStats, wide
 from diagnostics.token_ids import TokenIds
 from trainers import objectives
+from trainers.loop.average import MovingAverage
 from trainers.loop.reference import LiveReference
 from trainers.models import adapter_switched
 
@@ -62,6 +63,7 @@ class Ingredients:
         self.further = tuple(name for name in next((p.rows for p in pairs), ()) if name not in PAIR)
         self.pairs = {p.pair_id: p for p in pairs}
         self.given, self.reward_model, self.likelihood = given or Given(), reward_model, likelihood
+        self.average: MovingAverage | None = None  # of the policy; the trainer keeps it, where the objective reads it
         self.groups = by_prompt(pairs) if "lists" in self.needs else [[p] for p in pairs]
         self.partners = mismatched(pairs) if "mismatched" in self.needs else {}
 
@@ -85,7 +87,18 @@ class Ingredients:
             sides["step_similarity"] = list(spread(batch, policy, similarity))
         both = [{name: halves[i] for name, halves in sides.items()} for i in (0, 1)]
         stats = replace(stats, chosen=replace(stats.chosen, **both[0]), rejected=replace(stats.rejected, **both[1]))
+        if self.average is not None:
+            stats = self._averaged(stats, batch)
         return self._embedded(stats, pairs, model, reference) if "embeddings" in self.needs else stats
+
+    def _averaged(self, stats: PairStats, batch: Any) -> PairStats:
+        """The same stats with the noise that the moving average predicts, without gradient."""
+        assert self.average is not None
+        with self.average.running() as model:
+            found, _ = self.likelihood.stats(batch, self.likelihood.run(model, batch), kl=False)
+        sides: dict[str, Any] = {name: getattr(stats, name) for name in PAIR}
+        said = {name: getattr(found[name], "predicted_noise", None) for name in PAIR}
+        return replace(stats, **{name: replace(side, ema_noise=said[name]) for name, side in sides.items()})
 
     def part(self, batch: Any, names: Sequence[str]) -> Any:
         """Some of the rows of a batch, as a batch of their own."""

@@ -9,6 +9,7 @@ from torch import nn
 from diagnostics.outcomes import MIN_EFFECTS
 from diagnostics.runlog import RunLogWriter
 from trainers.loop.columns import NAN, ordered, summarise
+from trainers.loop.drawing import Drawing
 from trainers.loop.probe import Probe
 
 Tokens = Literal["ends", "all", "none"]
@@ -19,14 +20,15 @@ class ProbeSchedule:
 
     tokens: on which of them a row a token (of a denoiser, a row a draw) is kept too (ends: at the first and the last).
     main: whether this process writes. noise: nats, a log-ratio within it is rounding (see outcomes.fell), NaN where it
-    is unknown.
+    is unknown. drawing: the samples that a denoiser draws on the way, where it does.
     """
 
     def __init__(
-        self, writer: RunLogWriter, probe: Probe, *, every: int, tokens: Tokens, main: bool = True, noise: float = NAN
-    ) -> None:
+        self, writer: RunLogWriter, probe: Probe, *, every: int, tokens: Tokens, main: bool = True, noise: float = NAN,
+        drawing: Drawing | None = None,
+    ) -> None:  # fmt: skip
         self.writer, self.probe, self.every, self.tokens, self.main = writer, probe, every, tokens, main
-        self.noise = noise
+        self.noise, self.drawing = noise, drawing
         self.probed = -1  # the last step measured
         self.report: Callable[[dict[str, float]], None] = lambda values: None  # to a trainer's viewers
 
@@ -43,8 +45,11 @@ class ProbeSchedule:
     def at(self, model: nn.Module, step: int, epoch: float, *, last: bool = False) -> dict[str, Any]:
         """Measure where this step's turn has come, and write; what of it stands in steps.jsonl, empty where it has not
         come. model: with the weights after `step` updates."""
+        drawn = self._draw(model, step, last=last)
         if step and not last and not (self.every and step % self.every == 0):
-            return {}
+            if drawn:
+                self.report(drawn)
+            return drawn
         keep = self.tokens == "all" or (self.tokens == "ends" and (step == 0 or last))
         found = self.probe.measure(model, step, epoch, tokens=keep, without=step == 0 or last)
         self.probed = step
@@ -56,7 +61,7 @@ class ProbeSchedule:
             self.writer.append("draws", found.draws)
         # before the first update a pair's margin is the rounding of four log-probs: a tie, which is no win
         tie = 2 * self.noise if step == 0 and self.noise > 0 else 0.0
-        summary = summarise(found, self.least, nats=self.nats, tie=tie)
+        summary = summarise(found, self.least, nats=self.nats, tie=tie) | drawn
         self.report(summary)
         return summary
 
@@ -69,4 +74,11 @@ class ProbeSchedule:
             if self.main:
                 self.writer.append("tokens", found.tokens)
                 self.writer.append("draws", found.draws)
-        return {}
+        return self._draw(model, step, last=True)
+
+    def _draw(self, model: nn.Module, step: int, *, last: bool) -> dict[str, float]:
+        """Draw and write samples where their turn has come; what of them stands in steps.jsonl."""
+        rows, said = self.drawing.at(model, step, last=last) if self.drawing else ([], {})
+        if self.main:
+            self.writer.append("samples", rows)
+        return said

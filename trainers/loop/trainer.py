@@ -37,6 +37,7 @@ from diagnostics.vision.placeholders import family_class
 from trainers import objectives
 from trainers.checkpoint import seal
 from trainers.loop import gradient_log
+from trainers.loop.average import MovingAverage
 from trainers.loop.gradient_log import GradientLog
 from trainers.loop.guards import Guard, guarded
 from trainers.loop.ingredients import Ingredients
@@ -101,13 +102,17 @@ class PreferenceTrainer(Trainer):
             return vars(likelihood.collate([pair for group in groups for pair in group]))
 
         self.ingredients = ingredients or Ingredients(objective, pairs, likelihood=likelihood)
+        decay = getattr(objectives.module(objective), "AVERAGE", None)
+        self.average = MovingAverage(model, decay) if decay is not None else None
+        self.ingredients.average = self.average
+        followers = [follower for follower in (renewal, self.average) if follower]
 
         super().__init__(
             model=model,
             args=args,
             train_dataset=PairDataset(self.ingredients.groups),
             data_collator=collator,
-            callbacks=[recorder, *([renewal] if renewal else [])],
+            callbacks=[recorder, *followers],
             processing_class=tokenizer,
         )
         self.remove_callback(PrinterCallback)  # the recorder shows progress
@@ -126,6 +131,10 @@ class PreferenceTrainer(Trainer):
         if sharded and renewal:
             raise UserError(
                 "the reference can be renewed only where models are not sharded: leave out FSDP, DeepSpeed."
+            )
+        if sharded and self.average:
+            raise UserError(
+                f"objective '{objective}' reads a moving average of whole weights: leave out FSDP, DeepSpeed."
             )
         self.gradients = GradientLog(model, grad_every, grad_parameters, layer_group)
         if grad_every:
@@ -236,6 +245,8 @@ class PreferenceTrainer(Trainer):
             folder = Path(resume_from_checkpoint)
             self.statistics.read(folder)
             self.gradients.read(folder)
+            if self.average:
+                self.average.read(folder)
             if self.renewal:
                 self.renewal.read(folder, int(read_json(folder / "trainer_state.json")["global_step"]))
         try:
@@ -256,6 +267,8 @@ class PreferenceTrainer(Trainer):
             self.statistics.write(folder)
             if self.renewal:
                 self.renewal.write(folder)
+            if self.average:
+                self.average.write(folder)
             self.gradients.write(folder)
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()

@@ -11,6 +11,7 @@ File name = function name = the name to configure. An objective is
     OPTIONAL_ROWS  further rows it reads where the data has them: name -> what the row is (only where there are any)
     LIKELIHOOD  the kind of likelihood it is defined on: a word of LIKELIHOODS below (where there is none: tokens)
     PATH        where it takes its x_t from, a word of diagnostics.diffusion.paths.PATHS (where there is none: noise)
+    AVERAGE     the decay of the moving average of the policy that it reads (only where it reads one)
     PROVENANCE  how sure its formula is: a word of PROVENANCES below
 
 An objective that keeps statistics over batches has two more functions: `statistics(pair, previous, *,

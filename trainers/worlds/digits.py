@@ -28,7 +28,7 @@ from diagnostics.diffusion.denoiser import Denoiser, MLPDenoiser
 from diagnostics.errors import UserError
 from diagnostics.progress import Steps
 
-POINTS, CLASSES = 64, 10  # of an image
+SIDE, POINTS, CLASSES = 8, 64, 10  # of an image
 DROPPED = 0.1  # share of the images of which the class is not told
 STEPS, BATCH, RATE = 2500, 128, 2e-3
 KINDS = ("on-policy", "close", "corrupt", "condition")
@@ -81,7 +81,7 @@ def make_model(seed: int) -> MLPDenoiser:
     """The denoiser with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MLPDenoiser(size=POINTS, classes=CLASSES)
+        return MLPDenoiser(size=POINTS, classes=CLASSES, shape=(1, SIDE, SIDE))
 
 
 def train(seed: int, *, steps: int = STEPS) -> MLPDenoiser:

@@ -175,7 +175,7 @@ def test_a_pipeline_is_trained_with_an_adapter_from_images_to_log(tmp_path):
         "likelihood": "denoising", "objective": "diffusion_dpo", "model": str(tmp_path / "pipe"), "lora_r": 2,
         "lora_targets": "to_k,to_q,to_v,to_out.0", "data": str(tmp_path / "pairs.parquet"), "max_steps": 3, "draws": 2,
         "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 2, "learning_rate": 0.01, "use_cpu": True,
-        "disable_tqdm": True, "heldout_pairs": 0, "probe_pairs": 4,
+        "disable_tqdm": True, "heldout_pairs": 0, "probe_pairs": 4, "sample_every": 3, "samples": 2,
     }  # fmt: skip
     log = read_run(train(make_config(keys)))
     first, last = (log.pairs.query(f"split == 'probe' and step == {k}") for k in (0, 3))
@@ -194,3 +194,38 @@ def test_a_pipeline_is_trained_with_an_adapter_from_images_to_log(tmp_path):
     assert torch.allclose(torch.from_numpy(told), wanted, atol=1e-6)
     model.save(tmp_path / "whole")
     diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "whole", use_safetensors=True)
+    # new samples, decoded: those of the pipeline's own loop with this scheduler, and the adapter in the pipeline itself
+    assert log.samples.groupby("step").size().to_dict() == {0: 2, 3: 2}
+    assert set(log.samples["text"]) <= {"a c", "a ca", "a cat"}
+    images = log.samples.sort_values(["step", "sample"])["image"].tolist()
+    assert images[:2] != images[2:]
+    pipe.load_lora_weights(tmp_path / "run" / "model")
+    x, t, text = torch.randn(1, 4, 8, 8), torch.tensor([300]), torch.from_numpy(told)[None]
+    with torch.no_grad():
+        ours, plain = (load_denoiser(str(tmp_path / name)).net(x, t, text).sample for name in ("run/model", "pipe"))
+        assert torch.allclose(pipe.unet(x, t, text).sample, ours, atol=1e-5)
+    assert not torch.allclose(ours, plain, atol=1e-3)
+
+
+def test_samples_are_those_of_the_pipelines_own_loop(tmp_path):
+    from diagnostics.diffusion import drawn
+
+    pipe = pipeline(tmp_path)
+    model, steps = load_denoiser(str(tmp_path / "pipe")), 4
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    told = {"encoder_hidden_states": torch.from_numpy(model.tell(["a cat"])[0]["encoder_hidden_states"])[None]}
+    before = drawn.STEPS
+    drawn.STEPS = steps
+    try:
+        draws = [torch.Generator().manual_seed(5)]
+        found = drawn.drawn(model, lambda x, t, c: model(x, t, c), noise, told, draws, (-1.0, 1.0))
+    finally:
+        drawn.STEPS = before
+    pipe.set_progress_bar_config(disable=True)
+    how = {"num_inference_steps": steps, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(5)}
+    wanted = pipe("a cat", latents=noise, output_type="latent", height=16, width=16, **how).images
+    assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
+    seen = model.shown(found)
+    own = pipe.vae.eval().decode(wanted / 0.2).sample.clamp(-1, 1)
+    assert seen.shape == (1, 3, 16, 16)
+    assert torch.allclose(seen, own, atol=1e-3)

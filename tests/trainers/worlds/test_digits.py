@@ -121,7 +121,8 @@ def test_pairs_are_read_as_any_data_of_samples(kind, model, folder):
             (pair.chosen, made.chosen, made.chosen_labels),
             (pair.rejected, made.rejected, made.rejected_labels),
         ):
-            assert side.media.values.tolist() == values[k].tolist()
+            assert side.media.values.shape == (1, 8, 8)
+            assert side.media.values.flatten().tolist() == values[k].tolist()
             assert int(side.media.condition["class_labels"]) == int(labels[k])
 
 
