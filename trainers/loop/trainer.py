@@ -250,7 +250,7 @@ class PreferenceTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights of a checkpoint. Some models (Qwen2.5-VL, mixtures of experts) are saved under other names than
+        """The weights of a checkpoint. Some models (Qwen2.5-VL, InternVL, Mixtral) are saved under other names than
         their own, and the Trainer, which loads by name, leaves such weights as they were without a word."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         own: Any = innermost(self.model if model is None else model)
