@@ -253,7 +253,8 @@ class PreferenceTrainer(Trainer):
         """The weights of a checkpoint. Some models (Qwen2.5-VL, InternVL, Mixtral) are saved under other names than
         their own, and the Trainer, which loads by name, leaves such weights as they were without a word."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        own: Any = innermost(self.model if model is None else model)
+        policy: Any = self.model if model is None else model
+        own: Any = innermost(policy)
         saved = saved_names(Path(resume_from_checkpoint))
         if saved and not self.is_fsdp_enabled and not saved <= own.state_dict().keys():
             own.load_state_dict(type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype).state_dict())

@@ -116,7 +116,8 @@ def _looked(
     family = work.tokenizer.family
     (prompt,) = tokenize_prompts([work.prompt(pair, asked, media)], work.tokenizer, [media])
     found = look(work.model, prompt, answer, media, family)
-    means = found.of_media() if len(media) > 1 else of_cells(found, media[0], family, len(drawn["rows"]))
+    collaged = len(media) == 1
+    means = of_cells(found, media[0], family, len(drawn["rows"])) if collaged else found.of_media()
     perplexity = math.exp(-float(found.likeliest.mean()))
     return {"share": means[drawn["place"]] / sum(means), "perplexity": perplexity}
 
