@@ -3,8 +3,10 @@
 Start here: `chesboard demo` runs the whole main job; `chesboard COMMAND --help` shows examples.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import shlex
 import signal
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -45,10 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See likelihood displacement and deviation in preference optimization: before, during and after training.",
 )
-
-
-pairs_app = typer.Typer(no_args_is_help=True, help="Make preference pairs of a video model's own answers.")
-app.add_typer(pairs_app, name="pairs")
 
 
 _OFFERED = {  # what `import chesboard` gives to Python, and where it stands
@@ -206,19 +204,50 @@ def show(
     show_row(table, load_tokenizer(model), row, settings, plain=plain)
 
 
-Asked = Annotated[
-    str, typer.Argument(help="Rows of one clip or image (video, media_path ...), question and answer: file or hub id.")
-]
-PairsOut = Annotated[Path, typer.Option(help="Folder for the pairs, the audit and the contact sheet.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Seed of all that is drawn.")]
-Tokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+pairs_app = typer.Typer(no_args_is_help=True, help="Make preference pairs of a vision-language model's own answers.")
+app.add_typer(pairs_app, name="pairs")
 
 
-@pairs_app.command()
-def rrpo(
-    data: Asked,
+def _asking(
+    data: Annotated[
+        str,
+        typer.Argument(help="Rows of one clip or image (video, media_path ...), question and answer: file or hub id."),
+    ],
     model: Model,
-    out: PairsOut,
+    out: Annotated[Path, typer.Option(help="Folder for the pairs, the audit and the contact sheet.")],
+    *,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of all that is drawn.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    split: Split = None,
+    frames: Frames = 16,
+    media_folder: MediaFolder = None,
+) -> None:
+    """What every maker of pairs is asked with."""
+
+
+def pairs_command(own: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of own options and `how` a command of `pairs`, which has the options of `_asking` too: what the
+    function returns is shown."""
+
+    @functools.wraps(own)
+    def command(**given: Any) -> None:
+        from reports.sheet import show_made
+
+        how = {name: given.pop(name) for name in shared}
+        show_made(own(how, **given), how["frames"])
+
+    shared = inspect.signature(_asking).parameters
+    _, *options = inspect.signature(own).parameters.values()
+    ordered: Any = sorted([*shared.values(), *options], key=lambda p: p.kind)
+    command.__signature__ = inspect.Signature(ordered)  # pyright: ignore[reportAttributeAccessIssue]
+    command.__annotations__ = {p.name: p.annotation for p in ordered}
+    return pairs_app.command()(command)
+
+
+@pairs_command
+def rrpo(
+    how: Any,
+    *,
     perturb: Annotated[
         str, typer.Option(help="Separated by commas, in order: mask, local_shuffle, global_shuffle, augment.")
     ] = "mask,local_shuffle",
@@ -226,12 +255,7 @@ def rrpo(
         str, typer.Option(help="What finds answers right: rule (short answers), or a model folder or hub id to ask.")
     ] = "rule",
     temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 takes the likeliest tokens.")] = 0.0,
-    seed: Seed = 0,
-    limit: Tokens = 256,
-    split: Split = None,
-    frames: Frames = 16,
-    media_folder: MediaFolder = None,
-) -> None:
+) -> Any:
     """RRPO's pairs: the model's own wrong answers on perturbed clips against the true ones, differing phrases marked.
 
     Stopped and started again, it goes on where it was. The file is trained on as it is, on the clean clips.
@@ -242,28 +266,14 @@ def rrpo(
 
         chesboard train --model my-video-model --data runs/rrpo/pairs.json --objective rrpo --output_dir runs/a
     """
-    from reports.sheet import show_made
     from trainers.worlds.video_pairs import rrpo as make
 
     names = [name.strip() for name in perturb.split(",") if name.strip()]
-    made = make(
-        data, model, out, perturbations=names, checker=checker, temperature=temperature, seed=seed, limit=limit,
-        split=split, frames=frames, media_folder=media_folder,
-    )  # fmt: skip
-    show_made(made, frames)
+    return make(**how, perturbations=names, checker=checker, temperature=temperature)
 
 
-@pairs_app.command()
-def leanpo(
-    data: Asked,
-    model: Model,
-    out: PairsOut,
-    seed: Seed = 0,
-    limit: Tokens = 256,
-    split: Split = None,
-    frames: Frames = 16,
-    media_folder: MediaFolder = None,
-) -> None:
+@pairs_command
+def leanpo(how: Any) -> Any:
     """LeanPO's pairs: the model's answer with the truth as a hint, improved once, against its own on an augmented clip.
 
     Stopped and started again, it goes on where it was.
@@ -274,11 +284,54 @@ def leanpo(
 
         chesboard train --model my-video-model --data runs/leanpo/pairs.jsonl --objective leanpo --output_dir runs/a
     """
-    from reports.sheet import show_made
     from trainers.worlds.video_pairs import leanpo as make
 
-    how: Any = {"split": split, "frames": frames, "media_folder": media_folder}
-    show_made(make(data, model, out, seed=seed, limit=limit, **how), frames)
+    return make(**how)
+
+
+@pairs_command
+def vidchain(
+    how: Any,
+    *,
+    metric: Annotated[
+        str, typer.Option(help="What gives points: words (F1 of words), or soda_d (times of events, without words).")
+    ],
+    temperature: Annotated[float, typer.Option(min=0, help="Of the three answers.")] = 1.0,
+) -> Any:
+    """VidChain's pairs: of three answers, every two that a metric sets ten points of a hundred apart.
+
+    Stopped and started again, it goes on where it was. VidChain's own metric (SODA c) needs METEOR, and is not here.
+
+    Examples:
+
+        chesboard pairs vidchain questions.jsonl --model my-video-model --metric words --out runs/vidchain
+
+        chesboard train --model my-video-model --data runs/vidchain/pairs.jsonl --beta 0.5 --output_dir runs/a
+    """
+    from trainers.worlds.vidchain_pairs import vidchain as make
+
+    return make(**how, metric=metric, temperature=temperature)
+
+
+@pairs_command
+def mia(
+    how: Any,
+    *,
+    form: Annotated[str, typer.Option(help="sequence, or grid: a collage (Qwen models alone).")] = "sequence",
+) -> Any:
+    """MIA-DPO's pairs: a row's image among others, and the answer of a model that looked at those too much.
+
+    Stopped and started again, it goes on where it was.
+
+    Examples:
+
+        chesboard pairs mia questions.jsonl --model my-vision-model --out runs/mia
+
+        chesboard train --model my-vision-model --data runs/mia/pairs.jsonl --beta 0.1 --output_dir runs/a
+    """
+    from trainers.worlds.mia_pairs import mia as make
+
+    return make(**how, form=form)
 
 
 @app.command()

@@ -131,8 +131,8 @@ def packable(inner: Any) -> tuple[Any, ...]:
     Of a vision-language model, those of its language model.
     """
     language = inner if inner.config.get_text_config() is inner.config else inner.get_decoder()
-    own = _configs(language)
-    before = [(c, c._attn_implementation_internal) for c in _configs(inner).values()]
+    own = configs_of(language)
+    before = [(c, c._attn_implementation_internal) for c in configs_of(inner).values()]
     try:
         inner.set_attn_implementation(NAME)
         changed = tuple(c for c in own.values() if c._attn_implementation_internal == NAME)
@@ -142,7 +142,7 @@ def packable(inner: Any) -> tuple[Any, ...]:
     return changed if any(c is language.config for c in changed) else ()
 
 
-def _configs(inner: nn.Module) -> dict[int, Any]:
+def configs_of(inner: nn.Module) -> dict[int, Any]:
     """Every config of a model's modules, and those inside them, by id."""
     found: dict[int, Any] = {}
     waiting: list[Any] = [m.config for m in inner.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]

@@ -17,7 +17,8 @@ from diagnostics.vision.thumbs import THUMBS
 from reports import standalone
 from reports.tables import say
 from reports.thumbs import strip
-from trainers.worlds.video_pairs import Made, perturbed
+from trainers.worlds.asked import Made
+from trainers.worlds.video_pairs import perturbed
 
 SHOWN = 24  # pairs on a sheet
 STYLE = """section { border-top: 1px solid var(--line); padding: 0.5rem 0 }
@@ -58,8 +59,10 @@ def again(pair: PreferencePair) -> Media:
 
 
 def _section(pair: PreferencePair) -> str:
-    other = again(pair)
-    clips = strip(pair.media[0], "original, trained on") + strip(other, "; ".join(other.view))
+    clips = "".join(strip(medium, "trained on") for medium in pair.media)
+    if "view" in pair.columns["made"]:
+        other = again(pair)
+        clips = strip(pair.media[0], "original, trained on") + strip(other, "; ".join(other.view))
     said = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _texts(pair).items())
     head = f'<div class="id">{escape(pair.pair_id)}</div>'
     return f'<section>{head}<div class="clips">{clips}</div><dl>{said}</dl></section>'

@@ -149,6 +149,8 @@ def tables(command: str, out: Path) -> dict[str, Any]:
         for name in ("steps", "pairs", "mass", "tokens", "audit"):
             frame: pd.DataFrame = getattr(log, name)
             found[f"{log.name}/{name}"] = frame.sort_values(list(frame.columns[:6]), ignore_index=True)
+        if (log.path / "frames.parquet").exists():
+            found["frames"] = read_frame(log.path / "frames.parquet")
         if command == "train":
             found["weights"] = (log.path / "model" / "model.safetensors").read_bytes()
     return found

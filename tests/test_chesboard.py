@@ -216,7 +216,7 @@ def test_no_command_and_wrong_option(call):
 COMMANDS = ["demo", "show", "audit", "flag", "train", "compare", "ablate", "trace", "report", "scorecard", "gate"]
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "pairs rrpo", "pairs leanpo"])
+@pytest.mark.parametrize("name", [*COMMANDS, "pairs rrpo", "pairs leanpo", "pairs vidchain", "pairs mia"])
 def test_help_shows_examples(call, name):
     code, printed, _ = call(*name.split(), "--help")
     assert code == 0

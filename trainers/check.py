@@ -89,6 +89,19 @@ def _try_objective(config: TrainConfig) -> None:
         )
 
 
+def check_embeddings(config: TrainConfig, pairs: Sequence[Example]) -> None:
+    """An objective that reads embeddings is refused, by its own words, where a row shows images or clips: they are
+    measured of rows of text alone."""
+    shown = any(row.media is not None for pair in pairs for row in pair.rows.values())
+    if not shown or "embeddings" not in objectives.needs(config.objective):
+        return
+    pair = pair_for(config.objective, config.hyperparameters)(0.0, 0.0)
+    bare = {name: replace(row, embeddings=None) for name, row in pair.ref_extra.items()}
+    chosen, rejected = (replace(side, embeddings=None) for side in (pair.chosen, pair.rejected))
+    pair = replace(pair, chosen=chosen, rejected=rejected, ref_extra=bare)
+    objectives.load(config.objective)(pair, **config.hyperparameters)
+
+
 def check_batches(config: TrainConfig, arguments: TrainingArguments, pairs: Sequence[Example]) -> None:
     """UserError where every batch would be dropped for not being full."""
     batch = arguments.per_device_train_batch_size * arguments.world_size

@@ -25,7 +25,7 @@ from diagnostics.run_folder import RunFolder
 from diagnostics.token_likelihood import TokenLikelihood
 from trainers import denoisers
 from trainers.arguments import training_arguments
-from trainers.check import alarms, check, check_batches
+from trainers.check import alarms, check, check_batches, check_embeddings
 from trainers.checkpoint import is_last, step_of
 from trainers.config import TrainConfig
 from trainers.loop import recipes
@@ -86,6 +86,7 @@ def _train(config: TrainConfig, arguments: TrainingArguments, run: RunFolder, ch
     model, tokenizer, likelihood, splits = parts.model, parts.tokenizer, parts.likelihood, parts.splits
     parts.hashes["rendered"] = rendered_hash([*splits.train, *splits.probe, *splits.heldout])
     check_batches(config, arguments, splits.train)
+    check_embeddings(config, splits.train)
     recipe = recipes.recipe(config, arguments, splits.train, splits.gaps)
     started = {"model": weights_hash(model), **parts.hashes}
     files = {"pair_weights": config.pair_weights, "track": config.track}

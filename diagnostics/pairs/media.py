@@ -146,6 +146,11 @@ def is_media_column(column: str) -> bool:
     return any(plain_name(column) in names for names in COLUMNS.values())
 
 
+def is_row_media(column: str) -> bool:
+    """Whether a column of this name may hold what a further row of an objective shows: `<row>_image`, `<row>_video`."""
+    return any(plain_name(column).endswith(f"_{name}") for names in COLUMNS.values() for name in names)
+
+
 def media_of(row: dict[str, Any], reader: MediaReader) -> tuple[Media, ...]:
     """What the columns of a row show, images first. SkipRow where one cannot be shown."""
     return tuple(m for kind, column in media_columns(row).items() for m in reader.read(row[column], kind, column))

@@ -26,7 +26,7 @@ from diagnostics.pairs.context import (
     squeezed,
     texts,
 )
-from diagnostics.pairs.media import MediaReader, is_media_column, media_columns, with_media
+from diagnostics.pairs.media import MediaReader, is_media_column, is_row_media, media_columns, with_media
 from diagnostics.pairs.messages import SkipRow, text_of, without_nulls
 from diagnostics.pairs.pair import PairTable, PreferencePair, Reading, RowProblem
 from diagnostics.pairs.rows import RawRows, folder_of, read_rows
@@ -297,7 +297,8 @@ def _reading(
     taken = {c for names in roles.values() for c in names}
     ignored = tuple(c for c in columns if c not in taken)
     notes = dict.fromkeys(done.note for done in parsed.values() if done.note)
-    media = [c for c in ignored if is_media(c)]
+    further = [c for c in ignored if is_row_media(c)]
+    media = [c for c in ignored if is_media(c) and c not in further]
     again = [c for c in ignored if is_context(c)]
     found = [f"what {', '.join(again)} holds is empty, or stands in the pair already"] if again else []
     steps = [c for c in ignored if c in _PREFIXES]
@@ -305,6 +306,11 @@ def _reading(
         [f"{', '.join(steps)}, where an answer's first steps stand, is for the objective step_dpo"] if steps else []
     )
     found += [f"no model is shown what {', '.join(media)} holds"] if media else []
+    found += (
+        [f"what {', '.join(further)} holds is shown where the objective has a further row of that name, else nowhere"]
+        if further
+        else []
+    )
     read = taken - ({*roles.get("media", ())} - {*roles.get("prompt", ())})
     nulls = sum(_had_nulls(row, read) for row in raw.rows) if raw.padded else 0
     found += [f"nested nulls, which the file's format adds, were removed in {nulls} rows"] if nulls else []

@@ -137,6 +137,17 @@ def _(family: SmolVLM, item: Media, single: bool) -> Shown:
     return Shown("image", _tensor(pixels), (family.patches**2 // family.config.scale_factor**2,) * len(pixels))
 
 
+def unseen(family: Any, media: Iterable[Media]) -> str:
+    """Why a model of the family is not shown one of these, else ""; their frames are read where that can be."""
+    if isinstance(family, SmolVLM):
+        for item in media:
+            try:
+                prepare(family, item, True)
+            except DataError as error:
+                return str(error)
+    return ""
+
+
 def resized(frames: np.ndarray, size: Size, how: Image.Resampling) -> np.ndarray:
     """(T, H, W, 3) uint8 frames at another height and width, by PIL."""
     if frames.shape[1:3] == size:

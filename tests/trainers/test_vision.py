@@ -2,10 +2,12 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plain_vlms
 import pytest
 import vlms
@@ -146,6 +148,48 @@ def test_a_run_of_all_weights_and_its_saved_model(run, folder, data, tmp_path):
     for row in last.itertuples():
         k = int(row.Index.removeprefix("row"))
         assert row.chosen_logps == pytest.approx(plain(again, tokenizer, k, CHOSEN), abs=1e-3)
+
+
+@pytest.mark.parametrize("keys", [{}, {"lora_r": 2}])
+def test_a_run_that_goes_on_from_a_checkpoint_is_the_unbroken_one(run, tmp_path, keys):
+    """transformers saves this family's weights under other names than its own, and its Trainer loads by name."""
+    keys = keys | {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "learning_rate": 1e-2}
+    whole = run("whole", **keys)
+    shutil.copytree(whole.path, tmp_path / "again")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "again" / "checkpoints" / f"checkpoint-{step}")
+    manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
+    (tmp_path / "again" / "manifest.json").write_text(json.dumps({k: manifest[k] for k in manifest if k != "finished"}))
+    again = run("again", output_dir=str(tmp_path / "again"), resume="auto", **keys)
+    for name in ("steps", "pairs"):
+        one, other = (getattr(log, name) for log in (whole, again))
+        order = ["step"] if name == "steps" else ["step", "split", "pair_id"]
+        one, other = (frame.sort_values(order, ignore_index=True) for frame in (one, other))
+        pd.testing.assert_frame_equal(one, other, check_like=True, rtol=0, atol=0)
+    weights = [sorted((log.path / "model").glob("*.safetensors")) for log in (whole, again)]
+    assert weights[0]
+    assert [p.read_bytes() for p in weights[0]] == [p.read_bytes() for p in weights[1]]
+
+
+def test_an_objective_that_reads_embeddings_is_refused_before_anything_is_computed(run, data, tmp_path):
+    with pytest.raises(UserError, match="set spectral to 0 to leave them out"):
+        run("tars", objective="tars", data=str(rows_of_tars(data, tmp_path)), output_dir=str(tmp_path / "t"))
+    assert not (tmp_path / "t" / "steps.jsonl").exists()
+    log = run("tars0", objective="tars", spectral=0, data=str(tmp_path / "tars.jsonl"))
+    assert log.steps["step"].max() == 2
+
+
+def rows_of_tars(data: Path, place: Path) -> Path:
+    """The rows with a clip, with the further rows that tars reads."""
+    found = []
+    for line in data.read_text().splitlines()[:6]:
+        row = json.loads(line)
+        row["video"] = str(data.parent / row["video"])
+        more = {"noisy_chosen": CHOSEN, "clean_chosen": CHOSEN, "clean_rejected": REJECTED}
+        found.append(row | more | {"noisy_chosen_video": row["video"]})
+    path = place / "tars.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
 
 
 def test_a_frozen_tower_stays_and_the_language_model_is_trained(run, folder):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -259,6 +260,16 @@ class PreferenceTrainer(Trainer):
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights of a checkpoint. Some models (Qwen2.5-VL, InternVL, Mixtral) are saved under other names than
+        their own, and the Trainer, which loads by name, leaves such weights as they were without a word."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        policy: Any = self.model if model is None else model
+        own: Any = innermost(policy)
+        saved = saved_names(Path(resume_from_checkpoint))
+        if saved and not self.is_fsdp_enabled and not saved <= own.state_dict().keys():
+            own.load_state_dict(type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype).state_dict())
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """A checkpoint with the objective's statistics and a renewed reference, to go on with them when resumed; last
         comes the list of its files, once every process has written its own."""
@@ -378,3 +389,12 @@ def layer_group(parameter: str) -> str:
     if re.search(r"lm_head|embed_out|output_projection", parameter):
         return "head"
     return "embed" if re.search(r"embed|wte|wpe", parameter) else "other"
+
+
+def saved_names(folder: Path) -> set[str]:
+    """The names of the weights in a checkpoint's folder; empty where it holds an adapter."""
+    names: set[str] = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names |= {*weights.keys()}
+    return names

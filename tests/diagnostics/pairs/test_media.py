@@ -317,6 +317,10 @@ def test_other_media_are_said_to_be_unseen(folder: Path) -> None:
     table = read(folder, {"prompt": "?", "audio": "a.wav", "image": "1.png", "images": ["2.png"], **TEXT})
     assert greys(table.pairs[0]) == [[2]]
     assert "No model is shown what audio, image holds" in table.reading.said()
+    further = {"noisy_chosen_video": "1.png", "answer_audio": "a.wav"}
+    said = read(folder, {"prompt": "?", "image": "1.png", **further, **TEXT}).reading.said()
+    assert "No model is shown what answer_audio holds" in said
+    assert "noisy_chosen_video holds is shown where the objective has a further row of that name" in said
 
 
 JSON = st.recursive(

@@ -21,7 +21,7 @@ from diagnostics.tokenized import tokenize_pairs, tokenize_prompts
 from reports.sheet import write_sheet
 from trainers.config import make_config
 from trainers.run import train
-from trainers.worlds import video, video_pairs
+from trainers.worlds import asked, video, video_pairs
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def world(tmp_path_factory: Any) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def made(world: dict[str, Path], tmp_path_factory: Any) -> video_pairs.Made:
+def made(world: dict[str, Path], tmp_path_factory: Any) -> asked.Made:
     out = tmp_path_factory.mktemp("made") / "rrpo"
     return video_pairs.rrpo(str(world["data"]), str(world["model"]), out, limit=16, seed=3)
 
 
-def lines(made: video_pairs.Made) -> list[dict[str, Any]]:
+def lines(made: asked.Made) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (made.path.parent / "answers.jsonl").read_text().splitlines()]
 
 
@@ -84,11 +84,11 @@ def test_a_start_goes_on_where_another_ended(world, made, tmp_path, monkeypatch)
     kept = whole.read_text().splitlines(keepends=True)
     (tmp_path / "config.json").write_text((made.path.parent / "config.json").read_text())
     (tmp_path / "answers.jsonl").write_text("".join(kept[:18]) + kept[18][:20])
-    asked = []
-    plain = video_pairs.answers
-    monkeypatch.setattr(video_pairs, "answers", lambda m, t, p, **how: asked.append(len(p)) or plain(m, t, p, **how))
+    counts = []
+    plain = asked.answers
+    monkeypatch.setattr(asked, "answers", lambda m, t, p, **how: counts.append(len(p)) or plain(m, t, p, **how))
     again = video_pairs.rrpo(str(world["data"]), str(world["model"]), tmp_path, limit=16, seed=3)
-    assert asked == [20 - video_pairs.TOGETHER]
+    assert counts == [20 - asked.TOGETHER]
     assert (tmp_path / "answers.jsonl").read_text() == whole.read_text()
     assert again.counts == made.counts
     with pytest.raises(UserError, match="another seed"):
@@ -140,7 +140,7 @@ def test_the_sheet_shows_both_clips_and_marks_phrases(made):
     rows[0]["made"]["seed"] += 1
     changed.write_text(json.dumps(rows))
     with pytest.raises(DataError, match="does not give the recorded clip"):
-        write_sheet(video_pairs.Made(changed, made.counts), 16)
+        write_sheet(asked.Made(changed, made.counts), 16)
 
 
 def test_the_command_says_what_was_kept_and_why_not(world, made, tmp_path, monkeypatch, capsys):
@@ -163,8 +163,8 @@ def test_the_command_says_what_was_kept_and_why_not(world, made, tmp_path, monke
 
 
 def test_seeds_are_a_rows_own_and_augmentations_keep_small_frames():
-    assert video_pairs.row_seed(0, 5) == video_pairs.row_seed(0, 5)
-    assert len({video_pairs.row_seed(a, b) for a in range(3) for b in range(50)}) == 150
+    assert asked.row_seed(0, 5) == asked.row_seed(0, 5)
+    assert len({asked.row_seed(a, b) for a in range(3) for b in range(50)}) == 150
     small = of_frames(np.zeros((2, 16, 24, 3), np.uint8))
     assert video_pairs.perturbed(small, ["augment"], 0).shape() == (2, 16, 16)
 
@@ -190,7 +190,7 @@ TEMPLATE = (
 def test_a_question_is_asked_as_it_is_trained_on(world, made, tmp_path, template):
     """The same ids, as plain text and through a chat template."""
     start = (str(world["data"]), str(world["model"]), "rrpo", 0, 16, None, 16, None)
-    work = video_pairs._start(tmp_path, *start)
+    work = asked.start(tmp_path, *start)
     work.tokenizer.chat_template = template
     work.turn = find_turn(work.tokenizer) if template else None
     pairs = {p.pair_id: p for p in read_pairs(made.path).pairs}
@@ -198,7 +198,7 @@ def test_a_question_is_asked_as_it_is_trained_on(world, made, tmp_path, template
     trained = {e.pair_id: e for e in trained}
     for pair in work.pairs:
         if pair.pair_id in pairs:
-            prompt = work._prompt(pair, str(pair.prompt))
+            prompt = work.prompt(pair, str(pair.prompt), pair.media)
             (ids,) = tokenize_prompts([prompt], work.tokenizer, [pair.media])
             assert ids == trained[pair.pair_id].prompt_ids
             opened = work.tokenizer.convert_tokens_to_ids("<|vision_start|>") in list(ids)
@@ -232,5 +232,5 @@ def test_rows_that_cannot_be_asked_are_left_out_with_a_reason(world, tmp_path):
 def test_an_answer_with_tags_is_no_answer_without_a_phrase():
     pair = PreferencePair("a", 0, "which way ?", "to the left", "x")
     line = {"pred": "to the <MASK> right </MASK>", "right": False, "seed": 0, "view": []}
-    assert video_pairs._rrpo_row(pair, line, ()) == ("tags", None)
-    assert video_pairs._rrpo_row(pair, line | {"pred": "to the left now"}, ()) == ("no_phrase", None)
+    assert video_pairs._rrpo_row(pair, line, ()) == ("tags", [])
+    assert video_pairs._rrpo_row(pair, line | {"pred": "to the left now"}, ()) == ("no_phrase", [])
