@@ -14,6 +14,7 @@ from analysis.papers import Measured, Paper, groups, once, per_seed, plus_minus,
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CHOSEN, CYCLE, DARK, REJECTED, panels, styled
+from analysis.show.units import TOKENS
 from analysis.show.wording import count, for_plot, number, percent, signed
 from analysis.tables import runs
 from analysis.tables.intervals import geometric_mean, mean, spearman
@@ -296,7 +297,7 @@ def draw_divergence(table: pd.DataFrame) -> Figure:
     shown = table.rename(columns={"kl": "eval_kl"})
     labels = list(dict.fromkeys(shown["label"]))
     starts = {name: mean(shown[f"start_{name}"]) for name in POINTS}
-    figure = board_figures.frontier(shown, labels, {k: f"{v} (%)" for k, v in POINTS.items()}, starts)
+    figure = board_figures.frontier(shown, labels, {k: f"{v} (%)" for k, v in POINTS.items()}, starts, TOKENS)
     far = {name: mean(of["eval_kl"]) for (name,), of in groups(shown, "label")}
     title = f"Farthest from the reference: {max(far, key=far.__getitem__)}; nearest: {min(far, key=far.__getitem__)}"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)

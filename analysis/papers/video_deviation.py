@@ -11,6 +11,7 @@ from analysis.papers import Measured, Paper, deviation, groups, once, per_seed, 
 from analysis.papers.deviation import WANTED, Runs, kl_at, published_points, ratio
 from analysis.show import page
 from analysis.show.page import Block
+from analysis.show.units import TOKENS
 from analysis.show.wording import number, percent, signed
 from analysis.tables.intervals import mean, spearman
 
@@ -172,7 +173,7 @@ def draw_divergence(table: pd.DataFrame) -> Figure:
         ANSWERS if table["right"].notna().to_numpy().any() else LOGGED,
     )
     starts = {name: mean(shown[f"start_{name}"]) for name in heights}
-    figure = board_figures.frontier(shown, labels, heights, starts)
+    figure = board_figures.frontier(shown, labels, heights, starts, TOKENS)
     last = shown.loc[shown["rate"] == shown["rate"].max()]
     far = {name: mean(of["eval_kl"]) for (name,), of in groups(last, "label")}
     first = next(iter(heights))

@@ -50,7 +50,7 @@ def _but_seed(run: RunLog) -> str:
 
 def _worst(row: Sequence[Cell]) -> tuple[float, ...]:
     """By verdict, then by the share that fell, then by how far."""
-    share, change = (0.0 if row[k].value is None or math.isnan(row[k].value) else row[k].value for k in (3, 5))
+    share, change = (value if (value := row[k].value) and not math.isnan(value) else 0.0 for k in (3, 5))
     return row[1].value or 0.0, -share, change
 
 

@@ -30,7 +30,8 @@ def drew(run: RunLog, *, text: bool = True) -> Block:
         made.append(page.picture(use(table, errors, run.config.get("likelihood") == "denoising", title), title))
     rows = chosen(run.samples)
     if text and len(rows):
-        words = f"{count(rows['sample'].nunique(), 'sample')} at {count(rows['step'].nunique(), 'step')}, each row from"
+        samples, steps = (len(set(rows[name])) for name in ("sample", "step"))
+        words = f"{count(samples, 'sample')} at {count(steps, 'step')}, each row from"
         made.append(page.picture(pictures(rows), f"{words} one noise"))
     return page.stack(*made) if made else page.note("The samples that it drew are no pictures, and none was judged.")
 

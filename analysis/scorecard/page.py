@@ -77,10 +77,12 @@ def numbers(found: Scorecard, *, matched: bool = False) -> Block:
     if rows.empty:
         return page.missing("Numbers", NOTHING)
     shown = shaped(rows.sort_values("spearman", ascending=False))
-    with_length = [] if matched or rows["with_length"].isna().all() else ["with_length"]
+    with_length = [] if matched or rows["with_length"].isna().to_numpy().all() else ["with_length"]
     lengths = ["per_token", *with_length] if found.unit.by_token else []
     ranked = shown.loc[:, ["measure", "direction", "n", "spearman", *lengths]]
-    known = [name for name in STATISTICS[2:] if rows[name].notna().any()]  # the verdict says why there may be none
+    known = [
+        name for name in STATISTICS[2:] if rows[name].notna().to_numpy().any()
+    ]  # the verdict says why there may be none
     fell = [page.table(shown.loc[:, ["measure", *known]], {}, HEADS)] if known else []
     return page.stack(page.table(ranked, {}, HEADS), *fell)
 

@@ -123,7 +123,7 @@ def _whole(run: RunLog) -> bool:
 
 def _end(run: RunLog) -> int:
     """The step at which the pairs were last measured again."""
-    steps = [rows["step"].max() for split in ("probe", "eval") if len(rows := runs.rows(run, split))]
+    steps = [rows["step"].to_numpy().max() for split in ("probe", "eval") if len(rows := runs.rows(run, split))]
     return int(max(steps, default=0))
 
 
