@@ -123,8 +123,8 @@ def _whole(run: RunLog) -> bool:
 
 def _end(run: RunLog) -> int:
     """The step at which the pairs were last measured again."""
-    steps = [rows["step"].to_numpy().max() for split in ("probe", "eval") if len(rows := runs.rows(run, split))]
-    return int(max(steps, default=0))
+    steps = [int(rows["step"].to_numpy().max()) for split in ("probe", "eval") if len(rows := runs.rows(run, split))]
+    return max(steps, default=0)
 
 
 def noise(before: RunLog, after: RunLog) -> float:
