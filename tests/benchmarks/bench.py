@@ -366,7 +366,8 @@ def main() -> None:
     }
     for name, measure in sections.items():
         results[name] = measure()
-        console.print(tables[name](results[name]))
+        if results[name]:
+            console.print(tables[name](results[name]))
         verdicts = judge(results["scoring"], results["training"], results["memory"])
         given = (results["scoring"], results["training"])
         verdicts += judge_given(*given) if arguments.model else judge_callback(results["callback"])
