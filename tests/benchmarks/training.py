@@ -129,7 +129,7 @@ def make_recorder(folder: Path) -> Recorder:
     """A recorder that writes to `folder` and is never asked to probe."""
     no_probe: Any = SimpleNamespace(likelihood=TokenLikelihood(0))
     return Recorder(
-        ProbeSchedule(RunLogWriter(folder), no_probe, every=0, tokens="none"), before=lambda model: math.nan
+        ProbeSchedule(RunLogWriter(folder), no_probe, every=0, tokens="none"), before=lambda model: (math.nan, False)
     )
 
 

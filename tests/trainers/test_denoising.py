@@ -58,7 +58,7 @@ def train(tmp_path):
             {"probe": draw_pairs()[:8]}, None, likelihood=likelihood, reference=reference, track=None,
             start=out / "probe_start.safetensors",
         )  # fmt: skip
-        recorder = Recorder(ProbeSchedule(writer, probe, every=3, tokens="all"), before=lambda model: 0.0)
+        recorder = Recorder(ProbeSchedule(writer, probe, every=3, tokens="all"), before=lambda model: (0.0, True))
         trainer = PreferenceTrainer(
             mlp(), args, pairs=pairs, tokenizer=None, likelihood=likelihood, objective=objective,
             hyperparameters={"beta": 20.0}, reference=reference, recorder=recorder,

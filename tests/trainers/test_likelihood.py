@@ -130,7 +130,7 @@ def train(tmp_path, pairs):
             {"probe": pairs[:8]}, None, likelihood=likelihood, reference=reference, track=None,
             start=out / "probe_start.safetensors",
         )  # fmt: skip
-        recorder = Recorder(ProbeSchedule(writer, probe, every=3, tokens="all"), before=lambda model: 0.0)
+        recorder = Recorder(ProbeSchedule(writer, probe, every=3, tokens="all"), before=lambda model: (0.0, True))
         trainer = PreferenceTrainer(
             linear(), args, pairs=pairs, tokenizer=None, likelihood=likelihood, objective=objective,
             reference=reference, recorder=recorder, **changes,

@@ -31,19 +31,20 @@ def check_parity(
     pairs: Sequence[Example],
     likelihood: Likelihood,
     run: RunFolder,
-) -> float:
+) -> tuple[float, bool]:
     """Before the first step policy and reference must agree to the noise floor; the result goes to the manifest.
 
-    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise); NaN where it did not look.
+    Returns what a log-ratio must exceed to be more than rounding (outcomes.noise), NaN where it did not look; and
+    whether the two were found to be the same model.
     """
     if reference is None or config.reference_model or config.parity == "off":
-        return math.nan
+        return math.nan, False
     cast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
     eps = rounding(getattr(torch, config.dtype), cast)
     parity, said = look(model, reference, pairs, likelihood, run, eps=eps)
     if parity["passed"]:
         tell(said)
-        return outcomes.noise(parity, likelihood.kind)
+        return outcomes.noise(parity, likelihood.kind), True
     why = (
         f"{said} They should be the same model: check reference_model, dtype, the adapter, and the cached log-probs "
         "(delete reference_cache to score them again), or set parity: warn."
@@ -51,7 +52,7 @@ def check_parity(
     if config.parity == "stop":
         raise DataError(why)
     tell(f"warning: {why}")
-    return outcomes.noise(parity, likelihood.kind)
+    return outcomes.noise(parity, likelihood.kind), False
 
 
 def look(

@@ -23,14 +23,20 @@ from trainers.objectives import ObjectiveOutput
 class Recorder(TrainerCallback):
     """Collects the pair rows of one update and writes them when the update is done; runs the probe on its steps.
 
-    before: called once with the prepared model, before the first step; returns the noise, NaN where it is unknown.
+    before: called once with the prepared model, before the first step; returns the noise, NaN where it is unknown, and
+    whether policy and reference were found to be the same model.
     """
 
     def __init__(
-        self, schedule: ProbeSchedule, *, before: Callable[[nn.Module], float], alarms: Alarms | None = None
+        self,
+        schedule: ProbeSchedule,
+        *,
+        before: Callable[[nn.Module], tuple[float, bool]],
+        alarms: Alarms | None = None,
     ) -> None:
         self.schedule, self.before, self.alarms = schedule, before, alarms or Alarms()
         self.writer, self.main = schedule.writer, schedule.main
+        self.same = False  # whether the first update sees the reference's own weights
         self.stopped = ""  # the alarm that ended the training
         self.model: Any = None  # set by the trainer: the model that is really run
         self.last_step: dict[str, Any] = {}
@@ -71,7 +77,7 @@ class Recorder(TrainerCallback):
         """Step 0: the noise, the first probe, and whether every alarm has its key. A resumed run has had it."""
         self._bar = Steps("training", state.max_steps, before=state.global_step, show=self.main)
         if state.global_step == 0:
-            self.schedule.noise = self.before(self.model)
+            self.schedule.noise, self.same = self.before(self.model)
             start = {"step": 0, "epoch": 0.0} | self.schedule.at(self.model, 0, 0.0, last=state.max_steps == 0)
             self._write_step(start)
             self.alarms.require(start)
@@ -123,8 +129,8 @@ class Recorder(TrainerCallback):
         summary = {"step": step, "epoch": epoch, "loss": mean([r["loss"] for r in everywhere])}
         summary |= {"grad_norm": NAN} | self._norms | {"learning_rate": self._learning_rate}
         gradients, self._gradients = dict.fromkeys(UNMEASURED, NAN) | self._gradients, {}
-        # the first update sees the reference's own weights: whatever policy and reference differ by there is rounding
-        noise = math.inf if step == 1 and not math.isnan(self.schedule.noise) else self.schedule.least
+        # where the first update sees the reference's own weights, whatever the two differ by there is rounding
+        noise = math.inf if step == 1 and self.same else self.schedule.least
         return (
             summary
             | means(everywhere, noise, nats=self.schedule.nats)

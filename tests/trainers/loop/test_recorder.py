@@ -72,16 +72,17 @@ def test_an_impossible_rejected_answer_is_over_100_and_leaves_the_mean_finite():
     assert math.isnan(means([])["push_ratio/over_100"])
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-6, NAN])
-def test_before_the_first_update_nothing_has_moved(tmp_path, noise):
+@pytest.mark.parametrize(("noise", "same"), [(0.0, True), (1e-6, True), (1e-6, False), (NAN, False)])
+def test_before_the_first_update_nothing_has_moved(tmp_path, noise, same):
     """Policy and reference are the same weights: what they differ by there is rounding, however the batch was run;
-    but not where the reference is another model, of which no noise is known."""
+    but not where the reference is another model, or was found to be one (parity: warn)."""
     probe = SimpleNamespace(likelihood=SimpleNamespace(kind="tokens"))
     schedule = ProbeSchedule(RunLogWriter(tmp_path), probe, every=0, tokens="none", main=False, noise=noise)
-    made = Recorder(schedule, before=lambda _: noise)
+    made = Recorder(schedule, before=lambda _: (noise, same))
+    made.same = same
     for step, ratio in ((1, 1e-6), (1, -0.02), (2, 1e-6), (2, -0.02)):
         made._rows = [row(ratio, ratio) | dict(loss=0.69), row(NAN, NAN) | dict(loss=0.69)]
-        found, still = made.flush(step, 0.0), step == 1 and not math.isnan(noise)
+        found, still = made.flush(step, 0.0), step == 1 and same
         assert found["displacement/chosen"] == (0.0 if still else ratio)
         assert found["displacement/frac"] == float(not still and ratio < 0)
         assert found["quadrant/neither_fell"] == float(still or ratio > 0)
