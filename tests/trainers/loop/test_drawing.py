@@ -163,7 +163,9 @@ def test_what_cannot_work_is_refused_by_name(world):
         run(world, "no", sample_every=2, sample_judge=str(world / "pairs.safetensors"))
     torch.manual_seed(0)
     MLPDenoiser(size=SIDE**2, classes=CLASSES, width=16, blocks=1).save(world / "flat")
+    flat = {name: v.reshape(30, -1) for name, v in load_file(world / "pairs.safetensors").items() if v.ndim > 1}
+    save_file(flat | {"class_labels": np.arange(30) % CLASSES}, world / "flat.safetensors")
     with pytest.raises(UserError, match=r"samples of \(16,\) numbers are no pictures; give a sample_judge"):
-        run(world, "no", model=str(world / "flat"), sample_every=2)
+        run(world, "no", model=str(world / "flat"), data=str(world / "flat.safetensors"), sample_every=2)
     assert load_denoiser(str(world / "flat")).shape == (16,)
     assert not (world / "no").exists()
