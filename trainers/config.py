@@ -368,9 +368,9 @@ def _with_alarm(values: dict[str, Any]) -> dict[str, Any]:
     """The alarm as one text, which can be read."""
     if not values.get("alarm"):
         return values | {"alarm": None}
-    from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+    from trainers.loop.columns import PROBE_KEYS, SCORE, STEP_KEYS
 
-    conditions = parse(values["alarm"], probed=PROBE_KEYS, steps=STEP_KEYS)
+    conditions = parse(values["alarm"], probed=PROBE_KEYS, steps=(*STEP_KEYS, SCORE))
     return values | {"alarm": "; ".join(map(str, conditions))}
 
 
