@@ -27,6 +27,7 @@ class Examples:
         self.model = LogisticRegression(max_iter=1000).fit(flat, classes)
 
     def __call__(self, samples: np.ndarray, asked: Sequence[str]) -> list[float]:
+        """See Judge."""
         found = samples.reshape(len(samples), -1).astype(np.float64)
         wanted, said = [_number(text) for text in asked], self.model.predict(found).tolist()
         return [float(s == w) if w in self.known else float("nan") for s, w in zip(said, wanted, strict=True)]
