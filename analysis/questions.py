@@ -35,12 +35,14 @@ class Page:
 
 @dataclass(frozen=True)
 class Headline:
-    """One line of the overview: a name, a sentence, whether it is good news (None where nothing is judged)."""
+    """One line of the overview: a name, a sentence, whether it is good news (None where nothing is judged), and what to
+    know before its findings are read."""
 
     name: str
     says: str
     good: bool | None
     findings: list[Finding]
+    note: str = ""
 
 
 @cache

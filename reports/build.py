@@ -228,6 +228,7 @@ def _summary(entries: list[Headline]) -> str:
         "",
         "<details><summary>All numbers of the first</summary>",
         "",
+        *([escaped(entries[0].note), ""] if entries[0].note else []),
         "| what | value | n | meaning |",
         "|---|---|---|---|",
     ]

@@ -12,7 +12,7 @@ from trainers.card import pair_for
 from trainers.config import OWN, TrainConfig
 from trainers.loop import guards, recipes
 from trainers.loop.alarm import Alarms, parse
-from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+from trainers.loop.columns import PROBE_KEYS, SCORE, STEP_KEYS
 from trainers.loop.ingredients import by_prompt
 
 # keys of other likelihoods, by likelihood
@@ -39,10 +39,12 @@ def check(config: TrainConfig) -> None:
 
 def alarms(config: TrainConfig) -> Alarms:
     """The run's alarms, none of which waits for what this run does not measure."""
-    conditions = parse(config.alarm or "", probed=PROBE_KEYS, steps=STEP_KEYS)
+    conditions = parse(config.alarm or "", probed=PROBE_KEYS, steps=(*STEP_KEYS, SCORE))
     unmeasured = [c.key for c in conditions if c.key.startswith(GRADIENT_KEYS) and not config.grad_every]
     if unmeasured:
         raise UserError(f"alarm: {unmeasured[0]} is measured only with grad_every; set it to 10, for example.")
+    if any(c.key == SCORE for c in conditions) and not (config.sample_every and config.sample_judge):
+        raise UserError(f"alarm: {SCORE} is measured only of denoisers, with sample_every and sample_judge; set both.")
     return Alarms(conditions, stop=config.alarm_action == "stop")
 
 

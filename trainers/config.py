@@ -61,7 +61,6 @@ ONE_OR_MORE = (
     "rounds",
     "draws",
     "train_draws",
-    "samples",
     "save_total_limit",
     "torch_empty_cache_steps",
     "dataloader_prefetch_factor",
@@ -72,6 +71,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(ONE_OR_MORE, (1, LARGEST)),
     "max_steps": (-1, LARGEST),
     "local_rank": (-1, LARGEST),
+    "samples": (1, 10_000),  # each is a picture in the log, every time
     "seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),
     "lora_r": (0, 2**14),
@@ -368,9 +368,9 @@ def _with_alarm(values: dict[str, Any]) -> dict[str, Any]:
     """The alarm as one text, which can be read."""
     if not values.get("alarm"):
         return values | {"alarm": None}
-    from trainers.loop.columns import PROBE_KEYS, STEP_KEYS
+    from trainers.loop.columns import PROBE_KEYS, SCORE, STEP_KEYS
 
-    conditions = parse(values["alarm"], probed=PROBE_KEYS, steps=STEP_KEYS)
+    conditions = parse(values["alarm"], probed=PROBE_KEYS, steps=(*STEP_KEYS, SCORE))
     return values | {"alarm": "; ".join(map(str, conditions))}
 
 

@@ -181,19 +181,22 @@ def _denoising(config: TrainConfig, run: RunFolder, audits: dict[str, Any]) -> P
     about = {"likelihood": denoisers.about(model, likelihood), "conventions": denoisers.conventions(likelihood.kind)}
     about["columns"] = denoisers.columns(likelihood.kind)
     told = dict(zip(found["audit.parquet"]["pair_id"], found["audit.parquet"]["prompt"], strict=True))
-    drawing = _drawing(config, splits, told)
+    drawing = _drawing(config, model, splits, told)
     return Prepared(model, None, likelihood, splits, hashes, denoisers.ENGINE, about, drawing)
 
 
-def _drawing(config: TrainConfig, splits: Splits, told: dict[str, str]) -> Drawing | None:
+def _drawing(config: TrainConfig, model: Denoiser, splits: Splits, told: dict[str, str]) -> Drawing | None:
     """The samples that the denoiser draws on the way, where the config asks for them."""
     if not config.sample_every:
         return None
     judge = load_image_judge(config.sample_judge) if config.sample_judge else None
     pairs, among = splits.probe or splits.train, [*splits.train, *splits.probe]
-    return Drawing(
+    found = Drawing(
         pairs, among, every=config.sample_every, count=config.samples, seed=config.seed, said=told, judge=judge
     )
+    if judge:
+        judge.check(found.known(model), found.asked)
+    return found
 
 
 def _fit(trainer: PreferenceTrainer, run: RunFolder, config: TrainConfig, checkpoint: str | None) -> None:

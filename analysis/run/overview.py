@@ -10,28 +10,40 @@ import pandas as pd
 
 from analysis.run import card, kept
 from analysis.run.verdict import by_name
-from analysis.show import page
+from analysis.show import page, units
 from analysis.show.page import Block, Cell
+from analysis.show.units import Unit
 from analysis.show.wording import ABSENT, count, number, percent, signed, span
 from analysis.tables import displacement, runs
 from diagnostics.finding import Finding
 from diagnostics.runlog import RunLog
 
-_HEADS = {
-    "run": "", "verdict": "", "objective": "",
-    "fell": "share of the probe pairs whose chosen answer became less likely, with its 95 % interval",
-    "held out": "the same share of the held-out pairs",
-    "change": "of the chosen answers, mean, nats; of denoisers of minus the error, which has no unit",
-    "KL": "KL(reference || policy) on the chosen answers, nats; of denoisers the deviation",
-    "onset": "the step from which on it is displaced",
-    "by step": "share of the pairs that fell, from 0 to 100 %",
-}  # fmt: skip
+
+def _heads(unit: Unit, several: bool) -> dict[str, str]:
+    """The columns, in the words of the runs' unit; where they have several, of the first's, and what differs."""
+    other = "; of denoisers whose error rose" if several else ""
+    apart = unit.divergence.lower() if unit.sign < 0 else unit.divergence
+    return {
+        "run": "",
+        "verdict": "",
+        "objective": "",
+        unit.fallen: f"share of the probe pairs whose chosen {unit.answer} {unit.fell}, with its 95 % interval{other}",
+        "held out": "the same share of the held-out pairs",
+        "change": f"{unit.change}, mean of the chosen {unit.answer}s" + "; of denoisers of the error" * several,
+        apart: f"{unit.divergences['kl']} on the chosen {unit.answer}s" + "; of denoisers the deviation" * several,
+        "onset": "the step from which on it is displaced",
+        "by step": f"share of the pairs whose chosen {unit.answer} {unit.fell}, from 0 to 100 %",
+    }
+
+
 SEED = ("seed", "data_seed", "output_dir", "resume", "report_to")
 _ORDER = (card.BROKEN, card.WATCH, card.UNMEASURED, card.NORMAL)
 
 
 def table(logs: Sequence[RunLog], addresses: Mapping[str, str]) -> Block:
     """One line a run, runs that differ in their seed alone in one. addresses: of the pages, by the runs' folders."""
+    kinds = {units.of(run).kind for run in logs}
+    unit = units.of(logs[0]) if len(kinds) == 1 else units.TOKENS
     groups: dict[str, list[list[Cell]]] = {}
     seeds: set[tuple[str, str]] = set()
     for run in logs:
@@ -39,8 +51,8 @@ def table(logs: Sequence[RunLog], addresses: Mapping[str, str]) -> Block:
         key = run.name if (key, seed) in seeds else key  # the same run twice is no other seed
         seeds.add((key, seed))
         groups.setdefault(key, []).append(_row(run, addresses.get(str(run.path), "")))
-    rows = sorted((_folded(sorted(group, key=_worst)) for group in groups.values()), key=_worst)
-    return page.sortable(_HEADS, rows, name="runs", filter_by="verdict")
+    rows = sorted((_folded(sorted(group, key=_worst), unit.fallen) for group in groups.values()), key=_worst)
+    return page.sortable(_heads(unit, len(kinds) > 1), rows, name="runs", filter_by="verdict")
 
 
 def _but_seed(run: RunLog) -> str:
@@ -54,12 +66,14 @@ def _worst(row: Sequence[Cell]) -> tuple[float, ...]:
     return row[1].value or 0.0, -share, change
 
 
-def _folded(rows: list[list[Cell]]) -> list[Cell]:
+def _folded(rows: list[list[Cell]], fallen: str) -> list[Cell]:
     """The worst of runs that differ in their seed alone; the others open under its name."""
     first, *others = rows
     if not others:
         return first
-    lines = [page.links([(row[0].words, row[0].link), (f"{row[1].words}, {row[3].words} fell", "")]) for row in others]
+    lines = [
+        page.links([(row[0].words, row[0].link), (f"{row[1].words}, {row[3].words} {fallen}", "")]) for row in others
+    ]
     more = page.fold(f"and {len(others)} of other seeds", *lines)
     return [replace(first[0], more=more), *first[1:]]
 
@@ -84,7 +98,7 @@ def counts(logs: Sequence[RunLog]) -> str:
 
 
 def _row(run: RunLog, address: str) -> list[Cell]:
-    found = kept.verdict_of(run)
+    found, unit = kept.verdict_of(run), units.of(run)
     word = card.state(run, found).word
     names = ("displacement/frac", "eval/displacement/frac", "displacement/chosen", "kl/chosen", "onset")
     share, held, change, kl, onset = (by_name(found, name) for name in names)
@@ -93,8 +107,8 @@ def _row(run: RunLog, address: str) -> list[Cell]:
         Cell(f"{card.SIGNS[word]} {word}", _ORDER.index(word)),
         Cell(str(run.config.get("objective", ABSENT))),
         *(_share(finding) for finding in (share, held)),
-        Cell(signed(change.value) if change.n else ABSENT, change.value),
-        Cell(number(kl.value) if kl.n else ABSENT, kl.value),
+        Cell(signed(unit.shown(change.value), unit.digits) if change.n else ABSENT, change.value),
+        Cell(number(kl.value, unit.digits) if kl.n else ABSENT, kl.value),
         Cell("none" if math.isnan(onset.value) else f"step {onset.value:.0f}", onset.value),
         Cell("", more=spark(displacement.by_step(runs.rows(run, "probe")))),
     ]

@@ -169,16 +169,11 @@ def numbers(run: RunLog) -> Block:
     found = kept.verdict_of(run)
     kind = "note" if found[0].passed is None else "good" if found[0].passed else "bad"
     told = [page.note(said, "quiet")] if (said := units.of(run).values) else []
-    absent = () if units.of(run).by_token else _OF_TOKENS
     return page.stack(
         page.note(found[0].meaning, f"verdict {kind}"),
         *told,
-        page.findings([f for f in found[1:] if f.name not in absent], units.of(run).digits),
+        page.findings(verdict.shown(run, found)[1:], units.of(run).digits),
     )
-
-
-# what a denoiser does not have: tokens, and a divergence that differs by direction
-_OF_TOKENS = ("mass/gained", "eos/chosen", "kl_reverse/chosen", "kl_reverse/rejected")
 
 
 @probed

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from analysis.questions import Headline, Page, slug
-from analysis.run import kept
+from analysis.run import kept, verdict
+from analysis.show import units
 from analysis.tables.runs import Flags
 from diagnostics.runlog import RunLog
 
@@ -23,4 +24,7 @@ def pages(found: Sequence[RunLog]) -> list[Page]:
 def entries(found: Sequence[RunLog]) -> list[Headline]:
     """The verdict of each."""
     judged = [(log, kept.verdict_of(log)) for log in found]
-    return [Headline(f"Run {log.name}", said[0].meaning, said[0].passed, said) for log, said in judged]
+    return [
+        Headline(f"Run {log.name}", said[0].meaning, said[0].passed, verdict.shown(log, said), units.of(log).values)
+        for log, said in judged
+    ]

@@ -10,7 +10,7 @@ from PIL import Image
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.style import CYCLE, DARK, SIDE, below, panels, styled
-from analysis.show.wording import clip, count, number, percent, span
+from analysis.show.wording import clip, count, number, percent, signed, span
 from analysis.tables import runs
 from analysis.tables.intervals import finite, mean_interval, paired_share_interval, wilson
 from diagnostics.runlog import RunLog
@@ -27,7 +27,8 @@ def drew(run: RunLog, *, text: bool = True) -> Block:
     table, errors = scores(run.samples), by_step(run)
     if len(table):
         title = said(run.samples)
-        made.append(page.picture(use(table, errors, run.config.get("likelihood") == "denoising", title), title))
+        kinds = {"denoising": run.config.get("likelihood") == "denoising", "shares": are_shares(run.samples)}
+        made.append(page.picture(use(table, errors, title, **kinds), title))
     rows = chosen(run.samples)
     if text and len(rows):
         samples, steps = (len(set(rows[name])) for name in ("sample", "step"))
@@ -55,6 +56,10 @@ def scores(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["step", "n", "mean", "low", "high"])
 
 
+def _points(share: float) -> str:
+    return signed(100 * share, 0)
+
+
 def _interval(values: np.ndarray) -> tuple[float, float]:
     return wilson(float(values.sum()), len(values)) if np.isin(values, (0, 1)).all() else mean_interval(values)
 
@@ -75,23 +80,33 @@ def said(samples: pd.DataFrame) -> str:
     """The score of the first and of the last step in words; of shares, with the interval of their difference, the same
     samples counted twice."""
     judged = samples.loc[samples["score"].notna()]
-    ends = judged.loc[judged["step"].isin([judged["step"].min(), judged["step"].max()])]
+    begin, end = int(judged["step"].min()), int(judged["step"].max())
+    ends = judged.loc[judged["step"].isin([begin, end])]
     wide = ends.pivot(index="sample", columns="step", values="score").dropna()
-    first, last = wide.iloc[:, 0].to_numpy(), wide.iloc[:, -1].to_numpy()
-    head = f"{count(len(wide), 'sample')}, from the same noise"
-    if not np.isin(wide, (0, 1)).all():
-        change = span(mean_interval(last - first))
-        return f"The judge's score went from {number(first.mean())} to {number(last.mean())} (change {change}; {head})"
-    both, only_first, only_last = (int(np.sum(v)) for v in (first * last, first * (1 - last), (1 - first) * last))
-    change = paired_share_interval(both, only_first, only_last, len(wide) - both - only_first - only_last)
-    words = f"Of the class asked for: {percent(first.mean())} at the start, {percent(last.mean())} at the end"
-    return f"{words} (change {span(change, percent)}; {head})"
+    first, last = wide[begin].to_numpy(), wide[end].to_numpy()
+    what, form = ("Of the class asked for", percent) if are_shares(judged) else ("The judge's mean score", number)
+    words = f"{what}: {form(first.mean())} at step {begin}"
+    if begin == end:
+        return f"{words} ({count(len(wide), 'sample')})"
+    if are_shares(judged):
+        both, only_first, only_last = (int(np.sum(v)) for v in (first * last, first * (1 - last), (1 - first) * last))
+        neither = len(wide) - both - only_first - only_last
+        change = f"{span(paired_share_interval(both, only_first, only_last, neither), _points)} points"
+    else:
+        change = span(mean_interval(last - first), signed)
+    words += f", {form(last.mean())} at step {end}"
+    return f"{words} (95 % interval of the change: {change}; {count(len(wide), 'sample')}, from the same noise)"
+
+
+def are_shares(samples: pd.DataFrame) -> bool:
+    """Whether a mean score is a share: every one is 0 or 1."""
+    return bool(np.isin(finite(samples["score"]), (0, 1)).all())
 
 
 @styled
-def use(table: pd.DataFrame, errors: pd.DataFrame, denoising: bool, title: str) -> Figure:
+def use(table: pd.DataFrame, errors: pd.DataFrame, title: str, *, denoising: bool, shares: bool) -> Figure:
     """The denoising error of both sides by step, mean of the probe pairs, and the judge's score with its interval.
-    table: scores; errors: by_step; denoising: whether these are errors."""
+    table: scores; errors: by_step; denoising: whether these are errors; shares: whether the scores are 0 or 1."""
     figure, (left, right) = panels(2, height=3.4)
     for side, mine in errors.groupby("side"):
         left.plot(mine["step"], mine["value"], "o-", ms=3, color=SIDE[str(side)], label=str(side))
@@ -99,8 +114,8 @@ def use(table: pd.DataFrame, errors: pd.DataFrame, denoising: bool, title: str) 
     below(left, 2)
     right.fill_between(table["step"], table["low"], table["high"], color=CYCLE[2], alpha=0.18, lw=0)
     right.plot(table["step"], table["mean"], "o-", ms=3, color=CYCLE[2])
-    right.set(ylabel="judge's score of the samples", xlabel="step")
-    if table["mean"].between(0, 1).all():
+    right.set(ylabel="samples of the class asked for" if shares else "judge's score of the samples", xlabel="step")
+    if shares or table["mean"].between(0, 1).all():
         right.set_ylim(-0.02, 1.02)
         right.axhline(1, color=DARK, lw=0.5)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", wrap=True)

@@ -65,6 +65,15 @@ def measured(run: RunLog) -> bool:
     return bool(runs.column(_after_start(runs.rows(run, "probe")), "chosen_change").notna().any())
 
 
+def shown(run: RunLog, findings: list[Finding]) -> list[Finding]:
+    """The findings that this kind of run has."""
+    return findings if units.of(run).by_token else [f for f in findings if f.name not in _OF_TOKENS]
+
+
+# what a denoiser does not have: tokens, and a divergence that differs by direction
+_OF_TOKENS = ("mass/gained", "eos/chosen", "kl_reverse/chosen", "kl_reverse/rejected")
+
+
 def headline(findings: list[Finding]) -> str:
     """The one sentence that says how the run went."""
     return by_name(findings, "displaced").meaning

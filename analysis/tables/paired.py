@@ -74,7 +74,14 @@ def shared(before: RunLog, after: RunLog, split: str) -> tuple[pd.DataFrame, pd.
 
 
 def require_shared(before: RunLog, after: RunLog) -> None:
-    """DataError, in one sentence that says why, where the runs have no measured pair in common."""
+    """DataError, in one sentence that says why, where the runs have no measured pair in common, or count likelihoods in
+    different units."""
+    kinds = [str(run.config.get("likelihood", "tokens")) for run in (before, after)]
+    if kinds[0] != kinds[1]:
+        raise DataError(
+            f"{before.path} measured likelihoods of {kinds[0]}, and {after.path} of {kinds[1]}: these cannot be held "
+            "against each other."
+        )
     if any(len(shared(before, after, split)[0]) for split in ("probe", "eval")):
         return
     for run in (before, after):

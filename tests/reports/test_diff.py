@@ -94,6 +94,9 @@ def test_runs_without_a_shared_or_measured_pair_are_refused_in_one_sentence(make
     log.close()
     with pytest.raises(DataError, match=r"share no measured pair \(no pair_id is in both\)"):
         _both(run, other)
+    write_json(other / "config.json", {"likelihood": "denoising"})
+    with pytest.raises(DataError, match=r"/run measured likelihoods of tokens, and .*/other of denoising: these"):
+        _both(run, other)
     start = tmp_path / "start"
     log = RunLogWriter(start)
     write_json(start / "config.json", {})

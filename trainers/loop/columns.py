@@ -50,6 +50,7 @@ TRAINED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "incentive/c
 TRAINED += ("incentive_ratio/mean", "gradient_cosine/mean", "slack/mean", "slack/frac", "grad_push_ratio/mean")
 STEP_KEYS = ("loss", "grad_norm", "learning_rate", "n", *TRAINED)
 PROBE_KEYS = tuple(name for name in MEANS if name not in TRAINED)
+SCORE = "samples/score"  # of the samples that a denoiser draws, the mean of what their judge says
 # measured by the gradient instruments on their steps; on all others they stand in steps.jsonl and hold nothing
 UNMEASURED = ("grad/chosen", "grad/rejected", "grad/cosine", "grad_total/chosen", "grad_total/rejected")
 

@@ -16,7 +16,7 @@ from diagnostics.engine import device_of, evaluating
 from diagnostics.errors import UserError
 from diagnostics.sequences import Example
 from diagnostics.vision import thumbs
-from trainers.loop.columns import NAN, mean
+from trainers.loop.columns import NAN, SCORE, mean
 
 # samples (N, ...) as they are looked at, and what each was asked to be (a class, or a text) -> a score each, NaN where
 # there is none
@@ -52,14 +52,21 @@ class Drawing:
             return [], {}
         self.drawn_at, inner = step, denoiser_of(model)
         found = self.draw(model)
-        scores = self.judge(found, self.asked) if self.judge else [NAN] * len(found)
+        scores = [float(score) for score in self.judge(found, self.asked)] if self.judge else [NAN] * len(found)
+        if len(scores) != len(found):
+            raise UserError(f"the judge of samples gave {len(scores)} scores for {len(found)} samples.")
         head = {"step": step, "round": 0, "sampler": sampler_of(inner), "seed": self.seed}
         rows = [
             head | {"prompt_id": pair.pair_id, "sample": k, "text": text, "score": score, "image": picture(values)}
             for k, (pair, text, score, values) in enumerate(zip(self.pairs, self.asked, scores, found, strict=True))
         ]
         judged = sum(not math.isnan(score) for score in scores)
-        return rows, {"samples/score": mean(scores), "samples/n": judged} if self.judge else {}
+        return rows, {SCORE: mean(scores), "samples/n": judged} if self.judge else {}
+
+    def known(self, model: nn.Module) -> np.ndarray:
+        """Some training samples (N, ...) as they are looked at."""
+        values = np.stack([_last(pair.chosen.media) for pair in self.pairs[:8]])
+        return denoiser_of(model).shown(torch.from_numpy(values)).float().cpu().numpy()
 
     def draw(self, model: nn.Module) -> np.ndarray:
         """(N, ...) float32 samples of the model as they are looked at. Nothing of it changes what comes after: not the

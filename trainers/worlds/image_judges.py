@@ -7,43 +7,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 
 from diagnostics.errors import DataError
-from trainers.loop.drawing import Judge
 from trainers.worlds import digits
 
 DIGITS = "digits"
 
 
-def load_image_judge(name: str) -> Judge:
+class Examples:
+    """A Judge: 1 where the regression takes a sample for the class that was asked for, 0 where for another; NaN where
+    none was asked for that it knows. values: (N, ...) of as many numbers as a sample; classes: (N,)."""
+
+    def __init__(self, values: np.ndarray, classes: np.ndarray) -> None:
+        flat = values.reshape(len(values), -1).astype(np.float64)
+        self.numbers, self.low, self.high = flat.shape[1], float(flat.min()), float(flat.max())
+        self.known = set(classes.tolist())
+        self.model = LogisticRegression(max_iter=1000).fit(flat, classes)
+
+    def __call__(self, samples: np.ndarray, asked: Sequence[str]) -> list[float]:
+        """See Judge."""
+        found = samples.reshape(len(samples), -1).astype(np.float64)
+        wanted, said = [_number(text) for text in asked], self.model.predict(found).tolist()
+        return [float(s == w) if w in self.known else float("nan") for s, w in zip(said, wanted, strict=True)]
+
+    def check(self, samples: np.ndarray, asked: Sequence[str]) -> None:
+        """DataError where it cannot judge such samples (N, ...), as they are looked at: they have as many numbers, on
+        the same scale (images in [0, 1] or [0, 255] are not on that of [-1, 1]), and a class that it knows is asked
+        for."""
+        if samples[0].size != self.numbers:
+            raise DataError(f"sample_judge: its images have {self.numbers} numbers, and a sample {samples[0].size}.")
+        low, high, width = float(samples.min()), float(samples.max()), self.high - self.low
+        outside = low < self.low - 0.4 * width or high > self.high + 0.4 * width
+        if outside or width > 10 * (high - low):
+            raise DataError(
+                f"sample_judge: its images have numbers from {self.low:g} to {self.high:g}, and the samples from "
+                f"{low:g} to {high:g}; give both on one scale."
+            )
+        if not any(_number(text) in self.known for text in asked):
+            some = ", ".join(f"{k}" for k in sorted(self.known)[:5])
+            raise DataError(f"sample_judge: no sample is asked for a class that it has ({some} ...); leave it out.")
+
+
+def load_image_judge(name: str) -> Examples:
     """The judge by examples: `digits` (scikit-learn's), or a .safetensors or .npz file with arrays `image` (N, ...), in
     the numbers of the samples, and `class` (N,) whole numbers. DataError where that cannot be read."""
     if name == DIGITS:
-        values, classes = (part.numpy() for part in digits.images())
-    else:
-        values, classes = _read(Path(name))
-    return by_examples(values, classes)
-
-
-def by_examples(values: np.ndarray, classes: np.ndarray) -> Judge:
-    """1 where the regression takes a sample for the class that was asked for, 0 where for another; NaN where none was
-    asked for that it knows. values: (N, ...) of as many numbers as a sample; classes: (N,)."""
-    flat = values.reshape(len(values), -1).astype(np.float64)
-    model = LogisticRegression(max_iter=1000).fit(flat, classes)
-    known = set(classes.tolist())
-
-    def judge(samples: np.ndarray, asked: Sequence[str]) -> list[float]:
-        found = samples.reshape(len(samples), -1).astype(np.float64)
-        if found.shape[1] != flat.shape[1]:
-            raise DataError(f"the judge's examples have {flat.shape[1]} numbers, and a sample {found.shape[1]}.")
-        wanted = [_number(text) for text in asked]
-        said = model.predict(found).tolist()
-        return [float(s == w) if w in known else float("nan") for s, w in zip(said, wanted, strict=True)]
-
-    return judge
+        return Examples(*(part.numpy() for part in digits.images()))
+    return Examples(*_read(Path(name)))
 
 
 def _number(text: str) -> float:
@@ -56,11 +68,13 @@ def _number(text: str) -> float:
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         arrays = dict(np.load(file, allow_pickle=False)) if file.suffix == ".npz" else load_file(file)
-        values, classes = np.asarray(arrays["image"], dtype=np.float64), np.asarray(arrays["class"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        values, classes = arrays["image"], arrays["class"]
+    except Exception as error:  # whatever a damaged file makes of its reader
         said = " ".join(str(error).split())[:120]
         raise DataError(f"sample_judge {file}: needs arrays `image` and `class` ({said}).") from None
     whole = classes.shape == values.shape[:1] and classes.dtype.kind in "iu" and len(np.unique(classes)) > 1
-    if not whole or not np.isfinite(values).all():
-        raise DataError(f"sample_judge {file}: needs finite images, each with a class, of two classes or more.")
+    if not whole or values.dtype.kind != "f" or not values.size or not np.isfinite(values).all():
+        raise DataError(
+            f"sample_judge {file}: needs finite images of decimal numbers, each with a class, of two classes or more."
+        )
     return values, classes

@@ -154,6 +154,19 @@ def test_the_overview_puts_the_worst_run_first() -> None:
     assert overview.counts(logs) == "2 BROKEN, 1 NORMAL"
 
 
+def test_the_overview_speaks_of_errors_where_denoisers_were_trained() -> None:
+    made = {"text": run(FELL), "denoiser": run([-0.25] * 20)}
+    made["denoiser"].config["likelihood"] = "denoising"
+    text, denoiser = (RunLog(Path(name), *(getattr(log, f) for f in FIELDS)) for name, log in made.items())
+    html = overview.table([denoiser], {}).html
+    assert "+0.250" in html
+    assert "whose chosen sample got a higher denoising error" in html
+    assert not [word for word in ("nats", "KL", "fell", "answer") if word in html]
+    both = overview.table([text, denoiser], {}).html
+    assert all(words in both for words in ("of denoisers of the error", "+0.250", "nats"))
+    assert "of denoisers" not in overview.table([text], {}).html
+
+
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_the_worst_first() -> None:
     made = {"a": (run(ROSE), 0), "b": (run(FELL), 1), "c": (run(ROSE), 2), "other": (run(ROSE, rate=1e-3), 0)}
     logs = [

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from analysis.run import strip
-from analysis.tables.intervals import mean_interval, wilson
+from analysis.tables.intervals import mean_interval, paired_share_interval, wilson
 from diagnostics.runlog import RunLog
 
 
@@ -51,9 +51,14 @@ def test_scores_are_means_over_the_samples_with_their_interval():
 
 def test_the_words_compare_the_samples_that_were_judged_at_both_ends():
     said = strip.said(log({0: [1, 1, 1, 0], 4: [1, 0, 0, np.nan], 6: [np.nan] * 4}).samples)
-    assert said.startswith("Of the class asked for: 100 % at the start, 33 % at the end (change ")
-    assert "; 3 samples, from the same noise)" in said
-    assert "score went from 0.30 to 0.60" in strip.said(log({0: [0.2, 0.4], 4: [0.5, 0.7]}).samples)
+    low, high = (100 * end for end in paired_share_interval(1, 2, 0, 0))
+    assert said == (
+        f"Of the class asked for: 100 % at step 0, 33 % at step 4 (95 % interval of the change: −{-low:.0f} to "
+        f"+{high:.0f} points; 3 samples, from the same noise)"
+    )
+    changed = strip.said(log({0: [0.2, 0.4], 4: [0.5, 0.7], 9: [0.7, 0.8]}).samples)
+    assert changed.startswith("The judge's mean score: 0.30 at step 0, 0.75 at step 9 (95 % interval of the change: ")
+    assert strip.said(log({0: [1, 0]}).samples) == "Of the class asked for: 50 % at step 0 (2 samples)"
 
 
 def test_errors_are_of_the_probe_pairs():

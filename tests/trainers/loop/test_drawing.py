@@ -17,7 +17,7 @@ from diagnostics.runlog import read_run
 from trainers.config import make_config
 from trainers.denoisers import load_denoiser
 from trainers.run import train
-from trainers.worlds.image_judges import by_examples, load_image_judge
+from trainers.worlds.image_judges import Examples, load_image_judge
 
 SIDE, CLASSES = 4, 3
 
@@ -103,6 +103,26 @@ def test_a_run_that_was_killed_goes_on_with_the_same_samples(world):
     assert read_run(run(world, "run", resume="auto", **keys)).samples.equals(whole.samples)
 
 
+def test_an_alarm_waits_for_the_judges_score(world):
+    keys = drawing(world) | {"alarm": "samples/score <= 1 for 2", "alarm_action": "stop"}
+    log = read_run(run(world, "run", **keys, max_steps=8))
+    assert log.steps["step"].max() == 4  # samples of steps 2 and 4 alone count: not the start's, not other steps'
+    assert log.steps.set_index("step")["alarm"].loc[4].startswith("samples/score <= 1 for 2 (step 4: ")
+    assert sorted(set(log.samples["step"])) == [0, 2, 4]
+
+
+def test_the_judge_says_a_score_for_every_sample(world, monkeypatch):
+    from trainers import run as runs
+
+    pairs = []
+    kept = runs.Drawing
+    monkeypatch.setattr(runs, "Drawing", lambda *a, **k: pairs.append(kept(*a, **k)) or pairs[-1])
+    run(world, "run", sample_every=4, samples=3)
+    pairs[0].judge, pairs[0].drawn_at = lambda samples, asked: [1.0], -1
+    with pytest.raises(UserError, match="the judge of samples gave 1 scores for 3 samples"):
+        pairs[0].at(load_denoiser(str(world / "mlp")), 0)
+
+
 def test_chains_and_adapters_draw_too(world):
     draw = np.random.default_rng(2)
     arrays = {s: draw.normal(size=(20, 3, 1, SIDE, SIDE)).astype(np.float32) for s in ("chosen", "rejected")}
@@ -139,11 +159,38 @@ def test_the_judge_says_which_class_a_sample_is_of():
     draw = np.random.default_rng(0)
     means = np.eye(3)[:, :, None].repeat(2, 2)  # (3, 3, 2)
     classes = np.arange(60) % 3
-    judge = by_examples(means[classes] + 0.05 * draw.normal(size=(60, 3, 2)), classes)
+    judge = Examples(means[classes] + 0.05 * draw.normal(size=(60, 3, 2)), classes)
     assert judge(means, ["0", "1", "0"]) == [1.0, 1.0, 0.0]
     assert np.isnan(judge(means[:2], ["a cat", "7"])).all()
-    with pytest.raises(DataError, match=r"the judge's examples have 6 numbers, and a sample 4\."):
-        judge(np.zeros((1, 4)), ["0"])
+    judge.check(means, ["0", "a cat"])
+    for samples, asked, said in (
+        (means[:, :2], ["0"], "images have 6 numbers, and a sample 4"),
+        (2 * means - 1, ["0"], r"images have numbers from .* to 1\.\d+, and the samples from -1 to 1; give both"),
+        (means / 255, ["0"], "give both on one scale"),
+        (means, ["a cat", "7"], r"no sample is asked for a class that it has \(0, 1, 2 \.\.\.\)"),
+    ):
+        with pytest.raises(DataError, match=said):
+            judge.check(samples, asked)
+
+
+def test_a_judges_file_is_plain_arrays_of_images_and_classes(tmp_path):
+    file, images, classes = tmp_path / "real.npz", np.ones((4, 2), dtype=np.float32), np.arange(4) % 2
+    made = [
+        {"image": np.array([{}, 1], dtype=object), "class": classes[:2]},  # pickled
+        {"image": (images * 200).astype(np.uint8), "class": classes},
+        {"image": images[:, :0], "class": classes},
+        {"image": images * np.nan, "class": classes},
+        {"image": images, "class": classes[:2]},
+        {"image": images, "class": classes * 0},
+    ]
+    for arrays in made:
+        np.savez(file, **arrays)
+        with pytest.raises(DataError, match=r"sample_judge .*real.npz: needs"):
+            load_image_judge(str(file))
+    for content in (b"", b"PK\x03\x04 cut", b"\x80\x04N."):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"real.npz: needs arrays `image` and `class`"):
+            load_image_judge(str(file))
 
 
 def test_the_judge_of_digits_knows_the_real_ones():
@@ -161,9 +208,15 @@ def test_what_cannot_work_is_refused_by_name(world):
         run(world, "no", sample_judge="digits")
     with pytest.raises(DataError, match=r"sample_judge .*pairs.safetensors: needs arrays `image` and `class`"):
         run(world, "no", sample_every=2, sample_judge=str(world / "pairs.safetensors"))
+    with pytest.raises(DataError, match=r"sample_judge: its images have 64 numbers, and a sample 16\."):
+        run(world, "no", sample_every=2, sample_judge="digits")
+    with pytest.raises(UserError, match="alarm: samples/score is measured only of denoisers, with sample_every and"):
+        run(world, "no", sample_every=2, alarm="samples/score < 0.5")
     torch.manual_seed(0)
     MLPDenoiser(size=SIDE**2, classes=CLASSES, width=16, blocks=1).save(world / "flat")
+    flat = {name: v.reshape(30, -1) for name, v in load_file(world / "pairs.safetensors").items() if v.ndim > 1}
+    save_file(flat | {"class_labels": np.arange(30) % CLASSES}, world / "flat.safetensors")
     with pytest.raises(UserError, match=r"samples of \(16,\) numbers are no pictures; give a sample_judge"):
-        run(world, "no", model=str(world / "flat"), sample_every=2)
+        run(world, "no", model=str(world / "flat"), data=str(world / "flat.safetensors"), sample_every=2)
     assert load_denoiser(str(world / "flat")).shape == (16,)
     assert not (world / "no").exists()
