@@ -67,7 +67,10 @@ def test_points_of_words_and_of_times():
     assert points.words("The left , then up", "up the left") == pytest.approx(100 * 2 * 3 / (4 + 3))
     assert points.words("left", "right") == points.words("left", "") == 0
     assert points.spans("From 3 to 7 seconds , a man runs . 8.5 - 9s : he stops ; 7 to 3") == [(3, 7), (8.5, 9)]
+    assert points.spans("0 to 4: he runs , at 5.5-6.25. Then") == [(0, 4), (5.5, 6.25)]
+    assert points.spans("1:05 to 12:10 , 00:03 - 00:07 , 1.2.3 to 4 , " + "9" * 400 + " to " + "9" * 400) == []
     assert points.soda_d("he runs", "from 1 to 2") is None
+    assert points.soda_d("from 1:05 to 12:10", "from 5 to 12") is None
     assert points.soda_d("from 0 to 4", "he runs") == 0
 
 
@@ -113,9 +116,8 @@ def read_one(row: dict[str, Any]) -> Any:
     return PreferencePair(row["id"], 0, row["question"], row["chosen"], row["rejected"])
 
 
+@pytest.mark.parametrize("folder", ["llava"], indirect=True)
 def test_vidchains_pairs_train(folder, data, tmp_path, monkeypatch, capsys):
-    if "llava" not in folder.name:
-        return
     out = tmp_path / "v"
     monkeypatch.setattr(vidchain_pairs, "GAP", 1.0)  # random weights say next to no true word
     monkeypatch.setitem(points.METRICS, "words", lambda truth, answer: float(len(answer) % 7) * 5)
