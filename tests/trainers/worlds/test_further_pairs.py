@@ -259,6 +259,18 @@ def test_grids_are_for_models_whose_tokens_have_a_place(folder, data, tmp_path):
         assert 0 < pair.columns["made"]["share"] <= mia_pairs.MOST[count]
 
 
+@pytest.mark.parametrize("folder", ["qwen25"], indirect=True)
+def test_a_question_that_leaves_no_room_is_one_row_left_out(folder, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[2]["question"] = "which way " * 400
+    (data.parent / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = mia_pairs.mia(str(data.parent / "long.jsonl"), str(folder), tmp_path / "m", limit=4)
+    assert made.counts == {"kept": 5, "no_room": 1}
+    assert "1 no_room (the prompt leaves the model no room to answer)" in made.said()
+    audit = pd.read_parquet(tmp_path / "m" / "audit.parquet").set_index("source_row")
+    assert "leaves a model of 512 no room to answer" in str(audit.loc[2, "reason"])
+
+
 # --- frames that a model drops --------------------------------------------------------------------------------------
 
 
