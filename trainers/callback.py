@@ -169,7 +169,7 @@ class DisplacementCallback(TrainerCallback):
         self._check_alone()
         self._begin(step)
         share(lambda: self._open(args, step))
-        self._say_left_out(Path(args.output_dir) / f"checkpoint-{step}")
+        self._say_left_out(Path(str(args.output_dir)) / f"checkpoint-{step}")
         with left_alone(*self._models()):
             self._start(args, step)
 

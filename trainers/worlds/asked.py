@@ -247,7 +247,8 @@ def start(
     pairs = [pair for pair in shown if pair.source_row not in skipped]
     if not pairs:
         why = next(iter(skipped.values()), ("", "it has no rows"))[1]
-        raise DataError(f"{data}: no row can be asked; of the first: {why}. Give rows of video, question and answer.")
+        shape = f"{' or '.join(kinds)}, question and answer"
+        raise DataError(f"{data}: no row can be asked; of the first: {why}. Give rows of {shape}.")
     settings = {
         "kind": kind, "data": hashlib.sha256(repr([_identity(p) for p in pairs]).encode()).hexdigest()[:16],
         "model": weights_hash(loaded), "seed": seed, "limit": limit,
