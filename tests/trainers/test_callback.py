@@ -304,8 +304,8 @@ def test_early_stopping_at_the_end_of_an_epoch_is_measured_before_the_best_weigh
 def test_a_best_checkpoint_that_the_trainer_cannot_read_by_name_is_said(lm_folder, texts, tmp_path, capsys):
     """Mixtral's experts are saved under other names than the model's own: the Trainer leaves them out."""
     AutoTokenizer.from_pretrained(lm_folder).save_pretrained(tmp_path / "mixtral")
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes |= {"num_key_value_heads": 1, "num_local_experts": 2, "vocab_size": 512}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 512}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
     torch.manual_seed(0)
     MixtralForCausalLM(MixtralConfig(**sizes)).save_pretrained(tmp_path / "mixtral")
     keys = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "max_steps": -1}

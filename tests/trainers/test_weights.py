@@ -15,7 +15,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from diagnostics.errors import DataError
 from trainers.weights import left_out, load_weights
 
-MIXTRAL: dict[str, Any] = {k: v for k, v in vlms.TEXT.items() if k != "pad_token_id"} | {"num_local_experts": 2, "vocab_size": 64}
+MIXTRAL: dict[str, Any] = {k: v for k, v in vlms.TEXT.items() if k != "pad_token_id"}
+MIXTRAL |= {"num_local_experts": 2, "vocab_size": 64}
 
 
 def model(name: str, seed: int, *, tied: bool = False, dtype: torch.dtype = torch.float32) -> Any:

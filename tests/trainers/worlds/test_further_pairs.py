@@ -131,7 +131,11 @@ def test_vidchains_pairs_train(folder, data, tmp_path, monkeypatch, capsys):
         point = dict(zip(line["answers"], line["points"], strict=True))
         assert point[str(pair.chosen)] - point[str(pair.rejected)] >= 1
         assert pair.media[0].shape()[1] == 24 + 8 * int(pair.pair_id[1])
-    assert (out / "sheet.html").exists()
+    sheet = (out / "sheet.html").read_text()
+    shown = ", ".join(f"{p:.0f}" for p in said[int(pairs[0].pair_id[1])]["points"])
+    assert f"{shown} of 100 by words; these two: {float(pairs[0].columns['preference']):.0f} apart" in sheet
+    assert "<dt>true answer</dt>" in sheet
+    assert "hint" not in sheet
     keys = {"model": str(folder), "data": str(out / "pairs.jsonl"), "output_dir": str(tmp_path / "run"), "max_steps": 1,
             "heldout_pairs": 0, "probe_pairs": 0, "report_to": "none"}  # fmt: skip
     train(make_config(keys))
@@ -227,7 +231,9 @@ def test_answers_that_looked_elsewhere_are_rejected(folder, data, tmp_path, monk
         assert (pair.chosen, pair.rejected) == (WORDS[int(pair.pair_id[1])], line["pred"])
         assert record["share"] == line["share"]
         assert math.isclose(record["length_ratio"], len(line["pred"]) / len(str(pair.chosen)))
-    assert write_sheet(made, 16).read_text().count("data:image/png") == sum(len(p.media) for p in pairs)
+    sheet = write_sheet(made, 16).read_text()
+    assert sheet.count("data:image/png") == sum(len(p.media) for p in pairs)
+    assert f"{pairs[0].columns['made']['share']:.0%} of the images&#x27; attention on Image" in sheet
     keys = {"model": str(folder), "data": str(made.path), "output_dir": str(tmp_path / "run"), "max_steps": 1,
             "heldout_pairs": 0, "probe_pairs": 0, "report_to": "none"}  # fmt: skip
     train(make_config(keys))
