@@ -113,8 +113,8 @@ def answers(
     """
     rows = tokenize_prompts(prompts, tokenizer, media)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    room = getattr(innermost(model).config.get_text_config(), "max_position_embeddings", None) or 10**9
-    if rows and len(rows[order[-1]]) >= room:
+    most = room(model)
+    if rows and len(rows[order[-1]]) >= most:
         raise DataError(
             f"a prompt of {len(rows[order[-1]])} tokens leaves this model no room to answer. Leave such prompts out."
         )
@@ -125,12 +125,17 @@ def answers(
     together = together if caches(model) else 1  # without a cache one at a time, free of padding
     for k in range(0, len(order), together):
         part = order[k : k + together]
-        limits = [min(limit, room - len(rows[i])) for i in part]
+        limits = [min(limit, most - len(rows[i])) for i in part]
         how: dict[str, Any] = {"pad": pad, "ends": ends, "temperature": temperature, "generator": generator}
         how |= {"media": [media[i] for i in part] if media else None, "family": getattr(tokenizer, "family", None)}
         said = draw(model, [rows[i] for i in part], limits, **how)
         found |= {i: str(tokenizer.decode(list(ids), skip_special_tokens=True)) for i, ids in zip(part, said)}
     return [found[i] for i in range(len(rows))]
+
+
+def room(model: nn.Module) -> int:
+    """How many tokens a model has positions for; a very large number where its config does not say."""
+    return getattr(innermost(model).config.get_text_config(), "max_position_embeddings", None) or 10**9
 
 
 def _next(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

@@ -74,7 +74,15 @@ def _texts(pair: PreferencePair) -> dict[str, str]:
     made = columns["made"]
     found = {"question": escape(str(pair.prompt))}
     for name, column, side in (("chosen", "answer_masked", pair.chosen), ("rejected", "pred_masked", pair.rejected)):
-        text = escape(str(columns.get(column) or side))
-        found[name] = text.replace("&lt;MASK&gt;", "<mark>").replace("&lt;/MASK&gt;", "</mark>")
-    more = {"first round": made.get("first"), "hint": made.get("truth")}
+        text = escape(str(side))
+        if columns.get(column):
+            text = escape(str(columns[column])).replace("&lt;MASK&gt;", "<mark>").replace("&lt;/MASK&gt;", "</mark>")
+        found[name] = text
+    more = {"first round": made.get("first"), "hint" if "first" in made else "true answer": made.get("truth")}
+    if "points" in made:
+        points = ("none" if p is None else f"{p:.0f}" for p in made["points"])
+        more["points"] = f"{', '.join(points)} of 100 by {made['metric']}; these two: {columns['preference']:.0f} apart"
+    if "share" in made:
+        looked = f"{made['share']:.0%} of the images' attention on Image{made['place'] + 1}"
+        more["looked"] = f"{looked}; perplexity {made['perplexity']:.2f}"
     return found | {name: escape(text) for name, text in more.items() if text}

@@ -10,6 +10,7 @@ it logs and when. It is asked for its attributes only, so TRL need not be there.
 
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -45,6 +46,7 @@ from trainers.loop.trainer import group_norms
 from trainers.loop.viewers import show
 from trainers.models import noted
 from trainers.theirs import IDS, PairSet, read_set
+from trainers.weights import left_out
 
 RESPONSES = 16  # pairs of which further answers are followed
 START, START_LOGPS = "probe_start.safetensors", "start_logps.parquet"  # what a run that goes on compares with
@@ -167,6 +169,7 @@ class DisplacementCallback(TrainerCallback):
         self._check_alone()
         self._begin(step)
         share(lambda: self._open(args, step))
+        self._say_left_out(Path(str(args.output_dir)) / f"checkpoint-{step}")
         with left_alone(*self._models()):
             self._start(args, step)
 
@@ -448,6 +451,7 @@ class DisplacementCallback(TrainerCallback):
         if best and best != step:
             self.run.note(returned={"step": best, "said": "the trainer loaded its best checkpoint after the last step"})
             tell(f"the trainer returns the weights of step {best} (load_best_model_at_end); the log ends at {step}.")
+            self._say_left_out(Path(state.best_model_checkpoint))
         if self.stopped:
             tell(f"stopped by its alarm: {self.stopped}. The log is whole.")
         elif self.schedule.probed < step:
@@ -457,6 +461,17 @@ class DisplacementCallback(TrainerCallback):
         if not any(Path(args.output_dir).glob("checkpoint-*")):  # nothing to go on from
             (self.run.path / START).unlink(missing_ok=True)
             (self.run.path / START_LOGPS).unlink(missing_ok=True)
+
+    def _say_left_out(self, checkpoint: Path) -> None:
+        """A warning where the trainer loaded a checkpoint without all of its weights."""
+        names = [] if self.sharded else left_out(self._model(), checkpoint)
+        if names:
+            tell(
+                f"warning: transformers' Trainer loads {checkpoint} by name and left {len(names)} of its weights out "
+                f"({names[0]} ...), which this model has under other names: what it trains or returns is not that "
+                "checkpoint. Load it with from_pretrained.",
+                file=sys.stderr,
+            )
 
     def _hashes(self) -> dict[str, str]:
         pairs = [*self.probed.pairs, *self.heldout.pairs]

@@ -25,7 +25,8 @@ from diagnostics.flag import samples
 from trainers import objectives
 from trainers.config import TrainConfig
 from trainers.layouts import has_denoiser, net_of
-from trainers.models import adapter_base
+from trainers.models import adapter_base, check_adapter
+from trainers.weights import load_weights
 
 ENGINE = "every draw of time and noise is a row"
 
@@ -102,11 +103,7 @@ def _with_state(folder: Path, base: Denoiser) -> Denoiser:
         model: Denoiser = DiffusersDenoiser(copy.deepcopy(base.net), base.scheduler, base.parts)
     else:
         model = copy.deepcopy(base)
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DataError(f"{folder}: its weights are not those of the reference's model ({said}).") from None
+    load_weights(model, folder)
     return model
 
 
@@ -123,9 +120,11 @@ def _merged(name: str, base: Denoiser) -> Denoiser:
     import peft
 
     try:
-        model: Any = peft.PeftModel.from_pretrained(base, name)
+        model: Any = peft.PeftModel(base, peft.PeftConfig.from_pretrained(name))  # type: ignore
+        found = model.load_adapter(name, "default")
     except Exception as error:  # whatever an adapter's files make peft raise, they cannot be used
         raise DataError(f"{name}: the adapter cannot be loaded ({' '.join(str(error).split())[:200]}).") from None
+    check_adapter(name, found, "Name the model that it was trained on in adapter_config.json.")
     merged = model.merge_and_unload().eval().requires_grad_(True)
     merged.name_or_path = name
     return merged

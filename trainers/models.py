@@ -462,13 +462,15 @@ def _with_adapter(name: str, base: str, dtype: str, device_map: str | None) -> A
             f"{name}: the adapter does not fit its base model {base} ({_first_line(error)}). Name the base that it was "
             f"trained on, as it was then, in {_ADAPTER}."
         ) from None
+    check_adapter(name, found, f"Name the base that it was trained on, which is not {base}, in {_ADAPTER}.")
+    return model
+
+
+def check_adapter(name: str, found: Any, advice: str) -> None:
+    """DataError where an adapter's file has not all of its weights, or others. found: what peft's load_adapter says."""
     wrong = [*(f"{k} is missing" for k in found.missing_keys), *(f"{k} is left over" for k in found.unexpected_keys)]
     if wrong:
-        raise DataError(
-            f"{name}: the adapter's weights do not fit its base model {base} ({_some(wrong)}). Name the base that it "
-            f"was trained on in {_ADAPTER}."
-        )
-    return model
+        raise DataError(f"{name}: the adapter's weights do not fit its model ({_some(wrong)}). {advice}")
 
 
 def _next_base(name: str, base: str) -> str:

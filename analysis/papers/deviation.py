@@ -23,6 +23,14 @@ FAMILY = ("DPO", "TDPO1", "TDPO2")  # of TDPO's figure
 WEIGHTED = ("TDPO2", "RRPO", "RRPO w/o R*")  # their names are shown with their alpha
 WORLDS = {"facts": "facts, held out", "refusal": "refusals, trained on", "given": "given data, held out"}
 WANTED = 1.0  # nats of margin at which objectives are compared
+HEADS = {
+    "rate": "learning rate",
+    "kl": "KL(ref || policy), nats",
+    "kl_reverse": "KL(policy || ref), nats",
+    "kl_token": "KL(ref || policy) a token",
+    "kl_reverse_token": "KL(policy || ref) a token",
+    "fell": "chosen fell",
+}
 HALF = 0.5  # TDPO2's alpha in its authors' default
 POINTS = {"sampled": "probability of the true value", "top": "true value is the likeliest token"}
 
@@ -220,16 +228,7 @@ def distances(paper: Paper) -> Block:
     for (name, rate), of in groups(table, "label", "rate"):
         cells = {k: plus_minus(of[k], digits) for k, digits in names.items()} | {"fell": percent(mean(of["fell"]))}
         rows.append({"objective": name, "rate": f"{float(rate):g}", "seeds": len(of)} | cells | said.get(str(name), {}))
-    heads = {
-        "rate": "learning rate",
-        "kl": "KL(ref || policy), nats",
-        "kl_reverse": "KL(policy || ref), nats",
-        "kl_token": "KL(ref || policy) a token",
-        "kl_reverse_token": "KL(policy || ref) a token",
-        "sampled": "true value, points",
-        "top": "likeliest, points",
-        "fell": "chosen fell",
-    }
+    heads = HEADS | {"sampled": "true value, points", "top": "likeliest, points"}
     return page.table(pd.DataFrame(rows).fillna("–"), heads=heads)
 
 

@@ -22,6 +22,13 @@ DRAWN = ("DPO", "SimPO", "LeanPO", "LeanPO, no SFT term")
 UNSMOOTHED = "LeanPO, no smoothing"  # drawn as open marks, since it hides LeanPO itself otherwise
 SMOOTHED = ("LeanPO", "LeanPO, fixed smoothing", UNSMOOTHED)
 OWN = "#b07d2b"
+HEADS = {
+    "chosen": "chosen, nats",
+    "rejected": "rejected, nats",
+    "chosen_avg": "chosen, nats a token",
+    "rejected_avg": "rejected, nats a token",
+    "fell": "chosen below start",
+}
 
 
 def measured(paper: Paper) -> dict[str, Measured]:
@@ -120,15 +127,7 @@ def methods(paper: Paper) -> Block:
         shares = {k: percent(mean(of[k])) for k in ("fell", "wrong")}
         row = {"pairs": kind, "objective": name, "seeds": len(of)} | changes | shares
         rows.append(row | {"sampled": plus_minus(of["sampled"], 1)})
-    heads = {
-        "chosen": "chosen, nats",
-        "rejected": "rejected, nats",
-        "chosen_avg": "chosen, nats a token",
-        "rejected_avg": "rejected, nats a token",
-        "fell": "chosen below start",
-        "wrong": "ranked the wrong way in training",
-        "sampled": "true value held out, points",
-    }
+    heads = HEADS | {"wrong": "ranked the wrong way in training", "sampled": "true value held out, points"}
     return page.table(pd.DataFrame(rows).sort_values("pairs", kind="stable"), heads=heads)
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from analysis import papers
 from analysis.compare import figures as board_figures
 from analysis.papers import Measured, Paper, deviation, groups, once, per_seed, plus_minus, where
-from analysis.papers.deviation import WANTED, Runs, kl_at, published_points, ratio
+from analysis.papers.deviation import HEADS, WANTED, Runs, kl_at, published_points, ratio
 from analysis.show import page
 from analysis.show.page import Block
 from analysis.show.units import TOKENS
@@ -115,17 +115,7 @@ def distances(paper: Paper) -> Block:
     start = table.drop_duplicates("seed")
     before = {k: plus_minus(start[f"start_{k}"], names[k]) for k in ("right", "perturbed", "seen")}
     rows.insert(0, {"objective": "before training", "seeds": len(start)} | before)
-    heads = {
-        "rate": "learning rate",
-        "kl": "KL(ref || policy), nats",
-        "kl_reverse": "KL(policy || ref), nats",
-        "kl_token": "KL(ref || policy) a token",
-        "kl_reverse_token": "KL(policy || ref) a token",
-        "right": "right, %",
-        "perturbed": "right on perturbed clips, %",
-        "seen": "the frames add, nats",
-        "fell": "chosen fell",
-    }
+    heads = HEADS | {"right": "right, %", "perturbed": "right on perturbed clips, %", "seen": "the frames add, nats"}
     return page.table(pd.DataFrame(rows).fillna("–"), heads=heads)
 
 

@@ -177,15 +177,7 @@ def methods(paper: Paper) -> Block:
         changes |= {k: plus_minus(of[k], 3, sign=True) for k in ("chosen_avg", "rejected_avg")}
         head = {"pairs": PAIRS[str(kind)], "content": TOLD[bool(told)], "objective": name, "seeds": len(of)}
         rows.append(head | {"start": plus_minus(of["start"], 2)} | changes | {"fell": percent(mean(of["fell"]))})
-    heads = {
-        "start": "chosen before, nats",
-        "chosen": "chosen, nats",
-        "rejected": "rejected, nats",
-        "margin": "margin, nats",
-        "chosen_avg": "chosen, nats a token",
-        "rejected_avg": "rejected, nats a token",
-        "fell": "chosen below start",
-    }
+    heads = leanpo.HEADS | {"start": "chosen before, nats", "margin": "margin, nats"}
     return page.table(pd.DataFrame(rows), heads=heads)
 
 

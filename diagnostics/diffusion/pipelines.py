@@ -7,6 +7,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,7 @@ class DiffusersDenoiser(Denoiser):
         kind = read_json(folder / "config.json").get("_class_name")
         if kind != self.kind:
             raise DataError(f"{folder}: holds a {kind}, and the reference is a {self.kind}.")
-        net, said = type(self.net).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-        if wrong := [*said["missing_keys"], *said["unexpected_keys"], *said["mismatched_keys"]]:
-            raise DataError(f"{folder}: its weights are not those that its config.json describes ({wrong[0]}).")
-        return net
+        return _whole(type(self.net), folder)
 
     def _lora(self, file: Path) -> Any:
         prefix, weights = "unet" if self.kind.startswith("UNet") else "transformer", load_file(file)
@@ -192,7 +188,8 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
         if index.exists():
             safety = {"safety_checker": None, "requires_safety_checker": False}
             extra = safety if "safety_checker" in read_json(index) else {}
-            parts: Any = diffusers.DiffusionPipeline.from_pretrained(folder, **how, **extra)
+            given = _models(folder, read_json(index))
+            parts: Any = diffusers.DiffusionPipeline.from_pretrained(folder, **how, **(given | extra))
             net = getattr(parts, "unet", None) or getattr(parts, "transformer", None)
             return DiffusersDenoiser(net, parts.scheduler, parts)
         kind = read_json(folder / "config.json").get("_class_name")
@@ -202,10 +199,34 @@ def load_pipeline(folder: Path) -> DiffusersDenoiser:
             raise DataError(f"{folder}: has no scheduler_config.json, which says what the net predicts. Copy it there.")
         named = str(read_json(folder / "scheduler_config.json").get("_class_name"))
         return DiffusersDenoiser(
-            getattr(diffusers, kind).from_pretrained(folder, **how), getattr(diffusers, named).from_pretrained(folder)
+            _whole(getattr(diffusers, kind), folder), getattr(diffusers, named).from_pretrained(folder)
         )
     except _UNREADABLE as error:
         raise DataError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from None
+
+
+def _models(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline's models, by their names there, which the pipeline itself would take without all of their weights."""
+    found = {}
+    for name, said in index.items():
+        library, kind = said if isinstance(said, list) and len(said) == 2 else (None, None)
+        cls = getattr(import_module(library), str(kind), None) if library in ("diffusers", "transformers") else None
+        if isinstance(cls, type) and issubclass(cls, nn.Module) and (folder / name).is_dir():
+            found[name] = _whole(cls, folder / name, old=library == "transformers")
+    return found
+
+
+def _whole(cls: Any, folder: Path, *, old: bool = False) -> Any:
+    """A model of diffusers or transformers from its folder. DataError where its weights are not all there, which these
+    libraries make up for with random ones, or others are there too.
+
+    old: these may be, as text encoders' files hold positions that no version reads any more.
+    """
+    model, said = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    left = [] if old else [*said["unexpected_keys"]]
+    if wrong := [*said["missing_keys"], *left, *said["mismatched_keys"]]:
+        raise DataError(f"{folder}: its weights are not those that its config.json describes ({wrong[0]}).")
+    return model
 
 
 def _unet(net: nn.Module, x_t: Tensor, times: Tensor, told: dict[str, Tensor]) -> Tensor:

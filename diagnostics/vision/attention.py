@@ -48,13 +48,26 @@ def look(
     with torch.no_grad(), evaluating(model):
         given = {"input_ids": ids, "attention_mask": mask}
         given |= inputs(model, ids, mask, shown, encode(model, shown))
-        with _eager(model):
-            out = model(**accepted(model, given), output_attentions=True)
-    weights = out.attentions[len(out.attentions) // 2][0].to(wide(ids.device)).mean(0)
+        with _eager(model), _middle(model) as kept:
+            out = model(**accepted(model, given))
+    weights = kept[0][0].to(wide(ids.device)).mean(0)
     places = torch.isin(ids[0], torch.tensor(placeholder_ids(family), device=ids.device)).nonzero()[:, 0]
     scores = out.logits[0, len(prompt) - 1 : -1].to(wide(ids.device)).log_softmax(-1)
     runs = tuple(sum(shown.shown[i].runs) for i in shown.rows[0])
     return Looked(weights[len(prompt) :, places].mean(0), runs, scores.amax(-1))
+
+
+@contextmanager
+def _middle(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The (1, heads, T, T) weights of the middle layer of what is run while open; all layers' would be too many to
+    keep."""
+    kept: list[Tensor] = []
+    layers = innermost(model).get_decoder().layers
+    hook = layers[len(layers) // 2].self_attn.register_forward_hook(lambda _, given, out: kept.append(out[1]))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import forks
 import numpy as np
@@ -23,6 +24,8 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     EarlyStoppingCallback,
+    MixtralConfig,
+    MixtralForCausalLM,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -296,6 +299,35 @@ def test_early_stopping_at_the_end_of_an_epoch_is_measured_before_the_best_weigh
     assert log.manifest["weights_moved"]["largest"] > 0
     RunFolder(log.path).go_on(4, {})
     assert not {"finished", "returned"} & set(read_run(log.path).manifest)
+
+
+def test_a_best_checkpoint_that_the_trainer_cannot_read_by_name_is_said(lm_folder, texts, tmp_path, capsys):
+    """Mixtral's experts are saved under other names than the model's own: the Trainer leaves them out."""
+    AutoTokenizer.from_pretrained(lm_folder).save_pretrained(tmp_path / "mixtral")
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 512}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(**sizes)).save_pretrained(tmp_path / "mixtral")
+    keys = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "max_steps": -1}
+    keys |= {"metric_for_best_model": "eval_worse", "greater_is_better": False, "per_device_train_batch_size": 8}
+
+    class Worse(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **keys):
+            metrics["eval_worse"] = float(state.global_step)
+
+    trainer = their_trainer.make(
+        tmp_path / "mixtral", texts[:8], tmp_path / "theirs", held=texts[8:12], num_train_epochs=2, **keys
+    )
+    trainer.add_callback(Worse())
+    trainer.add_callback(DisplacementCallback(trainer, tmp_path / "run", every=0))
+    trainer.train()
+    best = AutoModelForCausalLM.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    left = sorted(k for k, v in trainer.model.state_dict().items() if not torch.equal(v, best[k]))
+    assert left
+    assert all("experts" in name or "mlp" in name for name in left)
+    said = capsys.readouterr().err
+    assert "loads" in said
+    assert "by name and left" in said
 
 
 def test_weights_that_are_gone_before_they_could_be_measured_are_no_end(make, tmp_path, capsys):

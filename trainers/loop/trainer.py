@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -47,6 +46,7 @@ from trainers.loop.recorder import Recorder
 from trainers.loop.viewers import show
 from trainers.models import keep_processor
 from trainers.objectives import ObjectiveOutput
+from trainers.weights import load_weights
 
 # which part of a likelihood the needs of objectives are taken from
 OF = {"kl": "kl", "collision": "tokens", "embeddings": "tokens", "phrases": "tokens", "steps": "hidden"}
@@ -261,14 +261,12 @@ class PreferenceTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights of a checkpoint. Some models (Qwen2.5-VL, InternVL, Mixtral) are saved under other names than
-        their own, and the Trainer, which loads by name, leaves such weights as they were without a word."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        policy: Any = self.model if model is None else model
-        own: Any = innermost(policy)
-        saved = saved_names(Path(resume_from_checkpoint))
-        if saved and not self.is_fsdp_enabled and not saved <= own.state_dict().keys():
-            own.load_state_dict(type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype).state_dict())
+        """The weights of a checkpoint, all of them and no others; else DataError. The Trainer loads by name, and leaves
+        without a word what is saved under another name than the model's own (Qwen2.5-VL, InternVL, Mixtral)."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """A checkpoint with the objective's statistics and a renewed reference, to go on with them when resumed; last
@@ -389,12 +387,3 @@ def layer_group(parameter: str) -> str:
     if re.search(r"lm_head|embed_out|output_projection", parameter):
         return "head"
     return "embed" if re.search(r"embed|wte|wpe", parameter) else "other"
-
-
-def saved_names(folder: Path) -> set[str]:
-    """The names of the weights in a checkpoint's folder; empty where it holds an adapter."""
-    names: set[str] = set()
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            names |= {*weights.keys()}
-    return names

@@ -27,9 +27,9 @@ from diagnostics.pairs.rows import read_rows
 from diagnostics.pairs.table import media_folder_of
 from diagnostics.progress import Steps
 from diagnostics.runlog import write_frame
-from diagnostics.sampling import answers
+from diagnostics.sampling import answers, room
 from diagnostics.templates import Turn, find_turn
-from diagnostics.tokenized import SkippedPair, render_pairs
+from diagnostics.tokenized import SkippedPair, render_pairs, tokenize_prompts
 from diagnostics.vision.prompts import placed
 from diagnostics.vision.tensors import unseen
 from trainers.models import load_to_device, load_tokenizer
@@ -49,6 +49,7 @@ REASONS = {
     "near": "no two answers differ by enough points",
     "long": "the true answer is too long",
     "sure": "the model was too sure of its answer",
+    "no_room": "the prompt leaves the model no room to answer",
     "attended": "the model looked at the right image enough",
 }
 
@@ -89,8 +90,8 @@ def question(pair: PreferencePair) -> str:
 
 @dataclass
 class Asking:
-    """One making of pairs. raw: the data's rows; pairs: those that can be asked; skipped: why others cannot, by row;
-    unseen: why the model is not shown a row's media."""
+    """One making of pairs. raw: the data's rows; pairs: those that can be asked; skipped: why others cannot, by row, as
+    code and reason; left: the same of rows that could not be asked when it came to it."""
 
     out: Path
     settings: dict[str, Any]
@@ -101,7 +102,7 @@ class Asking:
     folder: Path
     pairs: list[PreferencePair]
     skipped: dict[int, tuple[str, str]]
-    unseen: dict[int, str] = field(default_factory=dict)
+    left: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def say(
         self,
@@ -111,29 +112,36 @@ class Asking:
         heat: float,
         draw: int,
     ) -> list[str]:
-        """The model's answers to questions about what is shown. draw: seed of what is drawn at a temperature. Of media
-        that cannot be shown to it the answer is blank, and `unseen` says why."""
-        for pair, media in zip(group, shown, strict=True):
-            why = unseen(self.tokenizer.family, (*pair.media, *media))
-            self.unseen |= {pair.source_row: why} if why else {}
-        places = [k for k, pair in enumerate(group) if pair.source_row not in self.unseen]
-        prompts = [self.prompt(group[k], asked[k], shown[k]) for k in places]
-        how: dict[str, Any] = {"temperature": heat, "limit": self.settings["limit"], "seed": draw}
-        said = answers(self.model, self.tokenizer, prompts, media=[shown[k] for k in places], together=TOGETHER, **how)
-        found = dict(zip(places, said, strict=True))
+        """The model's answers to questions about what is shown. draw: seed of what is drawn at a temperature. Where it
+        cannot be asked the answer is blank, and `left` says why."""
+        prompts = [self._asked(*row) for row in zip(group, asked, shown, strict=True)]
+        places = [k for k, pair in enumerate(group) if pair.source_row not in self.left]
+        how: dict[str, Any] = {"temperature": heat, "limit": self.settings["limit"], "seed": draw, "together": TOGETHER}
+        rows, media = [prompts[k] or "" for k in places], [shown[k] for k in places]
+        found = dict(zip(places, answers(self.model, self.tokenizer, rows, media=media, **how), strict=True))
         return [found.get(k, "") for k in range(len(group))]
 
+    def _asked(self, pair: PreferencePair, text: str, media: tuple[Media, ...]) -> Text | None:
+        """The prompt, or None where the row is left."""
+        try:
+            if why := unseen(self.tokenizer.family, (*pair.media, *media)):
+                raise SkipRow("media_unseen", why)
+            prompt = self.prompt(pair, text, media)
+            length, most = len(tokenize_prompts([prompt], self.tokenizer, [media])[0]), room(self.model)
+            if length >= most:
+                raise SkipRow("no_room", f"a prompt of {length} tokens leaves a model of {most} no room to answer")
+        except SkipRow as skip:
+            self.left[pair.source_row] = skip.code, skip.reason
+            return None
+        return prompt
+
     def prompt(self, pair: PreferencePair, text: str, media: tuple[Media, ...]) -> Text:
-        """A question as the model is asked it in training: a chat where it has a chat template."""
+        """A question as the model is asked it in training: a chat where it has a chat template. SkipRow where it cannot
+        be."""
         chat = in_parts([{"role": "user", "content": text}], media)
         made = replace(pair, prompt=text, chat_prompt=chat, media=media)
-        try:
-            return placed(
-                made, self.tokenizer.family, chat=bool(self.tokenizer.chat_template),
-                parts=bool(self.turn and self.turn.parts),
-            ).prompt  # fmt: skip
-        except SkipRow as skip:
-            raise DataError(f"row {pair.source_row} cannot be asked: {skip.reason}.") from None
+        parts = bool(self.turn and self.turn.parts)
+        return placed(made, self.tokenizer.family, chat=bool(self.tokenizer.chat_template), parts=parts).prompt
 
     def finish(
         self,
@@ -150,9 +158,9 @@ class Asking:
         lines = self._answered(answer)
         rows, audit = [], {i: {"status": "skipped", "code": c, "reason": r} for i, (c, r) in self.skipped.items()}
         for pair, line in zip(self.pairs, lines, strict=True):
-            code, made = ("media_unseen", []) if line.get("unseen") else rows_of(pair, line)
+            code, made = (line["left"][0], []) if "left" in line else rows_of(pair, line)
             rows += [row if "images" in row else row | {"media_path": self.path(pair)} for row in made]
-            status, reason = "kept" if made else "skipped", line.get("unseen") or REASONS.get(code, "")
+            status, reason = "kept" if made else "skipped", line["left"][1] if "left" in line else REASONS.get(code, "")
             audit[pair.source_row] = {"status": status, "code": code, "reason": reason}
         frame = pd.DataFrame([{"source_row": i, **audit[i]} for i in sorted(audit)])
         write_frame(self.out / "audit.parquet", frame)
@@ -187,7 +195,7 @@ class Asking:
             for start in range(len(lines), len(self.pairs), TOGETHER):
                 group = self.pairs[start : start + TOGETHER]
                 new = answer(group, row_seed(self.settings["seed"] + 1, start))
-                new = [x | ({"unseen": why} if (why := self.unseen.get(x["row"])) else {}) for x in new]
+                new = [x | ({"left": self.left[x["row"]]} if x["row"] in self.left else {}) for x in new]
                 with disk_errors(path), open(path, "a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(line) + "\n" for line in new))
                 lines += new
@@ -239,7 +247,8 @@ def start(
     pairs = [pair for pair in shown if pair.source_row not in skipped]
     if not pairs:
         why = next(iter(skipped.values()), ("", "it has no rows"))[1]
-        raise DataError(f"{data}: no row can be asked; of the first: {why}. Give rows of video, question and answer.")
+        shape = f"{' or '.join(kinds)}, question and answer"
+        raise DataError(f"{data}: no row can be asked; of the first: {why}. Give rows of {shape}.")
     settings = {
         "kind": kind, "data": hashlib.sha256(repr([_identity(p) for p in pairs]).encode()).hexdigest()[:16],
         "model": weights_hash(loaded), "seed": seed, "limit": limit,

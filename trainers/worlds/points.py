@@ -9,7 +9,7 @@ import numpy as np
 from trainers.worlds.checkers import normal
 
 Span = tuple[float, float]  # start and end of an event, in the answers' own unit
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"(?<![\d:.])(\d{1,9}(?:\.\d+)?)(?!\d|[:.]\d)"  # no part of a clock's time, 1:05
 _SPAN = re.compile(rf"{_NUMBER}\s*(?:s|seconds?)?\s*(?:to|and|until|-|–|,)\s*{_NUMBER}")  # the wording is ours
 
 

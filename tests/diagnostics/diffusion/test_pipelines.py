@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diagnostics.diffusion import noise
 from diagnostics.diffusion.likelihood import DenoisingLikelihood
@@ -17,7 +18,7 @@ from diagnostics.errors import DataError
 from diagnostics.likelihood import pair_stats
 from diagnostics.runlog import read_run
 from trainers.config import make_config
-from trainers.denoisers import load_denoiser
+from trainers.denoisers import add_adapter, load_denoiser
 from trainers.run import train
 
 diffusers = pytest.importorskip("diffusers")
@@ -128,6 +129,41 @@ def test_what_is_not_whole_or_not_safe_is_refused(tmp_path):
     (tmp_path / "net" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     with pytest.raises(DataError, match="holds a AutoencoderKL"):
         load_denoiser(str(tmp_path / "net"))
+
+
+def without(file, ending):
+    """Leave the first weight with this ending out of a file; its name."""
+    weights = load_file(file)
+    name = next(key for key in weights if key.endswith(ending))
+    del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("part", ["", "unet", "vae", "text_encoder"])
+def test_a_weight_that_is_missing_is_no_random_one(part, tmp_path):
+    """diffusers and transformers would make it up."""
+    if part:
+        pipeline(tmp_path)
+        leaf = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
+        folder, file = tmp_path / "pipe", tmp_path / "pipe" / part / leaf
+    else:
+        made("UNet2DModel", tmp_path / "net")
+        folder, file = tmp_path / "net", tmp_path / "net" / "diffusion_pytorch_model.safetensors"
+    load_denoiser(str(folder))
+    lost = without(file, "weight")
+    with pytest.raises(DataError, match=lost.split(".", 1)[-1].replace(".", r"\.")):
+        load_denoiser(str(folder))
+
+
+def test_an_adapter_of_a_denoiser_is_merged_whole_or_not_at_all(tmp_path):
+    made("UNet2DConditionModel", tmp_path / "net")
+    adapted = add_adapter(load_denoiser(str(tmp_path / "net")), r=1, alpha=1, targets="all-linear")
+    adapted.save_pretrained(tmp_path / "lora")
+    load_denoiser(str(tmp_path / "lora"))
+    lost = without(tmp_path / "lora" / "adapter_model.safetensors", "lora_B.weight")
+    with pytest.raises(DataError, match=f"{lost.removesuffix('.weight')}.*is missing"):
+        load_denoiser(str(tmp_path / "lora"))
 
 
 def pipeline(folder):

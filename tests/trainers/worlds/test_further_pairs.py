@@ -67,7 +67,10 @@ def test_points_of_words_and_of_times():
     assert points.words("The left , then up", "up the left") == pytest.approx(100 * 2 * 3 / (4 + 3))
     assert points.words("left", "right") == points.words("left", "") == 0
     assert points.spans("From 3 to 7 seconds , a man runs . 8.5 - 9s : he stops ; 7 to 3") == [(3, 7), (8.5, 9)]
+    assert points.spans("0 to 4: he runs , at 5.5-6.25. Then") == [(0, 4), (5.5, 6.25)]
+    assert points.spans("1:05 to 12:10 , 00:03 - 00:07 , 1.2.3 to 4 , " + "9" * 400 + " to " + "9" * 400) == []
     assert points.soda_d("he runs", "from 1 to 2") is None
+    assert points.soda_d("from 1:05 to 12:10", "from 5 to 12") is None
     assert points.soda_d("from 0 to 4", "he runs") == 0
 
 
@@ -113,9 +116,8 @@ def read_one(row: dict[str, Any]) -> Any:
     return PreferencePair(row["id"], 0, row["question"], row["chosen"], row["rejected"])
 
 
+@pytest.mark.parametrize("folder", ["llava"], indirect=True)
 def test_vidchains_pairs_train(folder, data, tmp_path, monkeypatch, capsys):
-    if "llava" not in folder.name:
-        return
     out = tmp_path / "v"
     monkeypatch.setattr(vidchain_pairs, "GAP", 1.0)  # random weights say next to no true word
     monkeypatch.setitem(points.METRICS, "words", lambda truth, answer: float(len(answer) % 7) * 5)
@@ -129,7 +131,11 @@ def test_vidchains_pairs_train(folder, data, tmp_path, monkeypatch, capsys):
         point = dict(zip(line["answers"], line["points"], strict=True))
         assert point[str(pair.chosen)] - point[str(pair.rejected)] >= 1
         assert pair.media[0].shape()[1] == 24 + 8 * int(pair.pair_id[1])
-    assert (out / "sheet.html").exists()
+    sheet = (out / "sheet.html").read_text()
+    shown = ", ".join(f"{p:.0f}" for p in said[int(pairs[0].pair_id[1])]["points"])
+    assert f"{shown} of 100 by words; these two: {float(pairs[0].columns['preference']):.0f} apart" in sheet
+    assert "<dt>true answer</dt>" in sheet
+    assert "hint" not in sheet
     keys = {"model": str(folder), "data": str(out / "pairs.jsonl"), "output_dir": str(tmp_path / "run"), "max_steps": 1,
             "heldout_pairs": 0, "probe_pairs": 0, "report_to": "none"}  # fmt: skip
     train(make_config(keys))
@@ -225,7 +231,9 @@ def test_answers_that_looked_elsewhere_are_rejected(folder, data, tmp_path, monk
         assert (pair.chosen, pair.rejected) == (WORDS[int(pair.pair_id[1])], line["pred"])
         assert record["share"] == line["share"]
         assert math.isclose(record["length_ratio"], len(line["pred"]) / len(str(pair.chosen)))
-    assert write_sheet(made, 16).read_text().count("data:image/png") == sum(len(p.media) for p in pairs)
+    sheet = write_sheet(made, 16).read_text()
+    assert sheet.count("data:image/png") == sum(len(p.media) for p in pairs)
+    assert f"{pairs[0].columns['made']['share']:.0%} of the images&#x27; attention on Image" in sheet
     keys = {"model": str(folder), "data": str(made.path), "output_dir": str(tmp_path / "run"), "max_steps": 1,
             "heldout_pairs": 0, "probe_pairs": 0, "report_to": "none"}  # fmt: skip
     train(make_config(keys))
@@ -255,6 +263,18 @@ def test_grids_are_for_models_whose_tokens_have_a_place(folder, data, tmp_path):
         count = len(pair.columns["made"]["rows"])
         assert picture.shape()[1:] == tuple(int(max(c[k] for c in collage.cells(count))) for k in (3, 2))
         assert 0 < pair.columns["made"]["share"] <= mia_pairs.MOST[count]
+
+
+@pytest.mark.parametrize("folder", ["qwen25"], indirect=True)
+def test_a_question_that_leaves_no_room_is_one_row_left_out(folder, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[2]["question"] = "which way " * 400
+    (data.parent / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = mia_pairs.mia(str(data.parent / "long.jsonl"), str(folder), tmp_path / "m", limit=4)
+    assert made.counts == {"kept": 5, "no_room": 1}
+    assert "1 no_room (the prompt leaves the model no room to answer)" in made.said()
+    audit = pd.read_parquet(tmp_path / "m" / "audit.parquet").set_index("source_row")
+    assert "leaves a model of 512 no room to answer" in str(audit.loc[2, "reason"])
 
 
 # --- frames that a model drops --------------------------------------------------------------------------------------
