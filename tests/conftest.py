@@ -33,6 +33,7 @@ SLOW = (
     "diagnostics/test_processes.py",
     "diagnostics/test_runlog_mutations.py",
     "reports/papers/",
+    "reports/test_access.py",
     "reports/test_board.py",
     "reports/test_build.py",
     "reports/test_cards.py",
