@@ -23,7 +23,7 @@ real: setup  ## the main job on a real chat model: MODEL=folder or hub id, DATA=
 	$(BIN)/chesboard demo --real --out runs/real $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
 
 test: setup  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## without the slow tests, for developing
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

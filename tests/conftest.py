@@ -33,6 +33,7 @@ SLOW = (
     "diagnostics/test_processes.py",
     "diagnostics/test_runlog_mutations.py",
     "reports/papers/",
+    "reports/test_access.py",
     "reports/test_board.py",
     "reports/test_build.py",
     "reports/test_cards.py",
@@ -69,11 +70,14 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what SLOW names."""
+    """Mark what SLOW names. Files with slow tests come first: two workers, which take a file at a time, then end
+    together, and not the one long after the other."""
     here = Path(__file__).parent
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:

@@ -160,6 +160,13 @@ def differs(one: Any, other: Any) -> bool:
     return not one.equals(other) if isinstance(one, pd.DataFrame) else one != other
 
 
+def spread(total: int, points: int) -> list[int]:
+    """`points` of the operations 1 to total, each in the middle of as many; 0: all of them."""
+    if not 0 < points < total:
+        return [*range(1, total + 1)]
+    return [(2 * k + 1) * total // (2 * points) + 1 for k in range(points)]
+
+
 def main() -> None:
     command, points, folder, model, data = sys.argv[1:]
     place = Path(folder)
@@ -168,9 +175,8 @@ def main() -> None:
     status, total = start(command, place / "whole", model, data, 0)
     assert status == 0, (place / "whole.said").read_text()
     whole = tables(command, place / "whole")
-    every = max(1, total // int(points)) if int(points) else 1
     killed, wrong = 0, []
-    for last in range(1, total + 1, every):
+    for last in spread(total, int(points)):
         out = place / f"at{last}"
         status, _ = start(command, out, model, data, last)
         killed += os.WIFSIGNALED(status)

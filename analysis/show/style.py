@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
 styled = matplotlib.rc_context(STYLE)  # decorates every function that draws
 
 
-class Drawing(Figure):
+class ShownFigure(Figure):
     """A figure that a notebook shows, whether or not it has loaded pyplot."""
 
     def _repr_png_(self) -> bytes:
@@ -43,7 +43,7 @@ class Drawing(Figure):
 
 def panels(count: int, *, height: float = 3.8, width: float = 10.0, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes in `rows` rows, in the house style."""
-    figure = Drawing(figsize=(width, height * rows), layout="constrained")
+    figure = ShownFigure(figsize=(width, height * rows), layout="constrained")
     columns = -(-count // rows)
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 

@@ -17,7 +17,7 @@ from diagnostics.files import write_json
 from diagnostics.media import Media
 from diagnostics.runlog import RunLogWriter, write_frame
 from diagnostics.vision import thumbs
-from reports import notebooks, papers, show, standalone, words
+from reports import notebooks, papers, show, standalone
 from trainers import papers as made
 
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
@@ -36,9 +36,7 @@ def _page(at: Path, name: str, **parameters: Any) -> Path:
                 cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": shown._repr_html_()})]
     stem = f"{name}-{Path(parameters.get('run_dir', name)).name}"
     nbformat.write(book, at / f"{stem}.ipynb")
-    made = notebooks.render(at / f"{stem}.ipynb", name, LINKS)
-    words.for_run(made, parameters)
-    return made
+    return notebooks.render(at / f"{stem}.ipynb", name, LINKS, kind=notebooks._kind(parameters))
 
 
 def _run(source: str, names: dict[str, Any]) -> Any:
