@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.run import card, kept
 from analysis.run.verdict import by_name
-from analysis.show import page
+from analysis.show import page, units
 from analysis.show.page import Block, Cell
 from analysis.show.wording import ABSENT, count, number, percent, signed, span
 from analysis.tables import displacement, runs
@@ -21,7 +21,7 @@ _HEADS = {
     "run": "", "verdict": "", "objective": "",
     "fell": "share of the probe pairs whose chosen answer became less likely, with its 95 % interval",
     "held out": "the same share of the held-out pairs",
-    "change": "of the chosen answers, mean, nats; of denoisers of minus the error, which has no unit",
+    "change": "of the chosen answers, mean, nats; of denoisers of the error, which has no unit: above 0 is worse",
     "KL": "KL(reference || policy) on the chosen answers, nats; of denoisers the deviation",
     "onset": "the step from which on it is displaced",
     "by step": "share of the pairs that fell, from 0 to 100 %",
@@ -84,7 +84,7 @@ def counts(logs: Sequence[RunLog]) -> str:
 
 
 def _row(run: RunLog, address: str) -> list[Cell]:
-    found = kept.verdict_of(run)
+    found, unit = kept.verdict_of(run), units.of(run)
     word = card.state(run, found).word
     names = ("displacement/frac", "eval/displacement/frac", "displacement/chosen", "kl/chosen", "onset")
     share, held, change, kl, onset = (by_name(found, name) for name in names)
@@ -93,8 +93,8 @@ def _row(run: RunLog, address: str) -> list[Cell]:
         Cell(f"{card.SIGNS[word]} {word}", _ORDER.index(word)),
         Cell(str(run.config.get("objective", ABSENT))),
         *(_share(finding) for finding in (share, held)),
-        Cell(signed(change.value) if change.n else ABSENT, change.value),
-        Cell(number(kl.value) if kl.n else ABSENT, kl.value),
+        Cell(signed(unit.shown(change.value), unit.digits) if change.n else ABSENT, change.value),
+        Cell(number(kl.value, unit.digits) if kl.n else ABSENT, kl.value),
         Cell("none" if math.isnan(onset.value) else f"step {onset.value:.0f}", onset.value),
         Cell("", more=spark(displacement.by_step(runs.rows(run, "probe")))),
     ]
