@@ -22,7 +22,6 @@ from diagnostics.runlog import RunLog
 SLOWER = 5  # the usual step down of a learning rate, and that between the measured runs of `lower_the_rate`
 GUARDED = ("diffusion_dpo", "flow_dpo")  # the plain contrast of two errors, which the guards were measured on
 USUAL_BETA = 2000.0  # of Diffusion-DPO's users 2000 to 5000; more than 2000 was not measured here
-WEAK = "in one run of one small chat model"
 MANY = 64  # pairs from which on the 95 % interval of a share is 25 points wide at most
 KEPT = 0.9  # of the accuracy at the end: an earlier stop that keeps less is not offered
 
@@ -131,7 +130,7 @@ def sft_term(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | No
     fell was 23 % with it and 73 % without (docs/real.md)."""
     if state.cause != "displaced" or run.config.get("objective") != "dpo" or "probe" not in state.displaced:
         return None
-    caveat = f"Weak evidence: it helped {WEAK}."
+    caveat = "Weak evidence: one run of one small chat model."
     return Advice("Add an SFT term on the chosen answers.", _train(run, objective="dpo_nll"), caveat)
 
 
@@ -178,9 +177,9 @@ def lower_the_rate(run: RunLog, state: State, found: Sequence[Finding]) -> Advic
         return None
     if card.heldout_accuracy(run)[0] < HALF:
         return None
-    caveat = f"Weak evidence: fewer answers fell {WEAK} at each rate." if units.of(run).by_token else ""
+    caveat = "Weak evidence: one run a rate of one small chat model."
     words = f"Lower the learning rate from {_rate(run):g} to {_lower(run):g}."
-    return Advice(words, _slower(run), caveat or "Not measured on denoisers.")
+    return Advice(words, _slower(run), caveat if units.of(run).by_token else "Not measured on denoisers.")
 
 
 def learn_more(run: RunLog, state: State, found: Sequence[Finding]) -> Advice | None:

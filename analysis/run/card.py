@@ -9,7 +9,6 @@ import pandas as pd
 from analysis.run import verdict
 from analysis.run.verdict import PAIRS, by_name
 from analysis.show import units
-from analysis.show.units import Unit
 from analysis.show.wording import ABSENT, percent, signed, span, visible
 from analysis.tables import displacement, mass, runs
 from analysis.tables.intervals import wilson
@@ -174,8 +173,8 @@ def went_to(run: RunLog, state: State) -> str:
         return f"{ABSENT.capitalize()}."
     gains = gained["mass"] / n
     if gained.empty or gains.iloc[0] < SAID:
-        most = f"; most of all {visible(gained['token'].iloc[0])}, {signed(gains.iloc[0])}" if len(gains) else ""
-        return f"No token gained {SAID:g} a pair where the two answers part{most}."
+        most = f"; most {visible(gained['token'].iloc[0])}, {signed(gains.iloc[0])}" if len(gains) else ""
+        return f"No token gained {SAID:g} in probability where the two answers part{most}."
     tokens = gained.loc[(gains >= SAID) & (gains >= gains.iloc[0] / 4), "token"].head(3)
     before, after = mass.first_and_last(mass.ledger(run.mass, split), "chosen")
     where = "now opens with" if _at_start(run, split) else "now says, where the two answers part,"

@@ -70,7 +70,8 @@ def summary(run: RunLog) -> Block:
 
 def _card(run: RunLog, found: list[Finding], state: State) -> str:
     """The word, and a short line for each of the four questions; safe HTML."""
-    more = [card.fired(run, found), _PROBE if "probe pair" in state.says else ""]
+    fired = card.fired(run, found)  # that of the share can be seen in the sentence itself
+    more = [fired if "mean" in fired else "", _PROBE if "probe pair" in state.says else ""]
     test = f' <span class="quiet">{escape(said)}</span>' if (said := " ".join(filter(None, more))) else ""
     steps = [_advice(one) for one in advise(run, state, found)]
     lines = {
@@ -84,7 +85,7 @@ def _card(run: RunLog, found: list[Finding], state: State) -> str:
     return f"{head}<dl>{listed}</dl>"
 
 
-_PROBE = "Probe pairs are training pairs, measured again and again."
+_PROBE = "Probe pairs: training pairs, measured repeatedly."
 _KIND = {card.BROKEN: "bad", card.WATCH: "watch", card.NORMAL: "good", card.UNMEASURED: "unmeasured"}
 
 
@@ -389,7 +390,7 @@ def repeat(run: RunLog) -> Block:
     command = advice.repeat(run)
     changed = {k: v for k, v in advice.changed(run).items() if k not in ("resume",)}
     about = {**(run.manifest.get("versions") or {}), "commit": run.manifest.get("commit")}
-    told = [page.note("This makes the run anew beside it, from step 0.", "quiet"), page.command(command)]
+    told = [page.note("The same run anew, beside this one:", "quiet"), page.command(command)]
     return page.stack(
         *(told if command else []),
         _dictionary("Settings that differ from the defaults", changed),

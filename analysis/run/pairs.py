@@ -14,7 +14,7 @@ from analysis.run.flagged import Flagged
 from analysis.run.samples import ANCHORS, ROWS
 from analysis.show import page, units
 from analysis.show.page import Block, Cell
-from analysis.show.wording import ABSENT, clip, number, signed, visible
+from analysis.show.wording import ABSENT, clip, number, ordinal, signed, visible
 from analysis.tables import pair_table, runs, tokens
 from analysis.tables.runs import Pictures
 from diagnostics.runlog import RunLog
@@ -70,7 +70,7 @@ def _card(
     text = texts.loc[row["pair_id"]] if known else dict.fromkeys(("prompt", *runs.SIDES), "(not in the audit table)")
     token, ches = f" ({signed(row['per_token'])} a token)", ""
     if row["ches_score"] == row["ches_score"]:
-        ches = f"; CHES before training {number(row['ches_score'])}, {place}"
+        ches = f"; CHES {number(row['ches_score'])} ({place})"
     if not units.of(run).by_token:
         token = ches = ""
     moved = f"chosen {signed(row['chosen'])} nats{token}, rejected {signed(row['rejected'])}"
@@ -179,7 +179,7 @@ def _place(run: RunLog, row: dict[Any, Any], split: str) -> str:
 def _places(scores: pd.Series) -> list[str]:
     """The place of each among all that were measured, 1 the highest, in words."""
     ranks, n = scores.rank(ascending=False, method="min"), int(scores.notna().sum())
-    return ["" if rank != rank else f"place {rank:.0f} of {n} from the highest" for rank in ranks]
+    return ["" if rank != rank else f"{ordinal(int(rank))} highest of {n}" for rank in ranks]
 
 
 def most_lost(run: RunLog, state: State, most: int = 3) -> str:

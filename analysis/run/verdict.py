@@ -100,7 +100,7 @@ def _unmeasured(run: RunLog, n: int) -> str:
 
 
 _GO_ON = {
-    "train": "To go on, give the same command again with --resume",
+    "train": "To go on, give the same command again with --resume auto",
     "trace": "Trace a later checkpoint too",
     "callback": "Train further, or resume the trainer from its checkpoint with the same `out`",
 }

@@ -48,6 +48,12 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def ordinal(n: int) -> str:
+    """`1st`, `12th`, `23rd`."""
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    return f"{n}{'th' if n % 100 in (11, 12, 13) else ends.get(n % 10, 'th')}"
+
+
 def visible(text: object) -> str:
     """A token as one visible line: quotes around it, control characters and odd spaces spelled out."""
     return "'" + "".join(_spell(c) for c in str(text)) + "'"

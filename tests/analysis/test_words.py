@@ -181,7 +181,7 @@ def test_curves_say_nothing_of_what_was_not_measured(run):
     points = frontier(rows.assign(chosen_kl_reverse=0.3, rejected_kl_reverse=0.2))
     said += [readings.frontier(points, "probe pair", TOKENS.distance)] if len(points) else []
     table = pd.DataFrame({"chosen_kl": rows.groupby("step")["chosen_kl"].mean()})
-    said.append(figures.furthest(table))
+    said.append(figures.furthest(table, TOKENS))
     assert not any("not measured" in s or "nan" in s.split() for s in said)
 
 

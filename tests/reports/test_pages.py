@@ -121,8 +121,8 @@ def test_a_run_that_stopped_early_says_so_once_and_how_to_go_on(make_run):
     first = verdict.judge(early)[0]
     assert first.passed is None
     assert first.meaning == (
-        "not measured: the log ends at step 5, before its first probe after the start. To go on, give the same command "
-        "again with --resume"
+        "not measured: the log ends at step 5, before the first measurement after the start, so no pair can be "
+        "judged. To go on, give the same command again with --resume auto"
     )
     assert {f.n for f in verdict.judge(early) if f.name != "parity"} == {0}
     kept = ("summary", "numbers", "gradients", "settings", "data", "repeat")
