@@ -86,8 +86,8 @@ def test_monotone_fall_in_words():
     fall = MonotoneFall(10, 8, 9, 5.0, 20.0, 3)
     assert readings.monotone_fall(fall, TOKENS) == (
         "Monotone fall: of 10 probe pairs whose chosen response had fallen by step 5, 80 % (95 % interval 49 % to "
-        "94 %) fell again at every one of the 3 later measurements; at the end, step 20, 90 % (95 % interval 60 % to 98 %) "
-        "are lower than they were then."
+        "94 %) fell again at every one of the 3 later measurements; at the end, step 20, 90 % (95 % interval 60 % to "
+        "98 %) are lower than they were then."
     )
     assert "no chosen response had fallen by step 5" in readings.monotone_fall(
         MonotoneFall(0, 0, 0, 5.0, 20.0, 3), TOKENS
