@@ -34,7 +34,7 @@ def trajectories(
             axes.axhline(least, color=DARK, lw=0.9, ls=":", label=f"{unit.fallen} beyond {signed(least)}")
             axes.set_ylim(min(low, 1.2 * least), max(high, 1.2 * least))
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-        below(axes)
+        below(axes, 2)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
@@ -113,9 +113,9 @@ def predictors(pairs: pd.DataFrame, card: pd.DataFrame, most: int = 6, *, loss: 
         colours = [REJECTED if fell else CHOSEN for fell in pairs["fell"] == 1]
         axis.scatter(pairs[name], pairs["displacement"], c=colours, s=14, alpha=0.75, lw=0)
         axis.axhline(0, color=DARK, lw=0.8)
-        turned = ", lower is worse" if row["direction"].startswith("lower") else ""
-        axis.set_title(f"Spearman {correlation(row['spearman'])}{turned} (n = {int(row['n'])})", fontsize=10)
-        axis.set(xlabel=for_plot(label(name), 44), ylabel=loss)
+        axis.set_title(f"Spearman {correlation(row['spearman'])} (n = {int(row['n'])})", fontsize=10)
+        turned = "\n(turned: lower is worse)" if row["direction"].startswith("lower") else ""  # the sign is as turned
+        axis.set(xlabel=for_plot(label(name), 44) + turned, ylabel=loss)
         axis.ticklabel_format(axis="x", scilimits=(-3, 4))
     return figure
 
