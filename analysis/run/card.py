@@ -169,7 +169,7 @@ def went_to(run: RunLog, state: State) -> str:
         return "Nowhere: nothing moved."
     split = shown_split(run)
     n, gained = mass.probe_count(run, split), mass.movers(run.mass, split=split)
-    if state.cause == "unmeasured" or not n or run.mass["step"].max() == 0:
+    if state.cause == "unmeasured" or not n or not run.mass["step"].to_numpy().any():
         return f"{ABSENT.capitalize()}."
     gains = gained["mass"] / n
     if gained.empty or gains.iloc[0] < SAID:

@@ -39,7 +39,7 @@ def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, s
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen {units.of(run).answer} lost likelihood.")]
     listed = [i for some in (table, other) for i in some["pair_id"].head(ROWS)]
     shown = runs.pictures(run.path, listed) if text else Pictures()
-    places = _places(table["ches_score"])
+    places = _places(runs.column(table, "ches_score"))
     carded = table.head(len(fallen)).to_dict("records") if text else []
     cards = [_card(run, row, texts, full, shown, first, place) for row, place in zip(carded, places)]
     return page.stack(
