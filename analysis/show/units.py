@@ -141,7 +141,8 @@ _FELL += "the noise. Probe and held-out pairs apart."
 _KL = "Exact divergence over the vocabulary, summed over the tokens of a chosen answer: how far the model moved."
 _ACCURACY = "Share of pairs whose chosen answer gained more than the rejected one."
 _LEAST = "the least movement (0.01 nats, or the noise where that is more)"
-_DISPLACED = f"the 95 % interval of the share that fell lies above one half, or that of the mean change below {_LEAST}"
+_DISPLACED = "the 95 % interval of the share that fell lies above one half, or that of the mean change lies wholly "
+_DISPLACED += f"beyond {_LEAST}"
 _PROBE = "training pairs that are measured again and again; held-out pairs are never trained on"
 
 TOKENS = Unit(
@@ -302,7 +303,7 @@ ERRORS = Unit(
         ("likelihood", "minus the denoising error: so the run's log, report.json and gates hold it"),
         ("rose", _ROSE),
         ("displaced", "the 95 % interval of the share whose error rose lies above one half, or that of the mean change "
-         f"of the error above the least movement ({outcomes.MIN_EFFECTS['denoising']:g}, or the noise where that is "
+         f"lies wholly beyond the least movement ({outcomes.MIN_EFFECTS['denoising']:g}, or the noise where that is "
          "more)"),
         ("probe pairs", _PROBE),
         ("deviation", _DEVIATION),
