@@ -46,7 +46,7 @@ def shares(table: pd.DataFrame, onset: float, lost: str, pairs: str) -> Figure:
     figure, (axes,) = panels(1, height=2.8)
     axes.fill_between(table["step"], table["share_low"], table["share_high"], color=CHOSEN, alpha=0.18, lw=0)
     axes.plot(table["step"], table["share"], "o-", color=CHOSEN, ms=3)
-    axes.axhline(0.5, color=DARK, lw=0.8, ls="--", label="one half: displaced where the band lies above it")
+    axes.axhline(0.5, color=DARK, lw=0.8, ls="--", label="one half")
     last = table.iloc[-1]
     if not np.isnan(onset):
         axes.axvline(onset, color=REJECTED, lw=1.2, label=f"onset: step {onset:.0f}")

@@ -514,7 +514,9 @@ def _prediction(table: pd.DataFrame) -> Block:
 
 def _splits(run: RunLog) -> Block:
     found, unit = [], units.of(run)
-    for split, name in (("probe", "probe (training pairs)"), ("eval", "held-out pairs")):
+    names = {"probe": "probe (training pairs)", "eval": "held-out pairs"}
+    for split in sorted(names, key=lambda split: split != card.shown_split(run)):
+        name = names[split]
         table = displacement.by_step(runs.rows(run, split))
         if len(table):
             last = table.iloc[-1]
