@@ -62,6 +62,7 @@ def view(run: RunLog) -> Group:
     found, going = kept.verdict_of(run), live.of(run)
     state = card.state(run, found)
     lines = [Text(f"{card.SIGNS[state.word]} {state.word}", STYLES[state.word]), Text(printable(state.says))]
+    lines += [Text(printable(f"Mass: {mass}"))] if (mass := card.went_to(run, state)) else []
     if not going.going:  # until then the run itself is what comes next
         lines += [Text(printable(f"Next: {one.what} {one.caveat}".strip())) for one in advise(run, state, found)]
     numbers = tables.table("what", "value", "")

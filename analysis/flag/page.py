@@ -48,6 +48,8 @@ def summary(found: Flags) -> Block:
     made.append(page.table(reasons) if len(reasons) else page.missing("Audit", "The folder has no audit.parquet."))
     doubts = flags.doubts(found.audit)
     made.append(page.table(doubts) if len(doubts) else page.note("No kept row carries a doubt.", "quiet"))
+    remarks = flags.remarks(found.audit)
+    made += [page.table(remarks)] if len(remarks) else []
     return page.stack(*made)
 
 

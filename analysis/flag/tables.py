@@ -9,7 +9,7 @@ from analysis.show.wording import percent, span
 from analysis.tables import runs
 from analysis.tables.columns import direction
 from analysis.tables.intervals import auroc, finite, spearman, spearman_interval, wilson
-from diagnostics.codes import DOUBTS
+from diagnostics.codes import DOUBTS, OF_TEMPLATE
 
 MARGIN = "reference_margin"
 TOP = 0.1  # the share of the pairs, most prone first, that two measures are compared by
@@ -138,13 +138,23 @@ def reasons(audit: pd.DataFrame) -> pd.DataFrame:
 
 
 def doubts(audit: pd.DataFrame) -> pd.DataFrame:
-    """doubt, rows, meaning: kept rows by each doubt they carry; a row with two doubts counts in both."""
+    """doubt, rows, meaning: kept rows by each doubt they carry; a row with two doubts counts in both. Without what is
+    true of nearly every template (`remarks`), as the audit counts them."""
+    return _codes(audit, "doubt", of_template=False)
+
+
+def remarks(audit: pd.DataFrame) -> pd.DataFrame:
+    """remark on the template, rows, meaning: kept rows by what their chat template does, which is no doubt of a row."""
+    return _codes(audit, "remark on the template", of_template=True)
+
+
+def _codes(audit: pd.DataFrame, head: str, *, of_template: bool) -> pd.DataFrame:
     if audit.empty or "doubts" not in audit:
-        return pd.DataFrame(columns=["doubt", "rows", "meaning"])
+        return pd.DataFrame(columns=[head, "rows", "meaning"])
     codes = audit["doubts"].fillna("").str.split("; ").explode()
-    counted = codes[codes != ""].value_counts()
+    counted = codes[(codes != "") & (codes.isin(OF_TEMPLATE) == of_template)].value_counts()
     meanings = [DOUBTS.get(str(code), "") for code in counted.index]
-    return pd.DataFrame({"doubt": counted.index, "rows": counted.to_numpy(), "meaning": meanings})
+    return pd.DataFrame({head: counted.index, "rows": counted.to_numpy(), "meaning": meanings})
 
 
 def kind_auroc(flags: runs.Flags, positive: str) -> pd.DataFrame:

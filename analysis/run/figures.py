@@ -13,11 +13,13 @@ from analysis.tables.mass import LEDGER
 
 
 @styled
-def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFrame, title: str, unit: Unit) -> Figure:
+def trajectories(
+    chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFrame, title: str, unit: Unit, least: float
+) -> Figure:
     """Change of chosen and rejected likelihood over steps: median, 25-75 and 10-90 % bands, train rows faint.
 
     chosen, rejected: curves.bands of the probe; train: pair rows of the train split (may be empty); all turned as the
-    unit shows them.
+    unit shows them; least: the change beyond which a response counts as moved, drawn where it can be told from 0.
     """
     figure, (left, right) = panels(2)
     for axes, table, side in ((left, chosen, "chosen"), (right, rejected, "rejected")):
@@ -27,26 +29,31 @@ def trajectories(chosen: pd.DataFrame, rejected: pd.DataFrame, train: pd.DataFra
         axes.axhline(0, color=DARK, lw=0.8)
         axes.set(title=f"{side} {unit.response}s", xlabel="optimizer step", ylabel=unit.change)
         _room(axes, table)
-        below(axes)
+        low, high = axes.get_ylim()
+        if abs(least) > 0.02 * (high - low):
+            axes.axhline(least, color=DARK, lw=0.9, ls=":", label=f"{unit.fallen} beyond {signed(least)}")
+            axes.set_ylim(min(low, 1.2 * least), max(high, 1.2 * least))
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        below(axes, 2)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
 @styled
-def shares(table: pd.DataFrame, onset: float, lost: str) -> Figure:
-    """Share of probe pairs whose chosen answer fell since the start (`lost` in words), by step, with the 95 % Wilson
-    band."""
+def shares(table: pd.DataFrame, onset: float, lost: str, pairs: str) -> Figure:
+    """Share of the pairs (which, in words) whose chosen answer fell since the start (`lost` in words), by step, with
+    the 95 % Wilson band."""
     figure, (axes,) = panels(1, height=2.8)
     axes.fill_between(table["step"], table["share_low"], table["share_high"], color=CHOSEN, alpha=0.18, lw=0)
     axes.plot(table["step"], table["share"], "o-", color=CHOSEN, ms=3)
-    axes.axhline(0.5, color=DARK, lw=0.8, ls="--")
+    axes.axhline(0.5, color=DARK, lw=0.8, ls="--", label="one half")
     last = table.iloc[-1]
     if not np.isnan(onset):
         axes.axvline(onset, color=REJECTED, lw=1.2, label=f"onset: step {onset:.0f}")
-        axes.legend(loc="best")
-    title = f"At the end {percent(last['share'])} of {last['n']:.0f} probe pairs have {lost}"
+    axes.legend(loc="best", fontsize=9)
+    title = f"At the end {percent(last['share'])} of {last['n']:.0f} {pairs} have {lost}"
     if not last["n"]:
-        title = f"Probe pairs that have {lost}; at the end none was measured"
+        title = f"{pairs.capitalize()} that have {lost}; at the end none was measured"
     axes.set(title=title, xlabel="optimizer step", ylabel="share of pairs", ylim=(-0.02, 1.02))
     return figure
 
@@ -106,9 +113,9 @@ def predictors(pairs: pd.DataFrame, card: pd.DataFrame, most: int = 6, *, loss: 
         colours = [REJECTED if fell else CHOSEN for fell in pairs["fell"] == 1]
         axis.scatter(pairs[name], pairs["displacement"], c=colours, s=14, alpha=0.75, lw=0)
         axis.axhline(0, color=DARK, lw=0.8)
-        rho = (-1 if row["direction"].startswith("lower") else 1) * row["spearman"]  # of the measure as it is drawn
-        axis.set_title(f"Spearman {correlation(rho)} (n = {int(row['n'])})", fontsize=10)
-        axis.set(xlabel=for_plot(label(name), 44), ylabel=loss)
+        axis.set_title(f"Spearman {correlation(row['spearman'])} (n = {int(row['n'])})", fontsize=10)
+        turned = "\n(turned: lower is worse)" if row["direction"].startswith("lower") else ""  # the sign is as turned
+        axis.set(xlabel=for_plot(label(name), 44) + turned, ylabel=loss)
         axis.ticklabel_format(axis="x", scilimits=(-3, 4))
     return figure
 
@@ -161,8 +168,8 @@ def gradients(table: pd.DataFrame, label: str = "total") -> Figure:
 
 
 @styled
-def ledger(table: pd.DataFrame, n: int) -> Figure:
-    """Who holds the probability where chosen and rejected first differ. table: mass.named."""
+def ledger(table: pd.DataFrame, pairs: str) -> Figure:
+    """Who holds the probability where chosen and rejected first differ. table: mass.named; pairs: which, in words."""
     figure, (axes,) = panels(1, height=3.4)
     gained = [c for c in table if c not in LEDGER]
     parts = [c for c in ("chosen", "rejected", *gained, "other") if c in table]
@@ -175,7 +182,7 @@ def ledger(table: pd.DataFrame, n: int) -> Figure:
     if "argmax" in table:
         axes.plot(table.index, table["argmax"], color=DARK, lw=1.6, ls="--", label="most likely token, whichever it is")
     change = table["chosen"].dropna().iloc[-1] - table["chosen"].dropna().iloc[0] if "chosen" in table else np.nan
-    title = f"At the first differing token the chosen one changed by {signed(change)} (mean of {n} pairs)"
+    title = f"At the first differing token the chosen one changed by {signed(change)} (mean of {pairs})"
     title = title if change == change else "Probability at the first differing token"
     axes.set(title=title, xlabel="optimizer step", ylabel="probability", ylim=(0, 1))
     below(axes, 4)
@@ -183,8 +190,8 @@ def ledger(table: pd.DataFrame, n: int) -> Figure:
 
 
 @styled
-def gainers(table: pd.DataFrame) -> Figure:
-    """The twelve tokens that gained most probability, summed over probe pairs. table: mass.movers."""
+def gainers(table: pd.DataFrame, pairs: str) -> Figure:
+    """The twelve tokens that gained most probability, summed over these pairs. table: mass.movers."""
     top = table.head(12)[::-1]
     figure, (axes,) = panels(1, height=0.9 + 0.28 * len(top), width=8.0)
     labels = [
@@ -193,7 +200,7 @@ def gainers(table: pd.DataFrame) -> Figure:
     ]
     axes.barh(range(len(top)), top["mass"], color=CYCLE[2])
     axes.set_yticks(range(len(top)), labels)
-    axes.set(title="Tokens that gained most", xlabel="probability gained, summed over probe pairs")
+    axes.set(title="Tokens that gained most", xlabel=f"probability gained, summed over {pairs}")
     return figure
 
 

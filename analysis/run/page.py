@@ -26,6 +26,7 @@ from analysis.run import (
 )
 from analysis.run import pairs as pairs_of
 from analysis.run.advice import Advice, advise
+from analysis.run.card import State
 from analysis.scorecard import page as scorecard_page
 from analysis.scorecard import predictors, trust
 from analysis.show import page, units
@@ -55,19 +56,36 @@ def probed(section: Callable[..., Block]) -> Callable[..., Block]:
 
 
 def summary(run: RunLog) -> Block:
-    """What run this is, the verdict card with what to do next, alarms, and four numbers."""
+    """What run this is, the verdict card (broken or not, which pairs, where the mass went, what next), alarms, and four
+    numbers."""
     found = kept.verdict_of(run)
     state = card.state(run, found)
-    done = [_advice(one) for one in advise(run, state, found)]
-    head = f'<p class="word"><span aria-hidden="true">{card.SIGNS[state.word]}</span> {state.word}</p>'
-    body = page.stack(Block(head), page.note(state.says, "says"), *done)
-    boxed = Block(f'<section class="card {_KIND[state.word]}" aria-label="Verdict">{body.html}</section>')
+    inside = _card(run, found, state)
+    boxed = Block(f'<section class="card {_KIND[state.word]}" aria-label="Verdict">{inside}</section>')
     going = live.of(run)
     still = [page.note(live.words(going), "alarm")] if going.going else []
     told = [page.note(said, "quiet")] if (said := units.of(run).note) else []
     return page.stack(_bar(run), *told, *still, boxed, *_returned(run), *_alarms(run), page.tiles(tiles_of(run, found)))
 
 
+def _card(run: RunLog, found: list[Finding], state: State) -> str:
+    """The word, and a short line for each of the four questions; safe HTML."""
+    fired = card.fired(run, found)  # that of the share can be seen in the sentence itself
+    more = [fired if "mean" in fired else "", _PROBE if "probe pair" in state.says else ""]
+    test = f' <span class="quiet">{escape(said)}</span>' if (said := " ".join(filter(None, more))) else ""
+    steps = [_advice(one) for one in advise(run, state, found)]
+    lines = {
+        "Verdict": f'<span class="says">{escape(state.says)}</span>{test}',
+        "Pairs": pairs_of.most_lost(run, state),
+        "Mass": escape(card.went_to(run, state)),
+        "Next": f"<ol>{''.join(f'<li>{step}</li>' for step in steps)}</ol>" if len(steps) > 1 else "".join(steps),
+    }
+    listed = "".join(f"<dt>{name}</dt><dd>{safe}</dd>" for name, safe in lines.items() if safe)
+    head = f'<p class="word"><span aria-hidden="true">{card.SIGNS[state.word]}</span> {state.word}</p>'
+    return f"{head}<dl>{listed}</dl>"
+
+
+_PROBE = "Probe pairs: training pairs, measured repeatedly."
 _KIND = {card.BROKEN: "bad", card.WATCH: "watch", card.NORMAL: "good", card.UNMEASURED: "unmeasured"}
 
 
@@ -103,10 +121,10 @@ def _duration(about: Any) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
 
 
-def _advice(found: Advice) -> Block:
+def _advice(found: Advice) -> str:
     command = page.fold("the command", page.command(found.command)).html if found.command else ""
     caveat = f'<span class="quiet"> {escape(found.caveat)}</span>' if found.caveat else ""
-    return Block(f'<div class="next"><p><strong>Next:</strong> {escape(found.what)}{caveat}</p>{command}</div>')
+    return f"{escape(found.what)}{caveat}{command}"
 
 
 def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
@@ -171,6 +189,7 @@ def numbers(run: RunLog) -> Block:
     told = [page.note(said, "quiet")] if (said := units.of(run).values) else []
     return page.stack(
         page.note(found[0].meaning, f"verdict {kind}"),
+        *([page.note(said, "quiet")] if (said := card.fired(run, found)) else []),
         *told,
         page.findings(verdict.shown(run, found)[1:], units.of(run).digits),
     )
@@ -201,38 +220,52 @@ def known(run: RunLog) -> Block:
     if not predictors.has_numbers(found.card):
         return page.missing("Predictors", scorecard_page.NOTHING)
     judged = trust.judge(found.card)
-    figure = figures.predictors(found.tables[0], found.card, 1, loss=units.of(run).loss)
+    named = found.card.loc[found.card["measure"] == judged.name.partition("/")[2]]
+    figure = figures.predictors(found.tables[0], named if len(named) else found.card, 1, loss=units.of(run).loss)
     said = [page.note(words) for words in (judged.meaning, trust.under_way(found.early)) if words]
     return page.stack(*said, page.picture(figure, "The best measure against realised displacement"))
 
 
 @probed
 def trajectories(run: RunLog) -> Block:
-    """Likelihoods of both sides over steps, and the share of pairs that fell, for probe and held-out pairs."""
-    curve = plots.plot_curves(run)
-    return page.stack(
-        page.picture(curve, curve.get_suptitle()),
-        page.picture(plots.plot_displacement(run), units.of(run).alts["fell"]),
-        _splits(run),
-    )
+    """Likelihoods of both sides over steps, and the share of pairs that fell; of the held-out pairs too where they
+    alone are displaced."""
+    made = []
+    for split in _splits_of(run):
+        curve = plots.plot_curves(run, split)
+        alt = f"{units.of(run).alts['fell']}, {verdict.PAIRS[split]}s"
+        made += [page.picture(curve, curve.get_suptitle()), page.picture(plots.plot_displacement(run, split), alt)]
+    return page.stack(*made, _splits(run))
+
+
+def _splits_of(run: RunLog) -> tuple[str, ...]:
+    """The splits whose figures are shown, in this order: the probe pairs, and before them the held-out ones where these
+    alone are displaced."""
+    return ("eval", "probe") if card.shown_split(run) == "eval" else ("probe",)
 
 
 @probed
 def quadrants(run: RunLog) -> Block:
     """What became of each pair (separated, both fell, neither fell, inverted), at the end and by step."""
-    rows = runs.rows(run, "probe")
-    ends = runs.ends(rows)
-    shares = displacement.quadrants(ends)
+    return page.stack(*(_quadrants(run, split) for split in _splits_of(run)))
+
+
+def _quadrants(run: RunLog, split: str) -> Block:
+    pairs, rows = verdict.PAIRS[split], runs.rows(run, split)
+    shares = displacement.quadrants(runs.ends(rows))
     if not sum(shares["n"]):
-        return page.missing("Outcomes", "No probe pair was measured on both sides.")
-    figure, unit = plots.plot_outcomes(run), units.of(run)
+        return page.missing("Outcomes", f"No {pairs} was measured on both sides.")
+    figure, unit = plots.plot_outcomes(run, split), units.of(run)
     named = {"interval": [span(i, percent) for i in zip(shares["low"], shares["high"])]}
     shown = shares.assign(outcome=[unit.outcome(name) for name in shares["outcome"]], **named)
     shown = shown.drop(columns=["low", "high"])
     table = page.table(shown, {"share": percent}, {"interval": "95 % interval"})
-    steadily = page.note(readings.monotone_fall(displacement.monotone_fall(rows), unit))
+    steadily = page.note(readings.monotone_fall(displacement.monotone_fall(rows), unit, pairs))
     return page.stack(
-        page.picture(figure, "Chosen against rejected change of every probe pair"), table, _modes(rows, unit), steadily
+        page.picture(figure, f"Chosen against rejected change of every {pairs}"),
+        table,
+        _modes(rows, unit, pairs),
+        steadily,
     )
 
 
@@ -249,10 +282,12 @@ def scorecard(run: RunLog) -> Block:
 @probed
 def divergence(run: RunLog) -> Block:
     """Exact KL between policy and reference on the probe responses, and what the preference cost in it."""
-    if curves.kl(runs.rows(run, "probe")).empty:
+    splits = [split for split in _splits_of(run) if len(curves.kl(runs.rows(run, split)))]
+    if not splits:
         return page.missing("KL", "The run has no reference, or KL was switched off.")
     alt = f"{units.of(run).divergence} over steps, both directions, both sides"
-    return page.stack(page.picture(plots.plot_kl(run), alt), _cost(run))
+    drawn = [page.picture(plots.plot_kl(run, split), f"{alt}, {verdict.PAIRS[split]}s") for split in splits]
+    return page.stack(*drawn, _cost(run))
 
 
 def gradients(run: RunLog) -> Block:
@@ -291,7 +326,10 @@ def where_mass_went(run: RunLog) -> Block:
     if run.mass.empty:
         why = "The run log has no mass table."
         return page.missing("Where the mass went", why) if units.of(run).by_token else page.EMPTY
-    return page.stack(_ledger(run), _movers(run, "gained"), _movers(run, "lost"))
+    split = card.shown_split(run)
+    if mass.of_kind(run.mass, ("gained", "chosen"), split).empty:
+        return page.missing(f"Where the mass went on {verdict.PAIRS[split]}s", "The log's mass table has none of them.")
+    return page.stack(_ledger(run, split), _movers(run, "gained", split), _movers(run, "lost", split))
 
 
 @probed
@@ -315,8 +353,8 @@ def by_place(run: RunLog) -> Block:
     """What tokens lost by their place relative to the first one in which chosen and rejected differ."""
     found = first_difference.profile(run.tokens)
     if found.table.empty:
-        why = "It needs the tokens of five probe pairs at the first and at the last step (`tokens: ends`)."
-        return page.missing("The first differing token", why) if units.of(run).by_token else page.EMPTY
+        why = "It needs the log-prob of every token of five probe pairs at both ends (`tokens: ends`)."
+        return page.missing("Loss by place around the first difference", why) if units.of(run).by_token else page.EMPTY
     sentence = readings.first_difference(found)
     title = "Mean change of a token's log-prob by its place relative to the first difference"
     return page.stack(page.note(sentence), page.picture(curve_figures.first_difference(found.table, title), title))
@@ -332,14 +370,14 @@ def data(run: RunLog) -> Block:
     counted = run.manifest.get("pairs") or {}
     given = {"probe": "pairs given, measured"} if run.manifest.get("probe_pairs_are") == "given" else {}
     rows += [(words, int(counted[k])) for k, words in (_SPLITS | given).items() if counted.get(k) is not None]
-    doubts = flags.doubts(run.audit)
+    doubts, remarks = flags.doubts(run.audit), flags.remarks(run.audit)
     reasons = flags.reasons(run.audit)
     skipped = reasons.loc[reasons["status"] != "kept"] if len(reasons) else reasons
-    tables = [page.table(t) for t in (skipped, doubts) if len(t)]
+    tables = [page.table(t) for t in (skipped, doubts, remarks) if len(t)]
     return page.stack(*read, page.table(pd.DataFrame(rows, columns=["rows", "n"])), *tables)
 
 
-_SPLITS = {"train": "trained on", "probe": "probe pairs", "eval": "held-out pairs"}
+_SPLITS = {"train": "to train on", "probe": "probe pairs", "eval": "held-out pairs"}
 
 
 def repeat(run: RunLog) -> Block:
@@ -347,8 +385,9 @@ def repeat(run: RunLog) -> Block:
     command = advice.repeat(run)
     changed = {k: v for k, v in advice.changed(run).items() if k not in ("resume",)}
     about = {**(run.manifest.get("versions") or {}), "commit": run.manifest.get("commit")}
+    told = [page.note("The same run anew, beside this one:", "quiet"), page.command(command)]
     return page.stack(
-        page.command(command) if command else page.EMPTY,
+        *(told if command else []),
         _dictionary("Settings that differ from the defaults", changed),
         _dictionary("Versions", {k: v for k, v in about.items() if v}),
         _dictionary("Hashes", run.manifest.get("hashes") or {}),
@@ -385,7 +424,7 @@ def _alarms(run: RunLog) -> list[Block]:
     return [page.note(f"Alarm: {text}", "alarm") for text in said]
 
 
-def _modes(rows: pd.DataFrame, unit: Unit) -> Block:
+def _modes(rows: pd.DataFrame, unit: Unit, pairs: str) -> Block:
     shares = displacement.quadrants_by_step(rows).rename(columns=unit.outcome)
     if shares.empty:
         return page.note("Outcomes by step: a side was not measured.", "quiet")
@@ -393,7 +432,7 @@ def _modes(rows: pd.DataFrame, unit: Unit) -> Block:
     both = rows.assign(common=(rows["chosen_change"] + rows["rejected_change"]) / 2)
     common, differential = (curves.means(both, column) for column in ("common", "margin_change"))
     ends = [signed(table["mean"].iloc[-1], unit.digits) for table in (common, differential)]
-    title = f"Both sides together moved by {ends[0]}{unit.nats}, apart by {ends[1]} (mean of probe pairs)"
+    title = f"Both sides together moved by {ends[0]}{unit.nats}, apart by {ends[1]} (mean of {pairs}s)"
     axis = f"mean change{unit.bracketed}"
     return page.picture(curve_figures.outcomes(shares, common, differential, title, axis), title)
 
@@ -403,9 +442,11 @@ def _cost(run: RunLog) -> Block:
     rows, pairs = (held, "held-out pair") if len(held) else (runs.rows(run, "probe"), "probe pair")
     table = curves.frontier(rows)
     if table.empty:
-        return page.note("The frontier of accuracy and KL needs a probe after step 0 with KL.", "quiet")
+        return page.note("The frontier of accuracy and KL needs a measurement after step 0 with KL.", "quiet")
     unit = units.of(run)
     sentence = readings.frontier(table, pairs, unit.distance)
+    if len(table) < 2:  # a frontier of one point is none
+        return page.note(sentence)
     title = f"What the preference cost: accuracy and margin of {pairs}s by distance from the reference"
     return page.stack(page.picture(curve_figures.frontier(table, title, unit), title), page.note(sentence))
 
@@ -468,7 +509,9 @@ def _prediction(table: pd.DataFrame) -> Block:
 
 def _splits(run: RunLog) -> Block:
     found, unit = [], units.of(run)
-    for split, name in (("probe", "probe (training pairs)"), ("eval", "held-out pairs")):
+    names = {"probe": "probe (training pairs)", "eval": "held-out pairs"}
+    for split in sorted(names, key=lambda split: split != card.shown_split(run)):
+        name = names[split]
         table = displacement.by_step(runs.rows(run, split))
         if len(table):
             last = table.iloc[-1]
@@ -480,20 +523,23 @@ def _splits(run: RunLog) -> Block:
     return page.table(pd.DataFrame(found, columns=heads))
 
 
-def _ledger(run: RunLog) -> Block:
-    if mass.ledger(run.mass).empty:
-        return page.missing("The ledger", "No probe pair has a first differing token logged.")
-    return page.picture(plots.plot_mass(run), "Probability at the first differing token, by step")
+def _ledger(run: RunLog, split: str) -> Block:
+    pairs = verdict.PAIRS[split]
+    if mass.ledger(run.mass, split).empty:
+        return page.missing("The ledger", f"No {pairs} has a first differing token logged.")
+    return page.picture(plots.plot_mass(run, split), f"Probability at the first differing token of {pairs}s, by step")
 
 
-def _movers(run: RunLog, kind: str) -> Block:
-    table = mass.movers(run.mass, kind)
+def _movers(run: RunLog, kind: str, split: str) -> Block:
+    table = mass.movers(run.mass, kind, split)
     if table.empty:
         return page.note(f"No token {kind} probability at the first differing position.", "quiet")
     shown = table.head(10).assign(token=[visible(t) for t in table["token"].head(10)]).drop(columns="token_id")
     heads = {"token": f"token that {kind} most", "mass": "summed change", "largest": "largest in one pair"}
     made = page.table(shown, {"mass": signed, "largest": signed}, heads)
-    return page.stack(page.picture(figures.gainers(table), "Top gaining tokens"), made) if kind == "gained" else made
+    if kind == "lost":
+        return made
+    return page.stack(page.picture(figures.gainers(table, f"{verdict.PAIRS[split]}s"), "Top gaining tokens"), made)
 
 
 def _eos(run: RunLog) -> Block:

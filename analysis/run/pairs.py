@@ -4,15 +4,17 @@ import math
 from collections.abc import Mapping
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from analysis.run import card, flagged, samples, verdict
+from analysis.run.card import State
 from analysis.run.flagged import Flagged
 from analysis.run.samples import ANCHORS, ROWS
 from analysis.show import page, units
 from analysis.show.page import Block, Cell
-from analysis.show.wording import ABSENT, number, signed, visible
+from analysis.show.wording import ABSENT, clip, number, ordinal, signed, visible
 from analysis.tables import pair_table, runs, tokens
 from analysis.tables.runs import Pictures
 from diagnostics.runlog import RunLog
@@ -37,7 +39,9 @@ def section(run: RunLog, worst: int, *, text: bool = True, flags: Mapping[str, s
     said = [] if fallen else [page.note(f"No {verdict.PAIRS[first]}'s chosen {units.of(run).answer} lost likelihood.")]
     listed = [i for some in (table, other) for i in some["pair_id"].head(ROWS)]
     shown = runs.pictures(run.path, listed) if text else Pictures()
-    cards = [_card(run, row, texts, full, shown) for row in table.head(len(fallen)).to_dict("records")] if text else []
+    places = _places(runs.column(table, "ches_score"))
+    carded = table.head(len(fallen)).to_dict("records") if text else []
+    cards = [_card(run, row, texts, full, shown, first, place) for row, place in zip(carded, places)]
     return page.stack(
         *said,
         *([_legend(full)] if cards and full == full else []),
@@ -59,13 +63,18 @@ def _legend(full: float) -> Block:
     )
 
 
-def _card(run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float, pictures: Pictures) -> Block:
+def _card(
+    run: RunLog, row: dict[Any, Any], texts: pd.DataFrame, full: float, pictures: Pictures, split: str, place: str
+) -> Block:
     known = row["pair_id"] in texts.index
     text = texts.loc[row["pair_id"]] if known else dict.fromkeys(("prompt", *runs.SIDES), "(not in the audit table)")
-    token, ches = f" ({signed(row['per_token'])} a token)", f"; CHES before training {number(row['ches_score'])}"
+    token, ches = f" ({signed(row['per_token'])} a token)", ""
+    if row["ches_score"] == row["ches_score"]:
+        ches = f"; CHES {number(row['ches_score'])} ({place})"
     if not units.of(run).by_token:
         token = ches = ""
-    head = f"{_place(row)}: chosen {signed(row['chosen'])} nats{token}, rejected {signed(row['rejected'])}{ches}"
+    moved = f"chosen {signed(row['chosen'])} nats{token}, rejected {signed(row['rejected'])}"
+    head = f"{_place(run, row, split)}: {moved}{ches}"
     found = {side: pair_table.whole_characters(tokens.losses(run, row["pair_id"], side)) for side in runs.SIDES}
     sides = [_answer(side, found[side], str(text[side]), full) for side in runs.SIDES]
     own = page.shown(pictures, row["pair_id"])
@@ -134,7 +143,7 @@ _OF_CHAINS = {
     "pair": "", "outcome": "", "chosen": "change of the chosen chain, nats",
     "rejected": "change of the rejected chain, nats", "KL": "KL of both models' Gaussians on the chosen chain, nats",
 }  # fmt: skip
-_PLACE = {"LN-CHES place": "1: the pair that LN-CHES would have flagged first"}
+_PLACE = {"LN-CHES place": "1: the pair that length-normalised CHES calls most prone, which flag would put first"}
 
 
 def _row(row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, kind: str, before: Flagged | None) -> list[Cell]:
@@ -159,6 +168,32 @@ def _row(row: dict[Any, Any], texts: pd.DataFrame, pictures: Pictures, kind: str
     ]
 
 
-def _place(row: dict[Any, Any]) -> str:
-    source = f", source row {row['source_row']}" if row["source_row"] >= 0 else ""
-    return f"Pair {row['pair_id']}{source}"
+def _place(run: RunLog, row: dict[Any, Any], split: str) -> str:
+    if row["source_row"] < 0:
+        return f"Pair {row['pair_id']}"
+    data = run.config.get({"eval": "heldout_data", "probe": "probe_data"}[split]) or run.config.get("data")
+    of = f" of {str(data).rstrip('/').rpartition('/')[2]}" if data else ""
+    return f"Pair {row['pair_id']} (row {row['source_row']}{of})"
+
+
+def _places(scores: pd.Series) -> list[str]:
+    """The place of each among all that were measured, 1 the highest, in words."""
+    ranks, n = scores.rank(ascending=False, method="min"), int(scores.notna().sum())
+    return ["" if rank != rank else f"{ordinal(int(rank))} highest of {n}" for rank in ranks]
+
+
+def most_lost(run: RunLog, state: State, most: int = 3) -> str:
+    """Which pairs lost most, in a line of links to their rows, of the split that the page shows first; safe HTML."""
+    if state.cause in ("unmeasured", "nothing", "still"):
+        return "Not measured." if state.cause == "unmeasured" else "None: nothing moved."
+    split, unit = card.shown_split(run), units.of(run)
+    table = pair_table.of_run(run, split)
+    fallen = table.loc[table["fell"] == 1]
+    if fallen.empty:
+        return f"No {verdict.PAIRS[split]}'s chosen {unit.answer} {unit.fallen}."
+    named = [
+        f'<a href="#{quote(f"{ANCHORS[split]}-{pair_id}")}">{escape(clip(pair_id, 24))}</a> '
+        f"({escape(signed(unit.shown(change), unit.digits))})"
+        for pair_id, change in zip(fallen["pair_id"].head(most).astype(str), fallen["chosen"])
+    ]
+    return f"Most {unit.nats.strip() or 'error'} {'lost' if unit.sign > 0 else 'gained'}: {', '.join(named)}."

@@ -11,6 +11,7 @@ from analysis.run import figures
 from analysis.show import units
 from analysis.show.wording import signed
 from analysis.tables import curves, displacement, mass, runs
+from diagnostics import outcomes
 from diagnostics.errors import DataError
 from diagnostics.runlog import RunLog
 
@@ -21,17 +22,18 @@ def plot_curves(run: RunLog, split: str = "probe") -> Figure:
     unit, rows = units.of(run), units.of(run).turned(_rows(run, split))
     chosen, rejected = (curves.bands(rows, f"{side}_change") for side in runs.SIDES)
     ends = [(words, table) for words, table in (("Chosen moved", chosen), ("rejected", rejected)) if len(table)]
-    words = ", ".join(f"{words} by {signed(float(table['q50'].iloc[-1]), unit.digits)}" for words, table in ends)
-    pairs = "held-out pairs" if split == "eval" else f"{split} pairs"
-    train = unit.turned(runs.rows(run, "train"))
-    return figures.trajectories(chosen, rejected, train, f"{words}{unit.nats} (median of {pairs})", unit)
+    words = ", ".join(f"{words} by {signed(float(table['mean'].iloc[-1]), unit.digits)}" for words, table in ends)
+    train = unit.turned(runs.rows(run, "train")) if split != "eval" else pd.DataFrame()
+    title = f"{words}{unit.nats} (mean of {_pairs(split)}; the line is their median)"
+    least = unit.shown(-float(outcomes.least(runs.noise(run))))
+    return figures.trajectories(chosen, rejected, train, title, unit, least)
 
 
 def plot_displacement(run: RunLog, split: str = "probe") -> Figure:
     """Share of the pairs whose chosen answer fell (see docs/run-log.md) by step, with the 95 % Wilson interval, and
     the onset: the first step from which, to the end, they are displaced."""
     table = displacement.by_step(_rows(run, split))
-    return figures.shares(table, displacement.onset(table), units.of(run).lost)
+    return figures.shares(table, displacement.onset(table), units.of(run).lost, _pairs(split))
 
 
 def plot_outcomes(run: RunLog, split: str = "probe") -> Figure:
@@ -52,12 +54,13 @@ def plot_kl(run: RunLog, split: str = "probe") -> Figure:
     return figures.divergence(table, units.of(run))
 
 
-def plot_mass(run: RunLog) -> Figure:
+def plot_mass(run: RunLog, split: str = "probe") -> Figure:
     """Who holds the probability where the two answers of a pair first differ, by step: the chosen token, the rejected
-    one, those that gained most, all others (mean over probe pairs; they add up to 1), and the most likely token."""
-    if mass.ledger(run.mass).empty:
-        raise DataError(f"{run.name}: no probe pair has a first differing token logged.")
-    return figures.ledger(mass.named(run.mass), mass.probe_count(run))
+    one, those that gained most, all others (mean over a split's pairs; they add up to 1), and the most likely token."""
+    if mass.ledger(run.mass, split).empty:
+        raise DataError(f"{run.name}: no pair of the split {split} has a first differing token logged.")
+    n = mass.probe_count(run, split)
+    return figures.ledger(mass.named(run.mass, split=split), f"{n} {_pairs(split)}")
 
 
 def plot_gradients(run: RunLog) -> Figure:
@@ -67,6 +70,10 @@ def plot_gradients(run: RunLog) -> Figure:
         raise DataError(f"{run.name}: steps.jsonl has no grad_norm.")
     whose = "" if "grad_norm" in run.steps else ", as its trainer logged it"
     return figures.gradients(table, f"total{whose}")
+
+
+def _pairs(split: str) -> str:
+    return "held-out pairs" if split == "eval" else f"{split} pairs"
 
 
 def _rows(run: RunLog, split: str) -> pd.DataFrame:

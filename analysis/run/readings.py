@@ -15,6 +15,7 @@ from analysis.tables.intervals import wilson
 from analysis.tables.mass import RESPONSES
 
 STEADY = 0.01  # a mean change of less (nats a token, or probability) counts as steady even where it is certain
+FEWEST_POINTS = 3  # of fewer measurements none is called the highest
 FEW_SAID = "there are fewer than five pairs, too few to say"
 
 
@@ -110,6 +111,8 @@ def frontier(table: pd.DataFrame, pairs: str, distance: str) -> str:
     points = table.to_dict("records")
     best, last = max(points, key=lambda point: point["accuracy"]), points[-1]
     whose = f"Preference accuracy on {count(int(last['n']), pairs)}"
+    if len(points) < FEWEST_POINTS:
+        return f"{whose} is {_point(last, distance)}."
     if best["accuracy"] == last["accuracy"]:
         return f"{whose} ends at its highest: {_point(last, distance)}."
     return f"{whose} is highest at {_point(best, distance)}; it ends at {_point(last, distance)}."
@@ -121,19 +124,19 @@ def _point(row: Mapping[Hashable, Any], distance: str) -> str:
     return f"{percent(row['accuracy'])} ({interval}) {at}"
 
 
-def monotone_fall(fall: MonotoneFall, unit: Unit) -> str:
+def monotone_fall(fall: MonotoneFall, unit: Unit, pairs: str = "probe pair") -> str:
     """How steadily the fallen kept falling."""
     if math.isnan(fall.first):
-        return f"{unit.monotone}: not measured; it takes two probes after the start."
+        return f"{unit.monotone}: not measured; it takes two measurements after the start."
     if not fall.n:
         return f"{unit.monotone}: no chosen {unit.erring} by step {fall.first:.0f}."
     again, lower = (
         f"{percent(hits / fall.n)} (95 % interval {span(wilson(hits, fall.n), percent)})"
         for hits in (fall.again, fall.lower)
     )
-    later = count(fall.checks, "later probe")
+    later = count(fall.checks, "later measurement")
     return (
-        f"{unit.monotone}: of {count(fall.n, 'probe pair')} whose chosen {unit.erring} by step {fall.first:.0f}, "
+        f"{unit.monotone}: of {count(fall.n, pairs)} whose chosen {unit.erring} by step {fall.first:.0f}, "
         f"{again} {unit.fallen} again at every one of the {later}; at the end, step {fall.last:.0f}, "
         f"{lower} are {'lower' if unit.sign > 0 else 'higher'} than they were then."
     )

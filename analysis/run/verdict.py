@@ -1,7 +1,7 @@
 """Judge a run: Findings with their sentences, the headline made from them. Thresholds live here."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -74,12 +74,12 @@ def shown(run: RunLog, findings: list[Finding]) -> list[Finding]:
 _OF_TOKENS = ("mass/gained", "eos/chosen", "kl_reverse/chosen", "kl_reverse/rejected")
 
 
-def headline(findings: list[Finding]) -> str:
+def headline(findings: Sequence[Finding]) -> str:
     """The one sentence that says how the run went."""
     return by_name(findings, "displaced").meaning
 
 
-def by_name(findings: list[Finding], name: str) -> Finding:
+def by_name(findings: Sequence[Finding], name: str) -> Finding:
     """The finding of that name; an empty one where there is none."""
     empty = Finding(name, math.nan, 0, None, None, None, f"{name}: {ABSENT}")
     return next((f for f in findings if f.name == name), empty)
@@ -103,12 +103,13 @@ def _unmeasured(run: RunLog, n: int) -> str:
         go_on = go_on if run.pairs.empty else "Train with probe_every and probe_pairs set"
         return f"not measured: the log has no probe pairs with a chosen likelihood. {go_on}"
     end = int(runs.column(run.steps, "step").to_numpy().max()) if len(run.steps) else 0
-    where = f"at step {end}, before its first probe after the start" if end else "at its start"
-    return f"not measured: the log ends {where}. {go_on}"
+    of = f" of {planned:,}" if (planned := runs.planned(run)) else ""
+    where = f"at step {end}{of}, before the first measurement after the start" if end else "at its start"
+    return f"not measured: the log ends {where}, so no pair can be judged. {go_on}"
 
 
 _GO_ON = {
-    "train": "To go on, give the same command again with --resume",
+    "train": "To go on, give the same command again with --resume auto",
     "trace": "Trace a later checkpoint too",
     "callback": "Train further, or resume the trainer from its checkpoint with the same `out`",
 }
@@ -318,6 +319,8 @@ def _parity(run: RunLog) -> Finding:
     noise, largest = (_float(parity.get(key)) for key in ("noise_floor", "max_difference"))
     n = int(_float(parity.get("n") or 0))
     sentence = f"policy and reference differ by at most {number(largest)}{units.of(run).nats} at step 0"
+    if largest == 0:
+        sentence = "policy and reference give the same log-probs at step 0"
     if math.isnan(largest):
         sentence = f"difference of policy and reference at step 0: {ABSENT}"
     passed = parity.get("passed")

@@ -57,13 +57,14 @@ def judge(card: pd.DataFrame) -> Finding:
 
 
 def under_way(early: pd.DataFrame) -> str:
-    """What the first probe of training told of the end, in one sentence; empty where there was none. early: see
+    """What the first measurement of training told of the end, in one sentence; empty where there was none. early: see
     predictors.under_way."""
     known = early.loc[early["spearman"].notna()]
     if known.empty:
         return ""
     steps = known[["step", "last"]].drop_duplicates()
-    at = f"by step {steps['step'].iloc[0]} of {steps['last'].iloc[0]}" if len(steps) == 1 else "by the first probe"
+    one = len(steps) == 1
+    at = f"by step {steps['step'].iloc[0]} of {steps['last'].iloc[0]}" if one else "by the first measurement"
     told = known["auroc"].dropna()
     fell = f", AUROC for “fell” {number(mean(told))} ({count(len(told), 'run')})" if len(told) else ""
     return (
@@ -98,15 +99,19 @@ def _sentence(best: dict[str, Any], by: str, length: float, tried: int, good: bo
         return f"{name} is above chance ({chance}){alone}, but weak: {numbers}. {_many(tried)}"
     if good:
         return f"Trust {name} here: {numbers}, above chance ({chance}){alone}. {_many(tried)}"
+    if by == "auroc" and best["fewest"] < FEWEST:
+        beside = "" if math.isnan(length) else f"; the length difference alone has {form(length)}"
+        few = f"Only {count(int(best['fewest']), 'pair')} fell, or held: none can be trusted ({FEWEST} are needed)"
+        return f"{few}. The best is {name}, {numbers}{beside}. {_many(tried)}"
     if best[f"{by}_low"] > CHANCE[by]:
-        return f"None beats both chance ({chance}){alone}: the best is {name}, {numbers}. {_many(tried)}"
+        return f"None clearly beats both chance ({chance}){alone}: the best is {name}, {numbers}. {_many(tried)}"
     return f"None of {count(tried, 'predictor')} beats chance ({chance}) here; the best is {name}, {numbers}."
 
 
 def _many(tried: int) -> str:
     if tried == 1:
         return "It is the only predictor tried."
-    return f"It is the best of {tried} predictors tried: the verdict shares its 5 % among them."
+    return f"It is the best of {tried} predictors of known direction: the verdict shares its 5 % among them."
 
 
 def _refused(card: pd.DataFrame, by: str) -> str:

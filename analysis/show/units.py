@@ -140,7 +140,9 @@ _FELL = "Share of the pairs whose chosen answer is less likely than at the start
 _FELL += "the noise. Probe and held-out pairs apart."
 _KL = "Exact divergence over the vocabulary, summed over the tokens of a chosen answer: how far the model moved."
 _ACCURACY = "Share of pairs whose chosen answer gained more than the rejected one."
-_DISPLACED = "the 95 % interval of the share that fell lies above one half, or that of the mean change below 0"
+_LEAST = "the least movement (0.01 nats, or the noise where that is more)"
+_DISPLACED = "the 95 % interval of the share that fell lies above one half, or that of the mean change lies wholly "
+_DISPLACED += f"beyond {_LEAST}"
 _PROBE = "training pairs that are measured again and again; held-out pairs are never trained on"
 
 TOKENS = Unit(
@@ -301,7 +303,8 @@ ERRORS = Unit(
         ("likelihood", "minus the denoising error: so the run's log, report.json and gates hold it"),
         ("rose", _ROSE),
         ("displaced", "the 95 % interval of the share whose error rose lies above one half, or that of the mean change "
-         "of the error above 0"),
+         f"lies wholly beyond the least movement ({outcomes.MIN_EFFECTS['denoising']:g}, or the noise where that is "
+         "more)"),
         ("probe pairs", _PROBE),
         ("deviation", _DEVIATION),
         ("accuracy", _APART),

@@ -8,12 +8,15 @@ ABSENT = "not measured"
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A number with a real minus sign; "not measured" for NaN."""
+    """A number with a real minus sign, from a thousand on without decimals; "not measured" for NaN."""
     if value is None or math.isnan(value):
         return ABSENT
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
-    text = f"{value:.{digits}f}" if 0.01 <= abs(value) < 1e6 or value == 0 else f"{value:.2g}"
+    size = abs(value)
+    if 0 < size < 0.01 or size >= 1e6:
+        return f"{value:.2g}".replace("-", "−")
+    text = f"{value:,.0f}" if size >= 1e3 else f"{value:.{digits}f}"
     return text.replace("-", "−")
 
 
@@ -43,6 +46,12 @@ def span(interval: tuple[float, float] | None, form: Callable[[float], str] = nu
 def count(n: int, noun: str) -> str:
     """`1 pair`, `12 pairs`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def ordinal(n: int) -> str:
+    """`1st`, `12th`, `23rd`."""
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    return f"{n}{'th' if n % 100 in (11, 12, 13) else ends.get(n % 10, 'th')}"
 
 
 def visible(text: object) -> str:

@@ -21,12 +21,12 @@ def of_kind(mass: pd.DataFrame, kinds: tuple[str, ...], split: str | None = "pro
     return mass.loc[keep & (mass["split"] == split) if split else keep]
 
 
-def movers(mass: pd.DataFrame, kind: str = "gained") -> pd.DataFrame:
-    """Tokens that gained (or lost) at the last step, over all probe pairs, most first.
+def movers(mass: pd.DataFrame, kind: str = "gained", split: str = "probe") -> pd.DataFrame:
+    """Tokens that gained (or lost) at the last step, over all pairs of a split, most first.
 
     token, token_id, pairs (how many), mass (summed change of probability, signed), largest (one pair's change).
     """
-    rows = of_kind(mass, (kind,))
+    rows = of_kind(mass, (kind,), split)
     if rows.empty:
         return pd.DataFrame(columns=["token", "token_id", "pairs", "mass", "largest"])
     rows = rows.loc[(rows["step"] == rows["step"].max()) & (rows["change"] * _sign(kind) > 0)]
@@ -44,26 +44,26 @@ def mean_by_step(rows: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
     return rows.pivot_table(index="step", columns=by, values="prob", aggfunc="mean")
 
 
-def ledger(mass: pd.DataFrame) -> pd.DataFrame:
-    """Mean probability over probe pairs, step by step, at the first position where the responses differ.
+def ledger(mass: pd.DataFrame, split: str = "probe") -> pd.DataFrame:
+    """Mean probability over the pairs of a split, step by step, at the first position where the responses differ.
 
     Columns chosen, rejected, other (these add up to 1) and argmax (the most likely token, whichever it is).
     """
-    return mean_by_step(of_kind(mass, LEDGER))
+    return mean_by_step(of_kind(mass, LEDGER, split))
 
 
-def named(mass: pd.DataFrame, most: int = 4) -> pd.DataFrame:
-    """The ledger with the tokens that gained most taken out of `other`: mean probability over probe pairs by step.
+def named(mass: pd.DataFrame, most: int = 4, split: str = "probe") -> pd.DataFrame:
+    """The ledger with the tokens that gained most taken out of `other`: mean probability over a split's pairs by step.
 
     Columns chosen, rejected, argmax, the tokens as logged (at most `most`), and other, which is what is left. A token
     counts in a pair where it is neither answer's and stands among the tokens that the log names there, the ten of
     largest gain at that step (at the start: at any step); elsewhere it is in `other`.
     """
-    table, top = ledger(mass), movers(mass).head(most)
-    pairs = of_kind(mass, ("chosen",)).groupby("step")["pair_id"].nunique()
-    both = of_kind(mass, ("chosen", "rejected"))
+    table, top = ledger(mass, split), movers(mass, split=split).head(most)
+    pairs = of_kind(mass, ("chosen",), split).groupby("step")["pair_id"].nunique()
+    both = of_kind(mass, ("chosen", "rejected"), split)
     taken = set(zip(both["pair_id"], both["token_id"])) if len(both) else set()
-    rows = of_kind(mass, ("gained",))
+    rows = of_kind(mass, ("gained",), split)
     for token, token_id in zip(top["token"], top["token_id"]):
         mine = rows.loc[rows["token_id"] == token_id]
         mine = mine.loc[[(pair, token_id) not in taken for pair in mine["pair_id"]]]
@@ -120,9 +120,9 @@ def first_and_last(table: pd.DataFrame, name: str) -> tuple[float, float]:
     return float(values.iloc[0]), float(values.iloc[-1])
 
 
-def probe_count(run: RunLog) -> int:
-    """How many probe pairs the mass table follows."""
-    rows = of_kind(run.mass, ("chosen",))
+def probe_count(run: RunLog, split: str = "probe") -> int:
+    """How many pairs of a split the mass table follows."""
+    rows = of_kind(run.mass, ("chosen",), split)
     return len(set(rows["pair_id"]))
 
 

@@ -175,6 +175,18 @@ def noise(run: RunLog) -> float:
     return outcomes.noise(run.manifest.get("parity"), str(run.config.get("likelihood", "tokens")))
 
 
+def planned(run: RunLog) -> int:
+    """How many optimizer steps the run was to take: `max_steps`, else as many as its epochs hold; 0 where the log does
+    not tell."""
+    given, epochs = (run.config.get(key) for key in ("max_steps", "num_train_epochs"))
+    if isinstance(given, int) and given > 0:
+        return given
+    if not len(run.steps) or not isinstance(epochs, int | float):
+        return 0
+    last, done = (float(column(run.steps, name).iloc[-1]) for name in ("step", "epoch"))
+    return round(epochs * last / done) if done > 0 else 0
+
+
 def start(rows: pd.DataFrame, side: str = "chosen") -> float:
     """Mean likelihood of a side that the changes of these rows count from; NaN where it was not measured. rows: from
     `rows`, of one step."""

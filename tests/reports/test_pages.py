@@ -13,6 +13,7 @@ from analysis.demo import page as demo_page
 from analysis.flag import page as flag_page
 from analysis.run import page as run_page
 from analysis.run import verdict
+from analysis.show import page
 from analysis.show.wording import number, visible
 from analysis.tables import pair_table, runs
 from diagnostics.runlog import write_frame
@@ -96,7 +97,7 @@ def test_a_bare_log_says_not_measured_and_nothing_breaks(make_run):
     html = sections(run)
     assert "KL: not measured" in html
     assert "Where the mass went: not measured" in html
-    assert "The first differing token: not measured" in html
+    assert "Loss by place around the first difference: not measured" in html
     assert "Predictors: not measured" in html
     assert verdict.by_name(verdict.judge(run), "kl/chosen").n == 0
     assert "nan" not in re.sub("<[^>]+>", " ", html).lower().split()
@@ -121,8 +122,8 @@ def test_a_run_that_stopped_early_says_so_once_and_how_to_go_on(make_run):
     first = verdict.judge(early)[0]
     assert first.passed is None
     assert first.meaning == (
-        "not measured: the log ends at step 5, before its first probe after the start. To go on, give the same command "
-        "again with --resume"
+        "not measured: the log ends at step 5, before the first measurement after the start, so no pair can be "
+        "judged. To go on, give the same command again with --resume auto"
     )
     assert {f.n for f in verdict.judge(early) if f.name != "parity"} == {0}
     kept = ("summary", "numbers", "gradients", "settings", "data", "repeat")
@@ -257,7 +258,7 @@ def test_held_out_pairs_stand_first_where_only_they_fell_with_their_text(make_ru
         run.path / "audit_heldout.parquet", run.audit.assign(pair_id="heldout/" + run.audit["pair_id"].astype(str))
     )
     html = run_page.pairs(replace(run, pairs=pd.concat([rows.loc[rows["split"] == "probe"], held])), 3).html
-    assert re.findall(r"<p class=.head.>Pair ([^,:]+)", html) == ["heldout/p11", "heldout/p10", "heldout/p9"]
+    assert re.findall(r"<p class=.head.>Pair ([^ :]+)", html) == ["heldout/p11", "heldout/p10", "heldout/p9"]
     assert "not in the audit table" not in html
     assert html.index("All 12 held-out pairs") < html.index("All 12 probe pairs")
 
@@ -352,3 +353,21 @@ def test_how_the_rows_were_read_stands_on_the_page(make_run, make_flags, kind):
     assert "Read as prompt: prompt from prompt; ignored: &lt;img src=x&gt;." in html
     for damaged in ([], {"reading": []}, {"reading": {"said": 3}}):
         assert runs.reading(damaged) == ""
+
+
+def test_no_text_of_a_figure_leaves_its_edge(make_run, monkeypatch):
+    """Legends and titles that are wider than their figure are cut off on the page."""
+    drawn = {}
+
+    def picture(figure, alt):
+        figure.draw_without_rendering()
+        drawn[alt] = (figure.get_tightbbox(), figure.get_size_inches())
+        return page.EMPTY
+
+    monkeypatch.setattr(page, "picture", picture)
+    run = run_page.load(make_run())
+    for name in ("trajectories", "where_mass_went", "known", "divergence", "quadrants", "scorecard", "more_mass"):
+        getattr(run_page, name)(run)
+    assert len(drawn) > 8
+    cut = [a for a, (b, (w, h)) in drawn.items() if min(b.x0, b.y0, w - b.x1, h - b.y1) < -0.02]
+    assert not cut

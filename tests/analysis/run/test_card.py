@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,8 @@ def test_the_sentence_counts_answers_the_worse_pairs_first() -> None:
         "All 12 chosen answers of probe pairs became less likely (95 %: 76 to 100 %), −2.00 nats"
     )
     words = said(ROSE, FELL)
-    assert words.index("All 12 chosen answers of held-out pairs") < words.index(
-        "None of 12 chosen answers of probe pairs"
-    )
+    assert words.startswith("All 12 chosen answers of held-out pairs became less likely")
+    assert "Of probe pairs: none of 12 (95 %" in words
     assert "3 of 4 chosen answers of probe pairs became less likely, " in said(
         [-1.0, -1.0, -1.0, 1.0]
     )  # too few to say
@@ -119,7 +119,8 @@ def test_advice_is_a_command_with_this_runs_settings() -> None:
         "chesboard train --model m --data 'my pairs.jsonl' --objective dpo --learning_rate 2e-05 "
         "--output_dir runs/a-next"
     )
-    assert lower.caveat.startswith("Thin")
+    assert lower.what == "Lower the learning rate from 0.0001 to 2e-05."
+    assert lower.caveat.startswith("Weak evidence")
     sft = next(a for a in whats(FELL) if a.what.startswith("Add an SFT term"))
     assert "--objective dpo_nll" in sft.command
 
@@ -128,13 +129,14 @@ def test_advice_is_a_command_with_this_runs_settings() -> None:
     ("what", "args", "settings"),
     [
         ("Nothing to do about displacement.", (ROSE,), {}),
-        ("Go on with this run.", (FELL,), {"steps": (0,)}),
+        ("Start this run over, from step 0.", (FELL,), {"steps": (0,)}),
         ("Look at learning_rate (it was 0.0)", ([0.0] * 12,), {"rejected": 0.0, "rate": 0.0}),
         ("If that is not meant", (ROSE,), {"manifest": APART}),
         ("Go back to a checkpoint", (ROSE,), {"loss": math.inf}),
-        ("Read some held-out pairs", (ROSE, FELL), {}),
-        ("Lower the learning rate.", (ROSE,), {"kl": 20.0}),
-        ("Measure more probe pairs than 12.", ([-2.0] * 6 + [2.0] * 6,), {}),
+        ("Read held-out beside training pairs", (ROSE, FELL), {}),
+        ("Read held-out beside training pairs", (ROSE, [1.0] * 12), {"rejected": 1.5}),
+        ("Lower the learning rate from", (ROSE,), {"kl": 20.0}),
+        ("Measure 64 probe pairs instead of 12.", ([-2.0] * 6 + [2.0] * 6,), {}),
         ("Check that chosen and rejected", (ROSE,), {"rejected": 5.0}),
     ],
 )
@@ -256,7 +258,7 @@ def test_what_is_said_of_a_denoiser_is_said_of_errors():
     figures = [page.plots.plot_curves(made), page.plots.plot_outcomes(made), page.plots.plot_kl(made)]
     drawn = [t for figure in figures for t in _texts(figure)]
     assert "change of the denoising error" in drawn
-    assert "Chosen moved by +0.500, rejected by +0.600 (median of probe pairs)" in drawn
+    assert "Chosen moved by +0.500, rejected by +0.600 (mean of probe pairs; the line is their median)" in drawn
     assert not [t for t in drawn if "nats" in t or "KL" in t]
     axes = figures[1].axes[0]
     assert axes.get_xlim()[0] > axes.get_xlim()[1]  # errors fall to the right
@@ -273,11 +275,94 @@ def test_a_denoiser_is_told_what_was_measured_on_denoisers():
 
     broken = {a.what: a for a in said(denoiser([0.5] * 12))}
     assert "--guard sdpo" in broken["Add a guard (sdpo, or sft) that holds the chosen error."].command
-    assert "Raise beta." not in broken  # 2000 is as far as was measured
+    assert not any(what.startswith("Raise beta") for what in broken)  # 2000 is as far as was measured
     low = {a.what: a for a in said(denoiser([0.5] * 12, beta=200.0))}
-    assert "--beta 2000.0" in low["Raise beta."].command
-    assert broken["Lower the learning rate."].caveat == "Not measured on denoisers."
-    assert "Raise beta." not in [a.what for a in said(denoiser([0.02] * 12, beta=200.0))]
+    assert "--beta 2000.0" in low["Raise beta from 200 to 2000."].command
+    assert broken["Lower the learning rate from 0.0001 to 2e-05."].caveat == "Not measured on denoisers."
+    assert not any(a.what.startswith("Raise beta") for a in said(denoiser([0.02] * 12, beta=200.0)))
     guarded = [a.what for a in said(denoiser([0.02] * 12, guard="sdpo"))]
-    assert guarded == ["Lower the learning rate."]
+    assert guarded == ["Lower the learning rate from 0.0001 to 2e-05."]
     assert [a.what for a in said(denoiser([-0.003] * 12))] == ["Nothing to do about displacement."]
+
+
+def test_a_lower_rate_is_no_advice_where_held_out_pairs_prefer_the_rejected_answer():
+    """Swapped labels: a lower rate would learn the wrong way round too."""
+    swapped = run(ROSE, FELL, rejected=-1.0)  # held out: chosen -2, rejected -1
+    found = verdict.judge(swapped)
+    said = [a.what for a in advice.advise(swapped, card.state(swapped, found), found)]
+    assert [what[:27] for what in said] == ["Read held-out beside traini"]
+    fallen = [a.what for a in whats(ROSE, FELL, rejected=-5.0)]
+    assert any(what.startswith("Lower the learning rate from") for what in fallen)
+
+
+def test_a_preference_that_is_not_carried_over_has_a_next_step():
+    """Half of the held-out pairs prefer their chosen answer: more pairs or more training, beside `nothing to do`."""
+    made = run(ROSE, [1.0, 2.0] * 6, rejected=1.5)
+    made = dataclasses.replace(made, config=made.config | {"num_train_epochs": 1})
+    found = verdict.judge(made)
+    said = advice.advise(made, card.state(made, found), found)
+    assert [a.what for a in said] == [
+        "Nothing to do about displacement.",
+        "For held-out pairs, train 2 epochs instead of 1 and hold out more than 12.",
+    ]
+    assert "--num_train_epochs 2" in said[1].command
+
+
+def test_a_killed_run_says_what_going_on_does(tmp_path: Path):
+    """Without a checkpoint --resume auto starts over; with one it goes on from the newest. 3 steps are a quarter of an
+    epoch: 12 were planned."""
+    made = run(FELL, steps=(0,))
+    steps = pd.DataFrame(dict(step=[0, 3], epoch=[0.0, 0.25], learning_rate=1e-4, loss=0.6))
+    made = dataclasses.replace(made, path=tmp_path, steps=steps, config=made.config | {"num_train_epochs": 1})
+    found = verdict.judge(made)
+    state = card.state(made, found)
+    assert state.says.startswith("The log ends at step 3 of 12, before the first measurement")
+    (first,) = advice.advise(made, state, found)
+    assert (first.what, first.caveat) == (
+        "Start this run over, from step 0.",
+        "It has no checkpoint to go on from: the old log is set aside.",
+    )
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (first,) = advice.advise(made, state, found)
+    assert (first.what, first.caveat) == ("Go on with this run.", "It goes on from its checkpoint of step 2.")
+
+
+def _mass(split: str, gain: float) -> list[dict[str, Any]]:
+    """The mass rows of one pair at step 1: `oh` gained so much where the answers part."""
+    of = dict(split=split, pair_id=f"{split}0", step=1, name="")
+    return [
+        of | dict(kind="chosen", token="a", token_id=1, prob=0.2, change=-gain, prob_start=0.2 + gain),
+        of | dict(kind="gained", token="oh", token_id=2, prob=gain, change=gain, prob_start=0.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "settings", "mass", "lost", "went"),
+    [
+        ((FELL,), {}, [*_mass("probe", 0.5)], "pair-probe0", "The model now says, where the two answers part, 'oh'"),
+        ((ROSE, FELL), {}, [*_mass("probe", 0.5), *_mass("eval", 0.02)], "heldout-pair-eval0", "most 'oh', +0.02."),
+        ((ROSE,), {}, [*_mass("probe", 0.02)], "No probe pair", "No token gained 0.1 in probability"),
+        ((ROSE, FELL), {}, [*_mass("probe", 0.5)], "heldout-pair-eval0", "Not measured."),
+        (([0.0] * 12,), {"rejected": 0.0, "rate": 0.0}, [], "None: nothing moved.", "Nowhere: nothing moved."),
+        ((FELL,), {"steps": (0,)}, [], "Not measured.", "Not measured."),
+    ],
+)
+def test_the_card_names_pairs_and_tokens_of_the_split_that_it_judges(args, settings, mass, lost, went):
+    made = run(*args, **settings)
+    made = dataclasses.replace(made, mass=pd.DataFrame(mass) if mass else NONE)
+    html = page.summary(made).html
+    pairs, mass_line = (html.partition(f"<dt>{name}</dt><dd>")[2].partition("</dd>")[0] for name in ("Pairs", "Mass"))
+    assert lost in pairs
+    assert went in unescape(mass_line)
+
+
+def test_the_card_says_which_test_fired():
+    """Ten of sixteen fell, by far: the share's interval holds one half, the mean's lies below the least movement."""
+    made = run([-4.0] * 10 + [0.2] * 6)
+    found = verdict.judge(made)
+    assert card.fired(made, found).startswith("Displaced by the mean: its interval, −")
+    assert card.fired(made, found).endswith("lies wholly below −0.01.")
+    made = run(FELL)
+    assert card.fired(made, verdict.judge(made)) == "Displaced by the share: its interval lies above one half."
+    made = run(ROSE)
+    assert card.fired(made, verdict.judge(made)) == ""

@@ -70,26 +70,29 @@ def test_squeezing_is_when_everything_fell_but_the_own_answer():
 
 def test_the_frontier_names_the_best_point_and_the_end():
     columns = ["step", "n", "deviation", "accuracy", "accuracy_low", "accuracy_high"]
-    rows = pd.DataFrame([(5, 40, 1.0, 0.7, 0.55, 0.82), (9, 40, 2.0, 0.6, 0.45, 0.74)], columns=columns)
+    first, last = (5, 40, 1.0, 0.7, 0.55, 0.82), (9, 40, 2.0, 0.6, 0.45, 0.74)
+    rows = pd.DataFrame([(2, 40, 0.5, 0.5, 0.35, 0.65), first, last], columns=columns)
     way = "√KL(policy || reference)"
     assert readings.frontier(rows, "held-out pair", way) == (
         f"Preference accuracy on 40 held-out pairs is highest at 70 % (55 % to 82 %) at step 5, {way} 1.00; it ends at "
         f"60 % (45 % to 74 %) at step 9, {way} 2.00."
     )
-    assert "ends at its highest: 70 %" in readings.frontier(rows.head(1), "held-out pair", way)
+    rising = rows.assign(accuracy=[0.5, 0.6, 0.7])
+    assert "ends at its highest: 70 %" in readings.frontier(rising, "held-out pair", way)
+    assert "highest" not in readings.frontier(rising.tail(2), "held-out pair", way)
 
 
 def test_monotone_fall_in_words():
     fall = MonotoneFall(10, 8, 9, 5.0, 20.0, 3)
     assert readings.monotone_fall(fall, TOKENS) == (
         "Monotone fall: of 10 probe pairs whose chosen response had fallen by step 5, 80 % (95 % interval 49 % to "
-        "94 %) fell again at every one of the 3 later probes; at the end, step 20, 90 % (95 % interval 60 % to 98 %) "
-        "are lower than they were then."
+        "94 %) fell again at every one of the 3 later measurements; at the end, step 20, 90 % (95 % interval 60 % to "
+        "98 %) are lower than they were then."
     )
     assert "no chosen response had fallen by step 5" in readings.monotone_fall(
         MonotoneFall(0, 0, 0, 5.0, 20.0, 3), TOKENS
     )
-    assert "takes two probes" in readings.monotone_fall(MonotoneFall(0, 0, 0, math.nan, math.nan, 0), TOKENS)
+    assert "takes two measurements" in readings.monotone_fall(MonotoneFall(0, 0, 0, math.nan, math.nan, 0), TOKENS)
     risen = readings.monotone_fall(fall, ERRORS)
     assert risen.startswith("Monotone rise: of 10 probe pairs whose chosen error had risen by step 5, 80 %")
     assert "rose again" in risen

@@ -162,7 +162,7 @@ def test_the_sentence_names_a_predictor_or_says_there_is_none():
     assert found.passed
     assert found.meaning.startswith("Trust set_rate here: AUROC for “fell” 0.9")
     assert "n = 200, 1 run" in found.meaning
-    assert "the best of 2 predictors tried" in found.meaning
+    assert "the best of 2 predictors of known direction" in found.meaning
     noise = pd.DataFrame(dict(pair_id=ends["pair_id"], set_rate=rng.normal(size=200), ches_score=rng.normal(size=200)))
     found = trust.judge(_card(ends, scores=noise).reset_index())
     assert found.passed is False
@@ -179,6 +179,7 @@ CARD |= dict(spearman=0.26, spearman_low=0.13, spearman_high=0.38, auroc=0.9, au
         ({}, True, "Trust set_rate here"),
         (dict(auroc=0.6, auroc_low=0.55, auroc_high=0.65), False, "is above chance (0.50), but weak"),
         (dict(fewest=1), False, "only 1 fell, or held, too few to trust it"),
+        (dict(fewest=2, auroc_low=0.45), False, "Only 2 pairs fell, or held: none can be trusted (5 are needed)"),
         (dict(auroc=math.nan, auroc_low=math.nan, told=0, told_n=0, fewest=0), False, "cannot be said here"),
         (dict(auroc=0.75, auroc_low=0.45), False, "None of 1 predictor beats chance"),
     ],
@@ -193,7 +194,7 @@ def test_trust_needs_a_strong_auroc_above_chance_and_enough_fallen_and_held(chan
 def test_a_predictor_that_only_follows_length_is_not_trusted():
     found = trust.judge(_card(_ends(200, length_matters=0.9)).reset_index())
     assert found.passed is False
-    assert found.meaning.startswith("None beats both chance (0.50) and the length difference alone (1.00)")
+    assert found.meaning.startswith("None clearly beats both chance (0.50) and the length difference alone (1.00)")
 
 
 def test_scores_of_other_data_are_refused(tmp_path):
