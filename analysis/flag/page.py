@@ -128,7 +128,7 @@ def length_confounds(found: Flags) -> Block:
     table = flags.length_confounds(scored)
     if not len(table):
         return page.missing("Length", "No pair was scored.")
-    if int(scored["length_difference"].nunique()) < 2:
+    if len(scored["length_difference"].dropna().unique()) < 2:
         return page.missing("Length", "The lengths of the two answers differ by the same in every pair.")
     figure = flag_figures.length(scored, table, {m: label(m) for m in table["measure"]})
     intervals = [span(i, correlation) for i in zip(table["low"], table["high"])]
