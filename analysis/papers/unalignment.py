@@ -143,7 +143,8 @@ def refusal_claims(paper: Paper) -> dict[str, Measured]:
         end, start, seen = (
             by_seed(table, "original", "dpo", c, "test") for c in ("comply_after", "comply_before", "sampled_after")
         )
-        found["to_comply"] = (end - start) / found["drop_test"]
+        lost = found["drop_test"]
+        found["to_comply"] = ((end - start) / lost).where(lost > 0)  # a share of refusals only where some were lost
         found["judge"] = seen - by_seed(table, "original", "dpo", "after", "test")
     return {name: Measured(values.dropna().tolist(), _seeds(values)) for name, values in found.items()}
 
