@@ -177,7 +177,7 @@ def lower_the_rate(run: RunLog, state: State, found: Sequence[Finding]) -> Advic
         return None
     if card.heldout_accuracy(run)[0] < HALF:
         return None
-    caveat = "Weak evidence: one run a rate of one small chat model."
+    caveat = "Weak evidence: one small chat model, one run at each rate."
     words = f"Lower the learning rate from {_rate(run):g} to {_lower(run):g}."
     return Advice(words, _slower(run), caveat if units.of(run).by_token else "Not measured on denoisers.")
 
@@ -242,7 +242,8 @@ def _train(run: RunLog, *, same_folder: bool = False, **other: Any) -> str:
         return ""
     settings = {k: v for k, v in changed(run).items() if k not in ("resume", "output_dir", "command")}
     folder = str(run.config["output_dir"])
-    settings = {**settings, "output_dir": folder if same_folder else f"{folder}-next", **other}
+    name = folder if same_folder else "-".join([folder, *other])  # one folder for each piece of advice
+    settings = {**settings, "output_dir": name, **other}
     words = [f"--{k} {_word(v)}" for k, v in settings.items() if v is not None]
     return " ".join(["chesboard train", *words])
 

@@ -175,10 +175,11 @@ def went_to(run: RunLog, state: State) -> str:
     if gained.empty or gains.iloc[0] < SAID:
         most = f"; most {visible(gained['token'].iloc[0])}, {signed(gains.iloc[0])}" if len(gains) else ""
         return f"No token gained {SAID:g} in probability where the two answers part{most}."
-    tokens = gained.loc[(gains >= SAID) & (gains >= gains.iloc[0] / 4), "token"].head(3)
+    kept = (gains >= SAID) & (gains >= gains.iloc[0] / 4)
+    tokens = [f"{visible(t)} ({signed(g)})" for t, g in zip(gained.loc[kept, "token"], gains[kept])][:3]
     before, after = mass.first_and_last(mass.ledger(run.mass, split), "chosen")
     where = "now opens with" if _at_start(run, split) else "now says, where the two answers part,"
-    return f"The model {where} {', '.join(map(visible, tokens))}{' instead' if after < before else ''}."
+    return f"The model {where} {', '.join(tokens)}{' instead' if after < before else ''}."
 
 
 def _at_start(run: RunLog, split: str) -> bool:

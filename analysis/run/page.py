@@ -146,7 +146,9 @@ def tiles_of(run: RunLog, found: list[Finding]) -> list[Tile]:
         _tile(unit.tiles["fell"], unit.terms["fell"], percent, share, held, turned),
         _tile(unit.mean_change, unit.terms["change"], form, mean, held_mean, turned, more, unit.nats),
         _tile("preference accuracy", unit.terms["accuracy"], percent, accuracy, held_right, turned),
-        _tile(unit.tiles["kl"], unit.terms["kl"], partial(number, digits=unit.digits), kl, unit=unit.nats),
+        _tile(
+            unit.tiles["kl"], unit.terms["kl"], partial(number, digits=unit.digits), kl, unit=unit.nats, named=turned
+        ),
     ]
     if state.cause == "still":  # the signs of differences that are noise
         made[2] = Tile(made[2].label, made[2].meaning, ABSENT, ("nothing moved by more than noise",))
@@ -170,13 +172,15 @@ def _tile(
     turned: bool = False,
     more: tuple[str, ...] = (),
     unit: str = "",
+    named: bool = False,
 ) -> Tile:
-    """One large number. turned: it is of the held-out pairs, and that of the probe pairs stands below it."""
+    """One large number. turned: it is of the held-out pairs, and that of the probe pairs stands below it; named: say
+    whose it is where it stands alone, too."""
     sides = [("probe", probe), *([("held out", held)] if held and held.n else [])]
     (name, first), *rest = sides[::-1] if turned else sides
     if not probe.n:
         return Tile(label, meaning, ABSENT)
-    who = f"{name}: " if rest else ""
+    who = f"{name}: " if rest or named else ""
     lines = [f"{who}n {first.n}, 95 %: {span(first.interval, form)}"]
     lines += [f"{other}: {form(one.value)}, n {one.n}" for other, one in rest]
     return Tile(label, meaning, form(first.value) + unit, (*more, *lines))

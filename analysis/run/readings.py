@@ -169,10 +169,12 @@ def _dip(at: int, after: int, lead: int) -> str:
     if at >= 0 and after >= 0:
         return "No dip: the chosen answers did not clearly lose at their first differing token nor after it."
     if at < 0 and lead < 0:
-        sits = "The dip sits at the first differing token, deeper than the mean after it."
+        sits = "The first differing token fell further than those after it on average."
         return sits + (" The tokens after it fell too." if after < 0 else "")
     if after < 0 and lead > 0:
-        return "The dip sits after the first differing token." + (" That token fell too." if at < 0 else "")
+        return "The tokens after the first differing one fell further than it." + (
+            " That token fell too." if at < 0 else ""
+        )
     return "The chosen answers lost there, but whether more at their first differing token or after it is not clear."
 
 

@@ -126,7 +126,7 @@ def test_a_dip_is_a_loss_and_the_deepest_place_lost(before, at, after, lead, mea
     rows = [("chosen", place, 6, m, m - 0.1, m + 0.1) for place, m in enumerate(means)]
     table = pd.DataFrame(rows, columns=["side", "place", "n", "mean", "low", "high"])
     said = readings.first_difference(Profile(table, before, at, after, lead))
-    if "dip sits" in said or "lost there" in said:
+    if "fell further than" in said or "lost there" in said:
         assert at.mean < 0 or after.mean < 0
     if "deepest single place" in said:
         assert min(means) < 0

@@ -117,7 +117,7 @@ def test_advice_is_a_command_with_this_runs_settings() -> None:
     lower = next(a for a in whats(FELL) if a.what.startswith("Lower"))
     assert lower.command == (
         "chesboard train --model m --data 'my pairs.jsonl' --objective dpo --learning_rate 2e-05 "
-        "--output_dir runs/a-next"
+        "--output_dir runs/a-learning_rate"
     )
     assert lower.what == "Lower the learning rate from 0.0001 to 2e-05."
     assert lower.caveat.startswith("Weak evidence")

@@ -74,11 +74,11 @@ def test_places_of_too_few_pairs_and_outside_the_window_are_left_out():
     [
         (
             [0.0, 1.0, 0.2],
-            "The dip sits at the first differing token, deeper than the mean after it. The tokens after it fell too. ",
+            "The first differing token fell further than those after it on average. The tokens after it fell too. ",
         ),
-        ([0.0, 1.0, -0.2], "The dip sits at the first differing token, deeper than the mean after it. Chosen answers"),
-        ([0.0, 0.2, 1.0, 0.8], "The dip sits after the first differing token. That token fell too. "),
-        ([0.0, -0.3, 1.0], "The dip sits after the first differing token. Chosen answers"),
+        ([0.0, 1.0, -0.2], "The first differing token fell further than those after it on average. Chosen answers"),
+        ([0.0, 0.2, 1.0, 0.8], "The tokens after the first differing one fell further than it. That token fell too. "),
+        ([0.0, -0.3, 1.0], "The tokens after the first differing one fell further than it. Chosen answers"),
         ([0.0, -0.3, -1.0], "No dip"),
         ([0.0, 0.5, 0.5], "The chosen answers lost there, but whether"),
     ],
