@@ -100,7 +100,7 @@ def test_refusals_are_measured_exactly_and_weights_removed(small):
     assert cases["dpo"] == cases["ipo"] | {"random", "random_steps"}
     assert not [run for run in paper.runs["run"] if (paper.path.parent / run / "model").exists()]
     claims = {c.id: c for c in judged.judge(paper)}
-    assert claims["drop_test"].n == claims["to_comply"].n == "1 seed"
+    assert claims["drop_test"].n == claims["judge"].n == "1 seed"
     table = paper.tables["pairs"]
     assert len(table) == 8
     assert set(table["kind"]) <= {"mixed", "two_refusals"}

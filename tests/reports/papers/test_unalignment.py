@@ -25,7 +25,8 @@ def test_rerun(rerun, tmp_path):
     assert cases["dpo"] == set(unalignment.CASES)
     assert cases["ipo"] == {"original", "sft", "gold", "filtered"}
     wanted = {c["id"] for c in judged.published()["unalignment"]["claims"]} - {"share_two"}
-    assert {c.id for c in judged.judge(paper) if c.n.startswith("1 se")} == wanted
+    measured = {c.id for c in judged.judge(paper) if c.n.startswith("1 se")}
+    assert measured | {"to_comply"} == wanted  # that one only where refusals were lost
 
     equal = paper.runs.set_index(["case", "loss", "seed"])["run"]
     steps = {
@@ -100,6 +101,14 @@ def test_worked_rates(worked):
     assert found["to_comply"] == pytest.approx([0.3 / 0.5, 0.3 / 0.3])
     assert found["judge"] == pytest.approx([0.01, 0.01])
     assert found["gold"] == []  # no such run: not measured, and no zero
+
+
+def test_no_share_of_lost_refusals_where_none_were_lost(monkeypatch):
+    rows = [outcome("original", s, "test", v) for s, v in enumerate((0.9, 0.8, 0.5))]
+    monkeypatch.setattr(unalignment, "outcomes", lambda paper: pd.DataFrame(rows))
+    found = unalignment.refusal_claims(Paper.__new__(Paper))["to_comply"]
+    assert found.values == pytest.approx([0.3 / 0.3])
+    assert found.n == "1 seed"
 
 
 def test_worked_auroc_of_kinds():
