@@ -165,7 +165,7 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
     def bound(around: Any) -> Any:
         def run(function: Any, *args: Any, **kwargs: Any) -> Any:
             def again(*a: Any, **k: Any) -> Any:
-                with _named(configs):
+                with attention_named(configs, NAME):
                     return function(*a, **k)
 
             return around(again, *args, **kwargs)
@@ -175,7 +175,7 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
     modules = inner.modules() if torch.is_grad_enabled() else ()
     checkpoints = [(m, getattr(m, "_gradient_checkpointing_func", None)) for m in modules]
     layers: list[tuple[Any, Any]] = [(m, around) for m, around in checkpoints if around is not None]
-    with _named(configs):
+    with attention_named(configs, NAME):
         for module, around in layers:
             module._gradient_checkpointing_func = bound(around)
         try:
@@ -186,11 +186,11 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _named(configs: Sequence[Any]) -> Iterator[None]:
-    """The packed attention's name in these configs while open."""
+def attention_named(configs: Sequence[Any], attention: str) -> Iterator[None]:
+    """An attention's name in these configs while open; afterwards what they had."""
     before = [c._attn_implementation_internal for c in configs]
     for config in configs:
-        config._attn_implementation_internal = NAME
+        config._attn_implementation_internal = attention
     try:
         yield
     finally:

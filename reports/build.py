@@ -28,6 +28,7 @@ from reports.notebooks import execute, names, takes, template
 
 STEP_SUMMARY_LIMIT = 1024 * 1024
 FIRST = 5
+ALONE = ("run_report", "flag_report")  # notebooks of one run or score folder; the others compare
 FEW = 8  # pages that each page links to; where there are more, the overview lists them
 
 
@@ -170,7 +171,8 @@ def _overview(
     made = _of_runs(pages)
     addresses = {str(log.path): made.get(str(log.path)) or diff.page_of(log, out) for log in logs}
     counts, table = overview.counts(logs), overview.table(logs, addresses)
-    words = dict(entries=entries, links=links, runs=len(logs), counts=counts, table=table, files=files)
+    alone = {f"{page.stem}.html" for page in pages if page.notebook in ALONE}
+    words = dict(entries=entries, links=links, alone=alone, runs=len(logs), counts=counts, table=table, files=files)
     index.write_text(template("index.html.j2").render(words), encoding="utf-8")
     _zip(out, [index.name, *files, *(f"{page.stem}.{kind}" for page in pages for kind in ("html", "ipynb"))])
     return index

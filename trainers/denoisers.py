@@ -120,7 +120,7 @@ def _merged(name: str, base: Denoiser) -> Denoiser:
     import peft
 
     try:
-        model: Any = peft.PeftModel(base, peft.PeftConfig.from_pretrained(name))  # type: ignore
+        model: Any = peft.PeftModel(base, peft.PeftConfig.from_pretrained(name))  # pyright: ignore[reportArgumentType]
         found = model.load_adapter(name, "default")
     except Exception as error:  # whatever an adapter's files make peft raise, they cannot be used
         raise DataError(f"{name}: the adapter cannot be loaded ({' '.join(str(error).split())[:200]}).") from None
@@ -177,9 +177,12 @@ def conventions(kind: str) -> dict[str, str]:
 
 def columns(kind: str) -> dict[str, Any]:
     """What the columns of a denoiser's log are, as manifest.json holds them: those that it has."""
-    unit, what = ("", "minus the denoising error") if kind == "denoising" else ("nats", "log-prob of the chain")
-    apart = ("deviation", "mean squared difference of the outputs of policy and reference")
-    apart = apart if kind == "denoising" else ("KL of the steps", "of both models' Gaussians, mean over numbers")
+    if kind == "denoising":
+        unit, what = "", "minus the denoising error"
+        apart = ("deviation", "mean squared difference of the outputs of policy and reference")
+    else:
+        unit, what = "nats", "log-prob of the chain"
+        apart = ("KL of the steps", "of both models' Gaussians, mean over numbers")
     found = {
         "common_mode": Column("common mode", unit, "mean of the two sides' changes since the reference"),
         "logratio_margin": Column("margin", unit, "change of the chosen side less that of the rejected one"),

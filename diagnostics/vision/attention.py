@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diagnostics.engine import accepted, configs_of, device_of, evaluating, innermost
+from diagnostics.engine import accepted, attention_named, configs_of, device_of, evaluating, innermost
 from diagnostics.media import Media
 from diagnostics.stats import wide
 from diagnostics.vision.encode import encode, inputs
@@ -48,7 +48,7 @@ def look(
     with torch.no_grad(), evaluating(model):
         given = {"input_ids": ids, "attention_mask": mask}
         given |= inputs(model, ids, mask, shown, encode(model, shown))
-        with _eager(model), _middle(model) as kept:
+        with attention_named([*configs_of(innermost(model)).values()], EAGER), _middle(model) as kept:
             out = model(**accepted(model, given))
     weights = kept[0][0].to(wide(ids.device)).mean(0)
     places = torch.isin(ids[0], torch.tensor(placeholder_ids(family), device=ids.device)).nonzero()[:, 0]
@@ -68,17 +68,3 @@ def _middle(model: nn.Module) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         hook.remove()
-
-
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """The eager attention while open; afterwards what the model had."""
-    configs = list(configs_of(innermost(model)).values())
-    before = [c._attn_implementation_internal for c in configs]
-    for config in configs:
-        config._attn_implementation_internal = EAGER
-    try:
-        yield
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name

@@ -61,7 +61,7 @@ def records(file: Path) -> Iterator[bytes]:
 
 
 def test_wandb_holds_the_numbers_of_the_log(sent, tmp_path):
-    wandb = pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb", reason="wandb is no dependency: pip install wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     assert sent("wandb") == (9, 16)
@@ -82,7 +82,7 @@ def test_wandb_holds_the_numbers_of_the_log(sent, tmp_path):
 
 
 def test_mlflow_holds_the_numbers_of_the_log(sent):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is no dependency: pip install mlflow")
     assert sent("mlflow") == (9, 16)
     (run,) = mlflow.search_runs(experiment_names=["preferences"], output_format="list")
     assert run.info.run_name == "tiny_run"
@@ -97,7 +97,7 @@ def test_mlflow_holds_the_numbers_of_the_log(sent):
 
 
 def test_trackio_holds_the_numbers_of_the_log(sent):
-    trackio = pytest.importorskip("trackio")
+    trackio = pytest.importorskip("trackio", reason="trackio is no dependency: pip install trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
     assert sent("trackio") == (9, 16)

@@ -238,8 +238,9 @@ def start(
             skipped[pair.source_row] = ("media", f"it shows a {pair.media[0].kind}, and must show an {kinds[0]}")
         elif not str(pair.chosen).strip():
             skipped[pair.source_row] = ("no_truth", REASONS["no_truth"])
-    loaded, tokenizer = load_to_device(model), load_tokenizer(model)
-    if tokenizer.family is None:  # pyright: ignore[reportAttributeAccessIssue]
+    loaded = load_to_device(model)
+    tokenizer: Any = load_tokenizer(model)
+    if tokenizer.family is None:
         raise UserError(f"{model}: this model is shown no clips. Give a vision-language model.")
     shown = [pair for pair in table.pairs if pair.source_row not in skipped]
     texts = zip(shown, render_pairs(shown, tokenizer), strict=True)  # as they will be trained on
